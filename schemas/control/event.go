@@ -1,0 +1,207 @@
+package control
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// Type says what happened. The list is closed: an unknown type is refused by Decode.
+type Type string
+
+// Types of commands.
+const (
+	ModelRegistered   Type = "model.registered"   // Data: Model
+	ModelStateChanged Type = "model.state"        // Data: ModelStateChange
+	ModelPromoted     Type = "model.promoted"     // Data: Promotion; Entity: Route(logical)
+	ModelRolledBack   Type = "model.rolled_back"  // Data: Promotion; Entity: Route(logical)
+	ExperimentCreated Type = "experiment.created" // Data: Experiment
+	ExperimentStepped Type = "experiment.step"    // Data: Step
+	ExperimentDecided Type = "experiment.decided" // Data: Decision
+	JobSubmitted      Type = "job.submitted"      // Data: Job
+	JobStarted        Type = "job.started"        // Data: JobUpdate
+	JobFinished       Type = "job.finished"       // Data: JobUpdate
+	JobFailed         Type = "job.failed"         // Data: JobUpdate
+	DatasetBuilt      Type = "dataset.built"      // Data: Dataset
+	BreakerTripped    Type = "breaker.tripped"    // Data: Breaker
+	BreakerReset      Type = "breaker.reset"      // Data: Breaker
+)
+
+// Event is one command. It is stored as JSON.
+type Event struct {
+	ID     string          `json:"id"` // UUID; the fold applies an id once, so that a re-sent command changes nothing
+	Type   Type            `json:"type"`
+	Entity string          `json:"entity"`           // "model/<version>", "route/<logical>", "experiment/<id>", "job/<id>", "dataset/<digest>", "breaker/<slice>"
+	Expect *int64          `json:"expect,omitempty"` // version of the entity that the command was decided on; nil: any
+	Actor  string          `json:"actor"`            // who: a person's token name, or a service
+	Note   string          `json:"note,omitempty"`
+	Time   time.Time       `json:"time"`
+	Data   json.RawMessage `json:"data"`
+}
+
+// NewEvent builds a command; expect < 0 means that any version of the entity will do.
+func NewEvent(id string, typ Type, entity string, expect int64, actor, note string, now time.Time, data any) (Event, error) {
+	raw, err := json.Marshal(data)
+	if err != nil {
+		return Event{}, fmt.Errorf("encode %s for %s: %w", typ, entity, err)
+	}
+	e := Event{ID: id, Type: typ, Entity: entity, Actor: actor, Note: note, Time: now.UTC(), Data: raw}
+	if expect >= 0 {
+		e.Expect = &expect
+	}
+	return e, nil
+}
+
+// Entity names.
+func ModelEntity(version string) string  { return "model/" + version }
+func RouteEntity(logical string) string  { return "route/" + logical }
+func ExperimentEntity(id string) string  { return "experiment/" + id }
+func JobEntity(id string) string         { return "job/" + id }
+func DatasetEntity(digest string) string { return "dataset/" + digest }
+func BreakerEntity(slice string) string  { return "breaker/" + slice }
+
+// ModelState is where a version is on its way into serving.
+type ModelState string
+
+// States of a version: Fetched -> Loaded -> Probed -> Shadow -> Ramp -> Champion -> Retained -> Drained
+// -> Unloaded, and Failed from any of them with routing untouched.
+const (
+	ModelFetched  ModelState = "fetched"
+	ModelLoaded   ModelState = "loaded"
+	ModelProbed   ModelState = "probed"
+	ModelShadow   ModelState = "shadow"
+	ModelRamp     ModelState = "ramp"
+	ModelChampion ModelState = "champion"
+	ModelRetained ModelState = "retained"
+	ModelDrained  ModelState = "drained"
+	ModelUnloaded ModelState = "unloaded"
+	ModelFailed   ModelState = "failed"
+)
+
+// Model is an immutable, content-addressed model version.
+type Model struct {
+	Version  string         `json:"version"`  // "<logical>-<digest12>", never reused
+	Logical  string         `json:"logical"`  // "prompt", "reward"
+	Artifact string         `json:"artifact"` // digest in the artifact store
+	Base     string         `json:"base"`     // digest of the base model that an adapter belongs to; empty for a base
+	Job      string         `json:"job,omitempty"`
+	Dataset  string         `json:"dataset,omitempty"`
+	Reward   string         `json:"reward,omitempty"` // version of the reward model that ranked its pairs
+	Parents  []string       `json:"parents,omitempty"`
+	LabelsTo int64          `json:"labels_to_ms,omitempty"` // newest click the version has learned from, event time
+	Metrics  map[string]any `json:"metrics,omitempty"`
+	Gates    []Gate         `json:"gates,omitempty"`
+}
+
+// Gate is one condition that a version had to meet before it might load, with what was measured.
+type Gate struct {
+	Name      string  `json:"name"`
+	Value     float64 `json:"value"`
+	Threshold float64 `json:"threshold"`
+	Passed    bool    `json:"passed"`
+	Why       string  `json:"why,omitempty"`
+}
+
+// ModelStateChange moves a version on.
+type ModelStateChange struct {
+	State  ModelState `json:"state"`
+	Reason string     `json:"reason,omitempty"`
+}
+
+// Promotion makes Version the champion of Logical; Previous is kept resident for the way back.
+type Promotion struct {
+	Logical  string `json:"logical"`
+	Version  string `json:"version"`
+	Previous string `json:"previous,omitempty"`
+}
+
+// Experiment is an A/B test of two model versions.
+type Experiment struct {
+	ID        string    `json:"id"`
+	Logical   string    `json:"logical"`
+	Unit      string    `json:"unit"` // "user" or "product"
+	Seed      string    `json:"seed"` // of the assignment hash (GrowthBook v2)
+	Control   string    `json:"control"`
+	Treatment string    `json:"treatment"`
+	Steps     []float64 `json:"steps"`   // treatment shares of the ramp, ascending, e.g. 0.01 .. 1
+	Alpha     float64   `json:"alpha"`   // of the confidence sequence, two-sided
+	NStar     float64   `json:"n_star"`  // units at which the sequence is tightest
+	Epsilon   float64   `json:"epsilon"` // share of traffic that stays uniform for ever
+	Created   time.Time `json:"created"`
+}
+
+// Step is one step of the ramp.
+type Step struct {
+	Index int     `json:"index"`
+	Share float64 `json:"share"` // of the treatment, (0,1]
+}
+
+// Outcome of an experiment.
+type Outcome string
+
+// Outcomes.
+const (
+	Promote      Outcome = "promote"
+	RollBack     Outcome = "rollback"
+	Inconclusive Outcome = "inconclusive"
+	Hold         Outcome = "hold" // not an end: stay on this step
+)
+
+// Decision ends an experiment, with the rule that fired and the figures that it fired on.
+type Decision struct {
+	Outcome     Outcome `json:"outcome"`
+	Rule        string  `json:"rule"`
+	Lift        float64 `json:"lift"` // relative
+	LiftLow     float64 `json:"lift_low"`
+	LiftHigh    float64 `json:"lift_high"`
+	P           float64 `json:"p"`
+	SRMP        float64 `json:"srm_p"`
+	Impressions int64   `json:"impressions"`
+}
+
+// JobState is where a training job is.
+type JobState string
+
+// States of a job.
+const (
+	JobQueued    JobState = "queued"
+	JobRunning   JobState = "running"
+	JobSucceeded JobState = "succeeded"
+	JobBroken    JobState = "failed"
+)
+
+// Job is one training run.
+type Job struct {
+	ID       string          `json:"id"`
+	Kind     string          `json:"kind"` // "pretrain", "reward", "rounds"
+	Reason   string          `json:"reason"`
+	Datasets []string        `json:"datasets,omitempty"`
+	Spec     json.RawMessage `json:"spec"`
+}
+
+// JobUpdate reports on a job.
+type JobUpdate struct {
+	Attempt  int            `json:"attempt,omitempty"`
+	Artifact string         `json:"artifact,omitempty"`
+	Metrics  map[string]any `json:"metrics,omitempty"`
+	Class    string         `json:"class,omitempty"` // failure class, see docs/jobs.md
+	Error    string         `json:"error,omitempty"`
+}
+
+// Dataset is an immutable set of pairs.
+type Dataset struct {
+	Digest   string `json:"digest"`
+	Pairs    int64  `json:"pairs"`
+	Products int64  `json:"products"`
+	FromMS   int64  `json:"from_ms"`
+	ToMS     int64  `json:"to_ms"`
+	Policy   string `json:"policy"`
+	Seed     uint64 `json:"seed"`
+}
+
+// Breaker reports on the guard of a slice of the traffic.
+type Breaker struct {
+	Slice  string  `json:"slice"`
+	Reason string  `json:"reason"`
+	Value  float64 `json:"value"`
+}

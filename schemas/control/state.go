@@ -1,0 +1,285 @@
+package control
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// ErrConflict is the rejection of a command whose entity has moved on since it was decided.
+var ErrConflict = errors.New("the entity has changed since the command was decided: read it again and decide anew")
+
+// ErrInvalid is the rejection of a command that makes no sense in this state.
+var ErrInvalid = errors.New("command not valid in this state")
+
+// ModelStatus is a model version and where it stands.
+type ModelStatus struct {
+	Model
+	State  ModelState `json:"state"`
+	Reason string     `json:"reason,omitempty"`
+	Since  time.Time  `json:"since"`
+}
+
+// ExperimentStatus is an experiment and where it stands.
+type ExperimentStatus struct {
+	Experiment
+	Step     Step      `json:"step"`
+	Stepped  time.Time `json:"stepped"`
+	Decision *Decision `json:"decision,omitempty"`
+	Decided  time.Time `json:"decided,omitzero"`
+}
+
+// Running says whether the experiment still assigns traffic.
+func (e *ExperimentStatus) Running() bool { return e.Decision == nil }
+
+// JobStatus is a job and where it stands.
+type JobStatus struct {
+	Job
+	State    JobState  `json:"state"`
+	Update   JobUpdate `json:"update"`
+	Queued   time.Time `json:"queued"`
+	Started  time.Time `json:"started,omitzero"`
+	Finished time.Time `json:"finished,omitzero"`
+}
+
+// Route says which version answers for a logical model.
+type Route struct {
+	Champion string    `json:"champion"`
+	Previous string    `json:"previous,omitempty"` // still resident: rolling back is a flip
+	Since    time.Time `json:"since"`
+}
+
+// State is the fold of the control log. The zero value is not ready; use NewState. It is not safe for
+// concurrent use: its owner guards it, and hands out copies (Clone).
+type State struct {
+	Offset      int64                        `json:"offset"` // of the last record applied, -1 before the first
+	Models      map[string]*ModelStatus      `json:"models"`
+	Routes      map[string]Route             `json:"routes"`
+	Experiments map[string]*ExperimentStatus `json:"experiments"`
+	Jobs        map[string]*JobStatus        `json:"jobs"`
+	Datasets    map[string]Dataset           `json:"datasets"`
+	Breakers    map[string]Breaker           `json:"breakers"` // tripped ones
+	Versions    map[string]int64             `json:"versions"` // of each entity: commands applied to it
+	seen        map[string]bool              // ids applied
+}
+
+// NewState is the state before the first command.
+func NewState() *State {
+	return &State{
+		Offset: -1, Models: map[string]*ModelStatus{}, Routes: map[string]Route{}, Experiments: map[string]*ExperimentStatus{},
+		Jobs: map[string]*JobStatus{}, Datasets: map[string]Dataset{}, Breakers: map[string]Breaker{},
+		Versions: map[string]int64{}, seen: map[string]bool{},
+	}
+}
+
+// Clone is a copy that shares nothing that Apply changes.
+func (s *State) Clone() *State {
+	c := *s
+	c.Models = cloneDeep(s.Models)
+	c.Experiments = cloneDeep(s.Experiments)
+	c.Jobs = cloneDeep(s.Jobs)
+	c.Routes, c.Datasets, c.Breakers = maps.Clone(s.Routes), maps.Clone(s.Datasets), maps.Clone(s.Breakers)
+	c.Versions, c.seen = maps.Clone(s.Versions), maps.Clone(s.seen)
+	return &c
+}
+
+func cloneDeep[T any](m map[string]*T) map[string]*T {
+	c := make(map[string]*T, len(m))
+	for k, v := range m {
+		w := *v
+		c[k] = &w
+	}
+	return c
+}
+
+// Running returns the experiments that still assign traffic to a logical model, oldest first.
+func (s *State) Running(logical string) []*ExperimentStatus {
+	var out []*ExperimentStatus
+	for _, e := range s.Experiments {
+		if e.Running() && e.Logical == logical {
+			out = append(out, e)
+		}
+	}
+	slices.SortFunc(out, func(a, b *ExperimentStatus) int { return a.Created.Compare(b.Created) })
+	return out
+}
+
+// Apply folds one command in. A non-nil error is a rejection (ErrConflict, ErrInvalid): the state is as
+// it was, except that Offset has moved on. A command whose id was applied before is ignored without error.
+func (s *State) Apply(offset int64, e Event) error {
+	s.Offset = offset
+	if s.seen[e.ID] {
+		return nil
+	}
+	if v := s.Versions[e.Entity]; e.Expect != nil && *e.Expect != v {
+		return fmt.Errorf("%s on %s expects version %d, it is at %d: %w", e.Type, e.Entity, *e.Expect, v, ErrConflict)
+	}
+	if err := s.apply(e); err != nil {
+		return fmt.Errorf("%s on %s: %w", e.Type, e.Entity, err)
+	}
+	s.Versions[e.Entity]++
+	s.seen[e.ID] = true
+	return nil
+}
+
+func decode[T any](e Event) (T, error) {
+	var v T
+	if err := json.Unmarshal(e.Data, &v); err != nil {
+		return v, fmt.Errorf("%w: %v", ErrInvalid, err)
+	}
+	return v, nil
+}
+
+func (s *State) apply(e Event) error {
+	switch e.Type {
+	case ModelRegistered:
+		m, err := decode[Model](e)
+		if err != nil {
+			return err
+		}
+		if s.Models[m.Version] != nil {
+			return fmt.Errorf("%w: version %s is registered already and names are never reused", ErrInvalid, m.Version)
+		}
+		s.Models[m.Version] = &ModelStatus{Model: m, State: ModelFetched, Since: e.Time}
+	case ModelStateChanged:
+		c, err := decode[ModelStateChange](e)
+		if err != nil {
+			return err
+		}
+		return s.setModel(id(e), c.State, c.Reason, e.Time)
+	case ModelPromoted, ModelRolledBack:
+		return s.promote(e)
+	case ExperimentCreated:
+		x, err := decode[Experiment](e)
+		if err != nil {
+			return err
+		}
+		if s.Experiments[x.ID] != nil {
+			return fmt.Errorf("%w: experiment %s exists", ErrInvalid, x.ID)
+		}
+		if len(x.Steps) == 0 {
+			return fmt.Errorf("%w: experiment %s has no steps", ErrInvalid, x.ID)
+		}
+		s.Experiments[x.ID] = &ExperimentStatus{Experiment: x, Step: Step{0, x.Steps[0]}, Stepped: e.Time}
+	case ExperimentStepped, ExperimentDecided:
+		return s.experiment(e)
+	case JobSubmitted:
+		j, err := decode[Job](e)
+		if err != nil {
+			return err
+		}
+		if s.Jobs[j.ID] != nil {
+			return fmt.Errorf("%w: job %s exists", ErrInvalid, j.ID)
+		}
+		s.Jobs[j.ID] = &JobStatus{Job: j, State: JobQueued, Queued: e.Time}
+	case JobStarted, JobFinished, JobFailed:
+		return s.job(e)
+	case DatasetBuilt:
+		d, err := decode[Dataset](e)
+		if err != nil {
+			return err
+		}
+		s.Datasets[d.Digest] = d
+	case BreakerTripped, BreakerReset:
+		b, err := decode[Breaker](e)
+		if err != nil {
+			return err
+		}
+		if e.Type == BreakerReset {
+			delete(s.Breakers, b.Slice)
+		} else {
+			s.Breakers[b.Slice] = b
+		}
+	default:
+		return fmt.Errorf("%w: unknown type", ErrInvalid)
+	}
+	return nil
+}
+
+func (s *State) setModel(version string, st ModelState, reason string, at time.Time) error {
+	m := s.Models[version]
+	if m == nil {
+		return fmt.Errorf("%w: no model version %s", ErrInvalid, version)
+	}
+	m.State, m.Reason, m.Since = st, reason, at
+	return nil
+}
+
+func (s *State) promote(e Event) error {
+	p, err := decode[Promotion](e)
+	if err != nil {
+		return err
+	}
+	if s.Models[p.Version] == nil {
+		return fmt.Errorf("%w: no model version %s", ErrInvalid, p.Version)
+	}
+	old := s.Routes[p.Logical]
+	if old.Champion != "" && old.Champion != p.Version {
+		if err := s.setModel(old.Champion, ModelRetained, "replaced by "+p.Version, e.Time); err != nil {
+			return err
+		}
+	}
+	s.Routes[p.Logical] = Route{Champion: p.Version, Previous: old.Champion, Since: e.Time}
+	return s.setModel(p.Version, ModelChampion, e.Note, e.Time)
+}
+
+func (s *State) experiment(e Event) error {
+	x := s.Experiments[id(e)]
+	if x == nil {
+		return fmt.Errorf("%w: no such experiment", ErrInvalid)
+	}
+	if !x.Running() {
+		return fmt.Errorf("%w: experiment %s was decided (%s)", ErrInvalid, x.ID, x.Decision.Outcome)
+	}
+	if e.Type == ExperimentDecided {
+		d, err := decode[Decision](e)
+		if err != nil {
+			return err
+		}
+		x.Decision, x.Decided = &d, e.Time
+		return nil
+	}
+	st, err := decode[Step](e)
+	if err != nil {
+		return err
+	}
+	if st.Index < 0 || st.Index >= len(x.Steps) {
+		return fmt.Errorf("%w: step %d of %d", ErrInvalid, st.Index, len(x.Steps))
+	}
+	x.Step, x.Stepped = st, e.Time
+	return nil
+}
+
+func (s *State) job(e Event) error {
+	j := s.Jobs[id(e)]
+	if j == nil {
+		return fmt.Errorf("%w: no such job", ErrInvalid)
+	}
+	if j.State == JobSucceeded || j.State == JobBroken {
+		return fmt.Errorf("%w: job %s has ended (%s)", ErrInvalid, j.ID, j.State)
+	}
+	u, err := decode[JobUpdate](e)
+	if err != nil {
+		return err
+	}
+	j.Update = u
+	switch e.Type {
+	case JobStarted:
+		j.State, j.Started = JobRunning, e.Time
+	case JobFinished:
+		j.State, j.Finished = JobSucceeded, e.Time
+	case JobFailed:
+		j.State, j.Finished = JobBroken, e.Time
+	}
+	return nil
+}
+
+// id is what follows the kind in an entity's name; a name without a kind has the empty id, which nothing owns.
+func id(e Event) string {
+	_, rest, _ := strings.Cut(e.Entity, "/")
+	return rest
+}
