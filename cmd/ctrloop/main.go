@@ -1,0 +1,111 @@
+// Command ctrloop is the whole system in one binary: the embedded loop, every service on its own, and the
+// tools around them.
+//
+// Exit codes:
+//
+//	0    done
+//	1    failed while working
+//	2    wrong usage or configuration; nothing was started
+//	3    something must be set up first (the message names the command)
+//	130  stopped by a signal before the work was done
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+// CLI is the command line: one line per command; each command lives in a file of its own.
+type CLI struct {
+	Globals
+
+	Setup   SetupCmd   `cmd:"" help:"Fetch the embedded ClickHouse engine and the Python environment."`
+	Status  StatusCmd  `cmd:"" help:"One screen about a running instance."`
+	SQL     SQLCmd     `cmd:"" name:"sql" help:"Ask the warehouse, running or at rest."`
+	Config  ConfigCmd  `cmd:"" help:"Check, show or document the configuration."`
+	Version VersionCmd `cmd:"" help:"Print the version of this binary."`
+}
+
+// Globals are the options every command shares.
+type Globals struct {
+	LogLevel  string `help:"Least severe level to log: trace, debug, info, warn or error." default:"info" enum:"trace,debug,info,warn,error" env:"CTRLOOP_LOG_LEVEL"`
+	LogFormat string `help:"Log lines as console or json; auto is console on a terminal, else json." default:"auto" enum:"auto,console,json" env:"CTRLOOP_LOG_FORMAT"`
+	Home      string `help:"Folder for downloads (engine, Python environment). Default: ctrloop under the user's cache folder." env:"CTRLOOP_HOME" type:"path" placeholder:"DIR"`
+}
+
+// Exit codes; the package comment lists them for readers.
+const (
+	exitOK          = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitNeedsSetup  = 3
+	exitInterrupted = 130
+)
+
+func main() {
+	ctx, stop := interruptible(context.Background())
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// interruptible returns a context that ends at the first SIGINT or SIGTERM. Later signals then have their
+// usual effect, so that a second Ctrl-C stops at once.
+func interruptible(parent context.Context) (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(parent, os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
+}
+
+// run parses args, runs the command, and returns the exit code. Errors are printed to stderr.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	var cli CLI
+	exited := -1
+	parser, err := kong.New(&cli,
+		kong.Name("ctrloop"),
+		kong.Description("Ads that learn from their clicks: join, pair, train and serve in one loop."),
+		kong.Writers(stdout, stderr),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
+		kong.Exit(func(code int) { exited = code }),
+		kong.BindTo(ctx, (*context.Context)(nil)),
+		kong.Bind(&output{stdout: stdout, stderr: stderr}),
+		kong.Bind(&cli.Globals),
+	)
+	if err != nil {
+		printError(stderr, fmt.Errorf("command line of this binary is broken (a bug): %w", err))
+		return exitFailed
+	}
+	command, err := parser.Parse(args)
+	if exited >= 0 { // --help printed its text
+		return exited
+	}
+	if err != nil {
+		printError(stderr, withHint(err, "ctrloop --help lists the commands; ctrloop COMMAND --help its options"))
+		return exitUsage
+	}
+	if err := command.Run(); err != nil {
+		printError(stderr, err)
+		return exitCode(ctx, err)
+	}
+	return exitOK
+}
+
+// exitCode maps an error to the exit code: its own, if it carries one, else by its kind.
+func exitCode(ctx context.Context, err error) int {
+	var coded interface{ ExitCode() int }
+	switch {
+	case errors.As(err, &coded):
+		return coded.ExitCode()
+	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+		return exitInterrupted
+	default:
+		return exitFailed
+	}
+}

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"ctrloop/internal/telemetry"
+
+	"github.com/rs/zerolog"
+)
+
+// output is where a command writes: results to stdout, logs and errors to stderr.
+//
+// Commands that read have `--json` as a switch and print one JSON document on stdout. Commands that work for a
+// while (demo, replay, bench, stats) have `--json FILE`, where `-` is stdout, see [output.writeJSON].
+type output struct {
+	stdout, stderr io.Writer
+}
+
+// logger builds the logger of a command from the shared options.
+func (o *output) logger(g *Globals) zerolog.Logger {
+	return telemetry.NewLogger(telemetry.LogConfig{Level: g.LogLevel, Format: g.LogFormat}, o.stderr)
+}
+
+// printJSON prints v on stdout as one indented JSON document.
+func (o *output) printJSON(v any) error {
+	enc := json.NewEncoder(o.stdout)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// writeJSON writes v to the file at path, or to stdout where path is "-". An empty path writes nothing. The
+// file appears whole or not at all.
+func (o *output) writeJSON(path string, v any) error {
+	switch path {
+	case "":
+		return nil
+	case "-":
+		return o.printJSON(v)
+	}
+	raw, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode the result for %s: %w", path, err)
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return fmt.Errorf("write the result: %w", err)
+	}
+	defer os.Remove(tmp.Name()) // does nothing after the rename
+	_, err = tmp.Write(append(raw, '\n'))
+	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Close()); err != nil {
+		return fmt.Errorf("write the result: %w", err)
+	}
+	if err := os.Rename(tmp.Name(), path); err != nil {
+		return fmt.Errorf("write the result: %w", err)
+	}
+	return nil
+}
+
+// printError prints what failed and why (the error's text), then each hint on what to do about it.
+func printError(w io.Writer, err error) {
+	fmt.Fprintf(w, "ctrloop: %s\n", strings.ReplaceAll(err.Error(), "\n", "\n  "))
+	var hinter interface{ Hint() string }
+	if errors.As(err, &hinter) && hinter.Hint() != "" {
+		fmt.Fprintf(w, "  do: %s\n", strings.ReplaceAll(hinter.Hint(), "\n", "\n      "))
+	}
+}
+
+// hintedError adds what the user can do about it to an error.
+type hintedError struct {
+	error
+	hint string
+}
+
+func (e hintedError) Unwrap() error { return e.error }
+
+// Hint says what to do about the error.
+func (e hintedError) Hint() string { return e.hint }
+
+// withHint adds what to do to err.
+func withHint(err error, hint string) error { return hintedError{err, hint} }
+
+// usageError is an error in what the user gave: exit code 2.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// ExitCode makes the command exit as for wrong usage.
+func (usageError) ExitCode() int { return exitUsage }
