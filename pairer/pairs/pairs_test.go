@@ -1,0 +1,154 @@
+package pairs
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"gonum.org/v1/gonum/stat/distuv"
+	"pgregory.net/rapid"
+
+	"ctrloop/schemas"
+)
+
+// probGreaterInteger is the closed form for integer parameters (Cook, "Exact calculation of beta
+// inequalities", 2005): P(X > Y) = sum_{i=0}^{aX-1} B(aY+i, bX+bY) / ((bX+i) B(1+i, bX) B(aY, bY)).
+func probGreaterInteger(x, y distuv.Beta) float64 {
+	lb := func(a, b float64) float64 {
+		p, _ := math.Lgamma(a)
+		q, _ := math.Lgamma(b)
+		r, _ := math.Lgamma(a + b)
+		return p + q - r
+	}
+	var sum float64
+	for i := 0.0; i < x.Alpha; i++ {
+		sum += math.Exp(lb(y.Alpha+i, x.Beta+y.Beta) - math.Log(x.Beta+i) - lb(1+i, x.Beta) - lb(y.Alpha, y.Beta))
+	}
+	return sum
+}
+
+func TestProbGreaterEqualsTheClosedForm(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		draw := func(name string, hi int) float64 { return float64(rapid.IntRange(1, hi).Draw(t, name)) }
+		x := distuv.Beta{Alpha: draw("ax", 200), Beta: draw("bx", 5000)}
+		y := distuv.Beta{Alpha: draw("ay", 200), Beta: draw("by", 5000)}
+		if got, want := ProbGreater(x, y), probGreaterInteger(x, y); math.Abs(got-want) > 2e-6 {
+			t.Fatalf("P(Beta(%v,%v) > Beta(%v,%v)) = %v, closed form %v", x.Alpha, x.Beta, y.Alpha, y.Beta, got, want)
+		}
+	})
+}
+
+func TestFitPriorFindsTheTruth(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	truth := distuv.Beta{Alpha: 36, Beta: 964, Src: r} // 3.6 %, strength 1000
+	var ev []Evidence
+	for range 4000 {
+		n := int64(200 + r.IntN(2000))
+		k := int64(distuv.Binomial{N: float64(n), P: truth.Rand(), Src: r}.Rand())
+		ev = append(ev, Evidence{Impressions: n, Clicks: k})
+	}
+	p := FitPrior(ev)
+	if mean := p.Alpha / (p.Alpha + p.Beta); math.Abs(mean-0.036) > 0.001 {
+		t.Errorf("mean %v", mean)
+	}
+	if s := p.Alpha + p.Beta; s < 700 || s > 1400 {
+		t.Errorf("strength %v, truth 1000", s)
+	}
+	if got := FitPrior(nil); got != (Prior{1, 1}) {
+		t.Errorf("no evidence: %v", got)
+	}
+}
+
+func cell() []Evidence {
+	return []Evidence{
+		{"p-1", "kitchen/mugs", "home", "c-a", 2000, 100},
+		{"p-1", "kitchen/mugs", "home", "c-b", 2000, 60},
+		{"p-1", "kitchen/mugs", "home", "c-c", 2000, 60},
+		{"p-1", "kitchen/mugs", "search", "c-a", 2000, 200},
+		{"p-1", "kitchen/mugs", "search", "c-b", 10, 9},
+	}
+}
+
+func TestBuildComparesWithinACellOnly(t *testing.T) {
+	ps := Build(Config{Policy: PolicyPosterior, MinImpressions: 100}, cell(), Span{1, 2})
+	if len(ps) != 2 {
+		t.Fatalf("%d pairs: a-b and a-c of placement home are wanted (b-c is a tie, search has one creative above the floor): %+v", len(ps), ps)
+	}
+	for _, p := range ps {
+		if p.Chosen.Creative != "c-a" || p.Placement != "home" {
+			t.Errorf("pair %+v", p)
+		}
+		if p.Weight < 0.95 || p.Weight > 1 {
+			t.Errorf("100 against 60 clicks of 2,000 is close to sure: weight %v", p.Weight)
+		}
+	}
+}
+
+func TestBuildDependsOnEvidenceAlone(t *testing.T) {
+	ev := cell()
+	a := Build(Config{Policy: PolicyPosterior, HoldoutFraction: 0.5}, ev, Span{1, 2})
+	rand.New(rand.NewPCG(3, 4)).Shuffle(len(ev), func(i, j int) { ev[i], ev[j] = ev[j], ev[i] })
+	b := Build(Config{Policy: PolicyPosterior, HoldoutFraction: 0.5}, ev, Span{1, 2})
+	if d := cmp.Diff(a, b); d != "" {
+		t.Error(d)
+	}
+	ids := map[string]bool{}
+	for _, p := range a {
+		if ids[p.ID] {
+			t.Errorf("id %s twice", p.ID)
+		}
+		ids[p.ID] = true
+	}
+}
+
+func TestSidesAreBalanced(t *testing.T) {
+	var ev []Evidence
+	for i := range 400 {
+		id := string(rune('A'+i%26)) + string(rune('a'+i/26))
+		ev = append(ev, Evidence{id, "x/y", "home", "c-1", 1000, 50}, Evidence{id, "x/y", "home", "c-2", 1000, 30})
+	}
+	left := 0
+	ps := Build(Config{Policy: PolicyPosterior}, ev, Span{})
+	for _, p := range ps {
+		if p.Left {
+			left++
+		}
+	}
+	if len(ps) != 400 || left < 150 || left > 250 {
+		t.Errorf("%d of %d chosen are on the left", left, len(ps))
+	}
+}
+
+func TestCAIGRule(t *testing.T) {
+	ev := []Evidence{
+		{"p", "c", "s", "c-1", 2000, 100}, {"p", "c", "s", "c-2", 2000, 90}, // ratio 1.11: kept
+		{"p", "c", "s", "c-3", 2000, 60}, // 1.5 and 1.67: above the band
+		{"p", "c", "s", "c-4", 1000, 45}, // too few impressions
+	}
+	ps := Build(Config{Policy: PolicyCAIG}, ev, Span{})
+	if len(ps) != 1 || ps[0].Chosen.Creative != "c-1" || ps[0].Rejected.Creative != "c-2" || ps[0].Weight != 1 {
+		t.Errorf("%+v", ps)
+	}
+}
+
+func TestSplitIsByProduct(t *testing.T) {
+	var ev []Evidence
+	held := 0
+	for i := range 200 {
+		id := "p-" + string(rune('a'+i%26)) + string(rune('a'+i/26))
+		if schemas.Holdout(id, 0.2) {
+			held++
+		}
+		ev = append(ev, Evidence{id, "x/y", "home", "c-1", 1000, 50}, Evidence{id, "x/y", "home", "c-2", 1000, 20})
+	}
+	test := 0
+	for _, p := range Build(Config{Policy: PolicyPosterior, HoldoutFraction: 0.2}, ev, Span{}) {
+		if p.Split == "test" {
+			test++
+		}
+	}
+	if test != held || held == 0 {
+		t.Errorf("%d test pairs, %d products held out", test, held)
+	}
+}
