@@ -57,6 +57,8 @@ const (
 	LateImpression LateReason = "impression_after_close" // its window had closed before it arrived
 	LateClick      LateReason = "click_after_window"     // beyond the window, impression known: a corrected label follows
 	LateOrphan     LateReason = "click_without_impression"
+	// LateClickAfterClose: the bucket of its impression is gone, so nobody can tell whether there was one.
+	LateClickAfterClose LateReason = "click_after_close"
 )
 
 // DeadLetterReason says why ingest could not use a record. The list is closed; each reason has a metric.

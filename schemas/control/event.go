@@ -3,6 +3,7 @@ package control
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -100,6 +101,17 @@ type Gate struct {
 	Threshold float64 `json:"threshold"`
 	Passed    bool    `json:"passed"`
 	Why       string  `json:"why,omitempty"`
+}
+
+// FailedGates says which gates the version did not pass, in words; empty: it may load.
+func (m Model) FailedGates() string {
+	var failed []string
+	for _, g := range m.Gates {
+		if !g.Passed {
+			failed = append(failed, strings.TrimSuffix(fmt.Sprintf("gate %s: %.4g against %.4g (%s)", g.Name, g.Value, g.Threshold, g.Why), " ()"))
+		}
+	}
+	return strings.Join(failed, "; ")
 }
 
 // ModelStateChange moves a version on.

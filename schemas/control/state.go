@@ -144,7 +144,11 @@ func (s *State) apply(e Event) error {
 		if s.Models[m.Version] != nil {
 			return fmt.Errorf("%w: version %s is registered already and names are never reused", ErrInvalid, m.Version)
 		}
-		s.Models[m.Version] = &ModelStatus{Model: m, State: ModelFetched, Since: e.Time}
+		st := &ModelStatus{Model: m, State: ModelFetched, Since: e.Time}
+		if why := m.FailedGates(); why != "" { // in one command: no reader sees the version loadable in between
+			st.State, st.Reason = ModelFailed, why
+		}
+		s.Models[m.Version] = st
 	case ModelStateChanged:
 		c, err := decode[ModelStateChange](e)
 		if err != nil {

@@ -1,0 +1,248 @@
+package pairer
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+
+	"ctrloop/internal/artifact"
+	"ctrloop/pairer/dataset"
+	"ctrloop/pairer/pairs"
+	"ctrloop/schemas"
+	"ctrloop/schemas/control"
+)
+
+// Source reads evidence. Only impressions whose window has closed count (see docs/design.md, maturity).
+type Source interface {
+	Evidence(ctx context.Context) ([]pairs.Evidence, pairs.Span, error)
+}
+
+// Creatives knows the creatives and their pictures.
+type Creatives interface {
+	Creative(id string) (schemas.Creative, bool)
+	// View is the picture as models see it, PNG.
+	View(c schemas.Creative) ([]byte, error)
+	// Caption is the text that models read about a product.
+	Caption(product string) (string, bool)
+}
+
+// ControlLog is the control plane.
+type ControlLog interface {
+	State() *control.State
+	Append(ctx context.Context, e control.Event) error
+}
+
+// Publisher writes pairs to pairs.v1.
+type Publisher interface {
+	PublishPairs(ctx context.Context, ps []schemas.Pair) error
+}
+
+// Deps are what the pairer works with.
+type Deps struct {
+	Source    Source
+	Creatives Creatives
+	Control   ControlLog
+	Publisher Publisher
+	Store     *artifact.Store
+	Log       zerolog.Logger
+	Registry  prometheus.Registerer
+}
+
+// Status is the outcome of the last look.
+type Status struct {
+	At        time.Time `json:"at"`
+	Pairs     int       `json:"pairs"`
+	Effective float64   `json:"effective"`
+	Needed    float64   `json:"needed"`
+	ToMS      int64     `json:"to_ms"`
+	Reason    string    `json:"reason"`
+}
+
+// Service is the running pairer.
+type Service struct {
+	cfg    Config
+	d      Deps
+	m      *metrics
+	status atomic.Pointer[Status]
+	used   map[pairKey]bool // pairs of data sets so far
+	read   map[string]bool  // data sets whose pairs are in used
+}
+
+type pairKey struct{ product, placement, a, b string }
+
+func keyOf(product, placement, a, b string) pairKey {
+	return pairKey{product, placement, min(a, b), max(a, b)}
+}
+
+// New checks the configuration.
+func New(cfg Config, d Deps) (*Service, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	s := &Service{cfg: cfg, d: d, m: newMetrics(d.Registry), used: map[pairKey]bool{}, read: map[string]bool{}}
+	s.status.Store(&Status{Needed: cfg.MinEffectivePairs, Reason: "no look yet"})
+	return s, nil
+}
+
+// Status of the last look.
+func (s *Service) Status() Status { return *s.status.Load() }
+
+// Run looks at the evidence until ctx ends. A failed look is logged and tried again at the next interval:
+// nothing is lost, the evidence stays where it is.
+func (s *Service) Run(ctx context.Context) error {
+	tick := time.NewTicker(s.cfg.Interval)
+	defer tick.Stop()
+	for {
+		outcome, err := s.look(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			s.d.Log.Error().Err(err).Msg("look at the evidence failed; trying again")
+		}
+		s.m.looks.WithLabelValues(outcome).Inc()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *Service) look(ctx context.Context) (outcome string, err error) {
+	st := s.d.Control.State()
+	busy := Busy(st)
+	var ps []schemas.Pair
+	var evidence []pairs.Evidence
+	var span pairs.Span
+	if busy == "" { // evidence is a query over all labels: not worth it while nothing can start
+		if evidence, span, err = s.d.Source.Evidence(ctx); err != nil {
+			return "error", fmt.Errorf("read evidence: %w", err)
+		}
+		ps = pairs.Build(s.cfg.pairs(), evidence, span)
+		if err := s.readDatasets(st); err != nil {
+			return "error", err
+		}
+		s.m.horizon.Set(float64(span.ToMS) / 1000)
+	}
+	fresh := s.fresh(ps)
+	l := Look{Pairs: len(ps), Effective: pairs.Effective(fresh), Busy: busy}
+	fire, reason := Trigger(s.cfg, l)
+	if busy == "" {
+		s.m.pairs.Set(float64(l.Pairs))
+		s.m.effective.Set(l.Effective)
+	}
+	s.status.Store(&Status{At: time.Now().UTC(), Pairs: l.Pairs, Effective: l.Effective, Needed: s.cfg.MinEffectivePairs, ToMS: span.ToMS, Reason: reason})
+	if !fire {
+		return "skip", nil
+	}
+	if err := s.announce(ctx, ps, evidence, span, reason); err != nil {
+		return "error", err
+	}
+	return "dataset", nil
+}
+
+// readDatasets takes the pairs of announced data sets into used.
+func (s *Service) readDatasets(st *control.State) error {
+	for digest := range st.Datasets {
+		if s.read[digest] {
+			continue
+		}
+		rows, err := dataset.Pairs(s.d.Store.Path(digest))
+		if err != nil {
+			return fmt.Errorf("read data set %s: %w", digest, err)
+		}
+		for _, r := range rows {
+			s.used[keyOf(r.Product, r.Placement, r.Left, r.Right)] = true
+		}
+		s.read[digest] = true
+	}
+	return nil
+}
+
+func (s *Service) fresh(ps []schemas.Pair) []schemas.Pair {
+	return slices.DeleteFunc(slices.Clone(ps), func(p schemas.Pair) bool {
+		return s.used[keyOf(p.Product, p.Placement, p.Chosen.Creative, p.Rejected.Creative)]
+	})
+}
+
+// announce stores the data set, publishes its pairs and tells the control log. Each step may be repeated:
+// the store and the event are named by content, pairs by id.
+func (s *Service) announce(ctx context.Context, ps []schemas.Pair, evidence []pairs.Evidence, span pairs.Span, reason string) error {
+	rows, err := s.creativeRows(ps, evidence)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "ctrloop-dataset-*")
+	if err != nil {
+		return fmt.Errorf("build data set: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	m, err := dataset.Write(dir, ps, rows, dataset.Manifest{FromMS: span.FromMS, ToMS: span.ToMS, Policy: string(s.cfg.Policy), Seed: s.cfg.Seed})
+	if err != nil {
+		return err
+	}
+	digest, err := s.d.Store.PutDir(dir)
+	if err != nil {
+		return err
+	}
+	if err := s.d.Publisher.PublishPairs(ctx, ps); err != nil {
+		return fmt.Errorf("publish pairs: %w", err)
+	}
+	e, err := control.NewEvent("dataset-"+digest, control.DatasetBuilt, control.DatasetEntity(digest), -1, "pairer", reason, time.Now(), control.Dataset{
+		Digest: digest, Pairs: int64(m.Pairs), Products: int64(m.Products), FromMS: m.FromMS, ToMS: m.ToMS, Policy: m.Policy, Seed: m.Seed,
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.d.Control.Append(ctx, e); err != nil {
+		return fmt.Errorf("announce data set %s: %w", digest, err)
+	}
+	s.m.datasets.Inc()
+	s.d.Log.Info().Str("dataset", digest[:12]).Int("pairs", m.Pairs).Int("products", m.Products).Float64("effective", m.Effective).Msg(reason)
+	return nil
+}
+
+// creativeRows describes each creative that a pair names, with its evidence summed over placements.
+func (s *Service) creativeRows(ps []schemas.Pair, evidence []pairs.Evidence) ([]dataset.CreativeRow, error) {
+	total := map[string]pairs.Evidence{}
+	for _, e := range evidence {
+		t := total[e.Creative]
+		t.Impressions, t.Clicks = t.Impressions+e.Impressions, t.Clicks+e.Clicks
+		total[e.Creative] = t
+	}
+	prior := pairs.FitPrior(evidence)
+	named := map[string]bool{}
+	for _, p := range ps {
+		named[p.Chosen.Creative], named[p.Rejected.Creative] = true, true
+	}
+	rows := make([]dataset.CreativeRow, 0, len(named))
+	for id := range named {
+		c, ok := s.d.Creatives.Creative(id)
+		if !ok {
+			return nil, fmt.Errorf("creative %s has labels but is not in %s: was the topic truncated? restore it or exclude the product", id, schemas.TopicCreatives)
+		}
+		caption, ok := s.d.Creatives.Caption(c.Product)
+		if !ok {
+			return nil, fmt.Errorf("product %s of creative %s is not in the catalogue: start with the catalogue that the creatives were made from", c.Product, id)
+		}
+		png, err := s.d.Creatives.View(c)
+		if err != nil {
+			return nil, fmt.Errorf("picture of creative %s: %w", id, err)
+		}
+		t := total[id]
+		rows = append(rows, dataset.CreativeRow{
+			Creative: id, Product: c.Product, Caption: caption, Description: c.Description, Seed: c.Seed, ImagePNG: png,
+			Impressions: t.Impressions, Clicks: t.Clicks, PosteriorMean: prior.Posterior(t).Mean(),
+		})
+	}
+	slices.SortFunc(rows, func(a, b dataset.CreativeRow) int { return cmp.Compare(a.Creative, b.Creative) })
+	return rows, nil
+}

@@ -1,0 +1,48 @@
+package trainerbridge
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Config of the trainer-bridge.
+type Config struct {
+	// Interval between two looks at the control log, as a safety net: a change wakes it at once.
+	Interval time.Duration `yaml:"interval"`
+	// Threads of a training process.
+	Threads int `yaml:"threads"`
+	// Seed of training; each job mixes in its data set.
+	Seed uint64 `yaml:"seed"`
+	// Timeout after which a job is stopped and counts as failed.
+	Timeout time.Duration `yaml:"timeout"`
+	// StopGrace is the time a job has to write its checkpoint after SIGTERM.
+	StopGrace time.Duration `yaml:"stop_grace"`
+	// Reward are hyper-parameters of reward jobs, passed to the trainer as they are; docs/jobs.md lists them.
+	Reward map[string]any `yaml:"reward,omitempty"`
+	// Rounds are hyper-parameters of the preference rounds.
+	Rounds map[string]any `yaml:"rounds,omitempty"`
+}
+
+// Default is the configuration of an embedded run.
+func Default() Config {
+	return Config{Interval: 5 * time.Second, Threads: 2, Timeout: 2 * time.Hour, StopGrace: 30 * time.Second}
+}
+
+// Validate returns every problem of the configuration, each with its path.
+func (c Config) Validate() error {
+	var errs []error
+	if c.Interval <= 0 {
+		errs = append(errs, fmt.Errorf("trainer.interval: %v: want more than 0", c.Interval))
+	}
+	if c.Threads < 1 {
+		errs = append(errs, fmt.Errorf("trainer.threads: %d: want at least 1", c.Threads))
+	}
+	if c.Timeout <= 0 {
+		errs = append(errs, fmt.Errorf("trainer.timeout: %v: want more than 0", c.Timeout))
+	}
+	if c.StopGrace <= 0 {
+		errs = append(errs, fmt.Errorf("trainer.stop_grace: %v: want more than 0", c.StopGrace))
+	}
+	return errors.Join(errs...)
+}

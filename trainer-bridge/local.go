@@ -1,0 +1,204 @@
+package trainerbridge
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"ctrloop/internal/artifact"
+	"ctrloop/schemas/control"
+)
+
+// Runner runs one job to its end and returns the folder with its results.
+type Runner interface {
+	Run(ctx context.Context, job control.JobStatus) (outDir string, err error)
+}
+
+// JobError is the end of a job that did not succeed, by class.
+type JobError struct {
+	Class FailureClass
+	Err   error
+}
+
+func (e *JobError) Error() string { return fmt.Sprintf("%s: %v", e.Class, e.Err) }
+func (e *JobError) Unwrap() error { return e.Err }
+
+// FailureClass of a job, from its exit status.
+type FailureClass string
+
+// Failure classes and the exit statuses of the trainer that mean them.
+const (
+	FailBug         FailureClass = "bug"           // 1: a defect; the log has the traceback
+	FailInput       FailureClass = "bad_input"     // 2: the specification or its data are wrong; trying again will not help
+	FailMemory      FailureClass = "out_of_memory" // 3, or killed by the kernel
+	FailDiverged    FailureClass = "diverged"      // 4: not-a-number
+	FailInterrupted FailureClass = "interrupted"   // 5: stopped with a checkpoint; runs on when started again
+	FailTimeout     FailureClass = "timeout"
+)
+
+func classify(err error) FailureClass {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return FailBug
+	}
+	if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		if ws.Signal() == syscall.SIGKILL {
+			return FailMemory
+		}
+		return FailInterrupted
+	}
+	switch exit.ExitCode() {
+	case 2:
+		return FailInput
+	case 3:
+		return FailMemory
+	case 4:
+		return FailDiverged
+	case 5:
+		return FailInterrupted
+	}
+	return FailBug
+}
+
+// Local runs jobs as child processes on this machine.
+type Local struct {
+	Python    string   // interpreter of the trainer's environment
+	Trainer   string   // folder for PYTHONPATH, see Extract
+	Dir       string   // a folder per job lies here; it outlives the job, for its log and its checkpoint
+	Base      string   // folder of the base prompt model
+	Grammar   string   // file: grammar.json
+	Catalogue string   // file: catalogue.jsonl
+	Renderer  []string // command that draws creatives, speaking on stdin and stdout
+	Threads   int
+	Timeout   time.Duration
+	StopGrace time.Duration
+	Store     *artifact.Store
+}
+
+// JobDir is the folder of a job: spec.json, job.log and out/.
+func (l *Local) JobDir(id string) string { return filepath.Join(l.Dir, id) }
+
+// Run writes spec.json and runs the trainer on it. A job that was interrupted finds its checkpoint in out/.
+func (l *Local) Run(ctx context.Context, job control.JobStatus) (string, error) {
+	dir := l.JobDir(job.ID)
+	out := filepath.Join(dir, "out")
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return "", fmt.Errorf("job folder: %w", err)
+	}
+	spec, err := l.spec(job)
+	if err != nil {
+		return "", &JobError{FailInput, err}
+	}
+	raw, err := json.MarshalIndent(spec, "", "  ")
+	if err != nil {
+		return "", fmt.Errorf("encode spec: %w", err)
+	}
+	specFile := filepath.Join(dir, "spec.json")
+	if err := os.WriteFile(specFile, raw, 0o644); err != nil {
+		return "", fmt.Errorf("write spec: %w", err)
+	}
+	log, err := os.OpenFile(filepath.Join(dir, "job.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return "", fmt.Errorf("job log: %w", err)
+	}
+	defer log.Close()
+
+	runCtx, cancel := context.WithTimeout(ctx, l.Timeout)
+	defer cancel()
+	cmd := exec.CommandContext(runCtx, l.Python, "-m", "ctrloop_trainer.job", specFile, "--out", out)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "PYTHONPATH="+l.Trainer, "PYTHONUNBUFFERED=1", "PYTHONDONTWRITEBYTECODE=1",
+		"OMP_NUM_THREADS="+strconv.Itoa(l.Threads), "HF_HUB_OFFLINE=1", "TOKENIZERS_PARALLELISM=false")
+	cmd.Stdout, cmd.Stderr = log, log
+	// A group of its own, so that Ctrl-C reaches only us and we decide the order; Pdeathsig, so that a job
+	// never outlives a killed parent and works on next to its successor.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = l.StopGrace
+	err = cmd.Run()
+	switch {
+	case err == nil:
+		return out, nil
+	case ctx.Err() != nil:
+		return "", &JobError{FailInterrupted, ctx.Err()}
+	case runCtx.Err() != nil:
+		return "", &JobError{FailTimeout, fmt.Errorf("stopped after %v (trainer.timeout)", l.Timeout)}
+	}
+	return "", &JobError{classify(err), fmt.Errorf("%w: %s", err, lastLines(log.Name(), 3))}
+}
+
+// trainerSpec is the trainer's spec.json, see docs/jobs.md.
+type trainerSpec struct {
+	Kind          Kind           `json:"kind"`
+	ID            string         `json:"id"`
+	Seed          uint64         `json:"seed"`
+	Threads       int            `json:"threads"`
+	Base          string         `json:"base"`
+	BaseDigest    string         `json:"base_digest"`
+	Dataset       string         `json:"dataset"`
+	DatasetDigest string         `json:"dataset_digest"`
+	RewardModel   *string        `json:"reward_model"`
+	RefereeModel  *string        `json:"referee_model"`
+	Renderer      []string       `json:"renderer"`
+	Grammar       string         `json:"grammar"`
+	Catalogue     string         `json:"catalogue"`
+	Hyper         map[string]any `json:"hyper"`
+}
+
+func (l *Local) spec(job control.JobStatus) (trainerSpec, error) {
+	var s Spec
+	if err := json.Unmarshal(job.Spec, &s); err != nil {
+		return trainerSpec{}, fmt.Errorf("job %s: spec: %w", job.ID, err)
+	}
+	t := trainerSpec{
+		Kind: s.Kind, ID: job.ID, Seed: s.Seed, Threads: l.Threads, Base: l.Base, BaseDigest: s.Base,
+		Dataset: l.Store.Path(s.Dataset), DatasetDigest: s.Dataset,
+		Renderer: l.Renderer, Grammar: l.Grammar, Catalogue: l.Catalogue, Hyper: s.Hyper,
+	}
+	if t.Hyper == nil {
+		t.Hyper = map[string]any{}
+	}
+	for _, m := range []struct {
+		digest string
+		path   **string
+	}{{s.Reward, &t.RewardModel}, {s.Referee, &t.RefereeModel}} {
+		if m.digest != "" {
+			p := filepath.Join(l.Store.Path(m.digest), "model")
+			*m.path = &p
+		}
+	}
+	for _, d := range []string{s.Dataset, s.Reward, s.Referee} {
+		if d != "" && !l.Store.Has(d) {
+			return t, fmt.Errorf("job %s needs artifact %s, which is not in the store: was the data folder moved or cleaned?", job.ID, d)
+		}
+	}
+	return t, nil
+}
+
+// lastLines of a log say more about a failure than its exit status.
+func lastLines(path string, n int) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	var last []string
+	sc := bufio.NewScanner(f)
+	sc.Buffer(nil, 1<<20)
+	for sc.Scan() {
+		if t := strings.TrimSpace(sc.Text()); t != "" {
+			last = append(last, t)
+			last = last[max(0, len(last)-n):]
+		}
+	}
+	return strings.Join(last, " | ")
+}
