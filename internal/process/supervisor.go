@@ -192,13 +192,14 @@ func (s *Server) probeUntilReady(ctx context.Context, c *child, probe func(conte
 	defer cancel()
 	ticker := time.NewTicker(s.cfg.ProbeInterval)
 	defer ticker.Stop()
-	var refusal error // of the last probe that was not cut short by the time-out
+	var refusal error // of the last probe that was answered, not cut short
 	for {
 		err := probe(ctx)
 		if err == nil {
 			return nil
 		}
-		if refusal == nil || ctx.Err() == nil {
+		var timeout interface{ Timeout() bool }
+		if cut := errors.As(err, &timeout) && timeout.Timeout(); refusal == nil || !cut {
 			refusal = err
 		}
 		select {
