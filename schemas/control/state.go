@@ -169,6 +169,9 @@ func (s *State) apply(e Event) error {
 			return fmt.Errorf("%w: experiment %s has no steps", ErrInvalid, x.ID)
 		}
 		s.Experiments[x.ID] = &ExperimentStatus{Experiment: x, Step: Step{0, x.Steps[0]}, Stepped: e.Time}
+		if m := s.Models[x.Treatment]; m != nil { // one command, so that no reader sees one without the other
+			m.State, m.Reason, m.Since = ModelRamp, "in experiment "+x.ID, e.Time
+		}
 	case ExperimentStepped, ExperimentDecided:
 		return s.experiment(e)
 	case JobSubmitted:
@@ -245,6 +248,9 @@ func (s *State) experiment(e Event) error {
 			return err
 		}
 		x.Decision, x.Decided = &d, e.Time
+		if m := s.Models[x.Treatment]; m != nil && d.Outcome != Promote { // a promotion is a command of its own
+			m.State, m.Reason, m.Since = ModelRetained, fmt.Sprintf("%s: %s", d.Outcome, d.Rule), e.Time
+		}
 		return nil
 	}
 	st, err := decode[Step](e)
