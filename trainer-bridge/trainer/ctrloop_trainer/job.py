@@ -1,0 +1,75 @@
+"""`python -m ctrloop_trainer.job SPEC.json --out DIR`: runs one job, leaves its artifacts, exits by failure class.
+
+Exit codes: 0 ok, 1 bug, 2 bad specification or input, 3 out of memory, 4 diverged, 5 interrupted (checkpointed).
+"""
+
+import argparse
+import json
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+from . import errors, lineage
+from . import spec as specs
+from .progress import Progress, write_json
+
+
+def run(spec: specs.Spec, out: Path, echo: bool = False) -> None:
+    """Runs a checked job in this process."""
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(spec.threads)
+    progress = Progress(out, echo)
+    progress.catch_sigterm()
+    progress.log(stage="start", kind=spec.kind, id=spec.id, seed=spec.seed)
+    if spec.kind == "pretrain":
+        from . import pretrain
+
+        pretrain.run(spec, out, progress)
+        lineage.write(out, spec, {}, "model")
+    elif spec.kind == "reward":
+        from . import reward
+
+        reward.run(spec, out, progress)
+        lineage.write(out, spec, {"trunk": spec.base}, "model")
+    else:
+        from . import rounds
+
+        rounds.run(spec, out, progress)
+        parents = {"base": spec.base, "reward_model": spec.reward_model, "referee_model": spec.referee_model}
+        lineage.write(out, spec, parents, "adapter")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    p = argparse.ArgumentParser(prog="ctrloop_trainer.job", description=__doc__.splitlines()[0])
+    p.add_argument("spec", type=Path)
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--echo", action="store_true", help="print the live curve, too")
+    a = p.parse_args(argv)
+    try:
+        run(specs.load(a.spec), a.out, a.echo)
+    except errors.JobError as e:
+        return _failed(a.out, e.exit_code, str(e))
+    except (MemoryError, torch.OutOfMemoryError) as e:
+        return _failed(a.out, errors.OUT_OF_MEMORY, f"out of memory: {e}; lower the batch or use a larger machine")
+    except RuntimeError as e:
+        # PyTorch's CPU allocator has no exception of its own.
+        if "can't allocate memory" in str(e) or "not enough memory" in str(e):
+            return _failed(a.out, errors.OUT_OF_MEMORY, f"out of memory: {e}")
+        return _failed(a.out, errors.BUG, traceback.format_exc())
+    except Exception:
+        return _failed(a.out, errors.BUG, traceback.format_exc())
+    return errors.OK
+
+
+def _failed(out: Path, code: int, message: str) -> int:
+    print(message, file=sys.stderr)
+    if out.is_dir():
+        write_json(out / "error.json", {"exit_code": code, "error": json.loads(json.dumps(message))})
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""The job specification (spec.json), checked in full before any work starts."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from .digest import dir_digest
+from .errors import BadInputError
+
+KINDS = ("pretrain", "reward", "rounds")
+
+# What each kind must be given besides kind, id and seed.
+REQUIRED = {
+    "pretrain": ("renderer", "grammar", "catalogue"),
+    "reward": ("dataset", "grammar", "catalogue"),
+    "rounds": ("base", "reward_model", "renderer", "grammar", "catalogue"),
+}
+FOLDERS = ("base", "dataset", "reward_model", "referee_model")
+FILES = ("grammar", "catalogue")
+
+
+@dataclasses.dataclass
+class Spec:
+    """One job. Paths are absolute or relative to the working directory."""
+
+    kind: str
+    id: str
+    seed: int = 0
+    threads: int = 1  # of PyTorch; one beats two on a machine that is busy with the stream
+    base: str | None = None  # folder of the base prompt model (rounds), or of the frozen trunk (reward)
+    base_digest: str | None = None  # checked when given
+    dataset: str | None = None
+    dataset_digest: str | None = None  # checked when given
+    reward_model: str | None = None  # ranks the pairs
+    referee_model: str | None = None  # second reward model, only for the gates
+    renderer: list[str] | None = None  # command line of `ctrloop render pipe`
+    grammar: str | None = None
+    catalogue: str | None = None
+    hyper: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def load(path: Path) -> Spec:
+    """Reads and checks a specification; BadInputError lists every problem found."""
+    try:
+        raw = json.loads(Path(path).read_text())
+    except OSError as e:
+        raise BadInputError(f"cannot read the specification {path}: {e}") from e
+    except json.JSONDecodeError as e:
+        raise BadInputError(f"the specification {path} is not JSON: {e}") from e
+    if not isinstance(raw, dict):
+        raise BadInputError(f"the specification {path} must be a JSON object")
+    return check(raw)
+
+
+def check(raw: dict[str, Any]) -> Spec:
+    """Checks a decoded specification, digests included."""
+    known = {f.name for f in dataclasses.fields(Spec)}
+    problems = [f"{k}: unknown field, known are {', '.join(sorted(known))}" for k in sorted(set(raw) - known)]
+    kind = raw.get("kind")
+    if kind not in KINDS:
+        raise BadInputError(f"kind: {kind!r} is unknown, use one of {', '.join(KINDS)}")
+    problems += [f"{k}: missing, a {kind} job needs it" for k in ("id", *REQUIRED[kind]) if not raw.get(k)]
+    for k, want in (("seed", int), ("threads", int), ("hyper", dict), ("renderer", list)):
+        if raw.get(k) is not None and (not isinstance(raw[k], want) or isinstance(raw[k], bool)):
+            problems.append(f"{k}: must be {want.__name__}, got {raw[k]!r}")
+    for k in FOLDERS:
+        if raw.get(k) and not Path(raw[k]).is_dir():
+            problems.append(f"{k}: no folder at {raw[k]}")
+    for k in FILES:
+        if raw.get(k) and not Path(raw[k]).is_file():
+            problems.append(f"{k}: no file at {raw[k]}")
+    if problems:
+        raise BadInputError("the specification is not usable:\n  " + "\n  ".join(problems))
+    for k in ("base", "dataset"):
+        want = raw.get(f"{k}_digest")
+        if raw.get(k) and want and (got := dir_digest(Path(raw[k]))) != want:
+            raise BadInputError(
+                f"{k}_digest: {raw[k]} has digest {got}, the specification says {want}; "
+                f"give the {k} that was meant, or its digest"
+            )
+    return Spec(**{k: v for k, v in raw.items() if v is not None})
+
+
+def hyper(cls: type, given: dict[str, Any]) -> Any:
+    """Hyper-parameters as the dataclass cls; unknown names and wrong types are errors, not silently defaults."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    problems = [f"hyper.{k}: unknown, known are {', '.join(sorted(fields))}" for k in sorted(set(given) - set(fields))]
+    values = {}
+    for k in set(given) & set(fields):
+        default = fields[k].default
+        v = given[k]
+        if isinstance(default, float) and isinstance(v, int) and not isinstance(v, bool):
+            v = float(v)
+        if type(v) is not type(default):
+            problems.append(f"hyper.{k}: must be {type(default).__name__}, got {v!r}")
+        values[k] = v
+    if problems:
+        raise BadInputError("the hyper-parameters are not usable:\n  " + "\n  ".join(problems))
+    return cls(**values)
+
+
+def safe_name(text: str) -> str:
+    """text as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)
