@@ -517,9 +517,9 @@ class Engine:
             want = room if r.max_tokens is None else r.max_tokens
             if want > room or room < 1:
                 raise bad_request(
-                    f"This model's maximum context length is {self.max_len} tokens. However, you requested {want} output "
-                    f"tokens and your prompt contains {length} input tokens. Please reduce the length of the input or "
-                    "max_tokens.",
+                    f"This model's maximum context length is {self.max_len} tokens. However, you requested {want} "
+                    f"output tokens and your prompt contains {length} input tokens. Please reduce the length of the "
+                    "input or max_tokens.",
                     "max_tokens",
                 )
             limits.append(want)
@@ -599,7 +599,7 @@ class Engine:
         if applied != keys:
             self._drop(internal)
             raise invalid_input(
-                f"The lora adapter's adapter_config.json targets {len(applied)} tensors and its file holds {len(keys)}: "
+                f"The lora adapter's adapter_config.json targets {len(applied)} tensors, its file holds {len(keys)}: "
                 f"for example '{sorted(applied ^ keys)[0]}' is in only one of them."
             )
 
