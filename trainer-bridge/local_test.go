@@ -1,0 +1,103 @@
+package trainerbridge
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"ctrloop/internal/artifact"
+	"ctrloop/schemas/control"
+)
+
+// local returns a runner whose "Python" is a shell script: the contract is argv, files and exit status.
+func local(t *testing.T, script string) (*Local, control.JobStatus) {
+	t.Helper()
+	dir := t.TempDir()
+	py := filepath.Join(dir, "python")
+	if err := os.WriteFile(py, []byte("#!/bin/sh\nspec=$3; out=$5\n"+script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	store, err := artifact.Open(filepath.Join(dir, "store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := store.PutBytes([]byte("data set"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, _ := json.Marshal(Spec{Kind: KindReward, Dataset: data, Hyper: map[string]any{"epochs": 3}})
+	return &Local{Python: py, Dir: filepath.Join(dir, "jobs"), Threads: 1, Timeout: 20 * time.Second, StopGrace: 5 * time.Second, Store: store},
+		control.JobStatus{Job: control.Job{ID: "reward-x", Spec: raw}}
+}
+
+func TestLocalHandsOverTheSpec(t *testing.T) {
+	l, j := local(t, `cp "$spec" "$out/seen.json"`)
+	out, err := l.Run(t.Context(), j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join(out, "seen.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s trainerSpec
+	if err := json.Unmarshal(b, &s); err != nil {
+		t.Fatal(err)
+	}
+	if s.Kind != KindReward || s.ID != "reward-x" || s.Dataset != l.Store.Path(s.DatasetDigest) || s.RewardModel != nil || s.Hyper["epochs"] != 3.0 {
+		t.Errorf("spec.json: %s", b)
+	}
+}
+
+func TestLocalClassifiesFailures(t *testing.T) {
+	for script, want := range map[string]FailureClass{
+		"echo no such file >&2; exit 2": FailInput, "exit 3": FailMemory, "exit 4": FailDiverged, "exit 5": FailInterrupted,
+		"exit 1": FailBug, "kill -9 $$": FailMemory,
+	} {
+		l, j := local(t, script)
+		_, err := l.Run(t.Context(), j)
+		var je *JobError
+		if !errors.As(err, &je) || je.Class != want {
+			t.Errorf("%q: %v, want class %s", script, err, want)
+		}
+		if want == FailInput && !strings.Contains(err.Error(), "no such file") {
+			t.Errorf("the error does not say what the log says: %v", err)
+		}
+	}
+}
+
+func TestLocalRefusesAMissingArtifact(t *testing.T) {
+	l, j := local(t, "exit 0")
+	j.Spec = json.RawMessage(`{"kind":"reward","dataset":"` + strings.Repeat("0", 64) + `"}`)
+	_, err := l.Run(t.Context(), j)
+	var je *JobError
+	if !errors.As(err, &je) || je.Class != FailInput || !strings.Contains(err.Error(), "not in the store") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestLocalStopsWithATermFirst(t *testing.T) {
+	l, j := local(t, `trap 'echo saved > "$out/checkpoint"; exit 5' TERM; echo > "$out/ready"; while :; do sleep 0.05; done`)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		for ctx.Err() == nil {
+			if _, err := os.Stat(filepath.Join(l.JobDir(j.ID), "out", "ready")); err == nil {
+				cancel()
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+	_, err := l.Run(ctx, j)
+	var je *JobError
+	if !errors.As(err, &je) || je.Class != FailInterrupted {
+		t.Errorf("%v", err)
+	}
+	if _, err := os.Stat(filepath.Join(l.JobDir(j.ID), "out", "checkpoint")); err != nil {
+		t.Errorf("the job had no time for its checkpoint: %v", err)
+	}
+}
