@@ -1,0 +1,101 @@
+package stats
+
+import (
+	"fmt"
+	"math"
+)
+
+// Interval is a range of values; a missing bound is infinite.
+type Interval struct{ Low, High float64 }
+
+// Lift compares the treatment's rate with the control's. Differences are in rate units (0.001 is a tenth
+// of a per cent point), relative ones are fractions of the control's rate (0.05 is +5 %).
+type Lift struct {
+	Absolute  float64  // R_B - R_A
+	Interval  Interval // of Absolute, valid at every look
+	SE        float64  // of Absolute
+	P         float64  // always-valid, of "no difference"
+	Relative  float64  // R_B / R_A - 1; NaN without control clicks
+	RelativeI Interval // of Relative, valid at every look: excludes 0 exactly when Interval does
+	Units     float64  // n_A + n_B, the clock of the sequence
+	// Uninformative says that the sums show no variation (fewer than two units in an arm, or no clicks at
+	// all), where a variance estimate of zero would claim certainty: Interval is then all of [-1, 1].
+	Uninformative bool
+}
+
+// Compare gives the lift of treatment over control with the sequence q. SE^2 = v_A/n_A + v_B/n_B by the
+// delta method on each arm, sigma^2 = n SE^2 with n = n_A + n_B.
+//
+// The relative interval is Fieller's [F] with the sequence's critical value in place of the normal one: it
+// holds every theta - 1 for which the sequence of R_B - theta R_A covers 0. Unlike the delta method on the
+// ratio it agrees with the absolute interval about zero, and it says so (infinite) when the control's rate
+// cannot be told from zero.
+func Compare(control, treatment RatioSums, q Sequence) (Lift, error) {
+	if err := q.Validate(); err != nil {
+		return Lift{}, err
+	}
+	for _, a := range []struct {
+		name string
+		s    RatioSums
+	}{{"control", control}, {"treatment", treatment}} {
+		if err := a.s.Validate(); err != nil {
+			return Lift{}, fmt.Errorf("%s: %w", a.name, err)
+		}
+		if a.s.D == 0 {
+			return Lift{}, fmt.Errorf("%s has no impressions: there is no rate to compare", a.name)
+		}
+	}
+	ra, rb := control.Rate(), treatment.Rate()
+	va, vb := control.RateVariance(), treatment.RateVariance()
+	l := Lift{Absolute: rb - ra, Relative: math.NaN(), Units: float64(control.N + treatment.N), P: 1}
+	inf := math.Inf(1)
+	l.RelativeI = Interval{-1, inf}
+	if ra > 0 {
+		l.Relative = rb/ra - 1
+	}
+	if se2 := va + vb; !(se2 > 0) {
+		l.Uninformative, l.Interval = true, Interval{-1, 1}
+		return l, nil
+	}
+	l.SE = math.Sqrt(va + vb)
+	half := q.HalfWidth(l.Units, l.SE)
+	l.Interval = Interval{l.Absolute - half, l.Absolute + half}
+	l.P = q.P(l.Units, l.Absolute, 0, l.SE)
+	l.RelativeI = fieller(ra, rb, va, vb, q.z(l.Units))
+	return l, nil
+}
+
+// fieller solves (R_B - theta R_A)^2 <= z^2 (V_B + theta^2 V_A) for theta and returns theta - 1.
+func fieller(ra, rb, va, vb, z float64) Interval {
+	a, b, c := ra*ra-z*z*va, ra*rb, rb*rb-z*z*vb
+	if a <= 0 { // the control's rate is not told from zero: no upper bound
+		return Interval{-1, math.Inf(1)}
+	}
+	root := math.Sqrt(max(0, b*b-a*c))
+	return Interval{max((b-root)/a, 0) - 1, (b+root)/a - 1}
+}
+
+// Inferiority compares the treatment with a share of the control's rate: the contrast R_B - (1-margin) R_A
+// with a bound on each side, each of error q.Alpha on its own ([WS] eq. 134). Low > 0: the treatment is not
+// worse than the margin allows. High < 0: it is.
+func Inferiority(control, treatment RatioSums, margin float64, q Sequence) Interval {
+	k := 1 - margin
+	v := treatment.RateVariance() + k*k*control.RateVariance()
+	if !(v > 0) {
+		return Interval{-1, 1}
+	}
+	d := treatment.Rate() - k*control.Rate()
+	half := q.HalfWidthOneSided(float64(control.N+treatment.N), math.Sqrt(v))
+	return Interval{d - half, d + half}
+}
+
+// RateInterval is the two-sided confidence sequence of one rate, clipped to [0,1]; all of [0,1] while the
+// sums show no variation.
+func RateInterval(s RatioSums, q Sequence) Interval {
+	v := s.RateVariance()
+	if !(v > 0) {
+		return Interval{0, 1}
+	}
+	half := q.HalfWidth(float64(s.N), math.Sqrt(v))
+	return Interval{max(0, s.Rate()-half), min(1, s.Rate()+half)}
+}

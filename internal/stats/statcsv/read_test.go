@@ -1,0 +1,133 @@
+package statcsv
+
+import (
+	"encoding/json"
+	"errors"
+	"math"
+	"os"
+	"strings"
+	"testing"
+
+	"ctrloop/internal/stats"
+)
+
+func load[T any](t *testing.T, path string, read func(f *os.File) (T, error)) T {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	v, err := read(f)
+	if err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	return v
+}
+
+// The estimators equal the Open Bandit Pipeline's on both directions of the shipped logs.
+func TestOffPolicyEqualsOpenBanditPipeline(t *testing.T) {
+	raw, err := os.ReadFile("testdata/ope-women.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want map[string]map[string]float64
+	if err := json.Unmarshal(raw, &want); err != nil {
+		t.Fatal(err)
+	}
+	names := map[stats.Estimator]string{
+		stats.IPS: "ips", stats.ClippedIPS: "clipped_ips_5", stats.SNIPS: "snips", stats.DM: "dm", stats.DR: "dr",
+		stats.SNDR: "sndr", stats.SwitchDR: "switch_dr_5", stats.DRos: "dros_10", stats.SGIPS: "sg_ips_0.1",
+	}
+	for _, dir := range [][2]string{{"random", "bts"}, {"bts", "random"}} {
+		key := dir[0] + "->" + dir[1]
+		ref := want[key]
+		if ref == nil {
+			t.Fatalf("no reference for %s", key)
+		}
+		log := load(t, "testdata/log-"+dir[0]+"-women.csv.gz", func(f *os.File) (*Log, error) { return ReadLog(f) })
+		pol := load(t, "testdata/policy-"+dir[1]+"-women.csv", func(f *os.File) (*Policy, error) { return ReadPolicy(f) })
+		samples, err := log.Samples(pol)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, ess, err := stats.EvaluatePolicy(samples, stats.DefaultOPEParams())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range stats.Estimators() {
+			w, ok := ref[names[e]]
+			if !ok {
+				t.Errorf("%s: no reference for %s", key, e)
+			}
+			if math.Abs(got[e].Value-w) > 1e-9 {
+				t.Errorf("%s %s = %.12g, the Open Bandit Pipeline says %.12g", key, e, got[e].Value, w)
+			}
+			if !(got[e].Low < got[e].Value && got[e].Value < got[e].High) {
+				t.Errorf("%s %s: interval [%g, %g] around %g", key, e, got[e].Low, got[e].High, got[e].Value)
+			}
+		}
+		if math.Abs(ess-ref["ess"]) > 1e-6 {
+			t.Errorf("%s: effective sample size %.9g, want %.9g", key, ess, ref["ess"])
+		}
+	}
+}
+
+func TestReadLiftAddsRowsOfAUnit(t *testing.T) {
+	d, err := ReadLift(strings.NewReader("arm,unit,clicks,impressions,day\ncontrol,a,1,3,1\ncontrol,a,0,2,2\ncontrol,b,0,1,1\ntreatment,b,2,2,1\ntreatment,c,0,4,1\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (stats.RatioSums{N: 2, M: 1, D: 6, MM: 1, DD: 26, MD: 5}); d.Control != want {
+		t.Errorf("control %+v, want %+v", d.Control, want)
+	}
+	if d.InBothArms != 1 {
+		t.Errorf("units in both arms = %d, want 1", d.InBothArms)
+	}
+}
+
+func TestBadInputIsNamed(t *testing.T) {
+	lift := func(s string) error { _, err := ReadLift(strings.NewReader(s)); return err }
+	counts := func(s string) error { _, _, err := ReadCounts(strings.NewReader(s)); return err }
+	log := func(s string) error { _, err := ReadLog(strings.NewReader(s)); return err }
+	policy := func(s string) error { _, err := ReadPolicy(strings.NewReader(s)); return err }
+	const head = "unit,arm,impressions,clicks\n"
+	for _, c := range []struct {
+		name string
+		err  error
+		want string
+	}{
+		{"empty file", lift(""), "empty"},
+		{"missing column", lift("unit,arm,impressions\n"), `no column "clicks"`},
+		{"no rows", lift(head), "no rows"},
+		{"unknown arm", lift(head + "u,blue,1,0\n"), "not an arm"},
+		{"NaN", lift(head + "u,control,NaN,0\n"), "line 2"},
+		{"text", lift(head + "u,control,3,0\nv,control,x,0\n"), `line 3, column "impressions": "x" is not a number`},
+		{"negative", lift(head + "u,control,3,-1\n"), "negative"},
+		{"fraction", lift(head + "u,control,3.5,1\n"), "not a whole number"},
+		{"clicks above impressions", lift(head + "u,control,3,4\n"), "4 clicks on 3 impressions"},
+		{"one arm", lift(head + "u,control,3,1\n"), "needs both arms"},
+		{"ragged", lift(head + "u,control,3\n"), "wrong number of fields"},
+		{"no unit", lift(head + ",control,3,1\n"), "needs its unit"},
+		{"arm twice", counts("arm,count\na,1\na,2\n"), "comes twice"},
+		{"one count", counts("arm,count\na,1\n"), "at least two arms"},
+		{"click of 2", log("item_id,position,click,propensity_score\n1,1,2,0.5\n"), "neither 0 nor 1"},
+		{"propensity 0", log("item_id,position,click,propensity_score\n1,1,1,0\n"), "not a propensity"},
+		{"policy sum", policy("item_id,position,probability\n1,1,0.5\n2,1,0.4\n"), "add up to 0.9"},
+	} {
+		if c.err == nil || !errors.Is(c.err, ErrInput) || !strings.Contains(c.err.Error(), c.want) {
+			t.Errorf("%s: error %v, want one with %q", c.name, c.err, c.want)
+		}
+	}
+}
+
+func TestPositionWithoutPolicyIsRefused(t *testing.T) {
+	log := &Log{Item: []int64{1, 1}, Position: []int64{1, 2}, Click: []float64{0, 1}, Propensity: []float64{.5, .5}}
+	pol, err := ReadPolicy(strings.NewReader("item_id,position,probability\n1,1,1\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := log.Samples(pol); err == nil || !strings.Contains(err.Error(), "position 2") {
+		t.Errorf("error %v, want one that names position 2", err)
+	}
+}
