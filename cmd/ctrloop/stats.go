@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,8 +9,6 @@ import (
 
 	"ctrloop/internal/stats"
 	"ctrloop/internal/stats/statcsv"
-
-	"github.com/alecthomas/kong"
 )
 
 // StatsCmd is `ctrloop stats`: the statistics on a file, no server.
@@ -57,7 +54,7 @@ type statsLift struct {
 }
 
 // Run reads the file and answers.
-func (c *StatsLiftCmd) Run(k *kong.Context) error {
+func (c *StatsLiftCmd) Run(o *output) error {
 	data, err := readStatsFile(c.File, statcsv.ReadLift)
 	if err != nil {
 		return err
@@ -74,9 +71,9 @@ func (c *StatsLiftCmd) Run(k *kong.Context) error {
 		Alpha: c.Alpha, NStar: c.NStar, UnitsInBoth: data.InBothArms, Uninformative: l.Uninformative,
 	}
 	if data.InBothArms > 0 {
-		fmt.Fprintf(k.Stderr, "warning: %d units have rows in both arms; they count in each, and the arms are then not independent\n", data.InBothArms)
+		fmt.Fprintf(o.stderr, "warning: %d units have rows in both arms; they count in each, and the arms are then not independent\n", data.InBothArms)
 	}
-	return answer(k.Stdout, c.JSON, out, func(w io.Writer) {
+	return o.answer(c.JSON, out, func(w io.Writer) {
 		for _, a := range []struct {
 			name string
 			statsArm
@@ -110,7 +107,7 @@ type statsSRM struct {
 }
 
 // Run reads the file and answers.
-func (c *StatsSRMCmd) Run(k *kong.Context) error {
+func (c *StatsSRMCmd) Run(o *output) error {
 	type table struct {
 		arms   []string
 		counts []int64
@@ -130,7 +127,7 @@ func (c *StatsSRMCmd) Run(k *kong.Context) error {
 	for i, a := range data.arms {
 		out.Counts[a] = data.counts[i]
 	}
-	return answer(k.Stdout, c.JSON, out, func(w io.Writer) {
+	return o.answer(c.JSON, out, func(w io.Writer) {
 		for i, a := range data.arms {
 			fmt.Fprintf(w, "%-12s %12d units, planned share %g\n", a, data.counts[i], c.Shares[i])
 		}
@@ -159,7 +156,7 @@ type statsOPE struct {
 }
 
 // Run reads both files and answers.
-func (c *StatsOPECmd) Run(k *kong.Context) error {
+func (c *StatsOPECmd) Run(o *output) error {
 	if !(c.Alpha > 0 && c.Alpha < 1) || !(c.SG >= 0 && c.SG <= 1) || !(c.Shrink > 0) || !(c.Clip > 0) || !(c.Switch >= 0) {
 		return errors.New("ope: alpha must lie in (0,1), sg in [0,1], shrink and clip must be positive, switch not negative")
 	}
@@ -180,7 +177,7 @@ func (c *StatsOPECmd) Run(k *kong.Context) error {
 		return fmt.Errorf("%s with %s: %w", c.Log, c.Policy, err)
 	}
 	out := statsOPE{Estimators: est, ESS: ess, Rows: len(samples), Clicks: log.Clicks()}
-	return answer(k.Stdout, c.JSON, out, func(w io.Writer) {
+	return o.answer(c.JSON, out, func(w io.Writer) {
 		fmt.Fprintf(w, "%d rows, %d clicks, effective sample size %.1f\n", out.Rows, out.Clicks, ess)
 		for _, name := range stats.Estimators() {
 			e := est[name]
@@ -210,23 +207,12 @@ func readStatsFile[T any](path string, read func(io.Reader) (T, error)) (T, erro
 	return v, nil
 }
 
-// answer writes the result as text, or as JSON to a file.
-func answer(stdout io.Writer, jsonFile string, v any, text func(io.Writer)) error {
-	if jsonFile == "" {
-		text(stdout)
-		return nil
+// answer prints the result as text, unless the JSON goes to standard output, and writes the JSON where asked.
+func (o *output) answer(jsonFile string, v any, text func(io.Writer)) error {
+	if jsonFile != "-" {
+		text(o.stdout)
 	}
-	raw, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		return fmt.Errorf("encode the result: %w", err)
-	}
-	raw = append(raw, '\n')
-	if jsonFile == "-" {
-		_, err = stdout.Write(raw)
-		return err
-	}
-	text(stdout)
-	return os.WriteFile(jsonFile, raw, 0o644)
+	return o.writeJSON(jsonFile, v)
 }
 
 func finite(x float64) *float64 {
