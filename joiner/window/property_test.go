@@ -1,0 +1,352 @@
+package window
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"sort"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"ctrloop/schemas"
+	"ctrloop/schemas/eventpb"
+)
+
+// oracle is the join written the slow, obvious way: maps, copied at each commit.
+type oracle struct {
+	cfg      Config
+	wm       int64
+	max      [2]int64
+	imps     map[schemas.ImpressionID]oracleImp
+	waiting  []oracleClick
+	out      []string
+	impOrder []schemas.ImpressionID
+}
+
+type oracleImp struct {
+	clicks, late int
+	lateDelay    int64
+}
+
+type oracleClick struct {
+	id           schemas.ImpressionID
+	time, offset int64
+}
+
+func (o oracle) clone() *oracle {
+	o.imps = maps.Clone(o.imps)
+	o.waiting, o.impOrder, o.out = slices.Clone(o.waiting), slices.Clone(o.impOrder), nil
+	return &o
+}
+
+func (o *oracle) closeTime(id schemas.ImpressionID) int64 {
+	return (id.UnixMilli()/o.cfg.BucketMS+1)*o.cfg.BucketMS + o.cfg.WindowMS
+}
+
+func (o *oracle) closed(id schemas.ImpressionID) bool { return o.closeTime(id) <= o.wm }
+
+func (o *oracle) say(format string, args ...any) { o.out = append(o.out, fmt.Sprintf(format, args...)) }
+
+func (o *oracle) impression(id schemas.ImpressionID, offset int64) {
+	o.max[0] = max(o.max[0], id.UnixMilli())
+	if o.closed(id) {
+		o.say("late %s %x %d", schemas.LateImpression, id, offset)
+		return
+	}
+	if _, ok := o.imps[id]; ok {
+		return
+	}
+	o.imps[id] = oracleImp{}
+	o.impOrder = append(o.impOrder, id)
+	mine := slices.DeleteFunc(slices.Clone(o.waiting), func(c oracleClick) bool { return c.id != id })
+	o.waiting = slices.DeleteFunc(o.waiting, func(c oracleClick) bool { return c.id == id })
+	inside := 0
+	for _, c := range mine {
+		if max(c.time-id.UnixMilli(), 0) <= o.cfg.WindowMS {
+			inside++
+		}
+	}
+	for _, c := range mine {
+		o.apply(c, inside)
+	}
+}
+
+func (o *oracle) apply(c oracleClick, count int) {
+	s := o.imps[c.id]
+	delay := max(c.time-c.id.UnixMilli(), 0)
+	if delay > o.cfg.WindowMS {
+		if s.late == 0 {
+			s.lateDelay = delay
+		}
+		s.late++
+		o.say("late %s %x %d", schemas.LateClick, c.id, c.offset)
+	} else {
+		s.clicks++
+		if s.clicks == 1 {
+			o.say("label %s %x delay %d clicks %d v1", eventpb.LabelKind_LABEL_KIND_POSITIVE, c.id, delay, count)
+		}
+	}
+	o.imps[c.id] = s
+}
+
+func (o *oracle) click(id schemas.ImpressionID, t, offset int64) {
+	o.max[1] = max(o.max[1], t)
+	c := oracleClick{id, t, offset}
+	switch _, known := o.imps[id]; {
+	case o.closed(id):
+		o.say("late %s %x %d", schemas.LateClickAfterClose, id, offset)
+	case known:
+		o.apply(c, 1)
+	default:
+		o.waiting = append(o.waiting, c)
+	}
+}
+
+func (o *oracle) advance() {
+	if o.max[0] == None || o.max[1] == None {
+		return
+	}
+	o.wm = max(o.wm, min(o.max[0], o.max[1])-o.cfg.LatenessMS)
+	keep := o.impOrder[:0]
+	for _, id := range o.impOrder {
+		if !o.closed(id) {
+			keep = append(keep, id)
+			continue
+		}
+		if s := o.imps[id]; s.clicks == 0 {
+			o.say("label %s %x delay 0 clicks 0 v1", eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, id)
+			if s.late > 0 {
+				o.say("label %s %x delay %d clicks %d v2", eventpb.LabelKind_LABEL_KIND_CORRECTED, id, s.lateDelay, s.late)
+			}
+		}
+		delete(o.imps, id)
+	}
+	o.impOrder = keep
+	o.waiting = slices.DeleteFunc(o.waiting, func(c oracleClick) bool {
+		if o.closed(c.id) {
+			o.say("late %s %x %d", schemas.LateOrphan, c.id, c.offset)
+		}
+		return o.closed(c.id)
+	})
+}
+
+// said is a window's output in the oracle's words.
+func said(w *Window) (out []string) {
+	for _, l := range w.Labels {
+		out = append(out, fmt.Sprintf("label %s %x delay %d clicks %d v%d", l.Kind, l.ID, l.DelayMS, l.Clicks, l.Version))
+	}
+	for _, l := range w.Lates {
+		out = append(out, fmt.Sprintf("late %s %x %d", l.Reason, l.ID, l.Offset))
+	}
+	return out
+}
+
+// history draws both inputs: re-sent impressions, disorder, clicks before impressions, beyond the window,
+// repeated, without impression, of the zero id.
+func history(t *rapid.T, cfg Config) (log [2][]logged) {
+	n := rapid.IntRange(1, 60).Draw(t, "impressions")
+	span := cfg.WindowMS * 3
+	var ids []schemas.ImpressionID
+	for range n {
+		var random [10]byte
+		random[0] = rapid.Byte().Draw(t, "random") // few: ids may repeat on their own
+		at := rapid.Int64Range(0, span).Draw(t, "at")
+		ids = append(ids, schemas.NewImpressionID(time.UnixMilli(at), random))
+	}
+	ids = append(ids, schemas.ImpressionID{})
+	if rapid.Bool().Draw(t, "roughly ordered") {
+		sort.Slice(ids, func(i, j int) bool { return ids[i].UnixMilli() < ids[j].UnixMilli() })
+	}
+	for _, id := range ids {
+		for range rapid.SampledFrom([]int{1, 1, 1, 1, 0, 2, 3}).Draw(t, "copies") {
+			log[0] = append(log[0], logged{raw: fmt.Appendf(nil, "imp %x", id), id: id, time: id.UnixMilli()})
+		}
+		for range rapid.SampledFrom([]int{0, 0, 1, 1, 2, 5}).Draw(t, "clicks") {
+			at := id.UnixMilli() + rapid.Int64Range(-5, cfg.WindowMS*3/2).Draw(t, "delay")
+			log[1] = append(log[1], logged{raw: fmt.Appendf(nil, "clk %x", id), id: id, time: at})
+		}
+	}
+	if rapid.Bool().Draw(t, "clicks by time") {
+		sort.SliceStable(log[1], func(i, j int) bool { return log[1][i].time < log[1][j].time })
+	}
+	return log
+}
+
+// TestAgainstOracle drives a window and the oracle through random transactions, of which some abort and some
+// are followed by a crash: outputs, ledger and state must never differ from the oracle's and the rebuild's.
+func TestAgainstOracle(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		cfg := Config{
+			WindowMS:   rapid.Int64Range(1, 200).Draw(t, "window"),
+			LatenessMS: rapid.Int64Range(0, 20).Draw(t, "lateness"),
+			BucketMS:   rapid.Int64Range(1, 40).Draw(t, "bucket"),
+			Seed:       rapid.Uint64().Draw(t, "seed"),
+		}
+		run := &crashing{t: t, cfg: cfg, log: history(t, cfg), w: New(cfg)}
+		run.committed = &oracle{cfg: cfg, wm: None, max: [2]int64{None, None}, imps: map[schemas.ImpressionID]oracleImp{}}
+		for range 200 {
+			if run.transaction() {
+				break
+			}
+		}
+	})
+}
+
+type crashing struct {
+	t         *rapid.T
+	cfg       Config
+	log       [2][]logged
+	w         *Window
+	committed *oracle
+	next      [2]int64 // at the last commit
+}
+
+// transaction runs one and says whether the history is used up.
+func (r *crashing) transaction() bool {
+	before, ledger, o, next := r.w.Hash(), r.w.Ledger(), r.committed.clone(), r.next
+	for range rapid.IntRange(1, 3).Draw(r.t, "batches") {
+		in := Input(rapid.IntRange(0, 1).Draw(r.t, "input"))
+		for range rapid.IntRange(0, 30).Draw(r.t, "records") {
+			if next[in] == int64(len(r.log[in])) {
+				break
+			}
+			e := r.log[in][next[in]]
+			if err := feed(r.w, in, e, next[in]); err != nil {
+				r.t.Fatal(err)
+			}
+			if in == Impressions {
+				o.impression(e.id, next[in])
+			} else {
+				o.click(e.id, e.time, next[in])
+			}
+			next[in]++
+		}
+		if rapid.Bool().Draw(r.t, "advance") {
+			r.w.Advance()
+			o.advance()
+		}
+		if err := r.w.Check(); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	got, want := said(r.w), slices.Clone(o.out)
+	sort.Strings(got) // the window keeps labels and lates apart, so only their sets compare
+	sort.Strings(want)
+	if d := cmp.Diff(want, got); d != "" {
+		r.t.Fatalf("oracle -, window +:\n%s", d)
+	}
+	switch rapid.SampledFrom([]string{"commit", "commit", "abort", "crash before", "crash after"}).Draw(r.t, "end") {
+	case "abort":
+		r.w.Rollback()
+		if h := r.w.Hash(); h != before || r.w.Ledger() != ledger {
+			r.t.Fatalf("after the abort: hash %x, ledger %+v; before the transaction: %x, %+v", h, r.w.Ledger(), before, ledger)
+		}
+		r.rebuild(false)
+		return false
+	case "crash before":
+		r.w.Rollback()
+		r.rebuild(true)
+		return false
+	case "crash after":
+		r.commit(o, next)
+		r.rebuild(true)
+	default:
+		r.commit(o, next)
+	}
+	return next[0] == int64(len(r.log[0])) && next[1] == int64(len(r.log[1]))
+}
+
+func (r *crashing) commit(o *oracle, next [2]int64) {
+	r.w.Commit()
+	r.committed, r.next = o, next
+	for id, s := range o.imps {
+		b := r.w.buckets[id.UnixMilli()/r.cfg.BucketMS]
+		if b == nil || b.find(r.w.hashID(id.Hi(), id.Lo()), id.Hi(), id.Lo()) < 0 {
+			r.t.Fatalf("impression %x %+v is open in the oracle, not in the window", id, s)
+		}
+	}
+	if n := r.w.Known(); n != len(o.imps) {
+		r.t.Fatalf("window knows %d impressions, oracle %d", n, len(o.imps))
+	}
+}
+
+// rebuild makes a second window from the snapshot and the inputs, holds it against the first and, after a
+// crash, goes on with it.
+func (r *crashing) rebuild(keep bool) {
+	snap := r.w.Snapshot(r.next)
+	w := Restore(r.cfg, snap)
+	order := []Input{Impressions, Clicks}
+	if rapid.Bool().Draw(r.t, "clicks first") {
+		order = []Input{Clicks, Impressions}
+	}
+	for _, in := range order {
+		for o := snap.RewindOffset[in]; o < snap.NextOffset[in]; o++ {
+			if err := feed(w, in, r.log[in][o], o); err != nil {
+				r.t.Fatal(err)
+			}
+		}
+	}
+	if len(w.Labels)+len(w.Lates) > 0 {
+		r.t.Fatalf("the rebuild emitted %v", said(w))
+	}
+	if err := w.Restored(snap); err != nil {
+		r.t.Fatal(err)
+	}
+	if w.Ledger() != r.w.Ledger() || w.Watermark() != r.w.Watermark() {
+		r.t.Fatalf("rebuilt ledger %+v, want %+v", w.Ledger(), r.w.Ledger())
+	}
+	if keep {
+		r.w = w
+	}
+}
+
+// TestCollidingTags: ids whose hashes agree in every bit that the table looks at are still told apart.
+func TestCollidingTags(t *testing.T) {
+	var b bucket
+	b.reset(0)
+	for i := range uint64(200) {
+		if b.byImp.full() {
+			b.byImp.resize(len(b.imps) + 1)
+			for j := range b.imps {
+				b.byImp.put(7, j)
+			}
+		}
+		b.byImp.put(7, len(b.imps))
+		b.imps = append(b.imps, impression{hi: 1, lo: i})
+	}
+	for i := range uint64(200) {
+		if got := b.find(7, 1, i); got != int(i) {
+			t.Fatalf("id %d found at %d", i, got)
+		}
+	}
+	if got := b.find(7, 1, 200); got != -1 {
+		t.Fatalf("unknown id found at %d", got)
+	}
+}
+
+// TestRebuildNoticesChangedInput: an input that lost a record is not silently accepted.
+func TestRebuildNoticesChangedInput(t *testing.T) {
+	cfg := Config{WindowMS: 1000, BucketMS: 100}
+	w := New(cfg)
+	var ids []schemas.ImpressionID
+	for i := range 3 {
+		ids = append(ids, schemas.NewImpressionID(time.UnixMilli(int64(i)), [10]byte{byte(i)}))
+		if err := w.Impression([]byte("x"), ids[i], int64(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.Commit()
+	snap := w.Snapshot([2]int64{3, 0})
+	r := Restore(cfg, snap)
+	for i := range 2 {
+		if err := r.Impression([]byte("x"), ids[i], int64(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.Restored(snap); err == nil {
+		t.Fatal("a rebuild without the third impression was accepted")
+	}
+}
