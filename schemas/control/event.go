@@ -146,6 +146,9 @@ type Experiment struct {
 type Step struct {
 	Index int     `json:"index"`
 	Share float64 `json:"share"` // of the treatment, (0,1]
+	// AtMS is the event time at which the step began, in Unix milliseconds: impressions before it belong to the
+	// step before. 0 for the first step, which begins with the experiment.
+	AtMS int64 `json:"at_ms,omitempty"`
 }
 
 // Outcome of an experiment.

@@ -28,6 +28,7 @@ type ModelStatus struct {
 type ExperimentStatus struct {
 	Experiment
 	Step     Step      `json:"step"`
+	History  []Step    `json:"history"` // every step taken, the present one last
 	Stepped  time.Time `json:"stepped"`
 	Decision *Decision `json:"decision,omitempty"`
 	Decided  time.Time `json:"decided,omitzero"`
@@ -168,7 +169,8 @@ func (s *State) apply(e Event) error {
 		if len(x.Steps) == 0 {
 			return fmt.Errorf("%w: experiment %s has no steps", ErrInvalid, x.ID)
 		}
-		s.Experiments[x.ID] = &ExperimentStatus{Experiment: x, Step: Step{0, x.Steps[0]}, Stepped: e.Time}
+		first := Step{Index: 0, Share: x.Steps[0]}
+		s.Experiments[x.ID] = &ExperimentStatus{Experiment: x, Step: first, History: []Step{first}, Stepped: e.Time}
 		if m := s.Models[x.Treatment]; m != nil { // one command, so that no reader sees one without the other
 			m.State, m.Reason, m.Since = ModelRamp, "in experiment "+x.ID, e.Time
 		}
@@ -261,6 +263,7 @@ func (s *State) experiment(e Event) error {
 		return fmt.Errorf("%w: step %d of %d", ErrInvalid, st.Index, len(x.Steps))
 	}
 	x.Step, x.Stepped = st, e.Time
+	x.History = append(slices.Clip(x.History), st) // clipped: copies of the state share the array
 	return nil
 }
 
