@@ -1,0 +1,194 @@
+package pairer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+
+	"ctrloop/internal/artifact"
+	"ctrloop/internal/columnar"
+	"ctrloop/pairer/dataset"
+	"ctrloop/pairer/pairs"
+	"ctrloop/schemas"
+	"ctrloop/schemas/control"
+)
+
+// shop is everything around the pairer, in memory.
+type shop struct {
+	st        *control.State
+	evidence  []pairs.Evidence
+	published map[string]int
+	failNext  error // of the control log, once
+}
+
+func newShop(products int) *shop {
+	s := &shop{st: control.NewState(), published: map[string]int{}}
+	for i := range products {
+		for c := range 3 {
+			s.evidence = append(s.evidence, pairs.Evidence{
+				Product: fmt.Sprintf("p-%d", i), Category: "kitchen/mugs", Placement: "home",
+				Creative: fmt.Sprintf("c-%d-%d", i, c), Impressions: 2000, Clicks: int64(40 + 40*c),
+			})
+		}
+	}
+	return s
+}
+
+func (s *shop) Evidence(context.Context) ([]pairs.Evidence, pairs.Span, error) {
+	return s.evidence, pairs.Span{FromMS: 1000, ToMS: 2000}, nil
+}
+func (s *shop) Creative(id string) (schemas.Creative, bool) {
+	product := "p-" + strings.Split(id, "-")[1]
+	return schemas.Creative{ID: id, Product: product, Description: "velvet drape"}, id != "c-unknown-0"
+}
+func (s *shop) View(c schemas.Creative) ([]byte, error) { return []byte("png of " + c.ID), nil }
+func (s *shop) Caption(p string) (string, bool)         { return "caption of " + p, true }
+func (s *shop) State() *control.State                   { return s.st.Clone() }
+func (s *shop) Append(_ context.Context, e control.Event) error {
+	if err := s.failNext; err != nil {
+		s.failNext = nil
+		return err
+	}
+	return s.st.Apply(s.st.Offset+1, e)
+}
+func (s *shop) PublishPairs(_ context.Context, ps []schemas.Pair) error {
+	for _, p := range ps {
+		s.published[p.ID]++
+	}
+	return nil
+}
+
+func start(t *testing.T, s *shop, cfg Config) (*Service, *artifact.Store) {
+	t.Helper()
+	store, err := artifact.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := New(cfg, Deps{Source: s, Creatives: s, Control: s, Publisher: s, Store: store, Log: zerolog.Nop(), Registry: prometheus.NewRegistry()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p, store
+}
+
+func look(t *testing.T, p *Service) string {
+	t.Helper()
+	outcome, err := p.look(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return outcome
+}
+
+func TestEnoughNewEvidenceMakesOneDataset(t *testing.T) {
+	s := newShop(60)
+	cfg := Default()
+	cfg.MinEffectivePairs = 100
+	p, store := start(t, s, cfg)
+	if got := look(t, p); got != "dataset" {
+		t.Fatalf("first look: %s (%s)", got, p.Status().Reason)
+	}
+	if len(s.st.Datasets) != 1 || len(s.published) != 180 {
+		t.Fatalf("%d data sets, %d pairs published of 180", len(s.st.Datasets), len(s.published))
+	}
+	for digest, d := range s.st.Datasets {
+		rows, err := dataset.Pairs(store.Path(digest))
+		if err != nil || len(rows) != 180 || d.Pairs != 180 || d.ToMS != 2000 {
+			t.Fatalf("%d rows, %+v, %v", len(rows), d, err)
+		}
+		for _, r := range rows {
+			if hi, lo := r.LeftClicks, r.RightClicks; r.LeftWins != (hi > lo) || r.Weight < 0.9 {
+				t.Errorf("pair %+v", r)
+			}
+		}
+		cr, err := columnar.Read[dataset.CreativeRow](store.Path(digest) + "/" + dataset.CreativesFile)
+		if err != nil || len(cr) != 180 || string(cr[0].ImagePNG) != "png of c-0-0" || cr[0].Caption != "caption of p-0" {
+			t.Errorf("creatives: %d %v", len(cr), err)
+		}
+	}
+	if got := look(t, p); got != "skip" || p.Status().Effective != 0 {
+		t.Errorf("the same evidence again: %s, worth %v", got, p.Status().Effective)
+	}
+}
+
+func TestAnInterruptedAnnouncementIsRepeatedAsTheSame(t *testing.T) {
+	s := newShop(60)
+	cfg := Default()
+	cfg.MinEffectivePairs = 100
+	p, _ := start(t, s, cfg)
+	s.failNext = errors.New("broker away")
+	if _, err := p.look(t.Context()); !errors.Is(err, s.failNext) && err == nil {
+		t.Fatal("the failure was not reported")
+	}
+	if got := look(t, p); got != "dataset" || len(s.st.Datasets) != 1 {
+		t.Fatalf("%s, %d data sets", got, len(s.st.Datasets))
+	}
+	for id, n := range s.published {
+		if n != 2 {
+			t.Fatalf("pair %s was published %d times: the second look must publish the same ids", id, n)
+		}
+	}
+}
+
+func TestNoCycleWhileOneIsOpen(t *testing.T) {
+	s := newShop(60)
+	cfg := Default()
+	cfg.MinEffectivePairs = 1
+	p, _ := start(t, s, cfg)
+	e, err := control.NewEvent("1", control.JobSubmitted, control.JobEntity("j"), -1, "test", "", time.Unix(1, 0), control.Job{ID: "j"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.st.Apply(0, e); err != nil {
+		t.Fatal(err)
+	}
+	if got := look(t, p); got != "skip" || !strings.Contains(p.Status().Reason, "job j is queued") {
+		t.Errorf("%s: %s", got, p.Status().Reason)
+	}
+}
+
+func TestAnUnknownCreativeIsAnErrorWithAWayOut(t *testing.T) {
+	s := newShop(60)
+	s.evidence = append(s.evidence, pairs.Evidence{Product: "p-1", Placement: "home", Creative: "c-unknown-0", Impressions: 2000, Clicks: 10})
+	cfg := Default()
+	cfg.MinEffectivePairs = 1
+	p, _ := start(t, s, cfg)
+	if _, err := p.look(t.Context()); err == nil || !strings.Contains(err.Error(), "c-unknown-0 has labels but is not in creatives.v1") {
+		t.Errorf("%v", err)
+	}
+	if len(s.st.Datasets) != 0 {
+		t.Error("a data set with a hole was announced")
+	}
+}
+
+func TestTriggerExplainsItself(t *testing.T) {
+	cfg := Default()
+	for _, tc := range []struct {
+		l    Look
+		fire bool
+		say  string
+	}{
+		{Look{Effective: 312}, false, "worth 312 of 1000"},
+		{Look{Effective: 1200, Pairs: 5000}, true, "worth 1200"},
+		{Look{Effective: 5000, Busy: "experiment x is running"}, false, "experiment x is running"},
+	} {
+		if fire, why := Trigger(cfg, tc.l); fire != tc.fire || !strings.Contains(why, tc.say) {
+			t.Errorf("%+v: %v %q", tc.l, fire, why)
+		}
+	}
+}
+
+func TestConfigProblemsAreAllReported(t *testing.T) {
+	err := Config{Policy: "best", HoldoutFraction: 1}.Validate()
+	for _, path := range []string{"pairer.interval", "pairer.policy", "pairer.min_impressions", "pairer.holdout_fraction", "pairer.min_effective_pairs"} {
+		if err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s is not reported in: %v", path, err)
+		}
+	}
+}
