@@ -80,7 +80,8 @@ func marble(p *painter) {
 		w := noise(u*0.5+ox, v*0.5+oy)
 		a := abs(noise(u*0.42+0.16*w+oy, v*0.42+0.2*w+ox))
 		b := abs(noise(u*0.9+0.3*w+ox+0.3, v*0.6+oy+0.6))
-		m := 0.85*smooth(0.13, 0.0, a) + 0.4*smooth(0.06, 0, b) + 0.16*smooth(-0.5, 0.7, w)
+		// Wide soft clouds with a fine dark line along their middle, and thinner side veins.
+		m := 0.3*smooth(0.16, 0, a) + 0.42*smooth(0.03, 0, a) + 0.3*smooth(0.03, 0, b) + 0.22*smooth(-0.4, 0.7, w)
 		return mix(slab, vein, min(m, 0.9))
 	}
 	p.shade(0, h, func(x, y float32) rgb { return stone(x+0.6*y, y-0.35*x).mul(0.96 + 0.05*(1-y)) })
@@ -112,9 +113,8 @@ func studio(p *painter) {
 		z := 0.5 / (y - h + 0.16)
 		u, v := (x-0.5)*z, z
 		g := noise(u*0.7+oy, v*0.7+ox)
-		speck := noise(u*2.3+ox, v*2.3+oy)
-		s := 0.9 + 0.12*g + 0.25*smooth(h, 1, y)
-		s -= 0.22 * smooth(0.32, 0.5, speck)
+		speck := noise(u*1.9+ox, v*1.9+oy)
+		s := 0.9 + 0.1*g + 0.25*smooth(h, 1, y) + 0.07*speck
 		return ground.mul(s)
 	})
 	// Formwork: panel joints with tie holes on the wall.

@@ -185,14 +185,14 @@ func glitter(p *painter) {
 		return mix(in, out, smooth(0.05, 0.6, d))
 	})
 	cols := [...]rgb{hex(0xff3cc8), hex(0xfff05a), white, hex(0x7df9ff)}
-	for range 420 { // dust thrown outwards
+	for range 520 { // dust thrown outwards
 		a, d := p.f(0, 6.283), 0.1+0.68*p.f(0, 1)
-		x, y, s := cx+cos(a)*d, cy+sin(a)*d, p.f(0.003, 0.007)
+		x, y, s := cx+cos(a)*d, cy+sin(a)*d, p.f(0.003, 0.009)
 		p.line(x, y, x+cos(a)*s*3, y+sin(a)*s*3, s*0.6, cols[p.r.IntN(4)], 0.9, 0.001)
 	}
-	for i := range 34 {
-		a, d := p.f(0, 6.283), 0.22+0.5*p.f(0, 1)
-		p.sparkle(cx+cos(a)*d, cy+sin(a)*d, p.f(0.03, 0.05)*(1+float32(i%5/4)), cols[p.r.IntN(4)])
+	for i := range 46 {
+		a, d := p.f(0, 6.283), 0.25+0.45*p.f(0, 1)
+		p.sparkle(cx+cos(a)*d, cy+sin(a)*d, p.f(0.035, 0.06)*(1+float32(i%5/4)), cols[p.r.IntN(4)])
 	}
 }
 
