@@ -1,0 +1,222 @@
+package warehouse
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"text/template"
+	"time"
+
+	"ctrloop/schemas/table"
+)
+
+// Options of Migrate.
+type Options struct {
+	// Cluster is the name in remote_servers; tables become Replicated... with a Distributed table in
+	// front. Empty: one server.
+	Cluster string
+	// Window and Bucket of the join, for the mature horizon (view label_horizon); 0 keeps what the
+	// warehouse has (30 min and 1 s in a new one).
+	Window, Bucket time.Duration
+}
+
+// migration is one file of schemas/table.
+type migration struct {
+	Version uint32
+	Name    string
+	View    bool // only views: applied again whenever the text has changed
+	SQL     []string
+	Sum     string // of the rendered text
+}
+
+// Migrate brings the database to the schema of this binary. It is idempotent. Files of tables are applied
+// once and must not change after that; files of views (name starts with "view_") follow their text.
+func (db *DB) Migrate(ctx context.Context, opt Options) error {
+	db.cluster = opt.Cluster
+	all, err := migrations(table.Files, opt.Cluster)
+	if err != nil {
+		return err
+	}
+	if err := db.Exec(ctx, migrationsTable(opt.Cluster)); err != nil {
+		return err
+	}
+	applied, err := db.applied(ctx)
+	if err != nil {
+		return err
+	}
+	for _, m := range all {
+		sum, done := applied[m.Version]
+		if done && sum == m.Sum {
+			continue
+		}
+		if done && !m.View {
+			return fmt.Errorf("migration %04d_%s has changed since it was applied to this database: this binary and the data do not belong together; use the version that wrote them, or a new directory", m.Version, m.Name)
+		}
+		if err := db.apply(ctx, m); err != nil {
+			return err
+		}
+	}
+	return db.setParameters(ctx, opt)
+}
+
+func (db *DB) applied(ctx context.Context) (map[uint32]string, error) {
+	rows, err := db.Query(ctx, "SELECT version, sha256 FROM schema_migrations FINAL")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	out := map[uint32]string{}
+	for rows.Next() {
+		var v uint32
+		var sum string
+		if err := rows.Scan(&v, &sum); err != nil {
+			return nil, fmt.Errorf("read schema_migrations: %w", err)
+		}
+		out[v] = sum
+	}
+	return out, rows.Err()
+}
+
+func (db *DB) apply(ctx context.Context, m migration) error {
+	for i, q := range m.SQL {
+		if err := db.Exec(ctx, q); err != nil {
+			return fmt.Errorf("migration %04d_%s, statement %d: %w", m.Version, m.Name, i+1, err)
+		}
+	}
+	return db.Exec(ctx, "INSERT INTO schema_migrations (version, name, sha256) SETTINGS async_insert = 0 VALUES (?, ?, ?)", m.Version, m.Name, m.Sum)
+}
+
+func (db *DB) setParameters(ctx context.Context, opt Options) error {
+	for _, p := range []struct {
+		name string
+		d    time.Duration
+	}{{"window_ms", opt.Window}, {"bucket_ms", opt.Bucket}} {
+		if p.d == 0 {
+			continue
+		}
+		if err := db.Exec(ctx, "INSERT INTO parameters (name, value) SETTINGS async_insert = 0 VALUES (?, ?)", p.name, p.d.Milliseconds()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func migrationsTable(cluster string) string {
+	d := dialect{cluster}
+	return "CREATE TABLE IF NOT EXISTS schema_migrations " + d.onCluster() +
+		"(version UInt32, name String, sha256 String, applied DateTime64(3, 'UTC') DEFAULT now64(3)) ENGINE = " +
+		d.engine("ReplacingMergeTree", "applied") + " ORDER BY version"
+}
+
+// migrations renders NNNN_name.sql in order of their numbers.
+func migrations(files fs.FS, cluster string) ([]migration, error) {
+	names, err := fs.Glob(files, "*.sql")
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(names)
+	var out []migration
+	for _, name := range names {
+		number, rest, ok := strings.Cut(strings.TrimSuffix(path.Base(name), ".sql"), "_")
+		v, err := strconv.ParseUint(number, 10, 32)
+		if !ok || err != nil || len(number) != 4 {
+			return nil, fmt.Errorf("schemas/table/%s: want NNNN_name.sql", name)
+		}
+		if n := len(out); n > 0 && out[n-1].Version == uint32(v) {
+			return nil, fmt.Errorf("schemas/table/%s: number %s is taken by %s", name, number, out[n-1].Name)
+		}
+		raw, err := fs.ReadFile(files, name)
+		if err != nil {
+			return nil, err
+		}
+		text, err := dialect{cluster}.render(name, string(raw))
+		if err != nil {
+			return nil, err
+		}
+		sum := sha256.Sum256([]byte(text))
+		out = append(out, migration{Version: uint32(v), Name: rest, View: strings.HasPrefix(rest, "view_"), SQL: statements(text), Sum: hex.EncodeToString(sum[:])})
+	}
+	return out, nil
+}
+
+// statements splits at semicolons that end a line; a statement of comments only is none.
+func statements(text string) []string {
+	var out []string
+	for s := range strings.SplitSeq(text+"\n", ";\n") {
+		code := false
+		for line := range strings.SplitSeq(s, "\n") {
+			if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "--") {
+				code = true
+			}
+		}
+		if code {
+			out = append(out, strings.TrimSpace(s))
+		}
+	}
+	return out
+}
+
+// dialect is the difference between one server and a cluster, as functions of the DDL templates.
+type dialect struct{ cluster string }
+
+func (d dialect) render(name, text string) (string, error) {
+	t, err := template.New(name).Funcs(template.FuncMap{
+		"cluster": d.onCluster, "local": d.local, "engine": d.engine, "dedup": d.dedup, "distributed": d.distributed,
+	}).Parse(text)
+	if err != nil {
+		return "", fmt.Errorf("schemas/table: %w", err)
+	}
+	var b strings.Builder
+	if err := t.Execute(&b, nil); err != nil {
+		return "", fmt.Errorf("schemas/table: %w", err)
+	}
+	return b.String(), nil
+}
+
+// onCluster follows the name in a CREATE.
+func (d dialect) onCluster() string {
+	if d.cluster == "" {
+		return ""
+	}
+	return "ON CLUSTER " + quoteName(d.cluster) + " "
+}
+
+// local is the name of the table that holds the data.
+func (d dialect) local(name string) string {
+	if d.cluster == "" {
+		return name
+	}
+	return name + "_local"
+}
+
+// engine is a MergeTree engine with its arguments.
+func (d dialect) engine(kind string, args ...string) string {
+	if d.cluster != "" {
+		kind = "Replicated" + kind
+		args = append([]string{"'/clickhouse/tables/{shard}/{database}/{table}'", "'{replica}'"}, args...)
+	}
+	return kind + "(" + strings.Join(args, ", ") + ")"
+}
+
+// dedup is the setting of the window, in blocks, in which an insert token is remembered.
+func (d dialect) dedup(blocks int) string {
+	if d.cluster != "" {
+		return fmt.Sprintf("replicated_deduplication_window = %d, replicated_deduplication_window_seconds = 604800", blocks)
+	}
+	return fmt.Sprintf("non_replicated_deduplication_window = %d", blocks)
+}
+
+// distributed puts a table over all shards; rows with the same key must meet on one shard for FINAL.
+func (d dialect) distributed(name, key string) string {
+	if d.cluster == "" {
+		return ""
+	}
+	return fmt.Sprintf("CREATE TABLE IF NOT EXISTS %s %sAS %s ENGINE = Distributed(%s, currentDatabase(), %s, %s);\n",
+		name, d.onCluster(), d.local(name), quoteName(d.cluster), d.local(name), key)
+}

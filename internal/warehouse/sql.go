@@ -1,0 +1,130 @@
+package warehouse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Format of a result for people and programs.
+type Format string
+
+// Formats of SQL.
+const (
+	FormatTable   Format = "table"
+	FormatJSON    Format = "json" // one object per line
+	FormatCSV     Format = "csv"  // with a header
+	FormatTSV     Format = "tsv"  // with a header
+	FormatParquet Format = "parquet"
+)
+
+// Formats lists them in the order of documentation.
+func Formats() []Format {
+	return []Format{FormatTable, FormatJSON, FormatCSV, FormatTSV, FormatParquet}
+}
+
+func (f Format) clickhouse() (string, error) {
+	switch f {
+	case FormatTable:
+		return "PrettyCompactMonoBlock", nil
+	case FormatJSON:
+		return "JSONEachRow", nil
+	case FormatCSV:
+		return "CSVWithNames", nil
+	case FormatTSV:
+		return "TSVWithNames", nil
+	case FormatParquet:
+		return "Parquet", nil
+	}
+	return "", fmt.Errorf("unknown format %q: want one of %v", f, Formats())
+}
+
+// Limits of one query; 0 leaves what the server's profile for the user allows (with the embedded engine's
+// read-only user 10 million rows and 60 s, which a query cannot exceed).
+type Limits struct {
+	Rows    int64
+	Timeout time.Duration // rounded up to seconds
+}
+
+// SQL runs one query for a person and streams its result to w. It goes over HTTP, where the server does
+// the formatting. With Engine.ReadOnlyDSN the query can only read. An error in the middle of a long
+// result comes after part of it was written.
+func SQL(ctx context.Context, dsn, query string, format Format, w io.Writer, limits Limits) error {
+	name, err := format.clickhouse()
+	if err != nil {
+		return err
+	}
+	rq, err := sqlRequest(ctx, dsn, query, name, limits)
+	if err != nil {
+		return err
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	r, err := client.Do(rq)
+	if err != nil {
+		return fmt.Errorf("ask ClickHouse: %w", err)
+	}
+	defer func() { _ = r.Body.Close() }()
+	if r.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(r.Body, 64<<10)) // what came is the best message there is
+		return errors.New(sqlMessage(string(text)))
+	}
+	if _, err := io.Copy(w, r.Body); err != nil {
+		return fmt.Errorf("result of the query (cut off): %w", err)
+	}
+	return nil
+}
+
+func sqlRequest(ctx context.Context, dsn, query, format string, limits Limits) (*http.Request, error) {
+	u, err := url.Parse(dsn)
+	if err != nil || u.Host == "" {
+		return nil, errors.New("ClickHouse DSN does not parse: want clickhouse://user:password@host:port/database?http_port=N")
+	}
+	secure := u.Query().Get("secure") == "true" || u.Scheme == "https"
+	at := url.URL{Scheme: "http", Path: "/", Host: u.Host}
+	if secure {
+		at.Scheme = "https"
+	}
+	if u.Scheme != "http" && u.Scheme != "https" { // the DSN's port is the native one
+		port := u.Query().Get(httpPortParam)
+		if port == "" {
+			port = map[bool]string{false: "8123", true: "8443"}[secure]
+		}
+		at.Host = net.JoinHostPort(u.Hostname(), port)
+	}
+	database := strings.TrimPrefix(u.Path, "/")
+	if database == "" {
+		database = Database
+	}
+	q := url.Values{"database": {database}, "default_format": {format}}
+	if limits.Rows > 0 {
+		q.Set("max_result_rows", strconv.FormatInt(limits.Rows, 10))
+	}
+	if limits.Timeout > 0 {
+		q.Set("max_execution_time", strconv.FormatInt(int64((limits.Timeout+time.Second-1)/time.Second), 10))
+	}
+	at.RawQuery = q.Encode()
+	rq, err := http.NewRequestWithContext(ctx, http.MethodPost, at.String(), strings.NewReader(query))
+	if err != nil {
+		return nil, fmt.Errorf("ask ClickHouse: %w", err)
+	}
+	password, _ := u.User.Password()
+	rq.Header.Set("X-ClickHouse-User", u.User.Username())
+	rq.Header.Set("X-ClickHouse-Key", password)
+	return rq, nil
+}
+
+// sqlMessage shortens the server's message to what the writer of the query needs.
+func sqlMessage(s string) string {
+	s = strings.TrimSpace(s)
+	if i := strings.LastIndex(s, " (version "); i > 0 {
+		s = s[:i]
+	}
+	return s
+}

@@ -1,0 +1,23 @@
+-- label_horizon
+-- Question: up to which event time are click-through rates unbiased?
+-- Columns:  horizon_ms (Unix milliseconds, event time), horizon (the same as a time), window_ms, bucket_ms,
+--           partitions (of labels.v1 seen so far).
+-- Why:      a click is labelled at once, its absence only when the join window closes, so the newest
+--           impressions show clicks only. An impression is mature when event_time <= horizon, where horizon is
+--           the smallest, over partitions, newest watermark - window - bucket.
+-- Example:  SELECT horizon FROM label_horizon
+-- Cost:     reads two columns of labels (about 3 bytes a row, compressed). No FINAL: max is the same with duplicates.
+CREATE OR REPLACE VIEW label_horizon {{cluster}}AS
+WITH
+    (SELECT max(value) FROM (SELECT value FROM parameters FINAL WHERE name = 'window_ms')) AS configured_window,
+    (SELECT max(value) FROM (SELECT value FROM parameters FINAL WHERE name = 'bucket_ms')) AS configured_bucket,
+    if(configured_window > 0, configured_window, 1800000) AS window_ms,
+    if(configured_bucket > 0, configured_bucket, 1000) AS bucket_ms
+SELECT
+    if(count() = 0, 0, toInt64(min(newest_ms)) - window_ms - bucket_ms) AS horizon_ms,
+    fromUnixTimestamp64Milli(horizon_ms, 'UTC') AS horizon,
+    window_ms,
+    bucket_ms,
+    count() AS partitions
+FROM (SELECT partition, toUnixTimestamp64Milli(max(watermark)) AS newest_ms FROM labels GROUP BY partition)
+COMMENT 'Event time up to which click-through rates are unbiased';

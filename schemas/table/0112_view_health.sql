@@ -1,0 +1,41 @@
+-- freshness
+-- Question: how far behind is the warehouse?
+-- Columns:  partition (of labels.v1); rows, newest_event, newest_watermark (event time), newest_offset, inserted_at (wall
+--           clock, UTC, of the newest insert), idle_seconds (since then).
+-- Example:  SELECT max(idle_seconds) FROM freshness
+-- Cost:     reads five small columns of labels. No FINAL: only rows counts duplicates that are not merged yet.
+CREATE OR REPLACE VIEW freshness {{cluster}}AS
+SELECT partition, count() AS rows, max(event_time) AS newest_event, max(watermark) AS newest_watermark, max(offset) AS newest_offset,
+    max(labels.inserted_at) AS inserted_at, dateDiff('second', inserted_at, now()) AS idle_seconds
+FROM labels
+GROUP BY partition
+COMMENT 'How far behind the warehouse is, per partition of labels.v1';
+
+-- audit_mismatch
+-- Question: is every label of the join here exactly once?
+-- Columns:  partition (of labels.v1), minute (of impression time); by the joiner (audit.v1): want_labels, want_positive,
+--           want_xor, want_sum; here: labels, positive, hash_xor, hash_sum. Only minutes that differ; empty = exact.
+-- Rule:     every version of a label counts once, corrections too, as in audit.v1. The hash is
+--           cityHash64(UUIDToNum(impression_id)): CityHash64 1.0.2 over the 16 raw bytes of the id, as
+--           go-faster/city CH64 computes it.
+-- Note:     labels and audit travel separately: a minute may differ for the second between their inserts.
+-- Example:  SELECT count() FROM audit_mismatch
+-- Cost:     one FINAL scan of labels with a hash per row.
+CREATE OR REPLACE VIEW audit_mismatch {{cluster}}AS
+SELECT partition, minute,
+    sum(w_labels) AS want_labels, sum(h_labels) AS labels, sum(w_positive) AS want_positive, sum(h_positive) AS positive,
+    groupBitXor(w_xor) AS want_xor, groupBitXor(h_xor) AS hash_xor, sum(w_sum) AS want_sum, sum(h_sum) AS hash_sum
+FROM
+(
+    SELECT partition, minute, labels AS w_labels, positive AS w_positive, hash_xor AS w_xor, hash_sum AS w_sum,
+        toUInt64(0) AS h_labels, toUInt64(0) AS h_positive, toUInt64(0) AS h_xor, toUInt64(0) AS h_sum
+    FROM audit FINAL
+    UNION ALL
+    SELECT partition, toStartOfMinute(toDateTime(event_time, 'UTC')) AS minute, 0, 0, 0, 0,
+        count(), countIf(kind IN ('positive', 'corrected')), groupBitXor(cityHash64(UUIDToNum(impression_id))), sum(cityHash64(UUIDToNum(impression_id)))
+    FROM labels FINAL
+    GROUP BY partition, minute
+)
+GROUP BY partition, minute
+HAVING want_labels != labels OR want_positive != positive OR want_xor != hash_xor OR want_sum != hash_sum
+COMMENT 'Minutes in which the labels here differ from what the joiner says it made';
