@@ -32,6 +32,8 @@ type Spec struct {
 	Stdin io.Reader
 	// Stdout, where set, gets the child's output as it is; nil logs it line by line.
 	Stdout io.Writer
+	// Stderr likewise; the end of it is kept for the error in any case.
+	Stderr io.Writer
 	// LogLevel at which the child's lines are logged; the zero value is debug. The last lines are in the error
 	// of a process that failed, whatever the level.
 	LogLevel zerolog.Level
@@ -142,12 +144,14 @@ func start(spec Spec, log zerolog.Logger) (*child, error) {
 	cmd.SysProcAttr = sysProcAttr()
 	cmd.WaitDelay = pipeDelay
 	log = log.With().Str("process", spec.Name).Logger()
-	errs := newLines(log, spec.LogLevel)
-	cmd.Stderr = errs
-	outs := newLines(log, spec.LogLevel)
-	cmd.Stdout = outs
+	outs, errs := newLines(log, spec.LogLevel), newLines(log, spec.LogLevel)
+	cmd.Stdout, cmd.Stderr = outs, errs
 	if spec.Stdout != nil {
 		cmd.Stdout = spec.Stdout
+	}
+	if spec.Stderr != nil {
+		errs.log = zerolog.Nop()
+		cmd.Stderr = io.MultiWriter(spec.Stderr, errs)
 	}
 	c := &child{name: spec.Name, cmd: cmd, grace: spec.Grace, tail: errs, done: make(chan struct{})}
 	if c.grace <= 0 {
