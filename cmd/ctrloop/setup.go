@@ -1,9 +1,90 @@
 package main
 
-import "errors"
+import (
+	"context"
+	"errors"
+	"fmt"
 
-// SetupCmd is being written.
-type SetupCmd struct{}
+	"ctrloop/internal/setup"
+	trainerbridge "ctrloop/trainer-bridge"
+)
 
-// Run reports that the command is not there yet.
-func (c *SetupCmd) Run() error { return errors.New("not there yet") }
+// SetupCmd is `ctrloop setup`.
+type SetupCmd struct {
+	Check          bool   `help:"Fetch nothing: say what is there and what is missing, with sizes. Exit code 3 if something is missing."`
+	JSON           bool   `name:"json" help:"Print the outcome as JSON."`
+	LibchdbTarball string `help:"Use this copy of the engine's npm package instead of downloading it." type:"existingfile" placeholder:"FILE"`
+	NoPython       bool   `help:"Leave out the Python environment: no training and no model server on this machine."`
+}
+
+// Help implements kong's longer help.
+func (c *SetupCmd) Help() string {
+	return `Fetches the embedded ClickHouse engine (npm) and the Python environment of the trainer (uv, or pip) into the
+folder of downloads, verified by checksum. Run it again after an interruption: it goes on.
+
+LIBCHDB=FILE uses an engine of your own; CTRLOOP_PYTHON=FILE makes the environment from that interpreter.`
+}
+
+// setupResult is what `setup --json` prints.
+type setupResult struct {
+	Home  string       `json:"home"`
+	Ready bool         `json:"ready"`
+	Items []setup.Item `json:"items"`
+}
+
+// Run fetches what is missing, or only says what is.
+func (c *SetupCmd) Run(ctx context.Context, g *Globals, out *output) error {
+	home, err := setup.Home(g.Home)
+	if err != nil {
+		return err
+	}
+	opts := setup.Options{Home: home, LibraryTarball: c.LibchdbTarball, Progress: out.stderr}
+	if !c.NoPython {
+		opts.Lock = trainerbridge.Lock()
+	}
+	if !c.Check {
+		if err := setup.Run(ctx, opts); err != nil {
+			return err
+		}
+	}
+	result := setupResult{Home: home, Ready: true, Items: setup.Check(opts)}
+	for _, item := range result.Items {
+		result.Ready = result.Ready && item.Present
+	}
+	if err := c.print(out, result); err != nil {
+		return err
+	}
+	if !result.Ready {
+		return needsSetup{errors.New("set-up is not complete")}
+	}
+	return nil
+}
+
+func (c *SetupCmd) print(out *output, result setupResult) error {
+	if c.JSON {
+		return out.printJSON(result)
+	}
+	for _, item := range result.Items {
+		state, size := "ready", ""
+		if !item.Present {
+			state = "missing"
+			size = fmt.Sprintf(" (%s to download, %s on disk)", setup.Bytes(item.DownloadBytes), setup.Bytes(item.DiskBytes))
+		}
+		if item.Note != "" {
+			size += " (" + item.Note + ")"
+		}
+		if _, err := fmt.Fprintf(out.stdout, "%-8s %-20s %s%s\n", state, item.Name, item.Path, size); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// needsSetup is the error of `setup --check` where something is missing.
+type needsSetup struct{ error }
+
+// ExitCode is that of a missing set-up.
+func (needsSetup) ExitCode() int { return exitNeedsSetup }
+
+// Hint says what to do about it.
+func (needsSetup) Hint() string { return "run `ctrloop setup`" }

@@ -1,9 +1,136 @@
 package main
 
-import "errors"
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
 
-// StatusCmd is being written.
-type StatusCmd struct{}
+	"ctrloop/internal/telemetry"
+)
 
-// Run reports that the command is not there yet.
-func (c *StatusCmd) Run() error { return errors.New("not there yet") }
+// StatusCmd is `ctrloop status`.
+type StatusCmd struct {
+	Dir  string `help:"Folder of the instance." default:"ctrloop-data" env:"CTRLOOP_DIR" type:"path"`
+	JSON bool   `name:"json" help:"Print JSON."`
+}
+
+// statusTimeout bounds each question to the instance.
+const statusTimeout = 5 * time.Second
+
+// maxStatusBytes bounds an answer of the instance.
+const maxStatusBytes = 4 << 20
+
+// instanceStatus is what `status --json` prints.
+type instanceStatus struct {
+	Dir   string                `json:"dir"`
+	Ready bool                  `json:"ready"`
+	Gates []telemetry.GateState `json:"gates"`
+	// Addresses by name, without passwords.
+	Addresses map[string]string `json:"addresses"`
+	// Overview is the answer of /api/overview, where the instance has an API.
+	Overview map[string]any `json:"overview,omitempty"`
+}
+
+// Run asks the instance and prints its answers.
+func (c *StatusCmd) Run(ctx context.Context, out *output) error {
+	found, err := readInstance(c.Dir)
+	if err != nil {
+		return withHint(err, "start one with `ctrloop up --dir "+c.Dir+"`, or name its folder with --dir")
+	}
+	status := instanceStatus{Dir: c.Dir, Addresses: found.addresses()}
+	if err := getJSON(ctx, found.Admin, "/readyz", &status); err != nil {
+		return withHint(fmt.Errorf("the instance on %s does not answer (it may have been killed): %w", c.Dir, err),
+			"start it again with `ctrloop up --dir "+c.Dir+"`")
+	}
+	if found.API != "" {
+		if err := getJSON(ctx, found.API, "/api/overview", &status.Overview); err != nil {
+			return fmt.Errorf("ask for the overview: %w", err)
+		}
+	}
+	if c.JSON {
+		return out.printJSON(status)
+	}
+	return status.print(out.stdout)
+}
+
+// addresses lists what is set; the warehouse's DSN holds a password and stays out.
+func (i instance) addresses() map[string]string {
+	all := map[string]string{"api": i.API, "edge": i.Edge, "admin": i.Admin, "kafka": i.Kafka}
+	maps.DeleteFunc(all, func(_, address string) bool { return address == "" })
+	return all
+}
+
+// getJSON asks an instance for a page. A page that says "not ready" is an answer too.
+func getJSON(ctx context.Context, address, path string, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	if !strings.Contains(address, "://") {
+		address = "http://" + address
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(address, "/")+path, nil)
+	if err != nil {
+		return err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	raw, err := io.ReadAll(io.LimitReader(res.Body, maxStatusBytes))
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusServiceUnavailable {
+		return fmt.Errorf("%s: %s: %.200s", path, res.Status, raw)
+	}
+	if err := json.Unmarshal(raw, into); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// print shows one screen.
+func (s instanceStatus) print(w io.Writer) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	state := "ready"
+	if !s.Ready {
+		state = "not ready"
+	}
+	fmt.Fprintf(table, "instance\t%s\t%s\n", s.Dir, state)
+	for _, gate := range s.Gates {
+		if !gate.Ready {
+			fmt.Fprintf(table, "waits for\t%s\t%s\n", gate.Name, gate.Reason)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Addresses)) {
+		fmt.Fprintf(table, "%s\t%s\t\n", name, s.Addresses[name])
+	}
+	flat := make(map[string]string)
+	flatten("", s.Overview, flat)
+	for _, name := range slices.Sorted(maps.Keys(flat)) {
+		fmt.Fprintf(table, "%s\t%s\t\n", name, flat[name])
+	}
+	return table.Flush()
+}
+
+// flatten names each value inside nested objects by its path; lists are shown by their length.
+func flatten(prefix string, v any, into map[string]string) {
+	switch v := v.(type) {
+	case map[string]any:
+		for key, inner := range v {
+			flatten(strings.TrimPrefix(prefix+"."+key, "."), inner, into)
+		}
+	case []any:
+		into[prefix] = fmt.Sprintf("(%d)", len(v))
+	case nil:
+	default:
+		into[prefix] = fmt.Sprint(v)
+	}
+}
