@@ -210,16 +210,20 @@ func cropToAlpha(im image.Image, name, format string) (*image.NRGBA, error) {
 	}
 	box, clear := image.Rectangle{}, false
 	for y := b.Min.Y; y < b.Max.Y; y++ {
-		for x := b.Min.X; x < b.Max.X; x++ {
-			switch full.NRGBAAt(x, y).A {
-			case 0:
-				clear = true
-				continue
-			case 255:
-			default:
-				clear = true
+		row := full.Pix[full.PixOffset(b.Min.X, y):][:4*b.Dx()]
+		first, last := -1, -1
+		for x := range b.Dx() {
+			a := row[4*x+3]
+			clear = clear || a < 255
+			if a > 0 {
+				last = x
+				if first < 0 {
+					first = x
+				}
 			}
-			box = box.Union(image.Rect(x, y, x+1, y+1))
+		}
+		if first >= 0 {
+			box = box.Union(image.Rect(b.Min.X+first, y, b.Min.X+last+1, y+1))
 		}
 	}
 	if box.Empty() {
