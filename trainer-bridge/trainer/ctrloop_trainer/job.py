@@ -24,15 +24,16 @@ def run(spec: specs.Spec, out: Path, echo: bool = False) -> None:
     progress.catch_sigterm()
     progress.log(stage="start", kind=spec.kind, id=spec.id, seed=spec.seed)
     if spec.kind == "pretrain":
-        from . import pretrain
+        from . import pretrain, trunk
 
-        pretrain.run(spec, out, progress)
+        (trunk if spec.hyper.get("model") == "trunk" else pretrain).run(spec, out, progress)
         lineage.write(out, spec, {}, "model")
     elif spec.kind == "reward":
         from . import reward
 
         reward.run(spec, out, progress)
-        lineage.write(out, spec, {"trunk": spec.base}, "model")
+        trunk = reward.trunk_folder(specs.hyper(reward.Hyper, spec.hyper))
+        lineage.write(out, spec, {"trunk": str(trunk)}, "model")
     else:
         from . import rounds
 

@@ -100,7 +100,9 @@ def make_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> PreTrainedTo
     )
 
 
-def build(tokenizer: PreTrainedTokenizerFast, size: Size, seed: int) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def build(
+    tokenizer: PreTrainedTokenizerFast, size: Size, seed: int
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """A LLaVA with fresh weights, and its processor."""
     torch.manual_seed(seed)
     images = CLIPImageProcessor(

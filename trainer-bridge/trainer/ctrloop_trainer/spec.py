@@ -29,7 +29,7 @@ class Spec:
     id: str
     seed: int = 0
     threads: int = 1  # of PyTorch; one beats two on a machine that is busy with the stream
-    base: str | None = None  # folder of the base prompt model (rounds), or of the frozen trunk (reward)
+    base: str | None = None  # folder of the base prompt model
     base_digest: str | None = None  # checked when given
     dataset: str | None = None
     dataset_digest: str | None = None  # checked when given

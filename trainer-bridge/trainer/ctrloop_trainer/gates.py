@@ -1,0 +1,107 @@
+"""Gates: what an epoch's model must show on held-out products before it may be loaded anywhere.
+
+Closed list. Each gate compares one measured value with one threshold and says what its failure means.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass
+class Thresholds:
+    """Chosen on worlds that are not reported on; every one can be set in the job's hyper-parameters."""
+
+    gate_valid: float = 0.97  # least share of well-formed descriptions
+    gate_referee_gain: float = 0.0  # least gain by the second reward model, in log-odds
+    gate_matching_drop: float = 0.03  # most that the matching rate may lose against the base
+    gate_chosen: float = -3.0  # least mean of logp(y+|x) - ref(y+|x) over the epoch's later half, in nats
+    gate_kl: float = 12.0  # most nats per description that the model may be away from the base
+    gate_diversity: float = 0.4  # least share of the base's distinct descriptions per product
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """value must be at least (or, for a bound, at most) threshold."""
+
+    name: str
+    bound: bool
+    why: str
+    value: Callable[[dict[str, Any], dict[str, Any]], float | None]  # of (epoch's figures, base's figures)
+    threshold: Callable[[Thresholds, dict[str, Any]], float]
+
+
+GATES = (
+    Gate(
+        "referee_gain",
+        False,
+        "a second reward model, of other seed and data, must prefer the new descriptions; else the first was gamed",
+        lambda e, b: e.get("referee_gain"),
+        lambda t, b: t.gate_referee_gain,
+    ),
+    Gate(
+        "valid",
+        False,
+        "descriptions must stay well formed",
+        lambda e, b: e["valid"],
+        lambda t, b: t.gate_valid,
+    ),
+    Gate(
+        "matching",
+        False,
+        "backgrounds must suit their products about as well as the base model's do",
+        lambda e, b: e["matching"],
+        lambda t, b: b["matching"] - t.gate_matching_drop,
+    ),
+    Gate(
+        "chosen_logp",
+        False,
+        "preferred answers must not become unlikely along with the rejected ones",
+        lambda e, b: e["chosen"],
+        lambda t, b: t.gate_chosen,
+    ),
+    Gate(
+        "kl",
+        True,
+        "the model must stay near the base, where the reward model has seen data",
+        lambda e, b: e["kl"],
+        lambda t, b: t.gate_kl,
+    ),
+    Gate(
+        "diversity",
+        False,
+        "one product must not get one background for ever: exploration would end",
+        lambda e, b: e["distinct"],
+        lambda t, b: t.gate_diversity * b["distinct"],
+    ),
+)
+
+
+def judge(epoch: dict[str, Any], base: dict[str, Any], thresholds: Thresholds) -> list[dict[str, Any]]:
+    """All gates on one epoch: [{"name", "value", "threshold", "passed", "why"}]; a value that is missing fails."""
+    out = []
+    for gate in GATES:
+        value, threshold = gate.value(epoch, base), gate.threshold(thresholds, base)
+        if value is None:
+            passed = False
+        elif gate.name == "referee_gain":
+            passed = value > threshold
+        else:
+            passed = value <= threshold if gate.bound else value >= threshold
+        why = gate.why if value is not None else "not measured: no referee model was given"
+        out.append({"name": gate.name, "value": value, "threshold": threshold, "passed": passed, "why": why})
+    return out
+
+
+def choose(epochs: list[dict[str, Any]]) -> tuple[int, bool]:
+    """Position of the epoch to ship and whether it passed: the gated one with the largest referee gain; when none
+    passed, the one with the fewest failures, so that there is something to look at."""
+
+    def failures(e: dict[str, Any]) -> int:
+        return sum(not g["passed"] for g in e["gates"])
+
+    def gain(e: dict[str, Any]) -> float:
+        return e["referee_gain"] if e.get("referee_gain") is not None else float("-inf")
+
+    best = min(range(len(epochs)), key=lambda i: (failures(epochs[i]), -gain(epochs[i]), i))
+    return best, failures(epochs[best]) == 0
