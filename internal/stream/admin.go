@@ -1,0 +1,229 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"ctrloop/schemas"
+)
+
+// ErrPartitionCount is returned when a topic exists with another number of partitions than configured.
+var ErrPartitionCount = errors.New("partition count differs from the configuration")
+
+// ErrBroker is returned by CheckBroker.
+var ErrBroker = errors.New("broker not supported")
+
+// admin runs fn with a client for administrative calls.
+func admin(ctx context.Context, c Config, fn func(context.Context, *kadm.Client) error) error {
+	opts, err := c.options()
+	if err != nil {
+		return err
+	}
+	cl, err := kgo.NewClient(opts...)
+	if err != nil {
+		return fmt.Errorf("kafka client: %w", err)
+	}
+	defer cl.Close()
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	return fn(ctx, kadm.NewClient(cl))
+}
+
+// CheckBroker makes sure that the brokers speak transactions of version 2 (KIP-890, Apache Kafka 4.0).
+// Before it a late transactional write can land in the next transaction and break exactly-once
+// (KAFKA-17754); the protocol gives a client no way to defend itself.
+func CheckBroker(ctx context.Context, c Config) error {
+	const feature, want = "transaction.version", 2
+	return admin(ctx, c, func(ctx context.Context, adm *kadm.Client) error {
+		versions, err := adm.ApiVersions(ctx)
+		if err != nil {
+			return fmt.Errorf("ask brokers %v for their versions: %w", c.Brokers, err)
+		}
+		for _, v := range versions {
+			if v.Err != nil {
+				return fmt.Errorf("ask broker %d for its version: %w", v.NodeID, v.Err)
+			}
+			level, err := finalizedFeature(v.Raw(), feature)
+			if err != nil {
+				return err
+			}
+			if level < want {
+				return fmt.Errorf("broker %d (%s) has %s %d: %w: exactly-once needs Apache Kafka 4.0 or newer with %s %d (`kafka-features.sh upgrade --feature %s=%d`)",
+					v.NodeID, v.VersionGuess(), feature, level, ErrBroker, feature, want, feature, want)
+			}
+		}
+		return nil
+	})
+}
+
+func finalizedFeature(r *kmsg.ApiVersionsResponse, name string) (int16, error) {
+	if r == nil {
+		return 0, fmt.Errorf("%w: it did not answer ApiVersions", ErrBroker)
+	}
+	for _, f := range r.FinalizedFeatures {
+		if f.Name == name {
+			return f.MaxVersionLevel, nil
+		}
+	}
+	return 0, nil
+}
+
+// EnsureTopics creates the topics that are missing and checks those that exist. partitions and retention
+// fill in what a topic leaves open (see schemas.Topic); a negative retention keeps everything, which
+// event times of the past need: the broker's limit goes by record time. It is safe to call from several
+// processes at once.
+func EnsureTopics(ctx context.Context, c Config, topics []schemas.Topic, partitions int32, retention time.Duration) error {
+	if partitions < 1 {
+		return fmt.Errorf("create topics: %d partitions: want at least 1", partitions)
+	}
+	return admin(ctx, c, func(ctx context.Context, adm *kadm.Client) error {
+		var errs []error
+		for _, t := range topics {
+			want := t.Partitions
+			if want == 0 {
+				want = partitions
+			}
+			if err := ensureTopic(ctx, adm, t, want, retention); err != nil {
+				errs = append(errs, err)
+			}
+		}
+		return errors.Join(errs...)
+	})
+}
+
+func ensureTopic(ctx context.Context, adm *kadm.Client, t schemas.Topic, partitions int32, retention time.Duration) error {
+	_, err := adm.CreateTopic(ctx, partitions, -1, topicConfigs(t, retention), t.Name) // -1: the cluster's replication factor
+	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+		return fmt.Errorf("create topic %s: %w", t.Name, err)
+	}
+	for { // a fresh topic may need a moment to show in the metadata
+		details, err := adm.ListTopics(ctx, t.Name)
+		if err != nil {
+			return fmt.Errorf("look at topic %s: %w", t.Name, err)
+		}
+		d := details[t.Name]
+		if n := int32(len(d.Partitions)); d.Err == nil && n > 0 {
+			if n != partitions {
+				return fmt.Errorf("topic %s has %d partitions, the configuration says %d: %w: set partitions to %d, or start with fresh topics (keys would move to other partitions and the join would lose their partners)",
+					t.Name, n, partitions, ErrPartitionCount, n)
+			}
+			return nil
+		}
+		if d.Err != nil && !errors.Is(d.Err, kerr.UnknownTopicOrPartition) && !errors.Is(d.Err, kerr.LeaderNotAvailable) {
+			return fmt.Errorf("look at topic %s: %w", t.Name, d.Err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("topic %s was created but does not show up: %w", t.Name, ctx.Err())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func topicConfigs(t schemas.Topic, retention time.Duration) map[string]*string {
+	if t.Retention != 0 {
+		retention = t.Retention
+	}
+	conf := map[string]*string{"message.timestamp.type": kadm.StringPtr("CreateTime")} // record time is event time
+	switch {
+	case t.Compacted:
+		conf["cleanup.policy"] = kadm.StringPtr("compact")
+	case retention < 0:
+		conf["retention.ms"] = kadm.StringPtr("-1")
+	default:
+		conf["retention.ms"] = kadm.StringPtr(strconv.FormatInt(retention.Milliseconds(), 10))
+	}
+	return conf
+}
+
+// Committed is a group's place in one partition.
+type Committed struct {
+	Offset      int64 // the next record to read
+	LeaderEpoch int32 // -1: unknown
+	Metadata    string
+}
+
+// CommittedOffsets returns what a group has committed. It waits for transactions that are being
+// decided, so that the answer is never about to change by itself.
+func CommittedOffsets(ctx context.Context, c Config, group string) (map[TopicPartition]Committed, error) {
+	out := map[TopicPartition]Committed{}
+	err := admin(ctx, c, func(ctx context.Context, adm *kadm.Client) error {
+		offsets, err := adm.FetchOffsets(kadm.RequireStable(ctx), group)
+		if errors.Is(err, kerr.GroupIDNotFound) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("committed offsets of group %s: %w", group, err)
+		}
+		for topic, ps := range offsets {
+			for p, o := range ps {
+				if o.Err != nil {
+					return fmt.Errorf("committed offset of group %s in %s/%d: %w", group, topic, p, o.Err)
+				}
+				if o.At >= 0 {
+					out[TopicPartition{topic, p}] = Committed{o.At, o.LeaderEpoch, o.Metadata}
+				}
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
+// StartOffsets returns the first offset that each partition still holds.
+func StartOffsets(ctx context.Context, c Config, topics ...string) (map[TopicPartition]int64, error) {
+	return listOffsets(ctx, c, "start", topics, (*kadm.Client).ListStartOffsets)
+}
+
+// EndOffsets returns the end of what a read_committed reader can see in each partition: the last stable
+// offset.
+func EndOffsets(ctx context.Context, c Config, topics ...string) (map[TopicPartition]int64, error) {
+	return listOffsets(ctx, c, "end", topics, (*kadm.Client).ListCommittedOffsets)
+}
+
+func listOffsets(ctx context.Context, c Config, what string, topics []string, list func(*kadm.Client, context.Context, ...string) (kadm.ListedOffsets, error)) (map[TopicPartition]int64, error) {
+	out := map[TopicPartition]int64{}
+	err := admin(ctx, c, func(ctx context.Context, adm *kadm.Client) error {
+		listed, err := list(adm, ctx, topics...)
+		if err == nil {
+			err = listed.Error()
+		}
+		if err != nil {
+			return fmt.Errorf("%s offsets of %v: %w", what, topics, err)
+		}
+		listed.Each(func(o kadm.ListedOffset) { out[TopicPartition{o.Topic, o.Partition}] = o.Offset })
+		return nil
+	})
+	return out, err
+}
+
+// OffsetForTime returns the offset of the first record whose time is ms (Unix milliseconds) or later, or
+// the end of the partition when there is none. "First" is by offset: with records out of order in time,
+// older ones may follow.
+func OffsetForTime(ctx context.Context, c Config, topic string, partition int32, ms int64) (int64, error) {
+	at := int64(-1)
+	err := admin(ctx, c, func(ctx context.Context, adm *kadm.Client) error {
+		listed, err := adm.ListOffsetsAfterMilli(ctx, ms, topic)
+		if err != nil {
+			return fmt.Errorf("offset of time %d in %s/%d: %w", ms, topic, partition, err)
+		}
+		o, ok := listed.Lookup(topic, partition)
+		if !ok {
+			return fmt.Errorf("offset of time %d: no partition %s/%d", ms, topic, partition)
+		}
+		if o.Err != nil {
+			return fmt.Errorf("offset of time %d in %s/%d: %w", ms, topic, partition, o.Err)
+		}
+		at = o.Offset
+		return nil
+	})
+	return at, err
+}

@@ -1,0 +1,117 @@
+package stream
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+	"golang.org/x/sys/unix"
+)
+
+// EmbeddedConfig configures the broker in this process.
+type EmbeddedConfig struct {
+	// Dir holds everything the broker remembers; it is created. One process at a time may use it.
+	Dir string
+	// Port on loopback; 0 picks a free one.
+	Port int
+}
+
+// Embedded is a Kafka broker in this process, with its state on disk. Writes go to the page cache, as
+// Apache Kafka's do: they survive kill -9 of this process, not a power cut.
+type Embedded struct {
+	cluster *kfake.Cluster
+	lock    *os.File
+	once    sync.Once
+}
+
+// ErrInUse is returned when another process runs a broker on the same directory.
+var ErrInUse = errors.New("another process runs a broker on this directory")
+
+// StartEmbedded starts the broker and returns when it answers.
+func StartEmbedded(c EmbeddedConfig) (*Embedded, error) {
+	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("embedded broker: %w", err)
+	}
+	lock, err := lockDir(c.Dir)
+	if err != nil {
+		return nil, err
+	}
+	port := c.Port
+	if port == 0 {
+		if port, err = freePort(); err != nil {
+			lock.Close()
+			return nil, fmt.Errorf("embedded broker: %w", err)
+		}
+	}
+	cluster, err := kfake.NewCluster(
+		kfake.NumBrokers(1), // one process gains nothing from more
+		kfake.Ports(port),
+		kfake.DataDir(filepath.Join(c.Dir, "log")),
+		kfake.BrokerConfigs(map[string]string{
+			// Records carry event time, which may be years old: a limit on age in the broker would
+			// delete a replayed log while it is read.
+			"log.retention.ms": "-1",
+		}),
+	)
+	if err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("embedded broker on %s, port %d (is the port taken?): %w", c.Dir, port, err)
+	}
+	return &Embedded{cluster: cluster, lock: lock}, nil
+}
+
+// lockDir takes the directory for this process; the kernel lets go when the process ends, however it ends.
+func lockDir(dir string) (*os.File, error) {
+	path := filepath.Join(dir, "LOCK")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("embedded broker: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		owner := make([]byte, 32)
+		n, _ := f.Read(owner)
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%s (pid %s): %w: stop it, or choose another directory", path, owner[:n], ErrInUse)
+		}
+		return nil, fmt.Errorf("embedded broker: lock %s: %w", path, err)
+	}
+	if err := f.Truncate(0); err == nil { // the pid is only for the message above
+		_, _ = f.WriteString(strconv.Itoa(os.Getpid()))
+	}
+	return f, nil
+}
+
+// freePort asks the kernel for a port. Another process could take it before the broker listens; then
+// the start fails and says so.
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// Brokers are the addresses to put into Config.Brokers.
+func (e *Embedded) Brokers() []string { return e.cluster.ListenAddrs() }
+
+// Config reaches this broker.
+func (e *Embedded) Config() Config {
+	c := Default()
+	c.Brokers = e.Brokers()
+	return c
+}
+
+// Close stops the broker, writes what it holds in memory and frees the directory.
+func (e *Embedded) Close() {
+	e.once.Do(func() {
+		e.cluster.Close()
+		e.lock.Close()
+	})
+}

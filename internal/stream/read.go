@@ -1,0 +1,89 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// errStop ends follow without an error.
+var errStop = errors.New("stop")
+
+// ReadRange calls fn with every committed record of [from, to) in order, and returns when it has passed
+// `to` (exclusive), an end marker or an aborted batch there included. It is a plain reader beside any
+// group, with fetches of its own.
+func ReadRange(ctx context.Context, c Config, topic string, partition int32, from, to int64, fn func(*Record) error) error {
+	if from >= to {
+		return nil
+	}
+	end, err := EndOffsets(ctx, c, topic)
+	if err != nil {
+		return err
+	}
+	if end, ok := end[TopicPartition{topic, partition}]; !ok || to > end {
+		return fmt.Errorf("read %s/%d up to %d: the partition ends at %d: %w", topic, partition, to, end, ErrDataLoss)
+	}
+	err = follow(ctx, c, topic, partition, from, func(r *Record) error {
+		if r.Offset < to && !r.Attrs.IsControl() {
+			if err := fn(r); err != nil {
+				return err
+			}
+		}
+		if r.Offset+1 >= to {
+			return errStop
+		}
+		return nil
+	}, kgo.KeepControlRecords()) // the only sign of a range that ends with an aborted batch
+	if errors.Is(err, errStop) {
+		return nil
+	}
+	return err
+}
+
+// Tail calls fn with every committed record from `from` on, until ctx is done, an error of fn, or data
+// loss. It returns ctx's error when it is done. A negative `from` is the start of the partition.
+func Tail(ctx context.Context, c Config, topic string, partition int32, from int64, fn func(*Record) error) error {
+	return follow(ctx, c, topic, partition, from, fn)
+}
+
+func follow(ctx context.Context, c Config, topic string, partition int32, from int64, fn func(*Record) error, extra ...kgo.Opt) error {
+	opts, err := c.options()
+	if err != nil {
+		return err
+	}
+	start := kgo.NewOffset().AtStart()
+	if from >= 0 {
+		start = kgo.NewOffset().At(from)
+	}
+	cl, err := kgo.NewClient(append(append(opts,
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {partition: start}}),
+		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.FetchMaxPartitionBytes(8<<20), // one partition: larger bites than a group's
+	), extra...)...)
+	if err != nil {
+		return fmt.Errorf("reader of %s/%d: %w", topic, partition, err)
+	}
+	defer cl.Close()
+	for {
+		fetches := cl.PollFetches(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		for _, e := range fetches.Errors() {
+			var loss *kgo.ErrDataLoss
+			if errors.As(e.Err, &loss) || errors.Is(e.Err, kerr.OffsetOutOfRange) {
+				return fmt.Errorf("read %s/%d from %d: %w: %w", topic, partition, from, ErrDataLoss, e.Err)
+			}
+			return fmt.Errorf("read %s/%d: %w", topic, partition, e.Err)
+		}
+		for it := fetches.RecordIter(); !it.Done(); {
+			if err := fn(it.Next()); err != nil {
+				return err
+			}
+		}
+	}
+}

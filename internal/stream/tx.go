@@ -1,0 +1,263 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// TxConfig configures a Tx; zero numbers take the defaults.
+type TxConfig struct {
+	// Group is the consumer group whose offsets the transactions commit.
+	Group string
+	// TransactionalID must be stable and unique per instance: a new Tx with the same id fences the old
+	// one, which is how a zombie is kept out.
+	TransactionalID string
+	// InstanceID makes the member static: its partitions wait for it during a restart. Empty: dynamic.
+	InstanceID string
+	Topics     []string
+	// MaxPoll bounds the records of one Poll; 0 returns everything that was fetched, which
+	// FetchMaxBytes bounds.
+	MaxPoll int
+	// FetchMaxBytes bounds one fetch from one broker, FetchMaxPartitionBytes each partition in it.
+	// Defaults 16 MiB and 2 MiB.
+	FetchMaxBytes          int32
+	FetchMaxPartitionBytes int32
+	// MaxBufferedRecords bounds what waits for the broker; Produce blocks beyond it. Default 200,000.
+	MaxBufferedRecords int
+	// Linger of the producer; default 2 ms. The commit flushes, so it bounds small batches only.
+	Linger time.Duration
+	// OnAssigned and OnLost hear of rebalances, inside Poll.
+	OnAssigned AssignedFunc
+	OnLost     LostFunc
+}
+
+// Validate returns every problem, joined.
+func (c TxConfig) Validate() error {
+	var errs []error
+	if c.Group == "" {
+		errs = append(errs, errors.New("group: empty"))
+	}
+	if c.TransactionalID == "" {
+		errs = append(errs, errors.New("transactional id: empty"))
+	}
+	if len(c.Topics) == 0 {
+		errs = append(errs, errors.New("topics: none"))
+	}
+	return errors.Join(errs...)
+}
+
+// Tx consumes, processes and produces in transactions. The cycle is Poll, Begin, Produce..., Commit or
+// Abort, all from one goroutine; package documentation has the commit rule. Any error of Poll, Begin,
+// Commit or Abort ends the Tx: Close it and start a new one, which fences the old and continues at the
+// last commit. (Commit returning false without an error is an abort and no such end.)
+type Tx struct {
+	member
+	session  *kgo.GroupTransactSession
+	topicIDs map[string][16]byte
+	failure  produceFailure
+}
+
+type produceFailure struct {
+	mu  sync.Mutex
+	err error
+}
+
+func (f *produceFailure) promise(r *Record, err error) {
+	if err == nil {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err == nil {
+		f.err = fmt.Errorf("produce to %s/%d: %w", r.Topic, r.Partition, err)
+	}
+}
+
+func (f *produceFailure) take() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	err := f.err
+	f.err = nil
+	return err
+}
+
+// NewTx joins the group in the background.
+func NewTx(c Config, tc TxConfig) (*Tx, error) {
+	if err := tc.Validate(); err != nil {
+		return nil, fmt.Errorf("transactions: %w", err)
+	}
+	opts, err := c.options()
+	if err != nil {
+		return nil, err
+	}
+	t := &Tx{
+		member:   member{max: tc.MaxPoll, assigned: tc.OnAssigned, lost: tc.OnLost, positions: map[TopicPartition]*position{}},
+		topicIDs: map[string][16]byte{},
+	}
+	opts = append(opts, t.member.options(tc.Group, tc.InstanceID, tc.Topics)...)
+	opts = append(opts,
+		kgo.TransactionalID(tc.TransactionalID),
+		kgo.TransactionTimeout(transactionTimeout),
+		// No RecordDeliveryTimeout: the client counts it from the record's timestamp, which is event time.
+		kgo.ProducerLinger(orDefault(tc.Linger, 2*time.Millisecond)),
+		kgo.MaxBufferedRecords(orDefault(tc.MaxBufferedRecords, 200_000)),
+		kgo.FetchMaxBytes(orDefault(tc.FetchMaxBytes, 16<<20)),
+		kgo.FetchMaxPartitionBytes(orDefault(tc.FetchMaxPartitionBytes, 2<<20)),
+		kgo.FetchMaxWait(250*time.Millisecond), // how long an idle partition holds up the news of a pause or resume
+	)
+	if t.session, err = kgo.NewGroupTransactSession(opts...); err != nil {
+		return nil, fmt.Errorf("transactions of %s: %w", tc.TransactionalID, err)
+	}
+	t.cl = t.session.Client()
+	return t, nil
+}
+
+// Poll waits for records. It returns an empty batch when ctx reaches its deadline and ctx's error when
+// it is cancelled. It runs OnAssigned and OnLost.
+func (t *Tx) Poll(ctx context.Context) (Batch, error) { return t.poll(ctx, t.clear) }
+
+// clear ends an empty transaction: the session remembers a revoke until the next end and would turn the
+// first transaction of the new assignment into an abort.
+func (t *Tx) clear(ctx context.Context) error {
+	if err := t.session.Begin(); err != nil {
+		return fmt.Errorf("clear session after a rebalance: %w", err)
+	}
+	if _, err := t.session.End(ctx, kgo.TryAbort); err != nil {
+		return fmt.Errorf("clear session after a rebalance: %w", err)
+	}
+	return nil
+}
+
+// Begin opens a transaction.
+func (t *Tx) Begin() error {
+	t.failure.take()
+	if err := t.session.Begin(); err != nil {
+		return fmt.Errorf("begin transaction: %w", err)
+	}
+	return nil
+}
+
+// Produce adds a record to the transaction. It returns at once unless the buffer is full; a failure
+// turns the commit into an abort. The record must not be changed before Commit returns.
+func (t *Tx) Produce(r *Record) {
+	t.session.Produce(context.Background(), r, t.failure.promise)
+}
+
+// Commit commits the transaction with the offsets of everything polled. meta gives the text to store
+// beside the offset of a partition and whether to store one: true commits the partition's place again
+// even if it did not move; false keeps what the last commit of this Tx stored. It is asked only for
+// partitions that gave a record since they were assigned. committed is false after an abort, see the
+// package documentation for what the caller owes then.
+func (t *Tx) Commit(ctx context.Context, meta func(topic string, partition int32) (string, bool)) (committed bool, err error) {
+	return t.CommitUpTo(ctx, nil, meta)
+}
+
+// CommitUpTo is Commit for callers that keep polled records for a later transaction: upTo names the next
+// record that is not processed, for each partition of which something is kept.
+func (t *Tx) CommitUpTo(ctx context.Context, upTo map[TopicPartition]int64, meta func(topic string, partition int32) (string, bool)) (committed bool, err error) {
+	if err := t.cl.Flush(ctx); err != nil {
+		return false, fmt.Errorf("flush transaction: %w", err)
+	}
+	if err := t.failure.take(); err != nil {
+		return false, t.abort(ctx)
+	}
+	places := t.places(upTo, meta)
+	ctx = kgo.PreTxnCommitFnContext(ctx, func(r *kmsg.TxnOffsetCommitRequest) error {
+		t.rewrite(r, places)
+		return nil
+	})
+	committed, err = t.session.End(ctx, kgo.TryCommit)
+	if err != nil {
+		return false, fmt.Errorf("end transaction: %w", err)
+	}
+	if !committed {
+		t.rewind()
+		return false, nil
+	}
+	t.advance(places)
+	return true, nil
+}
+
+// place is what a commit says about one partition.
+type place struct {
+	at       kgo.EpochOffset
+	metadata string
+}
+
+func (t *Tx) places(upTo map[TopicPartition]int64, meta func(string, int32) (string, bool)) map[TopicPartition]place {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := make(map[TopicPartition]place, len(t.positions))
+	for tp, pos := range t.positions {
+		p := place{pos.next, pos.metadata}
+		if at, ok := upTo[tp]; ok && at != pos.next.Offset {
+			// The epoch of the record before `at` is not kept; -1 says unknown, which is always safe.
+			p.at = kgo.EpochOffset{Epoch: -1, Offset: at}
+		}
+		again := false
+		if meta != nil {
+			if text, ok := meta(tp.Topic, tp.Partition); ok {
+				p.metadata, again = text, true
+			}
+		}
+		if again || p.at.Offset != pos.committed.Offset {
+			out[tp] = p
+		}
+	}
+	return out
+}
+
+// rewrite replaces what the session would commit, everything polled, by our places.
+func (t *Tx) rewrite(r *kmsg.TxnOffsetCommitRequest, places map[TopicPartition]place) {
+	for _, rt := range r.Topics {
+		t.topicIDs[rt.Topic] = rt.TopicID
+	}
+	r.Topics = r.Topics[:0]
+	index := map[string]int{}
+	for tp, p := range places {
+		i, ok := index[tp.Topic]
+		if !ok {
+			rt := kmsg.NewTxnOffsetCommitRequestTopic()
+			rt.Topic, rt.TopicID = tp.Topic, t.topicIDs[tp.Topic]
+			i = len(r.Topics)
+			index[tp.Topic] = i
+			r.Topics = append(r.Topics, rt)
+		}
+		rp := kmsg.NewTxnOffsetCommitRequestTopicPartition()
+		rp.Partition, rp.Offset, rp.LeaderEpoch = tp.Partition, p.at.Offset, p.at.Epoch
+		rp.Metadata = kmsg.StringPtr(p.metadata)
+		r.Topics[i].Partitions = append(r.Topics[i].Partitions, rp)
+	}
+}
+
+func (t *Tx) advance(places map[TopicPartition]place) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for tp, p := range places {
+		if pos := t.positions[tp]; pos != nil {
+			pos.committed, pos.metadata = p.at, p.metadata
+		}
+	}
+}
+
+// Abort throws the transaction away and rewinds to the last commit.
+func (t *Tx) Abort(ctx context.Context) error { return t.abort(ctx) }
+
+func (t *Tx) abort(ctx context.Context) error {
+	if _, err := t.session.End(ctx, kgo.TryAbort); err != nil {
+		return fmt.Errorf("abort transaction: %w", err)
+	}
+	t.failure.take()
+	t.rewind()
+	return nil
+}
+
+// Close leaves the group. An open transaction is left to the next Tx with the same id, or to the
+// broker's timeout.
+func (t *Tx) Close() { t.session.CloseAllowingRebalance() }
