@@ -38,11 +38,11 @@ func Default() Config {
 	}
 }
 
-// Validate returns every problem of the configuration, each with its path.
+// Validate returns every problem of the section, each with its key.
 func (c Config) Validate() error {
 	var errs []error
 	bad := func(path, format string, args ...any) {
-		errs = append(errs, fmt.Errorf("pairer.%s: %s", path, fmt.Sprintf(format, args...)))
+		errs = append(errs, fmt.Errorf("%s: %s", path, fmt.Sprintf(format, args...)))
 	}
 	if c.Interval <= 0 {
 		bad("interval", "%v: want more than 0", c.Interval)

@@ -186,7 +186,7 @@ func TestTriggerExplainsItself(t *testing.T) {
 
 func TestConfigProblemsAreAllReported(t *testing.T) {
 	err := Config{Policy: "best", HoldoutFraction: 1}.Validate()
-	for _, path := range []string{"pairer.interval", "pairer.policy", "pairer.min_impressions", "pairer.holdout_fraction", "pairer.min_effective_pairs"} {
+	for _, path := range []string{"interval:", "policy:", "min_impressions:", "holdout_fraction:", "min_effective_pairs:"} {
 		if err == nil || !strings.Contains(err.Error(), path) {
 			t.Errorf("%s is not reported in: %v", path, err)
 		}

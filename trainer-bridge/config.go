@@ -29,20 +29,20 @@ func Default() Config {
 	return Config{Interval: 5 * time.Second, Threads: 2, Timeout: 2 * time.Hour, StopGrace: 30 * time.Second}
 }
 
-// Validate returns every problem of the configuration, each with its path.
+// Validate returns every problem of the section, each with its key.
 func (c Config) Validate() error {
 	var errs []error
 	if c.Interval <= 0 {
-		errs = append(errs, fmt.Errorf("trainer.interval: %v: want more than 0", c.Interval))
+		errs = append(errs, fmt.Errorf("interval: %v: want more than 0", c.Interval))
 	}
 	if c.Threads < 1 {
-		errs = append(errs, fmt.Errorf("trainer.threads: %d: want at least 1", c.Threads))
+		errs = append(errs, fmt.Errorf("threads: %d: want at least 1", c.Threads))
 	}
 	if c.Timeout <= 0 {
-		errs = append(errs, fmt.Errorf("trainer.timeout: %v: want more than 0", c.Timeout))
+		errs = append(errs, fmt.Errorf("timeout: %v: want more than 0", c.Timeout))
 	}
 	if c.StopGrace <= 0 {
-		errs = append(errs, fmt.Errorf("trainer.stop_grace: %v: want more than 0", c.StopGrace))
+		errs = append(errs, fmt.Errorf("stop_grace: %v: want more than 0", c.StopGrace))
 	}
 	return errors.Join(errs...)
 }
