@@ -1,0 +1,108 @@
+package joiner
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+	"pgregory.net/rapid"
+
+	"ctrloop/joiner/window"
+	"ctrloop/schemas"
+	"ctrloop/schemas/eventpb"
+)
+
+func TestCodecMatchesProto(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		l := window.Label{
+			Raw: rapid.SliceOfN(rapid.Byte(), 0, 300).Draw(t, "raw"), Kind: eventpb.LabelKind(rapid.Int32Range(0, 4).Draw(t, "kind")),
+			Clicked: rapid.Bool().Draw(t, "clicked"), DelayMS: rapid.Int64().Draw(t, "delay"), Clicks: rapid.Uint32().Draw(t, "clicks"),
+			WatermarkMS: rapid.SampledFrom([]int64{window.None, 0, 1, 1_790_000_000_000, -5}).Draw(t, "watermark"), Version: rapid.Uint32().Draw(t, "version"),
+		}
+		want := &eventpb.Label{
+			Impression: l.Raw, Kind: l.Kind, Clicked: l.Clicked, ClickDelayMs: l.DelayMS, Clicks: l.Clicks,
+			WatermarkMs: knownTime(l.WatermarkMS), Version: l.Version, Weight: 1,
+		}
+		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := appendLabel(nil, &l); string(got) != string(b) {
+			t.Fatalf("%+v:\n got %x\nwant %x", l, got, b)
+		}
+	})
+}
+
+func TestDecode(t *testing.T) {
+	id := schemas.NewImpressionID(time.UnixMilli(1_790_000_000_123), [10]byte{1, 2, 3})
+	imp, err := proto.Marshal(&eventpb.Impression{Id: id[:], Product: "p", Propensity: 0.5, User: 7, Schema: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := decodeImpression(imp); err != nil || got != id {
+		t.Errorf("impression: %v, %v", got, err)
+	}
+	clk, err := proto.Marshal(&eventpb.Click{ImpressionId: id[:], Id: []byte("c"), TimeMs: 1_790_000_001_000, Schema: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, at, err := decodeClick(clk); err != nil || got != id || at != 1_790_000_001_000 {
+		t.Errorf("click: %v at %d, %v", got, at, err)
+	}
+	zero, err := proto.Marshal(&eventpb.Impression{Id: make([]byte, 16)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	timeless, err := proto.Marshal(&eventpb.Click{ImpressionId: id[:]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, clickErr := decodeClick(timeless)
+	for _, c := range []struct {
+		name string
+		err  error
+		want schemas.DeadLetterReason
+	}{
+		{"truncated", second(decodeImpression(imp[:len(imp)-1])), schemas.DeadMalformed},
+		{"empty", second(decodeImpression(nil)), schemas.DeadBadID},
+		{"zero id", second(decodeImpression(zero)), schemas.DeadBadID},
+		{"short id", second(decodeImpression([]byte{10, 1, 1})), schemas.DeadBadID},
+		{"click without time", clickErr, schemas.DeadBadTime},
+	} {
+		if c.err == nil || deadReason(c.err) != c.want {
+			t.Errorf("%s: %v, want reason %s", c.name, c.err, c.want)
+		}
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+func TestMetadataRoundTrip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var m metadata
+		for _, v := range m.ints() {
+			*v = rapid.OneOf(rapid.Int64(), rapid.Just(int64(window.None))).Draw(t, "int")
+		}
+		for _, v := range m.counts() {
+			*v = rapid.Uint64().Draw(t, "count")
+		}
+		m.Hash = rapid.Uint64().Draw(t, "hash")
+		got, err := parseMetadata(m.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(m, got); d != "" {
+			t.Fatal(d)
+		}
+		if n := len(m.String()); n > 1000 {
+			t.Fatalf("%d bytes of metadata: brokers keep 4096 by default", n)
+		}
+	})
+	for _, s := range []string{"", "j2 1", "j1", "j1 x", "client-member-id-0123"} {
+		if _, err := parseMetadata(s); !errors.Is(err, errMetadata) {
+			t.Errorf("%q: %v", s, err)
+		}
+	}
+}

@@ -1,0 +1,97 @@
+package joiner
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"ctrloop/internal/stream"
+	"ctrloop/joiner/window"
+)
+
+// Config of the joiner.
+type Config struct {
+	// Kafka says how to reach the brokers.
+	Kafka stream.Config `yaml:"kafka"`
+	// Group is the consumer group. Its committed offsets and their metadata are the joiner's only state.
+	Group string `yaml:"group"`
+	// TransactionalID must be stable and unique per instance: a second instance with it fences the first.
+	TransactionalID string `yaml:"transactional_id"`
+	// InstanceID makes the group member static, so that a restart moves no partitions. Empty: dynamic.
+	InstanceID string `yaml:"instance_id"`
+	// Window is how long after its impression a click counts, 60 s to 24 h of event time. It cannot be changed
+	// over existing state.
+	Window time.Duration `yaml:"window"`
+	// Lateness is the disorder of event time that is waited for, in each input.
+	Lateness time.Duration `yaml:"lateness"`
+	// Bucket is the width of a time bucket, 1 s to 10 s; a final negative comes at most this much after the
+	// window. It cannot be changed over existing state.
+	Bucket time.Duration `yaml:"bucket"`
+	// MaxLead is how far one input may run ahead of the other in event time before it is paused.
+	MaxLead time.Duration `yaml:"max_lead"`
+	// CommitInterval is the pace of transactions under light load; a backlog is not held up by it.
+	CommitInterval time.Duration `yaml:"commit_interval"`
+	// MaxPoll bounds the records of one transaction.
+	MaxPoll int `yaml:"max_poll"`
+	// Workers is how many partitions are joined at the same time; 0: one per core.
+	Workers int `yaml:"workers"`
+}
+
+// Default is for one instance beside an embedded broker.
+func Default() Config {
+	return Config{
+		Kafka:           stream.Default(),
+		Group:           "ctrloop-joiner",
+		TransactionalID: "ctrloop-joiner-0",
+		Window:          30 * time.Minute,
+		Lateness:        30 * time.Second,
+		Bucket:          time.Second,
+		// At the default window this adds a sixth to the memory of a backlog that drains unevenly.
+		MaxLead:        5 * time.Minute,
+		CommitInterval: 250 * time.Millisecond,
+		MaxPoll:        50_000,
+	}
+}
+
+// Validate returns every problem, joined.
+func (c Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if err := c.Kafka.Validate(); err != nil {
+		bad("kafka: %w", err)
+	}
+	if c.Group == "" {
+		bad("group: must not be empty")
+	}
+	if c.TransactionalID == "" {
+		bad("transactional_id: must not be empty, and must be the same after a restart")
+	}
+	if c.Window < time.Minute || c.Window > 24*time.Hour {
+		bad("window: %s: want 1m to 24h", c.Window)
+	}
+	if c.Lateness < 0 || c.Lateness > time.Hour {
+		bad("lateness: %s: want 0 to 1h", c.Lateness)
+	}
+	if c.Bucket < time.Second || c.Bucket > 10*time.Second {
+		bad("bucket: %s: want 1s to 10s", c.Bucket)
+	}
+	if c.MaxLead < time.Second {
+		bad("max_lead: %s: want 1s or more", c.MaxLead)
+	}
+	if c.CommitInterval < 0 || c.CommitInterval > 5*time.Second {
+		bad("commit_interval: %s: want 0 to 5s, well inside the transaction timeout", c.CommitInterval)
+	}
+	if c.MaxPoll < 1 {
+		bad("max_poll: %d: want 1 or more", c.MaxPoll)
+	}
+	if c.Workers < 0 {
+		bad("workers: %d: want 0 (one per core) or more", c.Workers)
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) window(seed uint64) window.Config {
+	return window.Config{
+		WindowMS: c.Window.Milliseconds(), LatenessMS: c.Lateness.Milliseconds(), BucketMS: c.Bucket.Milliseconds(), Seed: seed,
+	}
+}

@@ -1,0 +1,89 @@
+package joiner
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"ctrloop/joiner/window"
+)
+
+// metadataVersion leads the text; another form gets another number. Brokers keep 4096 bytes of metadata
+// (offset.metadata.max.bytes); this is about 250.
+const metadataVersion = "j1"
+
+// metadata is what is committed with the offsets of a partition's inputs.
+type metadata struct {
+	Sequence int64 // +1 per committed transaction of the partition: the larger one of the two inputs is valid
+	WindowMS int64
+	BucketMS int64
+	window.Snapshot
+}
+
+var errMetadata = errors.New("offset-commit metadata is not readable")
+
+// ints lists the fields in their order on the wire.
+func (m *metadata) ints() []*int64 {
+	return []*int64{
+		&m.Sequence, &m.WindowMS, &m.BucketMS, &m.WatermarkMS, &m.MaxTimeMS[0], &m.MaxTimeMS[1],
+		&m.NextOffset[0], &m.NextOffset[1], &m.RewindOffset[0], &m.RewindOffset[1],
+	}
+}
+
+func (m *metadata) counts() []*uint64 {
+	l := &m.Ledger
+	return []*uint64{
+		&l.ImpressionsIn, &l.Positive, &l.FinalNegative, &l.Duplicate, &l.LateImpressions, &l.Open,
+		&l.ClicksIn, &l.Joined, &l.Repeated, &l.OrphanExpired, &l.LateClicks, &l.Pending, &l.Corrected,
+	}
+}
+
+// String is the compact form: "j1 <numbers> / <counts> / <hash>", an unknown time as "-".
+func (m metadata) String() string {
+	b := make([]byte, 0, 256)
+	b = append(b, metadataVersion...)
+	for _, v := range m.ints() {
+		if *v == window.None {
+			b = append(b, " -"...)
+		} else {
+			b = strconv.AppendInt(append(b, ' '), *v, 10)
+		}
+	}
+	b = append(b, " /"...)
+	for _, v := range m.counts() {
+		b = strconv.AppendUint(append(b, ' '), *v, 10)
+	}
+	b = append(b, " / "...)
+	return string(strconv.AppendUint(b, m.Hash, 16))
+}
+
+// parseMetadata reads String's form.
+func parseMetadata(s string) (m metadata, err error) {
+	f := strings.Fields(s)
+	ints, counts := m.ints(), m.counts()
+	if len(f) == 0 || f[0] != metadataVersion {
+		return m, fmt.Errorf("%w: %q does not begin with %q", errMetadata, s, metadataVersion)
+	}
+	if want := 1 + len(ints) + 1 + len(counts) + 2; len(f) != want {
+		return m, fmt.Errorf("%w: %q has %d fields, want %d", errMetadata, s, len(f), want)
+	}
+	f = f[1:]
+	for i, v := range ints {
+		if f[i] == "-" {
+			*v = window.None
+		} else if *v, err = strconv.ParseInt(f[i], 10, 64); err != nil {
+			return m, fmt.Errorf("%w: %w", errMetadata, err)
+		}
+	}
+	f = f[len(ints)+1:]
+	for i, v := range counts {
+		if *v, err = strconv.ParseUint(f[i], 10, 64); err != nil {
+			return m, fmt.Errorf("%w: %w", errMetadata, err)
+		}
+	}
+	if m.Hash, err = strconv.ParseUint(f[len(f)-1], 16, 64); err != nil {
+		return m, fmt.Errorf("%w: %w", errMetadata, err)
+	}
+	return m, nil
+}

@@ -1,0 +1,129 @@
+package joiner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"ctrloop/internal/stream"
+	"ctrloop/joiner/window"
+	"ctrloop/schemas"
+)
+
+// ErrRefused is wrapped by errors after which the joiner does not start, because going on would lose or repeat
+// labels. The message has the reason and the way out; a restart alone does not help.
+var ErrRefused = errors.New("the joiner refuses to start")
+
+func refuse(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", ErrRefused, fmt.Errorf(format, args...))
+}
+
+// freshStart is the way out of every refusal that has no better one.
+const freshStart = "to give up the old state, stop the joiner, empty labels.v1, audit.v1 and late.v1 (or point everything at fresh topics) and set another joiner.group: all labels are then made again from the start of the inputs"
+
+// checkTopics makes sure that partition p means the same in both inputs and the output.
+func checkTopics(ctx context.Context, c stream.Config) (int32, error) {
+	topics := []string{inputTopic[0], inputTopic[1], schemas.TopicLabels}
+	offsets, err := stream.StartOffsets(ctx, c, topics...)
+	if err != nil {
+		return 0, err
+	}
+	n := map[string]int32{}
+	for tp := range offsets {
+		n[tp.Topic]++
+	}
+	a, b, l := n[topics[0]], n[topics[1]], n[topics[2]]
+	if a == 0 || b == 0 || l == 0 || a != b || a != l {
+		return 0, refuse("%s has %d partitions, %s %d, %s %d: the join is partition by partition, so they must be the same: create the topics with one count (`ctrloop migrate`)",
+			topics[0], a, topics[1], b, topics[2], l)
+	}
+	return a, nil
+}
+
+// plan is how a partition's state comes back.
+type plan struct {
+	fresh bool
+	meta  metadata
+	next  [2]int64 // where consumption goes on
+}
+
+// planRebuild reads the committed offsets and metadata of one partition. start is the first retained offset.
+func planRebuild(cfg Config, partition int32, committed map[stream.TopicPartition]stream.Committed, start map[stream.TopicPartition]int64) (plan, error) {
+	p := plan{fresh: true}
+	var at [2]stream.Committed
+	var has [2]bool
+	for in, topic := range inputTopic {
+		tp := stream.TopicPartition{Topic: topic, Partition: partition}
+		at[in], has[in] = committed[tp]
+		p.next[in] = start[tp]
+		if !has[in] || at[in].Offset == 0 {
+			has[in] = false
+			continue
+		}
+		m, err := parseMetadata(at[in].Metadata)
+		if err != nil {
+			return p, refuse("group %s has committed offset %d of %s, but %w: somebody moved the group's offsets, or another program uses the group; %s", cfg.Group, at[in].Offset, tp, err, freshStart)
+		}
+		if p.fresh || m.Sequence > p.meta.Sequence {
+			p.fresh, p.meta = false, m
+		}
+	}
+	if p.fresh {
+		return p, nil
+	}
+	for in, topic := range inputTopic {
+		tp := stream.TopicPartition{Topic: topic, Partition: partition}
+		if has[in] && at[in].Offset != p.meta.NextOffset[in] {
+			return p, refuse("group %s has committed offset %d of %s, its join state stands at %d: the offsets were moved by hand; move them back to %d, or %s",
+				cfg.Group, at[in].Offset, tp, p.meta.NextOffset[in], p.meta.NextOffset[in], freshStart)
+		}
+		if p.meta.RewindOffset[in] < p.meta.NextOffset[in] && start[tp] > p.meta.RewindOffset[in] {
+			return p, refuse("%s starts at offset %d, but open windows need it from %d on: the topic's retention is shorter than window + lateness + outage; raise retention.ms above that for the next time, and %s",
+				tp, start[tp], p.meta.RewindOffset[in], freshStart)
+		}
+	}
+	p.next = p.meta.NextOffset
+	return p, p.meta.matches(cfg)
+}
+
+// matches holds the configuration against the one that the state was made with.
+func (m metadata) matches(cfg Config) error {
+	if was := time.Duration(m.WindowMS) * time.Millisecond; was != cfg.Window {
+		return refuse("the window is %s, the state was made with %s: open impressions would close too early or be forgotten; set joiner.window back to %s, or %s", cfg.Window, was, was, freshStart)
+	}
+	if was := time.Duration(m.BucketMS) * time.Millisecond; was != cfg.Bucket {
+		return refuse("the bucket is %s, the state was made with %s: set joiner.bucket back to %s, or %s", cfg.Bucket, was, was, freshStart)
+	}
+	return nil
+}
+
+// rebuild makes the shard of one partition by replaying its inputs. step is called once per record.
+func rebuild(ctx context.Context, cfg Config, seed uint64, partition int32, p plan, step func() error) (*shard, error) {
+	if p.fresh {
+		return newShard(partition, window.New(cfg.window(seed)), p.next, 0), nil
+	}
+	w := window.Restore(cfg.window(seed), p.meta.Snapshot)
+	for _, in := range []window.Input{window.Impressions, window.Clicks} {
+		from, to := p.meta.RewindOffset[in], p.meta.NextOffset[in]
+		err := stream.ReadRange(ctx, cfg.Kafka, inputTopic[in], partition, from, to, func(r *stream.Record) error {
+			if err := apply(w, in, r); err != nil {
+				if _, fatal := recordError(err); fatal != nil {
+					return fatal // what was a dead letter then is one now
+				}
+			}
+			return step()
+		})
+		if errors.Is(err, stream.ErrDataLoss) {
+			return nil, refuse("rebuild of partition %d: %w; %s", partition, err, freshStart)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("rebuild of partition %d: replay %s from %d to %d: %w", partition, inputTopic[in], from, to, err)
+		}
+	}
+	if err := w.Restored(p.meta.Snapshot); err != nil {
+		return nil, refuse("rebuild of partition %d from %s [%d, %d) and %s [%d, %d): %w: records of the inputs have changed or gone; %s",
+			partition, inputTopic[0], p.meta.RewindOffset[0], p.meta.NextOffset[0], inputTopic[1], p.meta.RewindOffset[1], p.meta.NextOffset[1], err, freshStart)
+	}
+	return newShard(partition, w, p.next, p.meta.Sequence), nil
+}

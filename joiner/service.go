@@ -1,0 +1,379 @@
+package joiner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"ctrloop/internal/stream"
+	"ctrloop/joiner/window"
+)
+
+// endTimeout bounds the end of a transaction whose caller has gone; the broker's own limit is 20 s.
+const endTimeout = 15 * time.Second
+
+// Pauses between sessions that fail, doubling.
+const (
+	minBackoff = 100 * time.Millisecond
+	maxBackoff = 10 * time.Second
+)
+
+// Service is one instance of the joiner.
+type Service struct {
+	cfg     Config
+	log     zerolog.Logger
+	metrics *metrics
+	ledgers ledgers
+	seed    uint64
+	// fault is asked at every step of the life of a transaction; tests return errors to break off there.
+	fault   func(step) error
+	backoff time.Duration // the first pause after a failed session
+}
+
+// step names a place where the process may die.
+type step string
+
+const (
+	stepPolled    step = "polled"     // records in hand, no transaction yet
+	stepProducing step = "producing"  // in the middle of the outputs
+	stepCommit    step = "committing" // everything produced, not committed
+	stepCommitted step = "committed"  // committed, and nobody told
+	stepRebuild   step = "rebuilding" // in the middle of a replay
+)
+
+// New returns a joiner that has not connected yet.
+func New(cfg Config, log zerolog.Logger, reg prometheus.Registerer) (*Service, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("joiner configuration: %w", err)
+	}
+	s := &Service{cfg: cfg, log: log, seed: rand.Uint64(), fault: func(step) error { return nil }, backoff: minBackoff}
+	var err error
+	if s.metrics, err = newMetrics(reg, &s.ledgers); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Run joins until ctx is done. It returns nil then, and otherwise an error that wraps ErrRefused or
+// stream.ErrBroker; whatever else fails is tried again from the last commit.
+func (s *Service) Run(ctx context.Context) error {
+	if err := stream.CheckBroker(ctx, s.cfg.Kafka); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return fmt.Errorf("joiner: %w", err)
+	}
+	backoff := s.backoff
+	for {
+		began := time.Now()
+		err := s.session(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, ErrRefused):
+			return fmt.Errorf("joiner: %w", err)
+		}
+		if time.Since(began) > maxBackoff {
+			backoff = s.backoff
+		}
+		s.metrics.sessions.Inc()
+		// At most one line per backoff, so no flood.
+		s.log.Error().Err(err).Dur("retry_in", backoff).Msg("session ended; rebuilding from the last commit")
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(backoff):
+		}
+		backoff = min(2*backoff, maxBackoff)
+	}
+}
+
+// session is the life of one transactional client: from joining the group to the first error.
+type session struct {
+	*Service
+	tx     *stream.Tx
+	shards map[int32]*shard
+	count  int32 // partitions of the topics
+
+	failed error // of a rebalance callback, which cannot return one
+	cancel context.CancelCauseFunc
+}
+
+func (s *Service) session(ctx context.Context) error {
+	n, err := checkTopics(ctx, s.cfg.Kafka)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	se := &session{Service: s, shards: map[int32]*shard{}, count: n, cancel: cancel}
+	defer s.ledgers.drop()
+	se.tx, err = stream.NewTx(s.cfg.Kafka, stream.TxConfig{
+		Group: s.cfg.Group, TransactionalID: s.cfg.TransactionalID, InstanceID: s.cfg.InstanceID,
+		Topics: inputTopic[:], MaxPoll: s.cfg.MaxPoll, OnAssigned: se.assigned, OnLost: se.lost,
+	})
+	if err != nil {
+		return err
+	}
+	defer se.tx.Close()
+	for {
+		if err := se.cycle(ctx); err != nil {
+			if cause := context.Cause(ctx); cause != nil {
+				return cause
+			}
+			return err
+		}
+	}
+}
+
+// cycle is one transaction: poll, join, produce, commit.
+func (se *session) cycle(ctx context.Context) error {
+	batch, err := se.tx.Poll(ctx)
+	if err != nil {
+		return fmt.Errorf("poll: %w", err)
+	}
+	if se.failed != nil {
+		return se.failed
+	}
+	if err := se.fault(stepPolled); err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := se.tx.Begin(); err != nil {
+		return err
+	}
+	if err := se.process(batch); err != nil {
+		return err // the transaction stays open: the next session's client fences it
+	}
+	if err := se.end(ctx); err != nil {
+		return err
+	}
+	se.align()
+	se.metrics.transaction.Observe(time.Since(began).Seconds())
+	// Under light load, wait for a transaction's worth of records; a backlog is not held up.
+	if !backlog(batch) {
+		select {
+		case <-ctx.Done():
+		case <-time.After(se.cfg.CommitInterval - time.Since(began)):
+		}
+	}
+	return nil
+}
+
+// backlog says whether more was waiting than this batch brought. A few records do not count: the end markers
+// of transactional producers look like records that are still to come.
+func backlog(b stream.Batch) bool {
+	const few = 100
+	for _, p := range b.Partitions {
+		if n := len(p.Records); n > 0 && p.HighWatermark-p.Records[n-1].Offset > few {
+			return true
+		}
+	}
+	return false
+}
+
+// process joins the batch, partitions side by side.
+func (se *session) process(batch stream.Batch) error {
+	parts := map[int32][]stream.PartitionBatch{}
+	for _, b := range batch.Partitions {
+		parts[b.Partition] = append(parts[b.Partition], b)
+	}
+	var g errgroup.Group
+	g.SetLimit(se.workers())
+	for p, batches := range parts {
+		sh := se.shards[p]
+		if sh == nil {
+			return fmt.Errorf("records of partition %d, which was not assigned: %w", p, errState)
+		}
+		g.Go(func() error {
+			var broken error
+			err := sh.process(batches, func(r *stream.Record) {
+				if broken == nil {
+					if broken = se.fault(stepProducing); broken == nil {
+						se.tx.Produce(r)
+					}
+				}
+			})
+			return errors.Join(err, broken)
+		})
+	}
+	return g.Wait()
+}
+
+func (se *session) workers() int {
+	if se.cfg.Workers > 0 {
+		return se.cfg.Workers
+	}
+	return runtime.GOMAXPROCS(0)
+}
+
+// end commits. It goes on when ctx is done: a transaction that is complete is worth its second.
+func (se *session) end(ctx context.Context) error {
+	if err := se.fault(stepCommit); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	defer cancel()
+	meta := map[int32]string{}
+	for p, sh := range se.shards {
+		if text, ok := sh.propose(se.cfg); ok {
+			meta[p] = text
+		}
+	}
+	committed, err := se.tx.Commit(ctx, func(_ string, p int32) (string, bool) {
+		text, ok := meta[p]
+		return text, ok
+	})
+	if err != nil {
+		return err
+	}
+	if !committed {
+		return se.aborted(ctx)
+	}
+	if err := se.fault(stepCommitted); err != nil {
+		return err
+	}
+	for p, sh := range se.shards {
+		if _, ok := meta[p]; ok {
+			se.metrics.add(p, &sh.stats)
+		}
+		sh.commit()
+		se.ledgers.publish(sh)
+	}
+	return nil
+}
+
+// aborted undoes the transaction in every shard. The client reports an abort also when it does not know
+// how the broker decided (an unknown error in answer to EndTxn), and has then rewound its offsets for nothing:
+// only the broker's committed offsets say whether the state before or after the transaction is the right one.
+func (se *session) aborted(ctx context.Context) error {
+	se.metrics.aborts.Inc()
+	at, err := stream.CommittedOffsets(ctx, se.cfg.Kafka, se.cfg.Group)
+	if err != nil {
+		return fmt.Errorf("after an abort: %w", err)
+	}
+	for _, sh := range se.shards {
+		sh.rollback()
+		for in, topic := range inputTopic {
+			tp := stream.TopicPartition{Topic: topic, Partition: sh.partition}
+			if c, ok := at[tp]; ok && c.Offset != sh.committed[in] {
+				return fmt.Errorf("after an abort %s is committed at %d, the state is of %d: %w", tp, c.Offset, sh.committed[in], errState)
+			}
+		}
+	}
+	return nil
+}
+
+// align pauses inputs that run ahead and resumes those whose partner has caught up.
+func (se *session) align() {
+	bound := se.cfg.MaxLead.Milliseconds()
+	for p, sh := range se.shards {
+		for in, topic := range inputTopic {
+			lead := sh.lead(window.Input(in))
+			switch {
+			case lead > bound && !sh.paused[in]:
+				se.tx.Pause(topic, p)
+				sh.paused[in] = true
+				se.metrics.pauses.WithLabelValues(topic).Inc()
+			case lead <= bound/2 && sh.paused[in]: // half: a pause drops what was fetched, so not at every wobble
+				se.tx.Resume(topic, p)
+				sh.paused[in] = false
+			}
+		}
+	}
+}
+
+// assigned rebuilds the partitions that came.
+func (se *session) assigned(ctx context.Context, partitions map[string][]int32) {
+	if err := se.adopt(ctx, partitions); err != nil && se.failed == nil {
+		se.failed = err
+		se.cancel(err) // wakes Poll
+	}
+}
+
+func (se *session) adopt(ctx context.Context, partitions map[string][]int32) error {
+	ps, clicks := slices.Clone(partitions[inputTopic[0]]), slices.Clone(partitions[inputTopic[1]])
+	slices.Sort(ps)
+	slices.Sort(clicks)
+	if !slices.Equal(ps, clicks) {
+		return fmt.Errorf("the group gave partitions %v of %s and %v of %s: every member must use range assignment, so that both sides of the join meet", ps, inputTopic[0], clicks, inputTopic[1])
+	}
+	committed, err := stream.CommittedOffsets(ctx, se.cfg.Kafka, se.cfg.Group)
+	if err != nil {
+		return err
+	}
+	start, err := stream.StartOffsets(ctx, se.cfg.Kafka, inputTopic[:]...)
+	if err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	var g errgroup.Group
+	g.SetLimit(se.workers())
+	for _, p := range ps {
+		g.Go(func() error {
+			sh, err := se.rebuild(ctx, p, committed, start)
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			se.shards[p] = sh
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for _, p := range ps {
+		se.ledgers.publish(se.shards[p])
+	}
+	return nil
+}
+
+func (se *session) rebuild(ctx context.Context, p int32, committed map[stream.TopicPartition]stream.Committed, start map[stream.TopicPartition]int64) (*shard, error) {
+	plan, err := planRebuild(se.cfg, p, committed, start)
+	if err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	sh, err := rebuild(ctx, se.cfg, se.seed, p, plan, func() error { return se.fault(stepRebuild) })
+	if err != nil {
+		return nil, err
+	}
+	se.metrics.rebuild.Observe(time.Since(began).Seconds())
+	l := sh.w.Ledger()
+	se.log.Info().Int32("partition", p).Bool("fresh", plan.fresh).Int64("impressions_at", plan.next[0]).Int64("clicks_at", plan.next[1]).
+		Uint64("open", l.Open).Uint64("pending", l.Pending).Dur("took", time.Since(began)).Msg("partition taken")
+	return sh, nil
+}
+
+// lost forgets partitions. Another instance may have committed for them already.
+func (se *session) lost(_ context.Context, partitions map[string][]int32) {
+	for topic, ps := range partitions {
+		for _, p := range ps {
+			sh := se.shards[p]
+			if sh == nil {
+				continue
+			}
+			if sh.paused[inputOf(topic)] {
+				se.tx.Resume(topic, p) // the client remembers pauses over assignments
+				sh.paused[inputOf(topic)] = false
+			}
+		}
+	}
+	for _, ps := range partitions {
+		for _, p := range ps {
+			delete(se.shards, p)
+			se.ledgers.forget(p)
+		}
+	}
+}

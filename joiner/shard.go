@@ -1,0 +1,237 @@
+package joiner
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+
+	"ctrloop/internal/invariant"
+	"ctrloop/internal/stream"
+	"ctrloop/joiner/window"
+	"ctrloop/schemas"
+	"ctrloop/schemas/eventpb"
+)
+
+// inputTopic by window.Input.
+var inputTopic = [2]string{window.Impressions: schemas.TopicImpressions, window.Clicks: schemas.TopicClicks}
+
+func inputOf(topic string) window.Input {
+	if topic == schemas.TopicClicks {
+		return window.Clicks
+	}
+	return window.Impressions
+}
+
+// shard joins one partition of both inputs. One goroutine at a time uses it.
+type shard struct {
+	partition int32
+	w         *window.Window
+	sequence  int64    // of the last committed transaction
+	committed [2]int64 // first offset not consumed, at the last commit
+	next      [2]int64 // the same in the running transaction
+	first     [2]int64 // the first event time of each input since assignment, for the lead over a silent one
+	paused    [2]bool
+
+	progress bool // the running transaction consumed a record
+	stats    counts
+	slab     slab
+	audit    audit
+	proposed metadata // what the running commit stores
+}
+
+// counts are what a transaction adds to the counters if it commits.
+type counts struct {
+	records [2]int
+	labels  [5]int // by kind
+	lates   map[schemas.LateReason]int
+	dead    map[schemas.DeadLetterReason]int
+	behind  [2]int64 // records between what was read and the end of the input
+}
+
+// errState says that the client and the state have come apart: the session must be built anew.
+var errState = errors.New("join state and consumed offsets have come apart")
+
+func newShard(partition int32, w *window.Window, next [2]int64, sequence int64) *shard {
+	return &shard{
+		partition: partition, w: w, committed: next, next: next, sequence: sequence,
+		first: [2]int64{window.None, window.None},
+		stats: counts{lates: map[schemas.LateReason]int{}, dead: map[schemas.DeadLetterReason]int{}},
+	}
+}
+
+// process joins the polled records of this partition and hands everything that comes out to produce.
+// Impressions go first: every click that finds its impression in the same batch then need not wait for it.
+func (s *shard) process(batches []stream.PartitionBatch, produce func(*stream.Record)) error {
+	for _, in := range []window.Input{window.Impressions, window.Clicks} {
+		for _, b := range batches {
+			if inputOf(b.Topic) != in {
+				continue
+			}
+			if err := s.consume(in, b, produce); err != nil {
+				return err
+			}
+		}
+	}
+	s.w.Advance()
+	s.emit(produce)
+	if invariant.Enabled {
+		invariant.NoError(fmt.Sprintf("ledger of partition %d", s.partition), s.w.Check())
+	}
+	return nil
+}
+
+func (s *shard) consume(in window.Input, b stream.PartitionBatch, produce func(*stream.Record)) error {
+	for _, r := range b.Records {
+		if r.Offset < s.next[in] {
+			return fmt.Errorf("%s/%d: got offset %d, but the state holds everything before %d: %w", r.Topic, r.Partition, r.Offset, s.next[in], errState)
+		}
+		if err := apply(s.w, in, r); err != nil {
+			reason, fatal := recordError(err)
+			if fatal != nil {
+				return fatal
+			}
+			s.stats.dead[reason]++
+			produce(&stream.Record{
+				Topic: schemas.TopicDeadLetters, Partition: r.Partition, Key: r.Key, Timestamp: r.Timestamp,
+				Value: marshal(deadLetter(reason, err, r.Topic, r.Partition, r.Offset, r.Key, r.Value)),
+			})
+		}
+		if s.first[in] == window.None {
+			s.first[in] = s.w.MaxTime(in)
+		}
+		s.next[in] = r.Offset + 1
+	}
+	s.progress = true
+	s.stats.records[in] += len(b.Records)
+	s.stats.behind[in] = max(0, b.HighWatermark-s.next[in])
+	return nil
+}
+
+// errRecord wraps what is wrong with one record, as opposed to with the join.
+type errRecord struct{ error }
+
+func (e errRecord) Unwrap() error { return e.error }
+
+func recordError(err error) (schemas.DeadLetterReason, error) {
+	var r errRecord
+	if !errors.As(err, &r) {
+		return "", err
+	}
+	return deadReason(r.error), nil
+}
+
+// apply feeds one record to a window: live and rebuild are the same code.
+func apply(w *window.Window, in window.Input, r *stream.Record) error {
+	for _, h := range r.Headers {
+		if h.Key == schemas.HeaderPunctuation {
+			var p eventpb.Punctuation
+			if err := proto.Unmarshal(r.Value, &p); err != nil {
+				return errRecord{fmt.Errorf("%w: punctuation: %w", errWire, err)}
+			}
+			w.Punctuate(in, p.LowWatermarkMs)
+			return nil
+		}
+	}
+	if in == window.Impressions {
+		id, err := decodeImpression(r.Value)
+		if err == nil {
+			err = checkKey(r, id)
+		}
+		if err != nil {
+			return errRecord{err}
+		}
+		return w.Impression(r.Value, id, r.Offset)
+	}
+	id, at, err := decodeClick(r.Value)
+	if err == nil {
+		err = checkKey(r, id)
+	}
+	if err != nil {
+		return errRecord{err}
+	}
+	return w.Click(r.Value, id, at, r.Offset)
+}
+
+// checkKey: the key decides the partition, so with another key an impression, its clicks and its labels would
+// lie in different partitions and never meet.
+func checkKey(r *stream.Record, id schemas.ImpressionID) error {
+	if !bytes.Equal(r.Key, id[:]) {
+		return fmt.Errorf("%w: the record's key is %x, not the impression id %s", schemas.ErrBadID, r.Key, id)
+	}
+	return nil
+}
+
+// emit turns the window's output into records.
+func (s *shard) emit(produce func(*stream.Record)) {
+	for i := range s.w.Labels {
+		l := &s.w.Labels[i]
+		s.audit.add(l, s.partition)
+		s.stats.labels[l.Kind]++
+		produce(s.slab.label(l, s.partition))
+	}
+	for i := range s.w.Lates {
+		l := &s.w.Lates[i]
+		s.stats.lates[l.Reason]++
+		produce(lateRecord(l, s.partition))
+	}
+	for _, r := range s.audit.records(s.partition) {
+		produce(r)
+	}
+	s.w.ResetOutput()
+}
+
+// propose is the metadata for the commit of the running transaction, none if it consumed nothing.
+func (s *shard) propose(cfg Config) (string, bool) {
+	if !s.progress {
+		return "", false
+	}
+	s.proposed = metadata{
+		Sequence: s.sequence + 1, WindowMS: cfg.Window.Milliseconds(), BucketMS: cfg.Bucket.Milliseconds(),
+		Snapshot: s.w.Snapshot(s.next),
+	}
+	return s.proposed.String(), true
+}
+
+// commit follows a committed transaction.
+func (s *shard) commit() {
+	if s.progress {
+		invariant.True(s.next[0] >= s.committed[0] && s.next[1] >= s.committed[1], "offsets of partition %d fell from %v to %v", s.partition, s.committed, s.next)
+		s.sequence++
+	}
+	s.committed = s.next
+	s.w.Commit()
+	s.reset()
+}
+
+// rollback follows an aborted one.
+func (s *shard) rollback() {
+	s.next = s.committed
+	s.w.Rollback()
+	s.reset()
+}
+
+func (s *shard) reset() {
+	s.progress = false
+	s.stats.records, s.stats.labels = [2]int{}, [5]int{}
+	clear(s.stats.lates)
+	clear(s.stats.dead)
+	s.slab.reset()
+	s.audit.reset()
+}
+
+// lead is by how much an input is ahead of the other one in event time, ms. Over an input that was never
+// heard of, it is the stretch of event time that was read.
+func (s *shard) lead(in window.Input) int64 {
+	mine, other := s.w.MaxTime(in), s.w.MaxTime(1-in)
+	switch {
+	case mine == window.None:
+		return 0
+	case other == window.None && s.first[in] == window.None:
+		return 0
+	case other == window.None:
+		return mine - s.first[in]
+	}
+	return mine - other
+}
