@@ -1,0 +1,200 @@
+package ramp
+
+import (
+	"fmt"
+
+	"ctrloop/schemas/control"
+)
+
+// Action is what a look concludes. The list is closed.
+type Action string
+
+// Actions. All but Hold and Step end the experiment.
+const (
+	Hold         Action = "hold"
+	Step         Action = "step"
+	Promote      Action = "promote"
+	RollBack     Action = "rollback"
+	Inconclusive Action = "inconclusive"
+)
+
+// Rule is what made the look conclude it. The list is closed; docs and console name the same ones.
+type Rule string
+
+// Rules, in the order in which they are asked.
+const (
+	NoControl        Rule = "no_control"        // no step has both arms: nothing can ever be compared
+	GenerationErrors Rule = "generation_errors" // the treatment fails to generate more often than allowed
+	SampleRatio      Rule = "sample_ratio"      // units do not fall into the arms as planned: the data are not to be trusted
+	CTRHarm          Rule = "ctr_harm"          // the treatment loses more than the margin
+	LiftBelowZero    Rule = "lift_below_zero"   // deciding step: worse than control
+	LiftAboveZero    Rule = "lift_above_zero"   // deciding step: better than control
+	LiftLost         Rule = "lift_lost"         // full step: the deciding step's complete data no longer show the lift
+	MaxSamples       Rule = "max_samples"       // deciding step: enough data, no difference shown
+	MinSamples       Rule = "min_samples"       // not enough data in this step yet
+	StepComplete     Rule = "step_complete"     // enough data, no guard fired
+	Undecided        Rule = "undecided"         // deciding step: enough data, interval spans zero
+	AlreadyPromoted  Rule = "already_promoted"  // the treatment became champion by another hand (given by the service)
+	Manual           Rule = "manual"            // a person ended it (given by the service)
+)
+
+// Evidence is what a look is given.
+type Evidence struct {
+	Now        Sums   // of the present step
+	Deciding   Sums   // of the deciding step; the same as Now while it runs
+	Generation Counts // of the treatment's version, since the experiment began
+}
+
+// Verdict is the outcome of one look.
+type Verdict struct {
+	Action  Action        `json:"action"`
+	Rule    Rule          `json:"rule"`
+	Why     string        `json:"why"`
+	Next    *control.Step `json:"next,omitempty"` // of a Step; without its time
+	Figures Figures       `json:"figures"`        // that the rule fired on
+}
+
+// Decides is the index of the deciding step: the one with the largest share below 1. -1: there is none.
+func Decides(steps []float64) int {
+	best := -1
+	for i, s := range steps {
+		if s < 1 && (best < 0 || s >= steps[best]) {
+			best = i
+		}
+	}
+	return best
+}
+
+// Look gives the verdict on a running experiment.
+func Look(cfg Config, x control.ExperimentStatus, ev Evidence) Verdict {
+	deciding := Decides(x.Steps)
+	l := looker{cfg: cfg, x: x, f: figures(cfg, x, x.Step, ev.Now, ev.Generation)}
+	if deciding < 0 {
+		return l.say(Inconclusive, NoControl, "no step of %v leaves traffic to the control", x.Steps)
+	}
+	if p := float64(l.f.ErrorP); p <= cfg.ErrorAlpha {
+		return l.say(RollBack, GenerationErrors, "%d of %d generations failed, the limit is %.3g %% (p %.2g)", ev.Generation.Failed, ev.Generation.Total, 100*cfg.ErrorLimit, p)
+	}
+	if x.Step.Share >= 1 {
+		return l.full(ev, x.Steps[deciding], deciding)
+	}
+	return l.compared(deciding)
+}
+
+// looker is one look at one experiment.
+type looker struct {
+	cfg Config
+	x   control.ExperimentStatus
+	f   Figures
+}
+
+func (l looker) say(a Action, r Rule, format string, args ...any) Verdict {
+	return Verdict{Action: a, Rule: r, Why: fmt.Sprintf(format, args...), Figures: l.f}
+}
+
+// compared looks at a step with both arms.
+func (l looker) compared(deciding int) Verdict {
+	f, cfg := l.f, l.cfg
+	if limit := cfg.SRMAlpha / float64(bothArms(l.x.Steps)); float64(f.SRMP) <= limit {
+		return l.say(RollBack, SampleRatio, "%d units in control and %d in treatment at a planned share of %g (p %.2g, alarm at %.2g): find out why before trying again",
+			f.Control.Units, f.Treatment.Units, l.x.Step.Share, float64(f.SRMP), limit)
+	}
+	rated := l.expectedClicks() >= cfg.MinClicks && f.Control.Units >= 2 && f.Treatment.Units >= 2
+	if rated && f.Guard < 0 {
+		return l.say(RollBack, CTRHarm, "the treatment's rate is below %g of the control's at every value of the interval", 1-cfg.Margin)
+	}
+	if !rated || min(f.Control.Units, f.Treatment.Units) < cfg.MinUnits || min(f.Control.Impressions, f.Treatment.Impressions) < cfg.MinImpressions {
+		return l.say(Hold, MinSamples, "smaller arm: %d of %d units, %d of %d impressions, %.1f of %g expected clicks",
+			min(f.Control.Units, f.Treatment.Units), cfg.MinUnits, min(f.Control.Impressions, f.Treatment.Impressions), cfg.MinImpressions, l.expectedClicks(), cfg.MinClicks)
+	}
+	if l.x.Step.Index != deciding {
+		return l.next(StepComplete, "enough data at share %g and no guard fired", l.x.Step.Share)
+	}
+	return l.decide()
+}
+
+// decide applies the two-sided sequence on the deciding step.
+func (l looker) decide() Verdict {
+	f := l.f
+	switch {
+	case f.LiftLow > 0:
+		if l.x.Step.Index+1 < len(l.x.Steps) {
+			return l.next(LiftAboveZero, "lift %s: all traffic goes to the treatment, to be confirmed", liftText(f))
+		}
+		return l.say(Promote, LiftAboveZero, "lift %s", liftText(f))
+	case f.LiftHigh < 0:
+		return l.say(RollBack, LiftBelowZero, "lift %s", liftText(f))
+	case l.cfg.MaxUnits > 0 && f.Control.Units+f.Treatment.Units >= l.cfg.MaxUnits,
+		l.cfg.MaxImpressions > 0 && f.Control.Impressions+f.Treatment.Impressions >= l.cfg.MaxImpressions:
+		return l.say(Inconclusive, MaxSamples, "%d units and %d impressions show no difference: lift %s",
+			f.Control.Units+f.Treatment.Units, f.Control.Impressions+f.Treatment.Impressions, liftText(f))
+	}
+	return l.say(Hold, Undecided, "lift %s spans zero", liftText(f))
+}
+
+// full looks at the step at share 1: wait for samples, then promote on the deciding step's data.
+func (l looker) full(ev Evidence, share float64, deciding int) Verdict {
+	seen := l.f.Treatment
+	l.f = figures(l.cfg, l.x, control.Step{Index: deciding, Share: share}, ev.Deciding, ev.Generation)
+	switch {
+	case seen.Units < l.cfg.MinUnits || seen.Impressions < l.cfg.MinImpressions:
+		return l.say(Hold, MinSamples, "at share 1: %d of %d units, %d of %d impressions", seen.Units, l.cfg.MinUnits, seen.Impressions, l.cfg.MinImpressions)
+	case l.f.LiftLow > 0:
+		return l.say(Promote, LiftAboveZero, "lift %s at share %g, and share 1 held", liftText(l.f), share)
+	case l.f.LiftHigh < 0:
+		return l.say(RollBack, LiftBelowZero, "lift %s at share %g, with its data complete", liftText(l.f), share)
+	}
+	return l.say(Inconclusive, LiftLost, "lift %s at share %g spans zero now that its data are complete", liftText(l.f), share)
+}
+
+func (l looker) next(r Rule, format string, args ...any) Verdict {
+	v := l.say(Step, r, format, args...)
+	i := l.x.Step.Index + 1
+	v.Next = &control.Step{Index: i, Share: l.x.Steps[i]}
+	return v
+}
+
+// expectedClicks of the smaller arm at the pooled rate. The observed ones will not do: a treatment that gets
+// no clicks at all would never be compared.
+func (l looker) expectedClicks() float64 {
+	d := l.f.Control.Impressions + l.f.Treatment.Impressions
+	if d == 0 {
+		return 0
+	}
+	pooled := float64(l.f.Control.Clicks+l.f.Treatment.Clicks) / float64(d)
+	return pooled * float64(min(l.f.Control.Impressions, l.f.Treatment.Impressions))
+}
+
+func bothArms(steps []float64) int {
+	n := 0
+	for _, s := range steps {
+		if s < 1 {
+			n++
+		}
+	}
+	return max(n, 1)
+}
+
+func liftText(f Figures) string {
+	return fmt.Sprintf("%+.4f points [%+.4f, %+.4f]", 100*float64(f.Lift), 100*float64(f.LiftLow), 100*float64(f.LiftHigh))
+}
+
+// Decision is the verdict in the form of the control log. Figures that are not finite become 0 there, with an
+// interval of [-1, 1]; the looks keep them as they were.
+func (v Verdict) Decision() control.Decision {
+	f := v.Figures
+	or := func(n Num, def float64) float64 {
+		if x := float64(n); x-x == 0 {
+			return x
+		}
+		return def
+	}
+	return control.Decision{
+		Outcome: control.Outcome(v.Action), Rule: string(v.Rule),
+		Lift: or(f.Relative, 0), LiftLow: or(f.RelativeLow, -1), LiftHigh: or(f.RelativeHigh, 1), P: or(f.P, 1), SRMP: or(f.SRMP, 1),
+		Impressions: f.Control.Impressions + f.Treatment.Impressions,
+	}
+}
+
+// Ok says whether the rollout may go on: nothing has made the look end it against the treatment.
+func (v Verdict) Ok() bool { return v.Action != RollBack && v.Action != Inconclusive }

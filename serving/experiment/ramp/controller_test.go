@@ -1,0 +1,166 @@
+package ramp
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"ctrloop/internal/stats"
+	"ctrloop/schemas/control"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+)
+
+var update = flag.Bool("update", false, "rewrite testdata/*.golden")
+
+// units builds the sums of n units with 10 impressions each, of which every unit in turn has 0, r or 2r times
+// 10 clicks on average: a rate of r with some variance.
+func units(n int, r float64) stats.RatioSums {
+	var s stats.RatioSums
+	rng := rand.New(rand.NewPCG(uint64(n), math.Float64bits(r)))
+	owed := 0.0
+	for i := range n {
+		owed += 10 * r * float64(i%3)
+		m := math.Floor(owed)
+		owed -= m
+		if rng.IntN(2) == 0 && m >= 1 { // some units a click more, others one less
+			m, owed = m-1, owed+1
+		}
+		s.Observe(min(m, 10), 10)
+	}
+	return s
+}
+
+func at(index int, steps ...float64) control.ExperimentStatus {
+	x := control.ExperimentStatus{Experiment: control.Experiment{ID: "e", Steps: steps, Alpha: 0.05, NStar: 5000, Created: time.Unix(0, 0)}}
+	x.Step = control.Step{Index: index, Share: steps[index]}
+	return x
+}
+
+func both(nc int, rc float64, nt int, rt float64) Evidence {
+	s := Sums{Control: units(nc, rc), Treatment: units(nt, rt)}
+	return Evidence{Now: s, Deciding: s}
+}
+
+// The scenarios are there to be read: testdata/scenarios.golden says what the controller does and why.
+func TestScenarios(t *testing.T) {
+	ramp5 := []float64{0.01, 0.05, 0.2, 0.5, 1}
+	with := func(ev Evidence, f func(*Evidence)) Evidence { f(&ev); return ev }
+	var out strings.Builder
+	for _, c := range []struct {
+		name string
+		x    control.ExperimentStatus
+		ev   Evidence
+		cfg  func(*Config)
+	}{
+		{"no data yet", at(0, ramp5...), Evidence{}, nil},
+		{"first step, treatment too small", at(0, ramp5...), both(4950, .04, 50, .04), nil},
+		{"first step complete", at(0, ramp5...), both(19800, .04, 200, .04), nil},
+		{"first step, good lift does not promote", at(1, ramp5...), both(19000, .04, 1000, .08), nil},
+		{"harm is caught on a small step", at(1, ramp5...), both(38000, .04, 2000, .015), nil},
+		{"treatment without a single click", at(1, ramp5...), both(38000, .04, 2000, 0), nil},
+		{"small loss within the margin goes on", at(2, ramp5...), both(16000, .04, 4000, .0395), nil},
+		{"deciding step, lift shown, full step follows", at(3, ramp5...), both(10000, .04, 10000, .048), nil},
+		{"deciding step, lift shown, ramp ends there", at(1, 0.1, 0.5), both(10000, .04, 10000, .048), nil},
+		{"deciding step, undecided", at(3, ramp5...), both(10000, .04, 10000, .0405), nil},
+		{"deciding step, out of units", at(3, ramp5...), both(10000, .04, 10000, .0405), func(c *Config) { c.MaxUnits = 20000 }},
+		{"deciding step, out of impressions", at(3, ramp5...), both(10000, .04, 10000, .0405), func(c *Config) { c.MaxImpressions = 200000 }},
+		{"deciding step, worse but within the margin", at(3, ramp5...), both(60000, .04, 60000, .0378), func(c *Config) { c.Margin = 0.2 }},
+		{"sample ratio off", at(3, ramp5...), both(10600, .04, 9400, .06), nil},
+		{"sample ratio off comes before a lift", at(3, ramp5...), both(12000, .04, 8000, .08), nil},
+		{"generation errors", at(0, ramp5...), with(both(500, .04, 500, .08), func(e *Evidence) { e.Generation = Counts{200, 40} }), nil},
+		{"a few generation errors", at(0, ramp5...), with(both(9900, .04, 100, .04), func(e *Evidence) { e.Generation = Counts{200, 12} }), nil},
+		{"full step, not enough yet", at(4, ramp5...), with(both(0, 0, 50, .05), func(e *Evidence) { e.Deciding = both(10000, .04, 10000, .048).Now }), nil},
+		{"full step confirms", at(4, ramp5...), with(both(0, 0, 20000, .02), func(e *Evidence) { e.Deciding = both(10000, .04, 10000, .048).Now }), nil},
+		{"full step, lift gone once all is in", at(4, ramp5...), with(both(0, 0, 20000, .05), func(e *Evidence) { e.Deciding = both(10000, .04, 10000, .0405).Now }), nil},
+		{"full step, generation errors", at(4, ramp5...), with(both(0, 0, 20000, .05), func(e *Evidence) { e.Generation = Counts{1000, 200} }), nil},
+		{"no step with a control", at(0, 1), both(0, 0, 20000, .05), nil},
+	} {
+		cfg := Default()
+		if c.cfg != nil {
+			c.cfg(&cfg)
+		}
+		v := Look(cfg, c.x, c.ev)
+		fmt.Fprintf(&out, "%s\n  %s by %s", c.name, v.Action, v.Rule)
+		if v.Next != nil {
+			fmt.Fprintf(&out, " to step %d at share %g", v.Next.Index, v.Next.Share)
+		}
+		fmt.Fprintf(&out, "\n  %s\n", v.Why)
+		if raw, err := json.Marshal(v); err != nil || !json.Valid(raw) {
+			t.Errorf("%s: does not encode: %v", c.name, err)
+		}
+		if _, err := json.Marshal(v.Decision()); err != nil {
+			t.Errorf("%s: decision does not encode: %v", c.name, err)
+		}
+	}
+	const file = "testdata/scenarios.golden"
+	if *update {
+		if err := os.WriteFile(file, []byte(out.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), out.String()); d != "" {
+		t.Errorf("scenarios (-want +got; -update rewrites):\n%s", d)
+	}
+}
+
+// Whatever the sums, a look gives an action with a reason, only the deciding step or a confirmed full step
+// promotes, and a step goes up by one.
+func TestLookIsSane(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		steps := []float64{0.05, 0.5, 1}
+		i := rapid.IntRange(0, 2).Draw(t, "step")
+		draw := func(name string) Evidence {
+			return both(rapid.IntRange(0, 3000).Draw(t, name+"nc"), rapid.Float64Range(0, 0.3).Draw(t, name+"rc"),
+				rapid.IntRange(0, 3000).Draw(t, name+"nt"), rapid.Float64Range(0, 0.3).Draw(t, name+"rt"))
+		}
+		ev := draw("now")
+		ev.Deciding = draw("deciding").Now
+		ev.Generation.Total = rapid.Int64Range(0, 500).Draw(t, "total")
+		ev.Generation.Failed = rapid.Int64Range(0, ev.Generation.Total).Draw(t, "failed")
+		x := at(i, steps...)
+		v := Look(Default(), x, ev)
+		if v.Why == "" || v.Rule == "" {
+			t.Fatalf("no reason: %+v", v)
+		}
+		switch v.Action {
+		case Promote:
+			if i != 2 || v.Figures.LiftLow <= 0 || v.Figures.Step.Share >= 1 {
+				t.Fatalf("promoted at step %d on %+v", i, v.Figures)
+			}
+		case Step:
+			if v.Next == nil || v.Next.Index != i+1 || v.Next.Share != steps[i+1] {
+				t.Fatalf("stepped to %+v", v.Next)
+			}
+		case Hold, RollBack, Inconclusive:
+		default:
+			t.Fatalf("unknown action %q", v.Action)
+		}
+		if v.Figures.Generation.Total == 0 && v.Rule == GenerationErrors {
+			t.Fatal("generation errors without generations")
+		}
+	})
+}
+
+func TestValidateNamesEveryProblem(t *testing.T) {
+	if err := Default().Validate(); err != nil {
+		t.Fatal(err)
+	}
+	err := Config{}.Validate()
+	for _, path := range []string{"min_units", "min_impressions", "min_clicks", "guard_alpha", "srm_alpha", "srm_prior", "error_limit", "error_alpha"} {
+		if err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s is missing in: %v", path, err)
+		}
+	}
+}

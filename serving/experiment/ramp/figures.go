@@ -1,0 +1,109 @@
+package ramp
+
+import (
+	"encoding/json"
+	"math"
+
+	"ctrloop/internal/stats"
+	"ctrloop/schemas/control"
+)
+
+// Sums are what both arms of one step have seen, over mature impressions only.
+type Sums struct {
+	Control   stats.RatioSums `json:"control"`
+	Treatment stats.RatioSums `json:"treatment"`
+}
+
+// Counts are attempts at generating a creative.
+type Counts struct {
+	Total  int64 `json:"total"`
+	Failed int64 `json:"failed"`
+}
+
+// Num is a number that may be missing: NaN and infinities become null in JSON.
+type Num float64
+
+// MarshalJSON writes null for what is not a finite number.
+func (n Num) MarshalJSON() ([]byte, error) {
+	if f := float64(n); !math.IsNaN(f) && !math.IsInf(f, 0) {
+		return json.Marshal(f)
+	}
+	return []byte("null"), nil
+}
+
+// UnmarshalJSON reads null as NaN.
+func (n *Num) UnmarshalJSON(raw []byte) error {
+	f := math.NaN()
+	if string(raw) != "null" {
+		if err := json.Unmarshal(raw, &f); err != nil {
+			return err
+		}
+	}
+	*n = Num(f)
+	return nil
+}
+
+// Arm is one arm's figures.
+type Arm struct {
+	Units       int64 `json:"units"`
+	Impressions int64 `json:"impressions"`
+	Clicks      int64 `json:"clicks"` // clicked impressions
+	CTR         Num   `json:"ctr"`
+	Low         Num   `json:"ctr_low"` // always-valid interval of CTR
+	High        Num   `json:"ctr_high"`
+}
+
+// Figures are what a look saw. Rates are fractions of 1; relative ones are fractions of the control's rate.
+type Figures struct {
+	Step         control.Step `json:"step"` // whose data these are
+	Control      Arm          `json:"control"`
+	Treatment    Arm          `json:"treatment"`
+	Lift         Num          `json:"lift_absolute"`
+	LiftLow      Num          `json:"lift_low"`
+	LiftHigh     Num          `json:"lift_high"`
+	Relative     Num          `json:"lift_relative"`
+	RelativeLow  Num          `json:"lift_relative_low"`
+	RelativeHigh Num          `json:"lift_relative_high"`
+	P            Num          `json:"p_always_valid"`
+	Guard        Num          `json:"guard_high"` // upper bound of R_B - (1-margin) R_A: below 0 rolls back
+	GuardLow     Num          `json:"guard_low"`  // lower bound: above 0 the loss is within the margin for sure
+	SRMP         Num          `json:"srm_p"`
+	MDE          Num          `json:"mde_absolute"` // difference found with probability 0.8 at this size
+	Generation   Counts       `json:"generation"`
+	ErrorP       Num          `json:"generation_error_p"`
+}
+
+// figures computes everything that the rules look at. What the data do not bound is NaN or infinite.
+func figures(cfg Config, x control.ExperimentStatus, step control.Step, s Sums, gen Counts) Figures {
+	q := stats.Sequence{Alpha: x.Alpha, NStar: x.NStar}
+	nan := Num(math.NaN())
+	f := Figures{
+		Step: step, Control: arm(s.Control, q), Treatment: arm(s.Treatment, q), Generation: gen,
+		Lift: nan, LiftLow: -1, LiftHigh: 1, Relative: nan, RelativeLow: -1, RelativeHigh: Num(math.Inf(1)),
+		P: 1, Guard: 1, GuardLow: -1, SRMP: 1, MDE: nan,
+		ErrorP: Num(stats.PFromLogE(stats.RateExceeds(gen.Failed, gen.Total, cfg.ErrorLimit))),
+	}
+	if step.Share < 1 {
+		ln, err := stats.SampleRatio([]int64{s.Control.N, s.Treatment.N}, []float64{1 - step.Share, step.Share}, cfg.SRMPrior)
+		if err == nil {
+			f.SRMP = Num(stats.PFromLogE(ln))
+		}
+	}
+	l, err := stats.Compare(s.Control, s.Treatment, q)
+	if err != nil { // an arm without impressions: nothing is known yet
+		return f
+	}
+	g := stats.Inferiority(s.Control, s.Treatment, cfg.Margin, stats.Sequence{Alpha: cfg.GuardAlpha, NStar: x.NStar})
+	f.Lift, f.LiftLow, f.LiftHigh, f.P = Num(l.Absolute), Num(l.Interval.Low), Num(l.Interval.High), Num(l.P)
+	f.Relative, f.RelativeLow, f.RelativeHigh = Num(l.Relative), Num(l.RelativeI.Low), Num(l.RelativeI.High)
+	f.GuardLow, f.Guard = Num(g.Low), Num(g.High)
+	if !l.Uninformative {
+		f.MDE = Num(stats.MDE(q, l.Units, l.SE*math.Sqrt(l.Units), 0.8))
+	}
+	return f
+}
+
+func arm(s stats.RatioSums, q stats.Sequence) Arm {
+	iv := stats.RateInterval(s, q)
+	return Arm{Units: s.N, Impressions: int64(s.D), Clicks: int64(s.M), CTR: Num(s.Rate()), Low: Num(iv.Low), High: Num(iv.High)}
+}

@@ -1,0 +1,255 @@
+package experiment
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"ctrloop/schemas/control"
+	"ctrloop/serving/experiment/ramp"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+)
+
+// Log is the control log: its fold as of now, and a way to add to it. Append returns once the command is part of
+// the state, or with control.ErrConflict or control.ErrInvalid when the fold refused it.
+type Log interface {
+	State() *control.State
+	Append(ctx context.Context, e control.Event) error
+}
+
+// Span is a part of event time: From <= t < To. Zero times leave that end open.
+type Span struct{ From, To time.Time }
+
+// Source has the sums of an experiment's arms over the impressions in the span that are mature: those whose
+// click window has closed in every partition, since positives are known before negatives and a rate over younger
+// impressions is too high. A unit is a user or a product, as the experiment says.
+type Source interface {
+	Sums(ctx context.Context, x control.Experiment, span Span) (ramp.Sums, error)
+}
+
+// Health counts how often a model version was asked for a creative and failed, since it was loaded.
+type Health interface {
+	Generation(ctx context.Context, version string) (ramp.Counts, error)
+}
+
+// LookSink keeps the record of every look. A failure is logged and counted, and stops nothing.
+type LookSink interface {
+	Look(ctx context.Context, l Look) error
+}
+
+// Look is one look at one experiment.
+type Look struct {
+	Time       time.Time    `json:"time"`       // wall clock
+	EventTime  time.Time    `json:"event_time"` // of the stream
+	Experiment string       `json:"experiment"`
+	Step       control.Step `json:"step"`
+	ramp.Verdict
+}
+
+// Deps are what the service works with. Health and Looks may be nil.
+type Deps struct {
+	Control Log
+	Source  Source
+	Health  Health
+	Looks   LookSink
+	// Wall stamps commands. EventNow is the clock of the impressions that are being served now: the same clock in
+	// production, the world's in a demo. A step is dated by it.
+	Wall     func() time.Time
+	EventNow func() time.Time
+}
+
+// Service looks at experiments.
+type Service struct {
+	cfg     Config
+	d       Deps
+	log     zerolog.Logger
+	metrics *metrics
+}
+
+const actor = "experiment-controller"
+
+// New checks the configuration and registers the metrics; reg may be nil.
+func New(cfg Config, d Deps, log zerolog.Logger, reg prometheus.Registerer) (*Service, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("experiment: %w", err)
+	}
+	if d.Control == nil || d.Source == nil || d.Wall == nil || d.EventNow == nil {
+		return nil, errors.New("experiment: Control, Source, Wall and EventNow must be given")
+	}
+	return &Service{cfg: cfg, d: d, log: log, metrics: newMetrics(reg)}, nil
+}
+
+// Run looks at the running experiments until ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	tick := time.NewTicker(s.cfg.Interval)
+	defer tick.Stop()
+	for {
+		if err := s.LookAll(ctx); err != nil && ctx.Err() == nil {
+			s.log.Error().Err(err).Msg("look at the experiments failed; trying again")
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// LookAll looks once at every running experiment and writes what follows from it.
+func (s *Service) LookAll(ctx context.Context) error {
+	var errs []error
+	running := s.running()
+	s.metrics.running.Set(float64(len(running)))
+	for _, x := range running {
+		start := time.Now()
+		err := s.look(ctx, x)
+		s.metrics.seconds.Observe(time.Since(start).Seconds())
+		switch {
+		case errors.Is(err, control.ErrConflict): // another replica was first: its decision stands
+			s.log.Debug().Str("experiment", x.ID).Err(err).Msg("decided elsewhere")
+		case err != nil:
+			s.metrics.errors.Inc()
+			errs = append(errs, fmt.Errorf("experiment %s: %w", x.ID, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Service) running() []control.ExperimentStatus {
+	var out []control.ExperimentStatus
+	for _, x := range s.d.Control.State().Experiments {
+		if x.Running() {
+			out = append(out, *x)
+		}
+	}
+	slices.SortFunc(out, func(a, b control.ExperimentStatus) int { return cmp.Compare(a.ID, b.ID) })
+	return out
+}
+
+func (s *Service) look(ctx context.Context, x control.ExperimentStatus) error {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	defer cancel()
+	st := s.d.Control.State()
+	at := st.Versions[control.ExperimentEntity(x.ID)]
+	if cur := st.Experiments[x.ID]; cur == nil || !cur.Running() {
+		return nil
+	} else {
+		x = *cur
+	}
+	v, err := s.Analyse(ctx, x)
+	if err != nil {
+		return err
+	}
+	if st.Routes[x.Logical].Champion == x.Treatment && v.Action != ramp.Promote { // by hand, or before a crash
+		v.Action, v.Rule, v.Why, v.Next = ramp.Promote, ramp.AlreadyPromoted, "the treatment is the champion already", nil
+	}
+	s.metrics.looks.WithLabelValues(string(v.Action), string(v.Rule)).Inc()
+	s.record(ctx, x, v)
+	return s.act(ctx, st, x, at, v)
+}
+
+// Analyse is a look that changes nothing.
+func (s *Service) Analyse(ctx context.Context, x control.ExperimentStatus) (ramp.Verdict, error) {
+	var ev ramp.Evidence
+	var err error
+	if ev.Now, err = s.d.Source.Sums(ctx, x.Experiment, s.span(x, len(x.History)-1)); err != nil {
+		return ramp.Verdict{}, fmt.Errorf("sums of step %d: %w", x.Step.Index, err)
+	}
+	ev.Deciding = ev.Now
+	if x.Step.Share >= 1 {
+		if i := s.lastCompared(x); i >= 0 {
+			if ev.Deciding, err = s.d.Source.Sums(ctx, x.Experiment, s.span(x, i)); err != nil {
+				return ramp.Verdict{}, fmt.Errorf("sums of the deciding step: %w", err)
+			}
+		}
+	}
+	if s.d.Health != nil {
+		if ev.Generation, err = s.d.Health.Generation(ctx, x.Treatment); err != nil {
+			return ramp.Verdict{}, fmt.Errorf("generation counts of %s: %w", x.Treatment, err)
+		}
+	}
+	return ramp.Look(s.cfg.Ramp, x, ev), nil
+}
+
+// lastCompared is the place in the history of the last step with both arms, -1 if there was none.
+func (s *Service) lastCompared(x control.ExperimentStatus) int {
+	for i := len(x.History) - 1; i >= 0; i-- {
+		if x.History[i].Share < 1 {
+			return i
+		}
+	}
+	return -1
+}
+
+// span is the event time of the i-th step taken, without its settling time.
+func (s *Service) span(x control.ExperimentStatus, i int) Span {
+	var out Span
+	if i >= 0 && i < len(x.History) && x.History[i].AtMS > 0 {
+		out.From = time.UnixMilli(x.History[i].AtMS).Add(s.cfg.Settle).UTC()
+	}
+	if i >= 0 && i+1 < len(x.History) {
+		out.To = time.UnixMilli(x.History[i+1].AtMS).UTC()
+	}
+	return out
+}
+
+func (s *Service) record(ctx context.Context, x control.ExperimentStatus, v ramp.Verdict) {
+	if s.d.Looks == nil {
+		return
+	}
+	if err := s.d.Looks.Look(ctx, Look{Time: s.d.Wall().UTC(), EventTime: s.d.EventNow().UTC(), Experiment: x.ID, Step: x.Step, Verdict: v}); err != nil {
+		s.metrics.errors.Inc()
+		s.log.Warn().Err(err).Str("experiment", x.ID).Msg("this look is not on record")
+	}
+}
+
+// act writes what the verdict asks for. A promotion comes before the decision that ends the experiment: after a
+// crash between the two, the next look finds the treatment promoted and writes the missing decision. The other
+// way round, a promotion that is missing could not be told from one that a person took back.
+func (s *Service) act(ctx context.Context, st *control.State, x control.ExperimentStatus, at int64, v ramp.Verdict) error {
+	switch v.Action {
+	case ramp.Hold:
+		return nil
+	case ramp.Step:
+		next := *v.Next
+		next.AtMS = s.d.EventNow().UnixMilli()
+		return s.append(ctx, control.ExperimentStepped, control.ExperimentEntity(x.ID), at, actor, v.Why, next)
+	}
+	return s.end(ctx, st, x, at, v.Decision(), actor, v.Why)
+}
+
+// end writes a decision, and the change of route that it needs.
+func (s *Service) end(ctx context.Context, st *control.State, x control.ExperimentStatus, at int64, d control.Decision, who, note string) error {
+	route, champion := control.RouteEntity(x.Logical), st.Routes[x.Logical].Champion
+	var err error
+	switch {
+	case d.Outcome == control.Promote && champion != x.Treatment:
+		err = s.append(ctx, control.ModelPromoted, route, st.Versions[route], who, note,
+			control.Promotion{Logical: x.Logical, Version: x.Treatment, Previous: champion})
+	case d.Outcome != control.Promote && champion == x.Treatment:
+		err = s.append(ctx, control.ModelRolledBack, route, st.Versions[route], who, note,
+			control.Promotion{Logical: x.Logical, Version: x.Control, Previous: champion})
+	}
+	if err != nil {
+		return err
+	}
+	return s.append(ctx, control.ExperimentDecided, control.ExperimentEntity(x.ID), at, who, note, d)
+}
+
+func (s *Service) append(ctx context.Context, typ control.Type, entity string, expect int64, who, note string, data any) error {
+	e, err := control.NewEvent(uuid.NewString(), typ, entity, expect, who, note, s.d.Wall(), data)
+	if err != nil {
+		return err
+	}
+	if err := s.d.Control.Append(ctx, e); err != nil {
+		return fmt.Errorf("append %s: %w", typ, err)
+	}
+	s.log.Info().Str("type", string(typ)).Str("entity", entity).Str("note", note).Msg("control command written")
+	return nil
+}
