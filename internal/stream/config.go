@@ -93,6 +93,9 @@ func (c Config) options() ([]kgo.Opt, error) {
 		kgo.SeedBrokers(c.Brokers...),
 		kgo.ClientID(c.ClientID),
 		kgo.RecordPartitioner(newPartitioner()),
+		// The default of 5 s between refreshes is how long a moved leader would stop a partition; a refresh is
+		// one small request.
+		kgo.MetadataMinAge(250 * time.Millisecond),
 		// Snappy costs little of the two cores that an embedded run shares and halves what is stored;
 		// clients that cannot read it do not exist any more.
 		kgo.ProducerBatchCompression(kgo.SnappyCompression()),

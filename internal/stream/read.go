@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -84,6 +85,36 @@ func follow(ctx context.Context, c Config, topic string, partition int32, from i
 			if err := fn(it.Next()); err != nil {
 				return err
 			}
+		}
+	}
+}
+
+// Follow is Tail that outlives failures: it reads a partition from its start and, when the connection or
+// fn fails, reports the error and goes on after the last record that fn took, at most a few seconds
+// later. It returns nil when ctx is done, and ErrDataLoss, which waiting does not heal.
+func Follow(ctx context.Context, c Config, topic string, partition int32, fn func(*Record) error, report func(error)) error {
+	const longest = 5 * time.Second
+	from, wait := int64(-1), 100*time.Millisecond
+	for {
+		err := Tail(ctx, c, topic, partition, from, func(r *Record) error {
+			if err := fn(r); err != nil {
+				return err
+			}
+			from, wait = r.Offset+1, 100*time.Millisecond
+			return nil
+		})
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, ErrDataLoss):
+			return err
+		}
+		report(err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+			wait = min(2*wait, longest)
 		}
 	}
 }

@@ -1,0 +1,25 @@
+package controllog
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	commands *prometheus.CounterVec
+	offset   prometheus.Gauge
+}
+
+func newMetrics(reg prometheus.Registerer) metrics {
+	m := metrics{
+		commands: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ctrloop_controllog_commands_total",
+			Help: "Commands read from control.v1, by outcome of the fold: applied, rejected, unreadable.",
+		}, []string{"outcome"}),
+		offset: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "ctrloop_controllog_offset_records",
+			Help: "Offset of the last command folded.",
+		}),
+	}
+	if reg != nil {
+		reg.MustRegister(m.commands, m.offset)
+	}
+	return m
+}
