@@ -95,7 +95,7 @@ func StartEngine(ctx context.Context, cfg EngineConfig, log zerolog.Logger) (*En
 
 // prepare makes the directory ours and draws or reads the passwords.
 func (e *Engine) prepare() error {
-	for _, d := range []string{"", "data", "log"} {
+	for _, d := range []string{"", "data", "data/user_files", "log"} {
 		if err := os.MkdirAll(filepath.Join(e.cfg.Dir, d), 0o700); err != nil {
 			return fmt.Errorf("engine directory: %w", err)
 		}
@@ -106,7 +106,7 @@ func (e *Engine) prepare() error {
 	}
 	// The child inherits this open file, and a flock belongs to the open file: the directory stays
 	// locked until the engine is gone, even when only the parent has died.
-	if err := lockFile(lock); err != nil {
+	if err := lockPatiently(lock); err != nil {
 		_ = lock.Close()
 		return fmt.Errorf("%w: %s (%v): stop it first", ErrInUse, e.cfg.Dir, err)
 	}
@@ -116,6 +116,16 @@ func (e *Engine) prepare() error {
 		return err
 	}
 	return nil
+}
+
+// lockPatiently waits up to 2 s for the lock: an engine whose parent was killed a moment ago may still be
+// on its way out, its threads hold the lock to the last.
+func lockPatiently(f *os.File) error {
+	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if err := lockFile(f); err == nil || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // firstStart finds ports: a free port can be taken between our look and the engine's bind.

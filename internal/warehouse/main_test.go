@@ -35,6 +35,8 @@ func run(m *testing.M) int {
 	}
 	code := m.Run()
 	if shared.engine != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
 		if err := shared.engine.Stop(ctx); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1

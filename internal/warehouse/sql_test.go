@@ -1,0 +1,125 @@
+package warehouse
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestReadOnlyUserCanOnlyRead(t *testing.T) {
+	e := engine(t)
+	app := connect(t, e.DSN())
+	exec1(t, app, "CREATE TABLE IF NOT EXISTS for_reading (x UInt64) ENGINE = MergeTree ORDER BY x")
+	exec1(t, app, "TRUNCATE TABLE for_reading")
+	exec1(t, app, "INSERT INTO for_reading VALUES (1), (2)")
+	secret := filepath.Join(e.cfg.Dir, "data", "user_files", "secret.csv")
+	if err := os.MkdirAll(filepath.Dir(secret), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(secret, []byte("1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// The attempts would work for somebody with rights: the application's user proves it where it can.
+	if n := count(t, app, "SELECT count() FROM file('secret.csv', 'CSV', 'x UInt64')"); n != 1 {
+		t.Fatal("the application cannot read the file, the test would prove nothing")
+	}
+	outside, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = outside.Close() }()
+	reached := make(chan struct{}, 100)
+	go func() {
+		for {
+			c, err := outside.Accept()
+			if err != nil {
+				return
+			}
+			reached <- struct{}{}
+			_ = c.Close()
+		}
+	}()
+	refused := []string{
+		"INSERT INTO for_reading VALUES (3)",
+		"CREATE TABLE mine (x UInt64) ENGINE = Memory",
+		"CREATE TEMPORARY TABLE mine (x UInt64)",
+		"DROP TABLE for_reading", "TRUNCATE TABLE for_reading", "ALTER TABLE for_reading DELETE WHERE 1",
+		"OPTIMIZE TABLE for_reading FINAL", "SYSTEM SHUTDOWN", "SYSTEM STOP MERGES for_reading", "KILL QUERY WHERE 1",
+		"SELECT * FROM file('secret.csv', 'CSV', 'x UInt64')",
+		"SELECT * FROM file('/etc/passwd', 'LineAsString', 'x String')",
+		"INSERT INTO FUNCTION file('out.csv', 'CSV', 'x UInt64') VALUES (1)",
+		fmt.Sprintf("SELECT * FROM url('http://%s/', 'CSV', 'x UInt64')", outside.Addr()),
+		fmt.Sprintf("SELECT * FROM s3('http://%s/a/b', 'CSV', 'x UInt64')", outside.Addr()),
+		fmt.Sprintf("SELECT * FROM remote('%s', system.one)", outside.Addr()),
+		fmt.Sprintf("SELECT * FROM mysql('%s', 'd', 't', 'u', 'p')", outside.Addr()),
+		fmt.Sprintf("SELECT * FROM postgresql('%s', 'd', 't', 'u', 'p')", outside.Addr()),
+		"SELECT * FROM executable('id', 'TSV', 'x String')",
+		"SELECT * FROM sqlite('/tmp/x', 't')",
+		"SELECT * FROM system.query_log", "SELECT * FROM system.part_log", "SELECT * FROM system.users",
+		"SELECT 1 SETTINGS readonly = 0", "SET max_execution_time = 100000", "SELECT 1 SETTINGS max_result_rows = 100000000",
+		"SELECT number FROM numbers(20000000)", // more rows than the limit
+		"CREATE USER x", "GRANT ALL ON *.* TO " + readOnlyUser,
+	}
+	for _, q := range refused {
+		if err := SQL(t.Context(), e.ReadOnlyDSN(), q, FormatTSV, &bytes.Buffer{}, Limits{}); err == nil {
+			t.Errorf("over HTTP allowed: %s", q)
+		}
+	}
+	native := connect(t, e.ReadOnlyDSN())
+	for _, q := range refused[:20] {
+		if err := native.Exec(t.Context(), q); err == nil {
+			t.Errorf("over the native protocol allowed: %s", q)
+		}
+	}
+	if len(reached) > 0 {
+		t.Errorf("%d connections left the engine", len(reached))
+	}
+	if n := count(t, native, "SELECT sum(x) FROM for_reading"); n != 3 {
+		t.Errorf("sum %d, want 3", n)
+	}
+	if _, err := os.Stat(filepath.Join(filepath.Dir(secret), "out.csv")); err == nil {
+		t.Error("a file was written")
+	}
+}
+
+func TestSQLFormatsAndLimits(t *testing.T) {
+	e := engine(t)
+	const q = "SELECT number AS n, concat('a,', toString(number)) AS s FROM numbers(2)"
+	for format, want := range map[Format]string{
+		FormatJSON: "{\"n\":0,\"s\":\"a,0\"}\n{\"n\":1,\"s\":\"a,1\"}\n",
+		FormatCSV:  "\"n\",\"s\"\n0,\"a,0\"\n1,\"a,1\"\n",
+		FormatTSV:  "n\ts\n0\ta,0\n1\ta,1\n",
+	} {
+		var b bytes.Buffer
+		if err := SQL(t.Context(), e.ReadOnlyDSN(), q, format, &b, Limits{}); err != nil {
+			t.Errorf("%s: %v", format, err)
+		} else if b.String() != want {
+			t.Errorf("%s: %q, want %q", format, b.String(), want)
+		}
+	}
+	var table, parquet bytes.Buffer
+	if err := SQL(t.Context(), e.ReadOnlyDSN(), q, FormatTable, &table, Limits{}); err != nil || !strings.Contains(table.String(), "│ a,1 │") {
+		t.Errorf("table: %v, %q", err, table.String())
+	}
+	if err := SQL(t.Context(), e.ReadOnlyDSN(), q, FormatParquet, &parquet, Limits{}); err != nil || !bytes.HasPrefix(parquet.Bytes(), []byte("PAR1")) {
+		t.Errorf("parquet: %v, %d bytes", err, parquet.Len())
+	}
+	if err := SQL(t.Context(), e.ReadOnlyDSN(), "SELECT number FROM numbers(1000)", FormatTSV, &bytes.Buffer{}, Limits{Rows: 10}); err == nil {
+		t.Error("1000 rows with a limit of 10")
+	}
+	if err := SQL(t.Context(), e.ReadOnlyDSN(), "SELECT sum(sipHash64(number)) FROM numbers(1000000000000)", FormatTSV, &bytes.Buffer{}, Limits{Timeout: time.Second}); err == nil || !strings.Contains(err.Error(), "TIMEOUT") {
+		t.Errorf("endless query with a limit of 1 s: %v", err)
+	}
+	err := SQL(t.Context(), e.ReadOnlyDSN(), "SELECT nosuch FROM labels_nosuch", FormatTSV, &bytes.Buffer{}, Limits{})
+	if err == nil || strings.Contains(err.Error(), "version 26") || !strings.Contains(err.Error(), "labels_nosuch") {
+		t.Errorf("message for a person: %v", err)
+	}
+	if err := SQL(t.Context(), e.ReadOnlyDSN(), "SELECT 1", "xml", &bytes.Buffer{}, Limits{}); err == nil {
+		t.Error("unknown format accepted")
+	}
+}

@@ -1,0 +1,565 @@
+package warehouse
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"sort"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-faster/city"
+	"github.com/google/go-cmp/cmp"
+
+	"ctrloop/internal/stats"
+	"ctrloop/schemas"
+	"ctrloop/schemas/control"
+	"ctrloop/schemas/eventpb"
+)
+
+const (
+	testWindow = 10 * time.Minute
+	testBucket = time.Second
+)
+
+// database is a migrated database of the test's own on the shared engine.
+func database(t testing.TB) *DB {
+	t.Helper()
+	name := "test_" + strings.ToLower(strings.NewReplacer("/", "_", "#", "_").Replace(t.Name()))
+	db := connect(t, strings.Replace(engine(t).DSN(), "/"+Database+"?", "/"+name+"?", 1))
+	if err := db.Migrate(t.Context(), Options{Window: testWindow, Bucket: testBucket}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.conn.Exec(t.Context(), "DROP DATABASE "+name) })
+	return db
+}
+
+// world draws labels as a joiner would make them: negatives when their window has closed, corrections,
+// bots, several days, all offsets of a partition in watermark order.
+func world(rng *rand.Rand, n int) []LabelRow {
+	start := time.Date(2026, 3, 1, 23, 0, 0, 0, time.UTC)
+	var rows []LabelRow
+	offsets := [3]int64{}
+	for i := range n {
+		at := start.Add(time.Duration(i) * 2 * time.Hour / time.Duration(n))
+		var random [10]byte
+		for j := range random {
+			random[j] = byte(rng.Uint32())
+		}
+		p, c := rng.IntN(5), rng.IntN(4)
+		r := LabelRow{
+			Impression: schemas.NewImpressionID(at, random), Version: 1, User: rng.Uint64N(200) * 0x9e3779b97f4a7c15,
+			Product: fmt.Sprintf("p%d", p), Creative: fmt.Sprintf("p%d-c%d", p, c), Category: fmt.Sprintf("home/k%d", p%2),
+			Placement: []string{"feed", "side"}[rng.IntN(2)], Position: 1 + rng.Uint32N(4), Campaign: "spring", ModelVersion: fmt.Sprintf("prompt-%d", c%2),
+			Policy: "thompson", Propensity: rng.Float64(), Bot: rng.IntN(20) == 0, Weight: 1, Partition: int32(rng.IntN(3)),
+		}
+		if rng.IntN(3) > 0 {
+			r.Experiment = fmt.Sprintf("x%d", rng.IntN(2))
+			r.Variant = []string{"control", "treatment", "third"}[(r.User%7+uint64(rng.IntN(2)))%3]
+		}
+		if r.Clicked = rng.Float64() < 0.05+0.05*float64(c); r.Clicked {
+			r.Kind, r.Clicks, r.ClickDelayMS = eventpb.LabelKind_LABEL_KIND_POSITIVE, 1+rng.Uint32N(2), rng.Int64N(600_000)
+			r.WatermarkMS = at.UnixMilli() + r.ClickDelayMS
+		} else {
+			r.Kind = eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE
+			r.WatermarkMS = at.Add(testWindow).UnixMilli() + rng.Int64N(1000)
+		}
+		rows = append(rows, r)
+		for late := !r.Clicked && rng.IntN(30) == 0; late && r.Version < 3; {
+			r.Version++
+			r.Kind, r.Clicked, r.Clicks, r.ClickDelayMS = eventpb.LabelKind_LABEL_KIND_CORRECTED, true, r.Clicks+1, testWindow.Milliseconds()+rng.Int64N(10_000)
+			r.WatermarkMS += 10_000
+			rows = append(rows, r)
+			late = rng.IntN(2) == 0
+		}
+	}
+	slices.SortStableFunc(rows, func(a, b LabelRow) int { return int(a.WatermarkMS - b.WatermarkMS) })
+	// The stream is cut here: what a later watermark would bring is not known yet.
+	rows = rows[:len(rows)*4/5]
+	for i := range rows {
+		rows[i].Offset = offsets[rows[i].Partition]
+		offsets[rows[i].Partition] += 1 + rng.Int64N(2)
+	}
+	return rows
+}
+
+// mature is the oracle: the latest version of each impression up to the horizon, without bots.
+func mature(rows []LabelRow) (out []LabelRow, horizon int64) {
+	newest := map[int32]int64{}
+	latest := map[schemas.ImpressionID]LabelRow{}
+	for _, r := range rows {
+		newest[r.Partition] = max(newest[r.Partition], r.WatermarkMS)
+		if r.Version > latest[r.Impression].Version {
+			latest[r.Impression] = r
+		}
+	}
+	horizon = math.MaxInt64
+	for _, w := range newest {
+		horizon = min(horizon, w-testWindow.Milliseconds()-testBucket.Milliseconds())
+	}
+	for _, r := range latest {
+		if r.Impression.UnixMilli() <= horizon && !r.Bot {
+			out = append(out, r)
+		}
+	}
+	return out, horizon
+}
+
+// load inserts the rows in several blocks, and some of them again under other tokens, as a broken sink
+// would. Merges are stopped, so that the duplicates stay.
+func load(t *testing.T, db *DB, rows []LabelRow) {
+	t.Helper()
+	exec1(t, db, "SYSTEM STOP MERGES labels")
+	for i, block := range slices.Collect(slices.Chunk(rows, 1000)) {
+		for again := range 1 + i%3 {
+			if err := db.InsertLabels(t.Context(), fmt.Sprintf("%d/%d", i, again), block); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if raw, final := count(t, db, "SELECT count() FROM labels"), count(t, db, "SELECT count() FROM labels FINAL"); raw <= final {
+		t.Fatalf("no duplicates in the table (%d, %d): the test would prove nothing", raw, final)
+	}
+}
+
+// lines reads a query as lines of text.
+func lines(t *testing.T, db *DB, q string) string {
+	t.Helper()
+	var b bytes.Buffer
+	dsn := strings.Replace(engine(t).DSN(), "/"+Database+"?", "/"+db.database+"?", 1)
+	if err := SQL(t.Context(), dsn, q, FormatTSV, &b, Limits{}); err != nil {
+		t.Fatalf("%s: %v", q, err)
+	}
+	_, body, _ := strings.Cut(b.String(), "\n")
+	return body
+}
+
+// grouped renders counts of rows by key, sorted, as the views do.
+func grouped(rows []LabelRow, key func(LabelRow) string) string {
+	type sums struct{ n, clicks int }
+	m := map[string]*sums{}
+	for _, r := range rows {
+		k := key(r)
+		if m[k] == nil {
+			m[k] = &sums{}
+		}
+		m[k].n++
+		if r.Clicked {
+			m[k].clicks++
+		}
+	}
+	var lines []string
+	for k, s := range m {
+		lines = append(lines, fmt.Sprintf("%s\t%d\t%d\n", k, s.n, s.clicks))
+	}
+	sort.Strings(lines)
+	return strings.Join(lines, "")
+}
+
+func sorted(s string) string {
+	all := strings.SplitAfter(s, "\n")
+	sort.Strings(all)
+	return strings.Join(all, "")
+}
+
+func TestViews(t *testing.T) {
+	db := database(t)
+	rows := world(rand.New(rand.NewPCG(1, 2)), 6000)
+	load(t, db, rows)
+	good, horizon := mature(rows)
+	if len(good) == 0 || len(good) == len(rows) {
+		t.Fatalf("%d of %d mature: the test would prove nothing", len(good), len(rows))
+	}
+	check := func(t *testing.T) {
+		t.Helper()
+		if got := int64(count(t, db, "SELECT toUInt64(horizon_ms) FROM label_horizon")); got != horizon {
+			t.Errorf("horizon %d, want %d", got, horizon)
+		}
+		for _, c := range []struct {
+			name, query string
+			key         func(LabelRow) string
+		}{
+			{"ctr_by_creative", "SELECT product, category, creative, model_version, impressions, clicks FROM ctr_by_creative",
+				func(r LabelRow) string {
+					return strings.Join([]string{r.Product, r.Category, r.Creative, r.ModelVersion}, "\t")
+				}},
+			{"ctr_by_product_day", "SELECT day, product, category, impressions, clicks FROM ctr_by_product_day",
+				func(r LabelRow) string {
+					return strings.Join([]string{r.Impression.Time().Format(time.DateOnly), r.Product, r.Category}, "\t")
+				}},
+			{"ctr_by_category", "SELECT category, impressions, clicks FROM ctr_by_category", func(r LabelRow) string { return r.Category }},
+			{"pair_evidence", "SELECT product, category, creative, placement, impressions, clicks FROM pair_evidence",
+				func(r LabelRow) string {
+					return strings.Join([]string{r.Product, r.Category, r.Creative, r.Placement}, "\t")
+				}},
+			{"model_timeline", "SELECT hour, model_version, impressions, clicks FROM model_timeline",
+				func(r LabelRow) string {
+					return r.Impression.Time().Truncate(time.Hour).Format(time.DateTime) + "\t" + r.ModelVersion
+				}},
+		} {
+			if diff := cmp.Diff(grouped(good, c.key), sorted(lines(t, db, c.query))); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", c.name, diff)
+			}
+		}
+	}
+	t.Run("before merges", check)
+	t.Run("delay", func(t *testing.T) { checkClickDelay(t, db, good) })
+	t.Run("experiments", func(t *testing.T) { checkExperiments(t, db, good) })
+	t.Run("audit", func(t *testing.T) { checkAudit(t, db, rows) })
+	if got, want := lines(t, db, "SELECT partition, newest_offset FROM freshness ORDER BY partition"), newestOffsets(rows); got != want {
+		t.Errorf("freshness %q, want %q", got, want)
+	}
+	exec1(t, db, "SYSTEM START MERGES labels")
+	exec1(t, db, "OPTIMIZE TABLE labels FINAL")
+	t.Run("after merges", check)
+	t.Run("experiments after merges", func(t *testing.T) { checkExperiments(t, db, good) })
+	if n := count(t, db, "SELECT count() FROM audit_mismatch"); n != 0 {
+		t.Errorf("%d minutes differ after merges", n)
+	}
+	checkDamage(t, db, rows)
+}
+
+func newestOffsets(rows []LabelRow) string {
+	newest := map[int32]int64{}
+	for _, r := range rows {
+		newest[r.Partition] = max(newest[r.Partition], r.Offset)
+	}
+	return fmt.Sprintf("0\t%d\n1\t%d\n2\t%d\n", newest[0], newest[1], newest[2])
+}
+
+func checkClickDelay(t *testing.T, db *DB, good []LabelRow) {
+	var total, corrected, longest int64
+	for _, r := range good {
+		if r.Clicked {
+			total++
+			longest = max(longest, r.ClickDelayMS)
+		}
+		if r.Kind == eventpb.LabelKind_LABEL_KIND_CORRECTED {
+			corrected++
+		}
+	}
+	if got, want := lines(t, db, "SELECT sum(clicks), sum(corrected), max(max_ms) FROM click_delay"), fmt.Sprintf("%d\t%d\t%d\n", total, corrected, longest); got != want {
+		t.Errorf("click_delay: %q, want %q", got, want)
+	}
+}
+
+// checkExperiments compares both views with internal/stats on sums made by it from the raw rows.
+func checkExperiments(t *testing.T, db *DB, good []LabelRow) {
+	type arm struct{ experiment, variant string }
+	type unit struct {
+		arm
+		user uint64
+	}
+	units := map[unit]*[2]float64{}
+	for _, r := range good {
+		if r.Experiment == "" {
+			continue
+		}
+		k := unit{arm{r.Experiment, r.Variant}, r.User}
+		if units[k] == nil {
+			units[k] = &[2]float64{}
+		}
+		units[k][1]++
+		if r.Clicked {
+			units[k][0]++
+		}
+	}
+	sums := map[arm]*stats.RatioSums{}
+	for k, u := range units {
+		if sums[k.arm] == nil {
+			sums[k.arm] = &stats.RatioSums{}
+		}
+		sums[k.arm].Observe(u[0], u[1])
+	}
+	var results []struct {
+		Experiment string  `ch:"experiment"`
+		Variant    string  `ch:"variant"`
+		N          uint64  `ch:"n"`
+		M          uint64  `ch:"sum_m"`
+		D          uint64  `ch:"sum_d"`
+		MM         uint64  `ch:"sum_mm"`
+		DD         uint64  `ch:"sum_dd"`
+		MD         uint64  `ch:"sum_md"`
+		CTR        float64 `ch:"ctr"`
+		SE         float64 `ch:"se"`
+	}
+	if err := db.Select(t.Context(), &results, "SELECT experiment, variant, n, sum_m, sum_d, sum_mm, sum_dd, sum_md, ctr, se FROM experiment_results"); err != nil {
+		t.Fatal(err)
+	}
+	if len(results) != len(sums) || len(sums) != 6 {
+		t.Errorf("%d arms, want %d = 6", len(results), len(sums))
+	}
+	for _, r := range results {
+		got := stats.RatioSums{N: int64(r.N), M: float64(r.M), D: float64(r.D), MM: float64(r.MM), DD: float64(r.DD), MD: float64(r.MD)}
+		want := *sums[arm{r.Experiment, r.Variant}]
+		if got != want {
+			t.Errorf("%s/%s: sums %+v, want %+v", r.Experiment, r.Variant, got, want)
+		}
+		near(t, r.Experiment+"/"+r.Variant+" ctr", r.CTR, want.Rate())
+		near(t, r.Experiment+"/"+r.Variant+" se", r.SE, math.Sqrt(want.RateVariance()))
+	}
+	lifts := readLifts(t, db)
+	if len(lifts) != 4 {
+		t.Errorf("%d lifts, want 4", len(lifts))
+	}
+	for _, l := range lifts {
+		checkLift(t, l, *sums[arm{l.Experiment, "control"}], *sums[arm{l.Experiment, l.Variant}])
+	}
+}
+
+type liftRow struct {
+	Experiment string  `ch:"experiment"`
+	Variant    string  `ch:"variant"`
+	Diff       float64 `ch:"diff"`
+	DiffLow    float64 `ch:"diff_low"`
+	DiffHigh   float64 `ch:"diff_high"`
+	Lift       float64 `ch:"lift"`
+	LiftLow    float64 `ch:"lift_low"`
+	LiftHigh   float64 `ch:"lift_high"`
+	P          float64 `ch:"p"`
+}
+
+func readLifts(t *testing.T, db *DB) (out []liftRow) {
+	t.Helper()
+	if err := db.Select(t.Context(), &out, "SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p FROM experiment_lift"); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func checkLift(t *testing.T, l liftRow, control, treatment stats.RatioSums) {
+	t.Helper()
+	want, err := stats.Compare(control, treatment, stats.DefaultSequence())
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := l.Experiment + "/" + l.Variant + " "
+	near(t, name+"diff", l.Diff, want.Absolute)
+	near(t, name+"diff_low", l.DiffLow, want.Interval.Low)
+	near(t, name+"diff_high", l.DiffHigh, want.Interval.High)
+	near(t, name+"lift", l.Lift, want.Relative)
+	near(t, name+"lift_low", l.LiftLow, want.RelativeI.Low)
+	near(t, name+"lift_high", l.LiftHigh, want.RelativeI.High)
+	near(t, name+"p", l.P, want.P)
+}
+
+// near is equality to 1e-9, relative to the larger where that is above 1.
+func near(t *testing.T, what string, got, want float64) {
+	t.Helper()
+	if got == want || math.IsNaN(got) && math.IsNaN(want) {
+		return
+	}
+	if d := math.Abs(got - want); !(d <= 1e-9*max(1, math.Abs(want))) {
+		t.Errorf("%s = %.15g, want %.15g", what, got, want)
+	}
+}
+
+// Arms large and small: a clear effect (p far below 1e-9), no clicks, one user, a control near zero.
+func TestLiftEdges(t *testing.T) {
+	db := database(t)
+	rng := rand.New(rand.NewPCG(3, 4))
+	var rows []LabelRow
+	sums := map[string]*stats.RatioSums{}
+	at := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	fill := func(experiment, variant string, users, impressions int, rate float64) {
+		s := &stats.RatioSums{}
+		sums[experiment+"/"+variant] = s
+		for u := range users {
+			m := 0
+			for range impressions {
+				var random [10]byte
+				for j := range random {
+					random[j] = byte(rng.Uint32())
+				}
+				r := LabelRow{Impression: schemas.NewImpressionID(at, random), Version: 1, User: uint64(u), Product: "p", Creative: "c", Experiment: experiment, Variant: variant,
+					Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMS: at.Add(time.Hour).UnixMilli(), Weight: 1}
+				if rng.Float64() < rate {
+					r.Clicked, r.Kind = true, eventpb.LabelKind_LABEL_KIND_POSITIVE
+					m++
+				}
+				rows = append(rows, r)
+			}
+			s.Observe(float64(m), float64(impressions))
+		}
+	}
+	fill("clear", "control", 2000, 5, 0.1)
+	fill("clear", "treatment", 2000, 5, 0.5)
+	fill("silent", "control", 50, 3, 0)
+	fill("silent", "treatment", 50, 3, 0)
+	fill("lonely", "control", 1, 10, 0.5)
+	fill("lonely", "treatment", 10, 10, 0.5)
+	fill("rare", "control", 40, 5, 0.01)
+	fill("rare", "treatment", 40, 5, 0.3)
+	fill("zero", "control", 40, 5, 0)
+	fill("zero", "treatment", 40, 5, 0.3)
+	if err := db.InsertLabels(t.Context(), "edges", rows); err != nil {
+		t.Fatal(err)
+	}
+	lifts := readLifts(t, db)
+	if len(lifts) != 5 {
+		t.Errorf("%d lifts, want 5", len(lifts))
+	}
+	for _, l := range lifts {
+		checkLift(t, l, *sums[l.Experiment+"/control"], *sums[l.Experiment+"/treatment"])
+	}
+}
+
+// checkAudit fills audit with what a joiner would say, computed in Go, and then finds planted damage.
+func checkAudit(t *testing.T, db *DB, rows []LabelRow) {
+	type minute struct {
+		partition int32
+		ms        int64
+	}
+	truth := map[minute][]*eventpb.AuditMinute{}
+	for _, r := range rows {
+		k := minute{r.Partition, r.Impression.UnixMilli() / 60_000 * 60_000}
+		as := truth[k]
+		if len(as) == 0 || as[len(as)-1].Labels == 7 { // several transactions a minute
+			as = append(as, &eventpb.AuditMinute{Partition: k.partition, MinuteMs: k.ms})
+		}
+		a, h := as[len(as)-1], city.CH64(r.Impression[:])
+		a.Labels++
+		a.HashXor ^= h
+		a.HashSum += h
+		if r.Kind == eventpb.LabelKind_LABEL_KIND_POSITIVE || r.Kind == eventpb.LabelKind_LABEL_KIND_CORRECTED {
+			a.Positive++
+		}
+		truth[k] = as
+	}
+	var audit []AuditRow
+	for _, as := range truth {
+		for _, a := range as {
+			audit = append(audit, AuditRow{a, Place{TopicID: "t1", Offset: int64(len(audit))}})
+		}
+	}
+	for range 2 { // a mirror may repeat itself
+		if err := db.InsertAudit(t.Context(), audit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := lines(t, db, "SELECT * FROM audit_mismatch LIMIT 5"); got != "" {
+		t.Fatalf("exact labels are reported:\n%s", got)
+	}
+}
+
+// checkDamage plants a label that the joiner never made.
+func checkDamage(t *testing.T, db *DB, rows []LabelRow) {
+	damage := rows[len(rows)/2]
+	damage.Version, damage.Offset = 9, 1<<40
+	if err := db.InsertLabels(t.Context(), "damage", []LabelRow{damage}); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, db, "SELECT count() FROM audit_mismatch WHERE labels = want_labels + 1 AND hash_sum - want_sum = bitXor(want_xor, hash_xor)"); n != 1 {
+		t.Errorf("a spurious label shows in %d minutes, want 1:\n%s", n, lines(t, db, "SELECT * FROM audit_mismatch"))
+	}
+	exec1(t, db, "DELETE FROM labels WHERE version = 9")
+	if n := count(t, db, "SELECT count() FROM audit_mismatch"); n != 0 {
+		t.Errorf("%d minutes differ after the repair", n)
+	}
+}
+
+// The hash of the audit is the same function in Go and in SQL.
+func TestAuditHash(t *testing.T) {
+	db := connect(t, engine(t).DSN())
+	rng := rand.New(rand.NewPCG(5, 6))
+	for range 50 {
+		var random [10]byte
+		for j := range random {
+			random[j] = byte(rng.Uint32())
+		}
+		id := schemas.NewImpressionID(time.UnixMilli(rng.Int64N(4e12)), random)
+		if got, want := count(t, db, fmt.Sprintf("SELECT cityHash64(UUIDToNum(toUUID('%s')))", id)), city.CH64(id[:]); got != want {
+			t.Fatalf("%s: SQL %d, Go %d", id, got, want)
+		}
+	}
+}
+
+func TestEmptyViews(t *testing.T) {
+	db := database(t)
+	names := strings.Fields(lines(t, db, "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine = 'View'"))
+	if len(names) < 13 {
+		t.Errorf("only the views %v", names)
+	}
+	for _, name := range names {
+		got := lines(t, db, "SELECT * FROM "+name)
+		if name == "label_horizon" {
+			if !strings.Contains(got, "\t600000\t1000\t0\n") {
+				t.Errorf("label_horizon of nothing: %q", got)
+			}
+		} else if got != "" {
+			t.Errorf("%s of nothing: %q", name, got)
+		}
+	}
+}
+
+func TestControlFeedsItsTables(t *testing.T) {
+	db := database(t)
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	var rows []ControlRow
+	add := func(typ control.Type, entity, rejected string, data any) {
+		e, err := control.NewEvent(fmt.Sprintf("id%d", len(rows)), typ, entity, 0, "tester", "why", at.Add(time.Duration(len(rows))*time.Minute), data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rows = append(rows, ControlRow{Event: e, Place: Place{TopicID: "t", Offset: int64(len(rows))}, Rejected: rejected})
+	}
+	add(control.ModelRegistered, "model/prompt-1", "", control.Model{Version: "prompt-1", Logical: "prompt", Parents: []string{"a", "b"}, LabelsTo: at.UnixMilli(), Metrics: map[string]any{"auc": 0.75}})
+	add(control.ModelRegistered, "model/prompt-1", "registered already", control.Model{Version: "prompt-1", Logical: "other"})
+	add(control.ModelPromoted, "route/prompt", "", control.Promotion{Logical: "prompt", Version: "prompt-1"})
+	add(control.JobSubmitted, "job/j1", "", control.Job{ID: "j1", Kind: "rounds", Reason: "enough pairs", Spec: json.RawMessage("{}")})
+	add(control.JobFinished, "job/j1", "", control.JobUpdate{Attempt: 1, Metrics: map[string]any{"win_rate": 0.5, "note": "x"}})
+	add(control.DatasetBuilt, "dataset/d1", "", control.Dataset{Digest: "d1", Pairs: 7, Seed: 1 << 60})
+	for range 2 { // the mirror starts from the beginning each time
+		if err := db.InsertControl(t.Context(), rows); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for q, want := range map[string]string{
+		"SELECT count(), countIf(rejected != ''), sum(expect) FROM control_log FINAL":    "6\t1\t0\n",
+		"SELECT version, logical, parents, labels_to, metrics FROM model_versions FINAL": "prompt-1\tprompt\t['a','b']\t2026-03-01 12:00:00.000\t{\"auc\":0.75}\n",
+		"SELECT job, state, kind, reason, attempt FROM jobs FINAL ORDER BY time":         "j1\tsubmitted\trounds\tenough pairs\t0\nj1\tfinished\t\t\t1\n",
+		"SELECT job, name, value FROM job_metrics FINAL WHERE name = 'win_rate'":         "j1\twin_rate\t0.5\n",
+		"SELECT digest, pairs, seed FROM datasets FINAL":                                 "d1\t7\t1152921504606846976\n",
+	} {
+		if got := lines(t, db, q); got != want {
+			t.Errorf("%s\n got %q\nwant %q", q, got, want)
+		}
+	}
+}
+
+func TestCatalogueRowsReplaceThemselves(t *testing.T) {
+	db := database(t)
+	c := schemas.Creative{ID: "c-1", Product: "p", Seed: 1 << 63, Prior: 0.5, Created: time.UnixMilli(1000), Valid: true}
+	for _, blocked := range []string{"", "ugly", ""} { // back to a state that was there before
+		c.Blocked = blocked
+		if err := db.InsertCreatives(t.Context(), []schemas.Creative{c}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := schemas.Pair{ID: "x", Product: "p", Chosen: schemas.PairSide{Creative: "c-1", Impressions: 10, Clicks: 3, Mean: 0.3}, Left: true, Split: "train"}
+	for range 2 {
+		if err := db.InsertPairs(t.Context(), []schemas.Pair{p}); err != nil {
+			t.Fatal(err)
+		}
+		if err := db.InsertProducts(t.Context(), []ProductRow{{ID: "p", Title: "Mug", Category: "home/mugs", Holdout: true}}); err != nil {
+			t.Fatal(err)
+		}
+		if err := db.InsertLate(t.Context(), []LateRow{{&eventpb.Late{Reason: "click_after_window", ImpressionId: []byte("short"), TimeMs: 5}, Place{"t", 1, 2}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for q, want := range map[string]string{
+		"SELECT id, blocked, seed, created FROM creatives FINAL":          "c-1\t\t9223372036854775808\t1970-01-01 00:00:01.000\n",
+		"SELECT id, chosen, chosen_clicks, left, split FROM pairs FINAL":  "x\tc-1\t3\t1\ttrain\n",
+		"SELECT id, department, holdout FROM products FINAL":              "p\thome\t1\n",
+		"SELECT count(), any(reason), any(source_offset) FROM late FINAL": "1\tclick_after_window\t2\n",
+	} {
+		if got := lines(t, db, q); got != want {
+			t.Errorf("%s\n got %q\nwant %q", q, got, want)
+		}
+	}
+}
