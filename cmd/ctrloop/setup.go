@@ -14,6 +14,7 @@ type SetupCmd struct {
 	Check          bool   `help:"Fetch nothing: say what is there and what is missing, with sizes. Exit code 3 if something is missing."`
 	JSON           bool   `name:"json" help:"Print the outcome as JSON."`
 	LibchdbTarball string `help:"Use this copy of the engine's npm package instead of downloading it." type:"existingfile" placeholder:"FILE"`
+	PythonPath     bool   `help:"Fetch nothing: print the path of the Python environment's interpreter, for scripts."`
 	NoPython       bool   `help:"Leave out the Python environment: no training and no model server on this machine."`
 }
 
@@ -36,6 +37,13 @@ type setupResult struct {
 func (c *SetupCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	home, err := setup.Home(g.Home)
 	if err != nil {
+		return err
+	}
+	if c.PythonPath {
+		python, err := setup.Python(home, trainerbridge.Lock())
+		if err == nil {
+			_, err = fmt.Fprintln(out.stdout, python)
+		}
 		return err
 	}
 	opts := setup.Options{Home: home, LibraryTarball: c.LibchdbTarball, Progress: out.stderr}

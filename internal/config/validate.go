@@ -62,12 +62,12 @@ func asValidator(v reflect.Value) (Validator, bool) {
 	if !v.CanInterface() {
 		return nil, false
 	}
-	if section, ok := v.Interface().(Validator); ok {
+	if section, ok := reflect.TypeAssert[Validator](v); ok {
 		return section, true
 	}
 	pointer := reflect.New(v.Type())
 	pointer.Elem().Set(v)
-	section, ok := pointer.Interface().(Validator)
+	section, ok := reflect.TypeAssert[Validator](pointer)
 	return section, ok
 }
 

@@ -253,8 +253,7 @@ func ExitOf(err error) (exit Exit, ok bool) {
 	if err == nil {
 		return Exit{Outcome: OutcomeDone}, true
 	}
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Exit, true
 	}
 	return Exit{}, false

@@ -209,7 +209,7 @@ func (p pin) verifyTarball(path string) error {
 		return err
 	}
 	if sum != p.tarballSHA512 {
-		return fmt.Errorf("%s is truncated or altered: its sha512 is %s..., the pinned one %s...", path, sum[:16], p.tarballSHA512[:16])
+		return fmt.Errorf("%s is truncated or altered: its sha512 starts with %s, the pinned one with %s", path, sum[:16], p.tarballSHA512[:16])
 	}
 	return nil
 }

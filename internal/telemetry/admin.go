@@ -106,7 +106,7 @@ func (a *Admin) Run(ctx context.Context) error {
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 		defer cancel()
 		if server.Shutdown(grace) != nil {
-			server.Close()
+			_ = server.Close() // cuts what did not end in time
 		}
 	})()
 	a.log.Info().Str("address", a.Addr()).Msg("admin listener")

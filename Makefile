@@ -1,0 +1,119 @@
+# Everything a developer runs. `make` alone lists the targets.
+#
+# Needs Go 1.26, Python 3.11 or newer, and npm; no C compiler (except `race`) and no containers. Downloads go into
+# CTRLOOP_HOME (default: ctrloop in the user's cache folder) and are fetched once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+# Two test binaries at a time: each may start an engine (0.3 GB) and a broker.
+GOTEST := go test -p 2 -timeout 20m
+TRAINER := trainer-bridge/trainer
+# Tools of development, pinned, built from source into an ignored folder.
+TOOLS := $(CURDIR)/.cache/tools
+GOLANGCI_LINT := $(TOOLS)/golangci-lint-2.15.0
+BUF := $(TOOLS)/buf-1.75.0
+PROTOC_GEN_GO := $(TOOLS)/protoc-gen-go-1.36.12
+# The trainer's environment; evaluated where it is used, after `setup`.
+PYTHON = $$(bin/ctrloop setup --python-path)
+# Options of `make demo`, such as ARGS="--quick --seed 7".
+ARGS ?=
+FUZZTIME ?= 20s
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## bin/ctrloop, static
+	$(GOBUILD) -o bin/ctrloop ./cmd/ctrloop
+
+.PHONY: setup
+setup: build ## fetch the embedded engine and the Python environment (3.3 GB, once)
+	bin/ctrloop setup
+
+.PHONY: demo
+demo: setup ## the whole loop on the built-in world, scoreboard in bin/demo.json
+	bin/ctrloop demo --json bin/demo.json $(ARGS)
+
+.PHONY: test
+test: setup ## all tests, Go and Python
+	$(GOTEST) ./...
+	cd $(TRAINER) && OMP_NUM_THREADS=1 "$(PYTHON_FROM_TRAINER)" -m pytest
+
+# As PYTHON, from inside the trainer's folder.
+PYTHON_FROM_TRAINER = $$(../../bin/ctrloop setup --python-path)
+
+.PHONY: lint
+lint: setup $(GOLANGCI_LINT) ## golangci-lint, buf and ruff
+	$(GOLANGCI_LINT) run
+	cd $(TRAINER) && "$(PYTHON_FROM_TRAINER)" -m ruff check . && "$(PYTHON_FROM_TRAINER)" -m ruff format --check .
+
+.PHONY: race
+race: setup ## Go tests under the race detector (needs a C compiler)
+	$(GOTEST) -race ./...
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZTIME
+	@go list -f '{{if .TestGoFiles}}{{.ImportPath}}{{end}}' ./... | while read -r pkg; do \
+	  for target in $$(go test -list '^Fuzz' "$$pkg" | grep '^Fuzz' || true); do \
+	    echo "== $$pkg $$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$pkg"; \
+	  done; \
+	done
+
+.PHONY: e2e
+e2e: setup ## tests of the shipped binary only
+	$(GOTEST) -count 1 ./cmd/...
+
+.PHONY: bench
+bench: ## Go benchmarks
+	go test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: docs
+docs: build ## generated reference pages
+	@mkdir -p .cache
+	bin/ctrloop config docs --source . > .cache/config.md.new
+	mv .cache/config.md.new docs/reference/config.md
+
+.PHONY: generate
+generate: $(BUF) $(PROTOC_GEN_GO) docs ## protobuf code and reference pages
+	ln -sf $(PROTOC_GEN_GO) $(TOOLS)/protoc-gen-go
+	PATH="$(TOOLS):$$PATH" $(BUF) generate
+
+.PHONY: check-generated
+check-generated: generate ## fail where a generated file is not what its source says
+	git diff --exit-code -- docs/reference schemas/eventpb
+	$(BUF) lint
+
+.PHONY: ui
+ui: ## build the console's assets (needs Node; the built ones are committed)
+	@if [ -f serving/console/ui/package.json ]; then cd serving/console/ui && npm ci --ignore-scripts && npm run build; \
+	else echo "the console has no build step: its assets are served as they are"; fi
+
+.PHONY: release
+release: ## static binaries for every platform, with checksums, in bin/release
+	@mkdir -p bin/release
+	@for target in linux/amd64 linux/arm64 darwin/arm64; do \
+	  out=bin/release/ctrloop-$(VERSION)-$${target/\//-}; echo "$$out"; \
+	  GOOS=$${target%/*} GOARCH=$${target#*/} $(GOBUILD) -o "$$out" ./cmd/ctrloop; \
+	done
+	cd bin/release && sha256sum ctrloop-$(VERSION)-* > SHA256SUMS
+
+.PHONY: clean
+clean: ## remove what was built; downloads in CTRLOOP_HOME stay
+	rm -rf bin .cache
+
+$(GOLANGCI_LINT):
+	GOBIN=$(TOOLS)/.new go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+	mv $(TOOLS)/.new/golangci-lint $@
+
+$(BUF):
+	GOBIN=$(TOOLS)/.new go install github.com/bufbuild/buf/cmd/buf@v1.75.0
+	mv $(TOOLS)/.new/buf $@
+
+$(PROTOC_GEN_GO):
+	GOBIN=$(TOOLS)/.new go install google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+	mv $(TOOLS)/.new/protoc-gen-go $@
