@@ -23,11 +23,11 @@ func refuse(format string, args ...any) error {
 const freshStart = "to give up the old state, stop the joiner, empty labels.v1, audit.v1 and late.v1 (or point everything at fresh topics) and set another joiner.group: all labels are then made again from the start of the inputs"
 
 // checkTopics makes sure that partition p means the same in both inputs and the output.
-func checkTopics(ctx context.Context, c stream.Config) (int32, error) {
+func checkTopics(ctx context.Context, c stream.Config) error {
 	topics := []string{inputTopic[0], inputTopic[1], schemas.TopicLabels}
 	offsets, err := stream.StartOffsets(ctx, c, topics...)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	n := map[string]int32{}
 	for tp := range offsets {
@@ -35,10 +35,10 @@ func checkTopics(ctx context.Context, c stream.Config) (int32, error) {
 	}
 	a, b, l := n[topics[0]], n[topics[1]], n[topics[2]]
 	if a == 0 || b == 0 || l == 0 || a != b || a != l {
-		return 0, refuse("%s has %d partitions, %s %d, %s %d: the join is partition by partition, so they must be the same: create the topics with one count (`ctrloop migrate`)",
+		return refuse("%s has %d partitions, %s %d, %s %d: the join is partition by partition, so they must be the same: create the topics with one count (`ctrloop migrate`)",
 			topics[0], a, topics[1], b, topics[2], l)
 	}
-	return a, nil
+	return nil
 }
 
 // plan is how a partition's state comes back.

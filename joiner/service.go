@@ -21,10 +21,11 @@ import (
 // endTimeout bounds the end of a transaction whose caller has gone; the broker's own limit is 20 s.
 const endTimeout = 15 * time.Second
 
-// Pauses between sessions that fail, doubling.
+// Pauses between sessions that fail without having committed anything: from minBackoff, doubling, up to
+// maxDoubling times that.
 const (
-	minBackoff = 100 * time.Millisecond
-	maxBackoff = 10 * time.Second
+	minBackoff  = 100 * time.Millisecond
+	maxDoubling = 100
 )
 
 // Service is one instance of the joiner.
@@ -74,15 +75,14 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	backoff := s.backoff
 	for {
-		began := time.Now()
-		err := s.session(ctx)
+		progress, err := s.session(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, ErrRefused):
 			return fmt.Errorf("joiner: %w", err)
 		}
-		if time.Since(began) > maxBackoff {
+		if progress {
 			backoff = s.backoff
 		}
 		s.metrics.sessions.Inc()
@@ -93,7 +93,7 @@ func (s *Service) Run(ctx context.Context) error {
 			return nil
 		case <-time.After(backoff):
 		}
-		backoff = min(2*backoff, maxBackoff)
+		backoff = min(2*backoff, maxDoubling*s.backoff)
 	}
 }
 
@@ -102,35 +102,34 @@ type session struct {
 	*Service
 	tx     *stream.Tx
 	shards map[int32]*shard
-	count  int32 // partitions of the topics
 
-	failed error // of a rebalance callback, which cannot return one
-	cancel context.CancelCauseFunc
+	progress bool  // something was committed
+	failed   error // of a rebalance callback, which cannot return one
+	cancel   context.CancelCauseFunc
 }
 
-func (s *Service) session(ctx context.Context) error {
-	n, err := checkTopics(ctx, s.cfg.Kafka)
-	if err != nil {
-		return err
+func (s *Service) session(ctx context.Context) (progress bool, err error) {
+	if err := checkTopics(ctx, s.cfg.Kafka); err != nil {
+		return false, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	se := &session{Service: s, shards: map[int32]*shard{}, count: n, cancel: cancel}
+	se := &session{Service: s, shards: map[int32]*shard{}, cancel: cancel}
 	defer s.ledgers.drop()
 	se.tx, err = stream.NewTx(s.cfg.Kafka, stream.TxConfig{
 		Group: s.cfg.Group, TransactionalID: s.cfg.TransactionalID, InstanceID: s.cfg.InstanceID,
 		Topics: inputTopic[:], MaxPoll: s.cfg.MaxPoll, OnAssigned: se.assigned, OnLost: se.lost,
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer se.tx.Close()
 	for {
 		if err := se.cycle(ctx); err != nil {
 			if cause := context.Cause(ctx); cause != nil {
-				return cause
+				err = cause
 			}
-			return err
+			return se.progress, err
 		}
 	}
 }
@@ -158,6 +157,9 @@ func (se *session) cycle(ctx context.Context) error {
 		return err
 	}
 	se.align()
+	for _, sh := range se.shards {
+		se.ledgers.publish(sh)
+	}
 	se.metrics.transaction.Observe(time.Since(began).Seconds())
 	// Under light load, wait for a transaction's worth of records; a backlog is not held up.
 	if !backlog(batch) {
@@ -239,6 +241,7 @@ func (se *session) end(ctx context.Context) error {
 	if !committed {
 		return se.aborted(ctx)
 	}
+	se.progress = true
 	if err := se.fault(stepCommitted); err != nil {
 		return err
 	}
@@ -247,7 +250,6 @@ func (se *session) end(ctx context.Context) error {
 			se.metrics.add(p, &sh.stats)
 		}
 		sh.commit()
-		se.ledgers.publish(sh)
 	}
 	return nil
 }

@@ -206,11 +206,11 @@ func TestBrokerFaults(t *testing.T) {
 		n    int
 	}{
 		{"EndTxn unknown server error", kmsg.EndTxn, kerr.UnknownServerError, 4},
-		{"EndTxn coordinator not available", kmsg.EndTxn, kerr.CoordinatorNotAvailable, 5},
+		{"EndTxn coordinator not available", kmsg.EndTxn, kerr.CoordinatorNotAvailable, 3},
 		{"EndTxn concurrent transactions", kmsg.EndTxn, kerr.ConcurrentTransactions, 5},
 		{"offsets rebalance in progress", kmsg.TxnOffsetCommit, kerr.RebalanceInProgress, 4},
 		{"offsets timed out but stored", kmsg.TxnOffsetCommit, kerr.RequestTimedOut, 3},
-		{"produce not leader", kmsg.Produce, kerr.NotLeaderForPartition, 10},
+		{"produce not leader", kmsg.Produce, kerr.NotLeaderForPartition, 2},
 		{"produce timed out but written", kmsg.Produce, kerr.RequestTimedOut, 6},
 	} {
 		t.Run(f.name, func(t *testing.T) {
