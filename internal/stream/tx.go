@@ -61,6 +61,8 @@ type Tx struct {
 	session  *kgo.GroupTransactSession
 	topicIDs map[string][16]byte
 	failure  produceFailure
+
+	identified bool // has fenced its predecessors
 }
 
 type produceFailure struct {
@@ -120,7 +122,21 @@ func NewTx(c Config, tc TxConfig) (*Tx, error) {
 
 // Poll waits for records. It returns an empty batch when ctx reaches its deadline and ctx's error when
 // it is cancelled. It runs OnAssigned and OnLost.
-func (t *Tx) Poll(ctx context.Context) (Batch, error) { return t.poll(ctx, t.clear) }
+func (t *Tx) Poll(ctx context.Context) (Batch, error) {
+	if !t.identified {
+		// The client would take its producer id with the first record only. Taking it now fences what
+		// died under this id: otherwise its open transaction would hold up our own committed offsets,
+		// and so this very poll, until the broker times it out.
+		if _, _, err := t.cl.ProducerID(ctx); err != nil {
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return Batch{}, nil
+			}
+			return Batch{}, fmt.Errorf("take transactional id: %w", err)
+		}
+		t.identified = true
+	}
+	return t.poll(ctx, t.clear)
+}
 
 // clear ends an empty transaction: the session remembers a revoke until the next end and would turn the
 // first transaction of the new assignment into an abort.
