@@ -40,7 +40,7 @@ type instance struct {
 	stop context.CancelFunc
 }
 
-func start(t *testing.T, cfg Config, fault func(step) error) *instance {
+func start(t testing.TB, cfg Config, fault func(step) error) *instance {
 	t.Helper()
 	log := zerolog.Nop()
 	if testing.Verbose() {
@@ -61,7 +61,7 @@ func start(t *testing.T, cfg Config, fault func(step) error) *instance {
 	return i
 }
 
-func (i *instance) close(t *testing.T) {
+func (i *instance) close(t testing.TB) {
 	i.stop()
 	if err := <-i.done; err != nil {
 		t.Errorf("stopped with %v", err)
@@ -70,7 +70,7 @@ func (i *instance) close(t *testing.T) {
 }
 
 // settle waits until the instances have joined everything that is in the topics, and returns their ledger.
-func settle(t *testing.T, kafka stream.Config, is ...*instance) Ledger {
+func settle(t testing.TB, kafka stream.Config, is ...*instance) Ledger {
 	t.Helper()
 	ends, err := stream.EndOffsets(t.Context(), kafka, inputTopic[:]...)
 	if err != nil {
