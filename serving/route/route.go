@@ -13,27 +13,16 @@ import (
 	"time"
 
 	"ctrloop/serving/backend"
+	"ctrloop/serving/experiment/assign"
 )
 
-// Why a request is not admitted.
-var (
-	ErrUnknown    = errors.New("no such model")
-	ErrNoChampion = errors.New("no version of the model is ready to serve yet")
-)
+// ErrUnknown is returned for a name that nothing is routed for.
+var ErrUnknown = errors.New("no such model, or none of its versions is ready to serve yet")
 
-// Assignment says which version an experiment gives to a unit.
-type Assignment struct {
-	Experiment string
-	Variant    string // "control", "treatment"
-	Version    string
-	Propensity float64 // with which the unit gets this variant, (0,1]
-}
-
-// Assigner assigns units to the variants of the experiment that runs on a logical model; false: none runs.
-// unit is the user, product the product of the request: the experiment says which of them it goes by.
-// It must be safe for concurrent use and fast: it is called for every decision.
+// Assigner assigns units to the arms of the experiment that runs on a logical model (assign.Assigner). It must be
+// safe for concurrent use and fast: it is called for every decision.
 type Assigner interface {
-	Assign(logical, unit, product string) (Assignment, bool)
+	Assign(logical string, u assign.Unit) (assign.Assignment, bool)
 }
 
 // Replica is one model server, with a bound on the requests in flight.

@@ -1,0 +1,381 @@
+// Package gateway is the one door to the prompt models. It decides a request's version at admission (the champion,
+// an experiment's arm, or a version by name), sends it to a replica on which that version has proved itself, and
+// checks that this version answered. Streams pass through; a request is tried again on another replica only while
+// no byte of an answer has been passed on.
+package gateway
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+
+	"ctrloop/serving/backend"
+	"ctrloop/serving/experiment/assign"
+	"ctrloop/serving/route"
+)
+
+// Headers of answers: what was decided at admission. Requests may carry HeaderUnit and HeaderProduct.
+const (
+	HeaderVersion    = "X-Model-Version"
+	HeaderExperiment = "X-Experiment"
+	HeaderVariant    = "X-Variant"
+	HeaderPropensity = "X-Propensity"
+	HeaderUnit       = "X-Unit"    // the user, for assignment; the body's "user" serves too
+	HeaderProduct    = "X-Product" // for experiments by product
+)
+
+// Gateway is safe for concurrent use.
+type Gateway struct {
+	cfg     Config
+	table   *route.Table
+	assign  route.Assigner
+	suspect func(r *route.Replica, version string)
+	log     zerolog.Logger
+	m       *metrics
+}
+
+// New builds a gateway over a route table. suspect is told of replicas that did not answer (empty version) or did
+// not know a version that is routed to them.
+func New(cfg Config, table *route.Table, a route.Assigner, suspect func(*route.Replica, string), log zerolog.Logger, reg prometheus.Registerer) (*Gateway, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return &Gateway{cfg: cfg, table: table, assign: a, suspect: suspect, log: log, m: newMetrics(reg)}, nil
+}
+
+// Stats since the start.
+func (g *Gateway) Stats() Stats {
+	return Stats{Requests: g.m.total.Load(), Failed: g.m.failures.Load(), WrongVersion: g.m.wrongs.Load(), Full: g.m.fulls.Load()}
+}
+
+// admission is what was decided when the request came in; it does not change any more.
+type admission struct {
+	*route.Lease
+	assign.Assignment
+}
+
+func (g *Gateway) admit(model, unit, product string) (*admission, error) {
+	a := assign.Assignment{Propensity: 1}
+	name := model
+	if g.assign != nil {
+		if got, ok := g.assign.Assign(model, assign.Unit{User: unit, Product: product}); ok && got.Experiment != "" {
+			a, name = got, got.Version
+		}
+	}
+	l, err := g.table.Admit(name)
+	if err != nil {
+		return nil, fmt.Errorf("model %q: %w", name, err)
+	}
+	a.Version = l.Name
+	return &admission{l, a}, nil
+}
+
+// upstream is an answer of the admitted version of which nothing has been passed on yet.
+type upstream struct {
+	resp    *http.Response
+	head    []byte // what was read to check the version
+	replica *route.Replica
+}
+
+func (u *upstream) close() {
+	_ = u.resp.Body.Close()
+	u.replica.Release()
+}
+
+var (
+	errFull   = errors.New("every replica of the model is at its limit")
+	errNobody = errors.New("no replica could answer")
+)
+
+// send tries the version's replicas, the idlest first, each once.
+func (g *Gateway) send(ctx context.Context, a *admission, body []byte) (*upstream, error) {
+	var tried []*route.Replica
+	var last error
+	for {
+		r, busy := pick(a.Current(), tried)
+		if r == nil {
+			switch {
+			case last != nil:
+				return nil, fmt.Errorf("%w: %w", errNobody, last)
+			case busy:
+				return nil, errFull
+			}
+			return nil, fmt.Errorf("%w: %s is on none at the moment", errNobody, a.Name)
+		}
+		tried = append(tried, r)
+		u, err := g.attempt(ctx, a, r, body)
+		if err == nil {
+			return u, nil
+		}
+		r.Release()
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		last = err
+		g.m.retries.WithLabelValues(string(backend.KindOf(err))).Inc()
+	}
+}
+
+// pick takes a place on the replica with the fewest requests; busy: there are replicas, all full or tried.
+func pick(replicas, tried []*route.Replica) (best *route.Replica, busy bool) {
+	for {
+		best = nil
+		for _, r := range replicas {
+			if !slices.Contains(tried, r) && (best == nil || r.InFlight() < best.InFlight()) {
+				best = r
+			}
+		}
+		if best == nil {
+			return nil, busy
+		}
+		if best.TryAcquire() {
+			return best, false
+		}
+		busy = true
+		tried = append(slices.Clip(tried), best) // full: not to be asked again in this round, but not tried either
+	}
+}
+
+// attempt is one try. An error means that another replica may be tried: nothing has been passed on.
+func (g *Gateway) attempt(ctx context.Context, a *admission, r *route.Replica, body []byte) (*upstream, error) {
+	resp, err := r.Forward(ctx, body)
+	if err != nil {
+		if ctx.Err() == nil {
+			g.suspect(r, "")
+		}
+		return nil, err
+	}
+	u := &upstream{resp: resp, replica: r}
+	if err := g.inspect(a, u); err != nil {
+		_ = resp.Body.Close()
+		return nil, err
+	}
+	return u, nil
+}
+
+// inspect reads as much of the answer as it takes to know who answered: all of it, or the first event of a stream.
+func (g *Gateway) inspect(a *admission, u *upstream) error {
+	r := u.replica
+	bad := func(kind backend.Kind, err error) error {
+		return &backend.Error{Kind: kind, Op: "chat with " + a.Model, Replica: r.Name(), Status: u.resp.StatusCode, Err: err}
+	}
+	streaming := u.resp.StatusCode == http.StatusOK && strings.HasPrefix(u.resp.Header.Get("Content-Type"), "text/event-stream")
+	var err error
+	var model string
+	if streaming {
+		br := bufio.NewReaderSize(u.resp.Body, 16<<10)
+		u.head, err = firstEvent(br)
+		u.resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{br, u.resp.Body}
+		if err == nil {
+			model, err = modelOf(bytes.TrimPrefix(bytes.TrimSpace(u.head), []byte("data:")))
+		}
+	} else {
+		u.head, err = io.ReadAll(io.LimitReader(u.resp.Body, backend.MaxAnswerBytes+1))
+		if err == nil && len(u.head) > backend.MaxAnswerBytes {
+			err = errors.New("the answer is larger than 8 MiB")
+		}
+	}
+	if err != nil { // it died while answering, or does not speak the protocol
+		g.suspect(r, "")
+		return bad(backend.Unavailable, err)
+	}
+	if u.resp.StatusCode != http.StatusOK {
+		switch kind := backend.Classify(u.resp.StatusCode, u.head); kind {
+		case backend.NotFound: // it has lost the adapter: a restart
+			g.suspect(r, a.Name)
+			return bad(kind, errors.New("the replica does not know the version"))
+		case backend.Overloaded, backend.Failed:
+			return bad(kind, nil)
+		}
+		return nil // the client's own mistake goes back to the client
+	}
+	if !streaming {
+		if model, err = modelOf(u.head); err != nil {
+			return bad(backend.Protocol, err)
+		}
+	}
+	if model != a.Model {
+		g.m.wrong.Inc()
+		g.m.wrongs.Add(1)
+		g.suspect(r, a.Name)
+		g.log.Error().Str("replica", r.Name()).Str("admitted", a.Model).Str("answered", model).Msg("another version answered than was admitted; the answer is not passed on")
+		return bad(backend.Protocol, fmt.Errorf("%q answered", model))
+	}
+	return nil
+}
+
+func firstEvent(br *bufio.Reader) ([]byte, error) {
+	var head []byte
+	for len(head) < 1<<20 {
+		line, err := br.ReadBytes('\n')
+		head = append(head, line...)
+		if err != nil {
+			return head, err
+		}
+		if len(bytes.TrimSpace(line)) == 0 && len(bytes.TrimSpace(head)) > 0 {
+			return head, nil
+		}
+	}
+	return head, errors.New("the stream's first event is larger than 1 MiB")
+}
+
+// ServeHTTP answers POST /v1/chat/completions.
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	g.m.inflight.Inc()
+	defer g.m.inflight.Dec() // serve panics to cut a broken stream
+	o := g.serve(w, r)
+	g.m.end(o)
+	g.m.latency.Observe(time.Since(start).Seconds())
+}
+
+func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) outcome {
+	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, g.cfg.MaxBodyBytes))
+	if err != nil {
+		var tooLarge *http.MaxBytesError
+		if errors.As(err, &tooLarge) {
+			return g.refuse(w, http.StatusRequestEntityTooLarge, "BadRequestError", fmt.Sprintf("the body is larger than %d bytes", g.cfg.MaxBodyBytes))
+		}
+		return canceled
+	}
+	req, err := parseRequest(raw)
+	if err != nil {
+		return g.refuse(w, http.StatusBadRequest, "BadRequestError", err.Error())
+	}
+	unit := r.Header.Get(HeaderUnit)
+	if unit == "" {
+		unit = req.user
+	}
+	a, err := g.admit(req.model, unit, r.Header.Get(HeaderProduct))
+	if err != nil {
+		return g.refuse(w, http.StatusNotFound, "NotFoundError", err.Error())
+	}
+	defer a.Release()
+	u, err := g.send(r.Context(), a, req.withModel(a.Model))
+	if err != nil {
+		return g.unanswered(w, r, a, err)
+	}
+	defer u.close()
+	h := w.Header()
+	if ct := u.resp.Header.Get("Content-Type"); ct != "" {
+		h.Set("Content-Type", ct)
+	}
+	a.headers(h)
+	w.WriteHeader(u.resp.StatusCode)
+	if _, err := w.Write(u.head); err != nil {
+		return canceled
+	}
+	return g.pass(w, u.resp.Body)
+}
+
+// pass copies the rest of a stream as it comes.
+func (g *Gateway) pass(w http.ResponseWriter, body io.Reader) outcome {
+	f := http.NewResponseController(w)
+	buf := make([]byte, 16<<10)
+	for {
+		if n, err := body.Read(buf); n > 0 {
+			if _, werr := w.Write(buf[:n]); werr != nil {
+				return canceled
+			}
+			_ = f.Flush()
+		} else if errors.Is(err, io.EOF) {
+			return served
+		} else if err != nil {
+			// Half of the answer is out: cutting the connection is the only honest way to say that it is not whole.
+			g.log.Warn().Err(err).Msg("answer broke off after its first byte")
+			g.m.end(failed)
+			panic(http.ErrAbortHandler)
+		}
+	}
+}
+
+func (a *admission) headers(h http.Header) {
+	h.Set(HeaderVersion, a.Name)
+	h.Set(HeaderPropensity, strconv.FormatFloat(a.Propensity, 'g', -1, 64))
+	if a.Experiment != "" {
+		h.Set(HeaderExperiment, a.Experiment)
+		h.Set(HeaderVariant, a.Variant)
+	}
+}
+
+func (g *Gateway) unanswered(w http.ResponseWriter, r *http.Request, a *admission, err error) outcome {
+	if r.Context().Err() != nil {
+		return canceled
+	}
+	w.Header().Set("Retry-After", strconv.Itoa(int(g.cfg.RetryAfter/time.Second)))
+	a.headers(w.Header())
+	if errors.Is(err, errFull) {
+		writeError(w, http.StatusServiceUnavailable, "ServiceUnavailableError", err.Error())
+		return full
+	}
+	g.log.Warn().Err(err).Str("version", a.Name).Msg("request failed")
+	writeError(w, http.StatusServiceUnavailable, "ServiceUnavailableError", err.Error())
+	return failed
+}
+
+func (g *Gateway) refuse(w http.ResponseWriter, code int, typ, msg string) outcome {
+	writeError(w, code, typ, msg)
+	return refused
+}
+
+// writeError uses the error shape of OpenAI's and vLLM's APIs.
+func writeError(w http.ResponseWriter, code int, typ, msg string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(map[string]any{"error": map[string]any{"message": msg, "type": typ, "param": nil, "code": code}})
+}
+
+// Chat is the same door for callers in this process; it returns the version that answered. Retry when Full(err).
+func (g *Gateway) Chat(ctx context.Context, req backend.ChatRequest) (*backend.ChatResponse, string, error) {
+	a, err := g.admit(req.Model, "", "")
+	if err != nil {
+		return nil, "", err
+	}
+	defer a.Release()
+	req.Model = a.Model
+	body, err := json.Marshal(req)
+	if err != nil {
+		return nil, "", err
+	}
+	u, err := g.send(ctx, a, body)
+	if err != nil {
+		o := failed
+		if ctx.Err() != nil {
+			o = canceled
+		} else if errors.Is(err, errFull) {
+			o = full
+		}
+		g.m.end(o)
+		return nil, a.Name, err
+	}
+	defer u.close()
+	g.m.end(served)
+	if u.resp.StatusCode != http.StatusOK {
+		return nil, a.Name, &backend.Error{Kind: backend.Classify(u.resp.StatusCode, u.head), Op: "chat with " + a.Model, Replica: u.replica.Name(), Status: u.resp.StatusCode, Message: string(u.head[:min(len(u.head), 300)])}
+	}
+	var out backend.ChatResponse
+	if err := json.Unmarshal(u.head, &out); err != nil || len(out.Choices) == 0 {
+		return nil, a.Name, &backend.Error{Kind: backend.Protocol, Op: "chat with " + a.Model, Replica: u.replica.Name(), Err: err, Message: "an answer without choices"}
+	}
+	return &out, a.Name, nil
+}
+
+// Retryable says whether the same call of Chat may succeed a little later.
+func Retryable(err error) bool {
+	return errors.Is(err, errFull) || errors.Is(err, errNobody) || errors.Is(err, route.ErrUnknown)
+}
