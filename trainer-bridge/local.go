@@ -1,20 +1,18 @@
 package trainerbridge
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"ctrloop/internal/artifact"
+	"ctrloop/internal/process"
 	"ctrloop/schemas/control"
 )
 
@@ -46,17 +44,16 @@ const (
 )
 
 func classify(err error) FailureClass {
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) {
+	exit, ok := process.ExitOf(err)
+	switch {
+	case !ok || exit.Outcome == process.OutcomeNotStarted:
 		return FailBug
-	}
-	if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-		if ws.Signal() == syscall.SIGKILL {
-			return FailMemory
-		}
+	case exit.Signal == syscall.SIGKILL:
+		return FailMemory
+	case exit.Signal != 0:
 		return FailInterrupted
 	}
-	switch exit.ExitCode() {
+	switch exit.Code {
 	case 2:
 		return FailInput
 	case 3:
@@ -82,6 +79,7 @@ type Local struct {
 	Timeout   time.Duration
 	StopGrace time.Duration
 	Store     *artifact.Store
+	Log       zerolog.Logger
 }
 
 // JobDir is the folder of a job: spec.json, job.log and out/.
@@ -114,17 +112,11 @@ func (l *Local) Run(ctx context.Context, job control.JobStatus) (string, error) 
 
 	runCtx, cancel := context.WithTimeout(ctx, l.Timeout)
 	defer cancel()
-	cmd := exec.CommandContext(runCtx, l.Python, "-m", "ctrloop_trainer.job", specFile, "--out", out)
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "PYTHONPATH="+l.Trainer, "PYTHONUNBUFFERED=1", "PYTHONDONTWRITEBYTECODE=1",
-		"OMP_NUM_THREADS="+strconv.Itoa(l.Threads), "HF_HUB_OFFLINE=1", "TOKENIZERS_PARALLELISM=false")
-	cmd.Stdout, cmd.Stderr = log, log
-	// A group of its own, so that Ctrl-C reaches only us and we decide the order; Pdeathsig, so that a job
-	// never outlives a killed parent and works on next to its successor.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = l.StopGrace
-	err = cmd.Run()
+	err = process.Run(runCtx, process.Spec{
+		Name: job.ID, Path: l.Python, Args: []string{"-m", "ctrloop_trainer.job", specFile, "--out", out}, Dir: dir,
+		Env:     []string{"PYTHONPATH=" + l.Trainer, "PYTHONUNBUFFERED=1", "PYTHONDONTWRITEBYTECODE=1", "HF_HUB_OFFLINE=1", "TOKENIZERS_PARALLELISM=false"},
+		Threads: l.Threads, Stdout: log, Stderr: log, Grace: l.StopGrace,
+	}, l.Log)
 	switch {
 	case err == nil:
 		return out, nil
@@ -133,7 +125,7 @@ func (l *Local) Run(ctx context.Context, job control.JobStatus) (string, error) 
 	case runCtx.Err() != nil:
 		return "", &JobError{FailTimeout, fmt.Errorf("stopped after %v (trainer.timeout)", l.Timeout)}
 	}
-	return "", &JobError{classify(err), fmt.Errorf("%w: %s", err, lastLines(log.Name(), 3))}
+	return "", &JobError{classify(err), err}
 }
 
 // trainerSpec is the trainer's spec.json, see docs/jobs.md.
@@ -182,23 +174,4 @@ func (l *Local) spec(job control.JobStatus) (trainerSpec, error) {
 		}
 	}
 	return t, nil
-}
-
-// lastLines of a log say more about a failure than its exit status.
-func lastLines(path string, n int) string {
-	f, err := os.Open(path)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	var last []string
-	sc := bufio.NewScanner(f)
-	sc.Buffer(nil, 1<<20)
-	for sc.Scan() {
-		if t := strings.TrimSpace(sc.Text()); t != "" {
-			last = append(last, t)
-			last = last[max(0, len(last)-n):]
-		}
-	}
-	return strings.Join(last, " | ")
 }
