@@ -37,7 +37,7 @@ def weighted_pair(left: Tensor, right: Tensor, left_wins: Tensor, weight: Tensor
 
     Equal to the two-logit softmax cross-entropy of CAIG's reward model.
     """
-    each = F.binary_cross_entropy_with_logits(left - right, left_wins.float(), reduction="none")
+    each = F.binary_cross_entropy_with_logits(left - right, left_wins.to(left.dtype), reduction="none")
     return (weight * each).sum() / weight.sum().clamp_min(1e-9)
 
 

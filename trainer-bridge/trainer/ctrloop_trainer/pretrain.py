@@ -41,7 +41,7 @@ PARTS = ("scene", "palette", "light", "prop")
 class Hyper:
     """Defaults made the weights that ship; hidden..patch are the model's shape."""
 
-    steps: int = 450
+    steps: int = 1000
     vision_steps: int = 600  # of naming alone, through the vision tower
     vision_batch: int = 96
     vision_lr: float = 1e-3
@@ -49,7 +49,7 @@ class Hyper:
     lr: float = 2.5e-3
     weight_decay: float = 0.02
     pictures: int = 6_000  # rendered scenes for image understanding
-    seeing: float = 0.35  # share of image understanding among the examples
+    seeing: float = 0.25  # share of image understanding among the examples
     clickbait: float = 0.08  # teacher: share of clickbait scenes
     fit: float = 0.70  # teacher: share of scenes chosen among those that fit
     harmony: float = 0.70  # teacher: share of palettes chosen among the harmonious

@@ -15,7 +15,7 @@ from .data import Creatives, Pairs, bootstrap_interval, load_dataset
 from .errors import BadInputError
 from .progress import Progress, check_loss, write_json, write_lines
 from .scorer import Head, RewardModel, Shape, both_orders, sigmoid, vocabulary
-from .spec import Spec, hyper
+from .spec import Spec, derive, hyper
 from .trunk import FEATURES, Trunk
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
@@ -217,7 +217,7 @@ def run(spec: Spec, out: Path, progress: Progress) -> None:
     h: Hyper = hyper(Hyper, spec.hyper)
     trunk = Trunk.load(trunk_folder(h))
     creatives, pairs = load_dataset(Path(spec.dataset))
-    seed = spec.seed + (7919 if h.referee else 0)
+    seed = derive(spec.seed, "referee" if h.referee else "reward")
     fold = Fold(creatives, pairs, trunk, h, seed)
     ours = train(fold, OURS, h, seed, progress)
     models = {"ours": ours}

@@ -31,7 +31,7 @@ from .pretrain import text_figures
 from .progress import Progress, check_loss, write_json, write_lines
 from .render import Renderer, Shot
 from .scorer import RewardModel, both_orders
-from .spec import Spec, hyper
+from .spec import Spec, derive, hyper
 
 
 @dataclasses.dataclass
@@ -94,10 +94,10 @@ class Rounds:
         v.add_images(keys, np.stack([self.plain[k] for k in keys]))
         return v
 
-    def adapted(self, rng_seed: int) -> PromptModel:
-        """The base with a fresh LoRA on the language side."""
+    def adapted(self) -> PromptModel:
+        """The base with a fresh LoRA on the language side, the same one for every arm."""
         v = self.load_base()
-        torch.manual_seed(rng_seed)
+        torch.manual_seed(derive(self.spec.seed, "adapter"))
         config = LoraConfig(
             r=self.h.rank,
             lora_alpha=2 * self.h.rank,
@@ -130,7 +130,7 @@ class Rounds:
         v = self.load_base()
         self._instructions = v.prompting.instructions
         rows, asks = self.held_asks()
-        self.base_samples = v.sample(asks, self.spec.seed)
+        self.base_samples = v.sample(asks, derive(self.spec.seed, "held"))
         self.base_figures = {**text_figures(rows, self.base_samples, self.grammar), "kl": 0.0, "epoch": 0}
         self._base_scores = self._scores(rows, self.base_samples)
 
@@ -145,13 +145,13 @@ class Rounds:
     def held_figures(self, v: PromptModel, epoch: int) -> tuple[dict[str, Any], list[str]]:
         """Figures of an epoch on products that training never saw; gains are in log-odds over the base's samples."""
         rows, asks = self.held_asks()
-        texts = v.sample(asks, self.spec.seed)
+        texts = v.sample(asks, derive(self.spec.seed, "held"))
         out = text_figures(rows, texts, self.grammar)
         scores = self._scores(rows, texts)
         for name, s in scores.items():
             gain = (s - self._base_scores[name]).reshape(len(self.held), -1).mean(1)
             out[f"{name}_gain"] = float(gain.mean())
-            out[f"{name}_gain_low"], out[f"{name}_gain_high"] = bootstrap_interval(gain, self.spec.seed)
+            out[f"{name}_gain_low"], out[f"{name}_gain_high"] = bootstrap_interval(gain)
         out["kl"] = self._kl(v, asks, texts)
         out["words"] = float(np.mean([len(t.split()) for t in texts]))
         return {"epoch": epoch, **out}, texts
@@ -177,7 +177,7 @@ class Rounds:
         if len(self.train) >= self.h.products:
             chosen = rng.sample(self.train, self.h.products)
         asks = [Ask(question(p.caption, rng.choice(self.instructions)), p.id) for p in chosen]
-        texts = v.sample(asks + asks, self.spec.seed * 1000 + epoch)
+        texts = v.sample(asks + asks, derive(self.spec.seed, "sample", epoch))
         a, b = texts[: len(asks)], texts[len(asks) :]
         parsed = [
             self.grammar.parse(x) is not None and self.grammar.parse(y) is not None for x, y in zip(a, b, strict=True)
@@ -219,7 +219,7 @@ class Rounds:
         reference = self._reference(v, samples, product_centric)
         order = list(range(len(samples)))
         random.Random(f"order/{self.spec.seed}/{epoch}").shuffle(order)
-        torch.manual_seed(self.spec.seed * 1000 + epoch)  # dropout
+        torch.manual_seed(derive(self.spec.seed, "dropout", epoch))
         steps, curve = math.ceil(len(order) / h.batch), []
         for step in range(steps):
             self.progress.check_interrupted()
@@ -289,7 +289,7 @@ class Rounds:
 
     def run_arm(self, arm: str) -> list[dict[str, Any]]:
         """All epochs of an arm; finished ones are read back. Returns their metrics."""
-        v = self.adapted(self.spec.seed)
+        v = self.adapted()
         parameters = [p for p in v.model.parameters() if p.requires_grad]
         # One optimiser for all epochs: a fresh Adam per epoch kicks the weights while its moments fill.
         optimizer = torch.optim.AdamW(parameters, self.h.lr, betas=(0.9, 0.98), weight_decay=0.0)
@@ -355,7 +355,7 @@ class Rounds:
         chosen = self.folder(main, best["epoch"])
         shutil.rmtree(self.out / "adapter", ignore_errors=True)
         shutil.copytree(chosen, self.out / "adapter")
-        v = self.adapted(self.spec.seed)
+        v = self.adapted()
         load_adapter(v, chosen)
         _, asks = self.held_asks()
         candidates = asks[:: self.h.held_samples][: self.h.probes]

@@ -98,10 +98,10 @@ class Hyper:
     """Of trunk pre-training; model is the discriminator among pretrain jobs."""
 
     model: str = "trunk"
-    steps: int = 500
+    steps: int = 1200
     batch: int = 64
     lr: float = 2e-3
-    pictures: int = 4_000
+    pictures: int = 8_000
 
 
 def run(spec: Spec, out: Path, progress: Progress) -> None:

@@ -1,0 +1,100 @@
+"""The scripts that made the shipped weights still make their like, on a tiny budget."""
+
+import json
+
+import numpy as np
+from conftest import WEIGHTS
+from safetensors.torch import load_file
+
+from ctrloop_trainer import errors
+from ctrloop_trainer.model import Ask, PromptModel
+from ctrloop_trainer.scorer import words
+from ctrloop_trainer.trunk import Trunk
+
+
+def shapes(path):
+    return {k: tuple(v.shape) for k, v in load_file(path).items()}
+
+
+def curve(out, stage):
+    rows = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
+    return [r["loss"] for r in rows if r["stage"] == stage]
+
+
+def test_prompt_model_is_made_like_the_shipped_one(make_spec, run_job):
+    tiny = {"steps": 50, "batch": 8, "vision_steps": 50, "vision_batch": 8, "pictures": 60, "eval_samples": 1}
+    code, out = run_job(make_spec("pretrain", tiny))
+    assert code == errors.OK
+    made, shipped = shapes(out / "model" / "model.safetensors"), shapes(WEIGHTS / "prompt-base" / "model.safetensors")
+    words_made, words_shipped = (len(PromptModel.load(d).tokenizer) for d in (out / "model", WEIGHTS / "prompt-base"))
+    # The miniature shop has fewer words; everything else is the same shape.
+    resized = {k: tuple(words_shipped if n == words_made else n for n in s) for k, s in made.items()}
+    assert resized == shipped
+    losses = curve(out, "pretrain")
+    assert losses[-1] < losses[0] - 0.5
+    assert curve(out, "vision")
+    assert {p.name for p in (out / "model").iterdir()} == {p.name for p in (WEIGHTS / "prompt-base").iterdir()}
+
+
+def test_trunk_is_made_like_the_shipped_ones(make_spec, run_job):
+    code, out = run_job(make_spec("pretrain", {"model": "trunk", "steps": 100, "batch": 16, "pictures": 200}))
+    assert code == errors.OK
+    for name in ("reward-trunk", "referee-trunk"):
+        assert shapes(out / "model" / "trunk.safetensors") == shapes(WEIGHTS / name / "trunk.safetensors")
+    losses = curve(out, "trunk")
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_the_two_eyes_are_different_ones():
+    image = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3)).astype(np.uint8)
+    a, b = (Trunk.load(WEIGHTS / n).describe(image) for n in ("reward-trunk", "referee-trunk"))
+    assert not np.allclose(a, b)
+
+
+def test_shipped_weights_say_what_made_them():
+    for name in ("prompt-base", "reward-trunk", "referee-trunk"):
+        made = json.loads((WEIGHTS / name / "figures.json").read_text())
+        assert {"command", "seed", "date", "hyper", "figures", "versions"} <= set(made)
+    figures = json.loads((WEIGHTS / "prompt-base" / "figures.json").read_text())["figures"]
+    assert figures["valid"] >= 0.98
+    assert figures["matching"] >= 0.55
+
+
+def test_shipped_model_answers_in_the_grammar(grammar, products):
+    v = PromptModel.load(WEIGHTS / "prompt-base")
+    v.add_image("grey", np.full((64, 64, 3), 245, np.uint8))
+    asks = [Ask(f"{p.caption}. {v.prompting.instructions[0]}", "grey") for p in products]
+    texts = v.sample(asks, seed=1)
+    assert sum(grammar.parse(t) is not None for t in texts) >= 0.9 * len(texts)
+    assert texts == v.sample(asks, seed=1)
+
+
+def test_log_probabilities_agree_with_the_model_s_own(products):
+    """Padding, position of the answer and the projection over its tokens only: all must change nothing."""
+    import torch
+
+    v = PromptModel.load(WEIGHTS / "prompt-base")
+    v.add_image("grey", np.full((64, 64, 3), 245, np.uint8))
+    answers = ["oak kitchen table, warm amber tones, soft morning light, fresh leaves", "tea"]
+    asks = [Ask(f"{products[0].caption}. write", "grey"), Ask("name this product", "grey")]
+    together = v.logps(asks, answers)
+    for ask, answer, got in zip(asks, answers, together, strict=True):
+        prompt, reply = v.prompt_ids(ask.text), v.answer_ids(answer)
+        ids = torch.tensor([prompt + reply])
+        logits = v.model(input_ids=ids, pixel_values=v.pixels(["grey"])).logits[0]
+        logp = torch.log_softmax(logits[len(prompt) - 1 : -1], -1)
+        want = sum(logp[i, t] for i, t in enumerate(reply))
+        assert abs(float(want - got)) < 1e-3
+
+
+def test_words_of_a_caption():
+    assert words("Tea pot, dark blue. kitchen/pots and pans") == [
+        "tea",
+        "pot",
+        "dark",
+        "blue",
+        "kitchen",
+        "pots",
+        "and",
+        "pans",
+    ]
