@@ -1,0 +1,27 @@
+package console
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	seconds prometheus.Histogram
+	errors  prometheus.Counter
+	streams prometheus.Gauge
+	refused prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	m := &metrics{
+		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "ctrloop_console_overview_seconds", Help: "Time of gathering one overview, in seconds.", NativeHistogramBucketFactor: 1.1}),
+		errors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ctrloop_console_overview_errors_total", Help: "Overviews that could not be gathered; the page then shows the last one and its age."}),
+		streams: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "ctrloop_console_streams", Help: "Live viewers."}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ctrloop_console_streams_refused_total", Help: "Live viewers beyond max_streams, answered 503."}),
+	}
+	if reg != nil {
+		reg.MustRegister(m.seconds, m.errors, m.streams, m.refused)
+	}
+	return m
+}
