@@ -112,13 +112,13 @@ func BenchmarkShard(b *testing.B) {
 // BenchmarkEndToEnd drains a backlog of 2 M impressions exactly once, with the broker in the same process.
 func BenchmarkEndToEnd(b *testing.B) {
 	const partitions, n = 4, 2_000_000
+	events := 0
 	for b.Loop() {
 		b.StopTimer()
 		broker := streamtest.Start(b, partitions)
 		cfg := Default()
 		cfg.Kafka, cfg.Window, cfg.Lateness = broker.Config, time.Minute, time.Second
 		imps, clks := benchTraffic(n, 20_000, 50_000, 1_790_000_000_000)
-		events := 0
 		for k := range imps {
 			streamtest.Produce(b, broker.Config, append(slices.Clone(imps[k]), clks[k]...)...)
 			events += len(imps[k]) + len(clks[k])
@@ -128,7 +128,6 @@ func BenchmarkEndToEnd(b *testing.B) {
 		b.StartTimer()
 		i := start(b, cfg, nil)
 		settle(b, cfg.Kafka, i)
-		b.ReportMetric(float64(events)/b.Elapsed().Seconds()*float64(b.N), "events/s")
 		b.StopTimer()
 		if l := i.Ledger(); !l.Balanced || l.Total.Open != 0 || l.Total.Positive+l.Total.FinalNegative != n {
 			b.Fatalf("%+v", l.Total)
@@ -136,6 +135,7 @@ func BenchmarkEndToEnd(b *testing.B) {
 		i.close(b)
 		b.StartTimer()
 	}
+	b.ReportMetric(float64(events)/b.Elapsed().Seconds(), "events/s")
 }
 
 func BenchmarkAppendLabel(b *testing.B) {

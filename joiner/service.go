@@ -28,6 +28,10 @@ const (
 	maxDoubling = 100
 )
 
+// maxAborts in a row end the session. A rebalance aborts one transaction, a broker in trouble a few; more is not
+// going to heal by trying at full speed.
+const maxAborts = 10
+
 // Service is one instance of the joiner.
 type Service struct {
 	cfg     Config
@@ -104,6 +108,7 @@ type session struct {
 	shards map[int32]*shard
 
 	progress bool  // something was committed
+	aborts   int   // since the last commit
 	failed   error // of a rebalance callback, which cannot return one
 	cancel   context.CancelCauseFunc
 }
@@ -241,7 +246,7 @@ func (se *session) end(ctx context.Context) error {
 	if !committed {
 		return se.aborted(ctx)
 	}
-	se.progress = true
+	se.progress, se.aborts = true, 0
 	if err := se.fault(stepCommitted); err != nil {
 		return err
 	}
@@ -259,6 +264,9 @@ func (se *session) end(ctx context.Context) error {
 // only the broker's committed offsets say whether the state before or after the transaction is the right one.
 func (se *session) aborted(ctx context.Context) error {
 	se.metrics.aborts.Inc()
+	if se.aborts++; se.aborts == maxAborts {
+		return fmt.Errorf("%d transactions in a row were aborted: is the broker refusing records (see its log), or the group rebalancing all the time?", maxAborts)
+	}
 	at, err := stream.CommittedOffsets(ctx, se.cfg.Kafka, se.cfg.Group)
 	if err != nil {
 		return fmt.Errorf("after an abort: %w", err)

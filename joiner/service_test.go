@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
@@ -176,7 +177,7 @@ func TestCrashAnywhere(t *testing.T) {
 }
 
 // run joins a history that is written in slices while the joiner suffers, and verifies the result.
-func run(t *testing.T, seed uint64, fault func(step) error, brokers func(*streamtest.Broker, *Config)) Ledger {
+func run(t *testing.T, seed uint64, fault func(step) error, brokers func(*streamtest.Broker, *Config)) *instance {
 	t.Helper()
 	b := streamtest.Start(t, 3)
 	cfg := testConfig(b)
@@ -192,9 +193,8 @@ func run(t *testing.T, seed uint64, fault func(step) error, brokers func(*stream
 		streamtest.Produce(t, b.Config, tr.clks[k*nc/slices:(k+1)*nc/slices]...)
 	}
 	streamtest.Produce(t, b.Config, tr.punctuation(tr.endMS)...)
-	l := settle(t, b.Config, i)
-	tr.verify(t, b.Config, l)
-	return l
+	tr.verify(t, b.Config, settle(t, b.Config, i))
+	return i
 }
 
 // TestBrokerFaults lets the broker answer with errors, some of them lies: the request was carried out.
@@ -204,23 +204,25 @@ func TestBrokerFaults(t *testing.T) {
 		key  kmsg.Key
 		err  *kerr.Error
 		n    int
+		want string // how the joiner takes it: undo, rebuild, or the client mends it alone
 	}{
-		{"EndTxn unknown server error", kmsg.EndTxn, kerr.UnknownServerError, 4},
-		{"EndTxn coordinator not available", kmsg.EndTxn, kerr.CoordinatorNotAvailable, 3},
-		{"EndTxn concurrent transactions", kmsg.EndTxn, kerr.ConcurrentTransactions, 5},
-		{"offsets rebalance in progress", kmsg.TxnOffsetCommit, kerr.RebalanceInProgress, 4},
-		{"offsets timed out but stored", kmsg.TxnOffsetCommit, kerr.RequestTimedOut, 3},
-		{"produce not leader", kmsg.Produce, kerr.NotLeaderForPartition, 2},
-		{"produce timed out but written", kmsg.Produce, kerr.RequestTimedOut, 6},
+		{"EndTxn unknown server error", kmsg.EndTxn, kerr.UnknownServerError, 4, "undo"},
+		{"EndTxn coordinator not available", kmsg.EndTxn, kerr.CoordinatorNotAvailable, 3, ""},
+		{"EndTxn concurrent transactions", kmsg.EndTxn, kerr.ConcurrentTransactions, 5, ""},
+		{"offsets rebalance in progress", kmsg.TxnOffsetCommit, kerr.RebalanceInProgress, 4, "undo"},
+		{"offsets timed out but stored", kmsg.TxnOffsetCommit, kerr.RequestTimedOut, 3, "rebuild"},
+		{"produce not leader", kmsg.Produce, kerr.NotLeaderForPartition, 2, ""},
+		{"produce timed out but written", kmsg.Produce, kerr.RequestTimedOut, 6, ""},
 	} {
 		t.Run(f.name, func(t *testing.T) {
 			t.Parallel()
 			var h *kfake.FaultHandle
-			run(t, uint64(len(f.name)), func(s step) error { return nil }, func(b *streamtest.Broker, _ *Config) {
+			i := run(t, uint64(len(f.name)), nil, func(b *streamtest.Broker, _ *Config) {
 				h = b.Cluster.Fault(kfake.Fault{Keys: []kmsg.Key{f.key}, Err: f.err, Count: f.n})
 			})
-			if h.Hits() == 0 {
-				t.Error("the fault was never met")
+			undone, rebuilt := testutil.ToFloat64(i.metrics.aborts), testutil.ToFloat64(i.metrics.sessions)
+			if h.Hits() == 0 || undone > 0 != (f.want == "undo") || rebuilt > 0 != (f.want == "rebuild") {
+				t.Errorf("met %d times, undone %v times, rebuilt %v times, want %q", h.Hits(), undone, rebuilt, f.want)
 			}
 		})
 	}

@@ -1,0 +1,114 @@
+package joiner
+
+import (
+	"net"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"ctrloop/internal/stream"
+	"ctrloop/internal/stream/streamtest"
+	"ctrloop/schemas"
+)
+
+// TestBrokerRestarts: the broker goes away several times under a working joiner and comes back with its disk.
+func TestBrokerRestarts(t *testing.T) {
+	dir := t.TempDir()
+	broker, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { broker.Close() })
+	kafka := broker.Config()
+	port := portOf(t, kafka.Brokers[0])
+	if err := stream.EnsureTopics(t.Context(), kafka, schemas.Topics(), 3, -1); err != nil {
+		t.Fatal(err)
+	}
+	cfg := testConfig(&streamtest.Broker{Config: kafka})
+	tr := newTruth(21, cfg, 3, 6000, 10*time.Minute)
+	i := start(t, cfg, nil)
+	const parts = 4
+	for k := range parts {
+		streamtest.Produce(t, kafka, tr.imps[k*len(tr.imps)/parts:(k+1)*len(tr.imps)/parts]...)
+		streamtest.Produce(t, kafka, tr.clks[k*len(tr.clks)/parts:(k+1)*len(tr.clks)/parts]...)
+		if k == parts-1 {
+			break
+		}
+		broker.Close()
+		if broker, err = stream.StartEmbedded(stream.EmbeddedConfig{Dir: dir, Port: port}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	streamtest.Produce(t, kafka, tr.punctuation(tr.endMS)...)
+	tr.verify(t, kafka, settle(t, kafka, i))
+}
+
+// TestZombieIsFenced: an instance stands still with a complete transaction in hand, another one with the same
+// ids takes over and finishes the work, and then the first one goes on as if nothing had happened.
+func TestZombieIsFenced(t *testing.T) {
+	b := streamtest.Start(t, 2)
+	cfg := testConfig(b)
+	cfg.InstanceID = "joiner-0" // static: the second takes the first one's place in the group at once
+	tr := newTruth(22, cfg, 2, 3000, 10*time.Minute)
+	streamtest.Produce(t, b.Config, append(tr.imps, tr.clks...)...)
+	streamtest.Produce(t, b.Config, tr.punctuation(tr.endMS)...)
+	var commits atomic.Int64
+	var once sync.Once
+	stalled, wake := make(chan struct{}), make(chan struct{})
+	zombie := start(t, cfg, func(s step) error {
+		if s == stepCommit && commits.Add(1) == 5 {
+			once.Do(func() { close(stalled) })
+			<-wake
+		}
+		return nil
+	})
+	<-stalled
+	second := start(t, cfg, nil)
+	l := settle(t, b.Config, second)
+	zombie.stop() // once its stalled transaction has ended it stays away
+	close(wake)
+	zombie.close(t)
+	tr.verify(t, b.Config, l)
+}
+
+func portOf(t *testing.T, address string) int {
+	t.Helper()
+	_, text, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+// TestAbortsWithoutEnd: a broker that refuses every record must not make the joiner spin, and when it
+// recovers everything is there once.
+func TestAbortsWithoutEnd(t *testing.T) {
+	b := streamtest.Start(t, 1)
+	cfg := testConfig(b)
+	tr := newTruth(23, cfg, 1, 500, 5*time.Minute)
+	streamtest.Produce(t, b.Config, append(append(tr.imps, tr.clks...), tr.punctuation(tr.endMS)...)...)
+	h := b.Cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.InvalidRecord, Count: -1})
+	i := start(t, cfg, nil)
+	for n := 0; testutil.ToFloat64(i.metrics.sessions) == 0; n++ {
+		if n > 2000 {
+			t.Fatal("the session never ended")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if a := testutil.ToFloat64(i.metrics.aborts); a < maxAborts {
+		t.Errorf("%v aborts, want %d before the session ends", a, maxAborts)
+	}
+	h.Remove()
+	tr.verify(t, b.Config, settle(t, b.Config, i))
+}
