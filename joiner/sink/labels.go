@@ -1,0 +1,334 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"ctrloop/internal/stream"
+	"ctrloop/internal/warehouse"
+	"ctrloop/schemas"
+)
+
+// session is one life of the labels' consumer. Everything belongs to the goroutine that polls.
+type session struct {
+	*Service
+	consumer *stream.Consumer
+	topicID  string
+	names    interner
+	parts    map[int32]*part
+	arrived  []int32 // assigned and not looked at yet
+	progress bool    // a block was finished
+}
+
+// part is one assigned partition.
+type part struct {
+	next  int64 // where the next block begins; -1: at the first record, nothing was ever committed
+	epoch int32
+	rows  []warehouse.LabelRow
+	first time.Time // when rows[0] was read
+	group time.Time // when the first row of the last watermark was read
+}
+
+// block is a range that is being inserted.
+type block struct {
+	partition int32
+	from, to  int64
+	epoch     int32
+	rows      []warehouse.LabelRow
+}
+
+// labels is one session.
+func (s *Service) labels(ctx context.Context) (progress bool, err error) {
+	ids, err := stream.TopicIDs(ctx, s.cfg.Kafka, schemas.TopicLabels)
+	if err != nil {
+		return false, err
+	}
+	w := &session{Service: s, topicID: ids[schemas.TopicLabels], names: interner{}, parts: map[int32]*part{}}
+	w.consumer, err = stream.NewConsumer(s.cfg.Kafka, stream.ConsumerConfig{
+		Group: s.cfg.Group, InstanceID: s.cfg.InstanceID, Topics: []string{schemas.TopicLabels}, MaxPoll: s.cfg.MaxRows,
+		OnAssigned: func(_ context.Context, ps map[string][]int32) {
+			w.arrived = append(w.arrived, ps[schemas.TopicLabels]...)
+		},
+		OnLost: func(_ context.Context, ps map[string][]int32) {
+			for _, p := range ps[schemas.TopicLabels] {
+				delete(w.parts, p)
+			}
+		},
+	})
+	if err != nil {
+		return false, err
+	}
+	defer w.consumer.Close()
+	defer w.metrics.buffered.Set(0)
+	for {
+		if err := w.step(ctx); err != nil {
+			return w.progress, err
+		}
+	}
+}
+
+// step polls once and inserts what is due.
+func (w *session) step(ctx context.Context) error {
+	pctx, cancel := context.WithTimeout(ctx, w.cfg.FlushInterval/4)
+	batch, err := w.consumer.Poll(pctx)
+	cancel()
+	if err != nil {
+		return err
+	}
+	if err := w.takeOver(ctx); err != nil {
+		return err
+	}
+	now := time.Now()
+	for _, b := range batch.Partitions {
+		w.take(b, now)
+	}
+	for {
+		blocks := w.due(now)
+		if len(blocks) == 0 {
+			return nil
+		}
+		if err := w.flush(ctx, blocks); err != nil {
+			return err
+		}
+	}
+}
+
+// takeOver looks at partitions that came: where they stand, and whether a block was begun.
+func (w *session) takeOver(ctx context.Context) error {
+	if len(w.arrived) == 0 {
+		return nil
+	}
+	committed, err := stream.CommittedOffsets(ctx, w.cfg.Kafka, w.cfg.Group)
+	if err != nil {
+		return err
+	}
+	for _, p := range w.arrived {
+		at, ok := committed[stream.TopicPartition{Topic: schemas.TopicLabels, Partition: p}]
+		if !ok {
+			at = stream.Committed{Offset: -1, LeaderEpoch: -1} // from the first record that comes
+		}
+		w.parts[p] = &part{next: at.Offset, epoch: at.LeaderEpoch}
+		to, pending, err := parsePending(at.Metadata)
+		if err != nil {
+			return fmt.Errorf("group %s, %s/%d: %w", w.cfg.Group, schemas.TopicLabels, p, err)
+		}
+		if pending {
+			if err := w.recover(ctx, p, at, to); err != nil {
+				return err
+			}
+		}
+	}
+	w.arrived = w.arrived[:0]
+	return nil
+}
+
+// recover inserts again the block that an earlier session had begun. Its size is that of the earlier
+// session's MaxRows at most.
+func (w *session) recover(ctx context.Context, p int32, at stream.Committed, to int64) error {
+	b := block{partition: p, from: at.Offset, to: to, epoch: at.LeaderEpoch}
+	err := stream.ReadRange(ctx, w.cfg.Kafka, schemas.TopicLabels, p, b.from, b.to, func(r *stream.Record) error {
+		w.decode(r, &b.rows)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read the unfinished block [%d, %d) of %s/%d again: %w", b.from, b.to, schemas.TopicLabels, p, err)
+	}
+	if err := w.insert(ctx, b); err != nil {
+		return err
+	}
+	w.metrics.recovered.Inc()
+	return w.finish(ctx, []block{b})
+}
+
+// decode appends the row of a record. A record that is no label is left out, the same way each time the
+// range is read; the audit shows it, and the log says where it is.
+func (w *session) decode(r *stream.Record, rows *[]warehouse.LabelRow) {
+	row := warehouse.LabelRow{Partition: r.Partition, Offset: r.Offset}
+	if err := decodeLabel(r.Value, &row, w.names); err != nil {
+		w.metrics.undecodable.WithLabelValues(schemas.TopicLabels).Inc()
+		w.log.Error().Err(err).Str("topic", r.Topic).Int32("partition", r.Partition).Int64("offset", r.Offset).Msg("record of labels.v1 left out")
+		return
+	}
+	*rows = append(*rows, row)
+}
+
+// take adds what was polled to its partition. Records before next were part of a recovered block.
+func (w *session) take(b stream.PartitionBatch, now time.Time) {
+	p := w.parts[b.Partition]
+	if p == nil {
+		return // went while the batch was under way; its new owner reads it
+	}
+	for _, r := range b.Records {
+		if r.Offset < p.next {
+			continue
+		}
+		if p.next < 0 {
+			p.next = r.Offset
+		}
+		p.epoch = r.LeaderEpoch
+		n := len(p.rows)
+		w.decode(r, &p.rows)
+		if len(p.rows) == n {
+			continue
+		}
+		if n == 0 {
+			p.first = now
+		}
+		if n == 0 || p.rows[n].WatermarkMS != p.rows[n-1].WatermarkMS {
+			p.group = now
+		}
+	}
+}
+
+// due cuts the blocks that are to be inserted now: full ones, aged ones, and all when memory is full.
+func (w *session) due(now time.Time) []block {
+	total := 0
+	for _, p := range w.parts {
+		total += len(p.rows)
+	}
+	w.metrics.buffered.Set(float64(total))
+	var out []block
+	for id, p := range w.parts {
+		full, aged := len(p.rows) >= w.cfg.MaxRows, now.Sub(p.first) >= w.cfg.FlushInterval
+		if len(p.rows) == 0 || !full && !aged && total < w.cfg.MaxBufferedRows {
+			continue
+		}
+		idle := now.Sub(p.group) >= w.cfg.FlushInterval || total >= 2*w.cfg.MaxBufferedRows
+		if n := p.cut(w.cfg.MaxRows, idle); n > 0 {
+			out = append(out, block{partition: id, from: p.next, to: p.rows[n-1].Offset + 1, epoch: p.epoch, rows: p.rows[:n]})
+		}
+	}
+	return out
+}
+
+// cut says how many rows make the next block: at most limit, and if possible whole groups of the same
+// watermark. The mature horizon of the warehouse is taken from the newest watermark in the table: with
+// half of a group there, clicks of its minutes would be complete and negatives would not. The last group
+// may grow, so it waits, unless it has not for a while (idle) or is all there is.
+func (p *part) cut(limit int, idle bool) int {
+	n := min(len(p.rows), limit)
+	if n == len(p.rows) && idle {
+		return n
+	}
+	for i := n; i > 0; i-- {
+		if i < len(p.rows) && p.rows[i].WatermarkMS != p.rows[i-1].WatermarkMS {
+			return i
+		}
+	}
+	if len(p.rows) >= limit || idle {
+		return n
+	}
+	return 0
+}
+
+// flush carries blocks of different partitions through the three steps.
+func (w *session) flush(ctx context.Context, blocks []block) error {
+	intent := map[stream.TopicPartition]stream.Committed{}
+	for _, b := range blocks {
+		intent[b.topicPartition()] = stream.Committed{Offset: b.from, LeaderEpoch: b.epoch, Metadata: pendingMetadata(b.to)}
+	}
+	if err := w.consumer.Commit(ctx, intent); err != nil {
+		return fmt.Errorf("commit the intent: %w", err)
+	}
+	if err := w.fault(stepIntent); err != nil {
+		return err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(w.cfg.Inserts)
+	for _, b := range blocks {
+		g.Go(func() error { return w.insert(gctx, b) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return w.finish(ctx, blocks)
+}
+
+// insert sends a block until it is acknowledged or giveUp has passed; the session then ends, and with it
+// this member's hold on its partitions.
+func (w *session) insert(ctx context.Context, b block) error {
+	const giveUp = 10 * time.Second // below the 20 s that the group waits for a member
+	deadline := time.Now().Add(giveUp)
+	for wait := minBackoff; ; wait *= 2 {
+		began := time.Now()
+		ictx, cancel := context.WithTimeout(ctx, w.cfg.InsertTimeout)
+		err := w.db.InsertLabels(ictx, token(w.topicID, b), b.rows)
+		cancel()
+		if err == nil {
+			w.metrics.seconds.Observe(time.Since(began).Seconds())
+			w.metrics.inserts.Inc()
+			w.metrics.rows.Add(float64(len(b.rows)))
+			return nil
+		}
+		if ctx.Err() != nil || warehouse.Permanent(err) || time.Now().Add(wait).After(deadline) {
+			return fmt.Errorf("insert %d labels of partition %d: %w", len(b.rows), b.partition, err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// finish commits the ends of blocks that are in the warehouse and drops their rows.
+func (w *session) finish(ctx context.Context, blocks []block) error {
+	if err := w.fault(stepInserted); err != nil {
+		return err
+	}
+	done := map[stream.TopicPartition]stream.Committed{}
+	for _, b := range blocks {
+		done[b.topicPartition()] = stream.Committed{Offset: b.to, LeaderEpoch: b.epoch}
+	}
+	if err := w.consumer.Commit(ctx, done); err != nil {
+		return fmt.Errorf("commit the end: %w", err)
+	}
+	w.progress = true
+	now := time.Now()
+	for _, b := range blocks {
+		p := w.parts[b.partition]
+		p.next = b.to
+		if n := len(b.rows); n > 0 {
+			w.metrics.watermark.Set(float64(b.rows[n-1].WatermarkMS) / 1000)
+		}
+		if rest := len(p.rows) - len(b.rows); rest >= 0 && len(p.rows) > 0 {
+			copy(p.rows, p.rows[len(b.rows):])
+			p.rows = p.rows[:rest]
+			p.first = now // the rest is younger than this; it waits one interval more at most
+		}
+	}
+	return w.fault(stepCommitted)
+}
+
+func (b block) topicPartition() stream.TopicPartition {
+	return stream.TopicPartition{Topic: schemas.TopicLabels, Partition: b.partition}
+}
+
+// token names the block for ClickHouse. The topic's id is in it: offsets of a topic that was made anew
+// would otherwise meet tokens of its predecessor, and its rows would be dropped as repetitions.
+func token(topicID string, b block) string {
+	return fmt.Sprintf("%s/%s/%d/%d-%d", schemas.TopicLabels, topicID, b.partition, b.from, b.to)
+}
+
+const pendingPrefix = "pending="
+
+func pendingMetadata(to int64) string { return pendingPrefix + strconv.FormatInt(to, 10) }
+
+var errMetadata = errors.New("offset metadata is not the sink's: this group was used by something else; give the sink a group of its own")
+
+func parsePending(metadata string) (to int64, pending bool, err error) {
+	if metadata == "" {
+		return 0, false, nil
+	}
+	text, ok := strings.CutPrefix(metadata, pendingPrefix)
+	if to, err = strconv.ParseInt(text, 10, 64); !ok || err != nil {
+		return 0, false, fmt.Errorf("%w: %q", errMetadata, metadata)
+	}
+	return to, true, nil
+}

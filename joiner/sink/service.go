@@ -1,0 +1,175 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"ctrloop/internal/stream"
+	"ctrloop/internal/warehouse"
+	"ctrloop/schemas"
+)
+
+// Warehouse is where rows go; *warehouse.DB is one.
+type Warehouse interface {
+	InsertLabels(ctx context.Context, token string, rows []warehouse.LabelRow) error
+	InsertAudit(ctx context.Context, rows []warehouse.AuditRow) error
+	InsertLate(ctx context.Context, rows []warehouse.LateRow) error
+	InsertCreatives(ctx context.Context, rows []schemas.Creative) error
+	InsertPairs(ctx context.Context, rows []schemas.Pair) error
+	InsertControl(ctx context.Context, rows []warehouse.ControlRow) error
+}
+
+// Pauses between sessions that fail, doubling until one has made progress.
+const (
+	minBackoff = 100 * time.Millisecond
+	maxBackoff = 10 * time.Second
+)
+
+// Service is one instance of the sink.
+type Service struct {
+	cfg     Config
+	db      Warehouse
+	log     zerolog.Logger
+	metrics *metrics
+	// fault is asked at every step of a block; tests return errors to break off there.
+	fault   func(step) error
+	backoff time.Duration
+
+	mu    sync.Mutex
+	empty map[stream.TopicPartition]span // offsets known to hold no data (ends of transactions), see Lag
+}
+
+// span is [from, to) of a partition.
+type span struct{ from, to int64 }
+
+// step names a place where the process may die.
+type step string
+
+const (
+	stepIntent    step = "intent"    // pending=e committed, nothing inserted
+	stepInserted  step = "inserted"  // inserted, e not committed
+	stepCommitted step = "committed" // e committed
+)
+
+// New returns a sink that has not connected yet.
+func New(cfg Config, db Warehouse, log zerolog.Logger, reg prometheus.Registerer) (*Service, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("sink configuration: %w", err)
+	}
+	m, err := newMetrics(reg)
+	if err != nil {
+		return nil, err
+	}
+	return &Service{cfg: cfg, db: db, log: log, metrics: m, fault: func(step) error { return nil }, backoff: minBackoff, empty: map[stream.TopicPartition]span{}}, nil
+}
+
+// Run works until ctx is done and returns nil then. Whatever fails is tried again from the last commit;
+// what was read and not inserted is read again by the next run.
+func (s *Service) Run(ctx context.Context) error {
+	var g errgroup.Group
+	for name, session := range map[string]func(context.Context) (bool, error){"labels": s.labels, "mirror": s.mirror, "control": s.control} {
+		g.Go(func() error { s.keep(ctx, name, session); return nil })
+	}
+	return g.Wait()
+}
+
+// keep runs sessions one after the other. A session says whether it brought anything into the warehouse.
+func (s *Service) keep(ctx context.Context, name string, session func(context.Context) (progress bool, err error)) {
+	wait := s.backoff
+	for {
+		progress, err := session(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if progress {
+			wait = s.backoff
+		}
+		s.metrics.sessions.Inc()
+		level := zerolog.WarnLevel
+		if warehouse.Permanent(err) || errors.Is(err, stream.ErrDataLoss) {
+			level = zerolog.ErrorLevel // will not heal by itself
+		}
+		s.log.WithLevel(level).Err(err).Str("part", name).Dur("retry_in", wait).Msg("sink session ended, starting again at the last commit")
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		wait = min(wait*2, maxBackoff)
+	}
+}
+
+func (s *Service) mirrorGroup() string { return s.cfg.Group + "-mirror" }
+
+// Lag is how many offsets of labels.v1 and of the mirrored topics (control.v1 excepted) are committed in the
+// broker and not in the warehouse, over all instances. 0: everything is there. Ends of transactions, which
+// take an offset and carry nothing, do not count when nothing follows them.
+func (s *Service) Lag(ctx context.Context) (int64, error) {
+	labels, err := s.lag(ctx, s.cfg.Group, schemas.TopicLabels)
+	if err != nil {
+		return 0, err
+	}
+	mirror, err := s.lag(ctx, s.mirrorGroup(), mirrorTopics...)
+	return labels + mirror, err
+}
+
+func (s *Service) lag(ctx context.Context, group string, topics ...string) (int64, error) {
+	committed, err := stream.CommittedOffsets(ctx, s.cfg.Kafka, group)
+	if err != nil {
+		return 0, err
+	}
+	start, err := stream.StartOffsets(ctx, s.cfg.Kafka, topics...)
+	if err != nil {
+		return 0, err
+	}
+	end, err := stream.EndOffsets(ctx, s.cfg.Kafka, topics...)
+	if err != nil {
+		return 0, err
+	}
+	total := int64(0)
+	for tp, to := range end {
+		from := start[tp]
+		if c, ok := committed[tp]; ok {
+			from = c.Offset
+		}
+		n, err := s.records(ctx, tp, span{from, to})
+		if err != nil {
+			return 0, err
+		}
+		total += n
+	}
+	return total, nil
+}
+
+// records is the length of a span, or 0 when it is short and holds no data.
+func (s *Service) records(ctx context.Context, tp stream.TopicPartition, sp span) (int64, error) {
+	const short = 100 // ends of transactions at the end of a partition: a few
+	n := sp.to - sp.from
+	if n <= 0 || n > short {
+		return max(n, 0), nil
+	}
+	s.mu.Lock()
+	known := s.empty[tp]
+	s.mu.Unlock()
+	if known == sp {
+		return 0, nil
+	}
+	data := int64(0)
+	if err := stream.ReadRange(ctx, s.cfg.Kafka, tp.Topic, tp.Partition, sp.from, sp.to, func(*stream.Record) error { data++; return nil }); err != nil {
+		return 0, err
+	}
+	if data == 0 {
+		s.mu.Lock()
+		s.empty[tp] = sp
+		s.mu.Unlock()
+		return 0, nil
+	}
+	return n, nil
+}

@@ -1,0 +1,373 @@
+package sink
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rs/zerolog"
+	"google.golang.org/protobuf/proto"
+
+	"ctrloop/internal/stream"
+	"ctrloop/internal/stream/streamtest"
+	"ctrloop/internal/warehouse"
+	"ctrloop/schemas"
+	"ctrloop/schemas/control"
+	"ctrloop/schemas/eventpb"
+)
+
+var errFault = errors.New("planned fault")
+
+// unreliable is a warehouse whose network fails.
+type unreliable struct {
+	*warehouse.DB
+	mu sync.Mutex
+	// fail is asked before an insert and after it was applied.
+	fail func(applied bool) error
+}
+
+func (u *unreliable) ask(applied bool) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.fail(applied)
+}
+
+func (u *unreliable) InsertLabels(ctx context.Context, token string, rows []warehouse.LabelRow) error {
+	if err := u.ask(false); err != nil {
+		return err
+	}
+	if err := u.DB.InsertLabels(ctx, token, rows); err != nil {
+		return err
+	}
+	return u.ask(true)
+}
+
+// Every step fails at random, again and again, with half of the inserts unanswered.
+func TestFaultsAtRandom(t *testing.T) {
+	b := streamtest.Start(t, 3)
+	db := database(t, engine(t))
+	records, want := labels(rand.New(rand.NewPCG(1, 1)), 3, 30_000)
+	streamtest.Produce(t, b.Config, records...)
+	rng := rand.New(rand.NewPCG(2, 2))
+	u := &unreliable{DB: db}
+	hits := map[string]int{}
+	u.fail = func(applied bool) error {
+		if rng.IntN(4) == 0 {
+			hits[fmt.Sprintf("insert, applied: %v", applied)]++
+			return errFault
+		}
+		return nil
+	}
+	s := newService(t, testConfig(b), u)
+	s.fault = func(at step) error {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		if rng.IntN(4) == 0 {
+			hits[string(at)]++
+			return errFault
+		}
+		return nil
+	}
+	stop := start(t, s)
+	drain(t, s)
+	stop()
+	check(t, db, want)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	t.Log(hits)
+	for _, k := range []string{"intent", "inserted", "committed", "insert, applied: true", "insert, applied: false"} {
+		if hits[k] == 0 {
+			t.Errorf("the fault %q never came: the test proves nothing about it", k)
+		}
+	}
+}
+
+// The process dies right after each step; another one, which knows nothing, goes on.
+func TestCrashAfterEachStep(t *testing.T) {
+	for _, at := range []step{stepIntent, stepInserted, stepCommitted} {
+		t.Run(string(at), func(t *testing.T) {
+			b := streamtest.Start(t, 1)
+			db := database(t, engine(t))
+			records, want := labels(rand.New(rand.NewPCG(3, 3)), 1, 2500)
+			streamtest.Produce(t, b.Config, records...)
+			crashed := make(chan struct{})
+			first := newService(t, testConfig(b), db)
+			first.backoff = time.Hour // dead
+			var once sync.Once
+			first.fault = func(now step) error {
+				if now != at {
+					return nil
+				}
+				once.Do(func() { close(crashed) })
+				return errFault
+			}
+			stop := start(t, first)
+			<-crashed
+			stop()
+			committed, err := stream.CommittedOffsets(t.Context(), b.Config, Default().Group)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := committed[stream.TopicPartition{Topic: schemas.TopicLabels}]
+			if pending := strings.HasPrefix(c.Metadata, "pending="); pending != (at != stepCommitted) {
+				t.Errorf("metadata %q after %s", c.Metadata, at)
+			}
+			var there uint64
+			if err := db.QueryRow(t.Context(), "SELECT count() FROM labels").Scan(&there); err != nil {
+				t.Fatal(err)
+			}
+			if (there > 0) != (at != stepIntent) {
+				t.Errorf("%d rows after %s", there, at)
+			}
+			second := newService(t, testConfig(b), db)
+			stop = start(t, second)
+			drain(t, second)
+			stop()
+			check(t, db, want)
+		})
+	}
+}
+
+// The engine is killed in the middle of inserts and comes back on the same address.
+func TestEngineKilledDuringInserts(t *testing.T) {
+	engine(t) // skips or fails without the library
+	e, err := warehouse.StartEngine(t.Context(), warehouse.EngineConfig{Lib: warehouse.LibPath(), Dir: t.TempDir()}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		if err := e.Stop(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	db := database(t, e)
+	b := streamtest.Start(t, 3)
+	records, want := labels(rand.New(rand.NewPCG(4, 4)), 3, 40_000)
+	streamtest.Produce(t, b.Config, records...)
+	u := &unreliable{DB: db}
+	inserts, kills := 0, 0
+	u.fail = func(applied bool) error {
+		if applied {
+			return nil
+		}
+		if inserts++; inserts%8 == 0 && kills < 3 {
+			kills++
+			pid := e.PID()
+			time.AfterFunc(time.Duration(kills)*time.Millisecond, func() { kill(pid) })
+		}
+		return nil
+	}
+	s := newService(t, testConfig(b), u)
+	stop := start(t, s)
+	drain(t, s)
+	stop()
+	wait(t, "the engine's return", func() bool { return db.Ping(t.Context()) == nil })
+	check(t, db, want)
+	if e.Restarts() == 0 {
+		t.Error("the engine was never killed: the test proves nothing")
+	}
+	t.Logf("%d kills", e.Restarts())
+}
+
+// Two instances share the partitions while one of them comes and goes.
+func TestInstancesComeAndGo(t *testing.T) {
+	b := streamtest.Start(t, 5)
+	db := database(t, engine(t))
+	records, want := labels(rand.New(rand.NewPCG(5, 5)), 5, 30_000)
+	cfg := testConfig(b)
+	cfg.InstanceID = ""
+	stay := newService(t, cfg, db)
+	stop := start(t, stay)
+	for _, part := range [][]*stream.Record{records[:10_000], records[10_000:20_000], records[20_000:]} {
+		guest := newService(t, cfg, db)
+		leave := start(t, guest)
+		streamtest.Produce(t, b.Config, part...)
+		leave()
+	}
+	drain(t, stay)
+	stop()
+	check(t, db, want)
+}
+
+func TestSameTokenChangesNothing(t *testing.T) {
+	db := database(t, engine(t))
+	rows := make([]warehouse.LabelRow, 100)
+	for i := range rows {
+		rows[i] = warehouse.LabelRow{Impression: schemas.NewImpressionID(time.UnixMilli(int64(i)*3_600_000), [10]byte{byte(i)}), Version: 1, Product: "p", Weight: 1}
+	}
+	for range 3 {
+		if err := db.InsertLabels(t.Context(), "t", rows); err != nil { // over five days: a part per day
+			t.Fatal(err)
+		}
+	}
+	var n uint64
+	if err := db.QueryRow(t.Context(), "SELECT count() FROM labels").Scan(&n); err != nil || n != 100 {
+		t.Errorf("%d rows, %v: want 100", n, err)
+	}
+	if db.InsertLabels(t.Context(), "", rows) == nil {
+		t.Error("an insert without a token is accepted")
+	}
+}
+
+func TestMirror(t *testing.T) {
+	b := streamtest.Start(t, 2)
+	db := database(t, engine(t))
+	j := func(v any) []byte {
+		raw, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	command := func(id string, typ control.Type, entity string, data any) *stream.Record {
+		e, err := control.NewEvent(id, typ, entity, -1, "me", "", time.Unix(100, 0), data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &stream.Record{Topic: schemas.TopicControl, Key: []byte(entity), Value: j(e)}
+	}
+	late, err := proto.Marshal(&eventpb.Late{Reason: string(schemas.LateOrphan), TimeMs: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	streamtest.Produce(t, b.Config,
+		&stream.Record{Topic: schemas.TopicCreatives, Key: []byte("c-1"), Value: j(schemas.Creative{ID: "c-1", Product: "p"})},
+		&stream.Record{Topic: schemas.TopicCreatives, Key: []byte("c-1"), Value: j(schemas.Creative{ID: "c-1", Product: "p", Blocked: "ugly"})},
+		&stream.Record{Topic: schemas.TopicCreatives, Key: []byte("c-1"), Value: nil},
+		&stream.Record{Topic: schemas.TopicPairs, Key: []byte("p"), Value: j(schemas.Pair{ID: "pair", Product: "p"})},
+		&stream.Record{Topic: schemas.TopicPairs, Key: []byte("p"), Value: []byte("{garbage")},
+		&stream.Record{Topic: schemas.TopicLate, Value: late},
+		&stream.Record{Topic: schemas.TopicLabels, Value: []byte{0xff}},
+		command("1", control.ModelRegistered, "model/m", control.Model{Version: "m", Logical: "prompt"}),
+		command("2", control.ModelRegistered, "model/m", control.Model{Version: "m", Logical: "prompt"}),
+	)
+	counts := "SELECT toString(tuple((SELECT countIf(blocked = 'ugly') FROM creatives FINAL), (SELECT count() FROM pairs FINAL), (SELECT count() FROM late FINAL), " +
+		"(SELECT count() FROM control_log FINAL), (SELECT countIf(rejected != '') FROM control_log FINAL), (SELECT count() FROM model_versions FINAL)))"
+	read := func() (got string) {
+		if err := db.QueryRow(t.Context(), counts).Scan(&got); err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	for range 2 { // the second run reads control.v1 again
+		cfg := testConfig(b)
+		s := newService(t, cfg, db)
+		s.log = zerolog.Nop() // of the garbage
+		stop := start(t, s)
+		wait(t, "the mirror", func() bool { return read() == "(1,1,1,2,1,1)" })
+		stop()
+	}
+	s := newService(t, testConfig(b), db)
+	s.log = zerolog.Nop()
+	stop := start(t, s)
+	streamtest.Produce(t, b.Config, command("3", control.ModelRegistered, "model/n", control.Model{Version: "n", Logical: "prompt"}))
+	wait(t, "the third command", func() bool { return read() == "(1,1,1,3,1,2)" })
+	stop()
+}
+
+func TestDecodeEqualsProto(t *testing.T) {
+	records, _ := labels(rand.New(rand.NewPCG(6, 6)), 1, 200)
+	names := interner{}
+	for _, r := range records {
+		if r.Topic != schemas.TopicLabels {
+			continue
+		}
+		var l eventpb.Label
+		var i eventpb.Impression
+		if err := errors.Join(proto.Unmarshal(r.Value, &l), proto.Unmarshal(l.Impression, &i)); err != nil {
+			t.Fatal(err)
+		}
+		want := warehouse.LabelRow{
+			Impression: schemas.ImpressionID(i.Id), Version: l.Version, User: i.User, Product: i.Product, Creative: i.Creative, Placement: i.Placement, Position: i.Position,
+			Campaign: i.Campaign, Category: i.Category, Experiment: i.Experiment, Variant: i.Variant, ModelVersion: i.ModelVersion, Policy: i.Policy, Propensity: i.Propensity,
+			Bot: i.Bot, Kind: l.Kind, Clicked: l.Clicked, ClickDelayMS: l.ClickDelayMs, Clicks: l.Clicks, Weight: l.Weight, WatermarkMS: l.WatermarkMs,
+		}
+		var got warehouse.LabelRow
+		if err := decodeLabel(r.Value, &got, names); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Fatalf("(-want +got):\n%s", diff)
+		}
+		for n := range len(r.Value) {
+			_ = decodeLabel(r.Value[:n], &got, names) // cut anywhere: no panic
+		}
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	records, _ := labels(rand.New(rand.NewPCG(7, 7)), 1, 3)
+	for _, r := range records {
+		f.Add(r.Value)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var row warehouse.LabelRow
+		_ = decodeLabel(b, &row, interner{})
+	})
+}
+
+// A block ends between two watermarks when it can, so that the mature horizon never counts half a group.
+func TestCutKeepsGroups(t *testing.T) {
+	rows := func(watermarks ...int64) *part {
+		p := &part{}
+		for _, w := range watermarks {
+			p.rows = append(p.rows, warehouse.LabelRow{WatermarkMS: w})
+		}
+		return p
+	}
+	for _, c := range []struct {
+		name  string
+		p     *part
+		limit int
+		idle  bool
+		want  int
+	}{
+		{"the last group waits", rows(1, 1, 2, 2), 10, false, 2},
+		{"the last group has waited", rows(1, 1, 2, 2), 10, true, 4},
+		{"one group alone waits", rows(1, 1), 10, false, 0},
+		{"one group alone has waited", rows(1, 1), 10, true, 2},
+		{"limit inside a group", rows(1, 1, 2, 2, 2), 4, false, 2},
+		{"limit between groups", rows(1, 1, 2, 2), 2, false, 2},
+		{"a group above the limit is cut", rows(1, 1, 1, 1), 3, false, 3},
+	} {
+		if got := c.p.cut(c.limit, c.idle); got != c.want {
+			t.Errorf("%s: %d, want %d", c.name, got, c.want)
+		}
+	}
+}
+
+// BenchmarkSink: go test ./joiner/sink -run - -bench Sink -benchtime 1x; one iteration is 2 million labels
+// out of the broker in this process into the engine, on the same cores.
+func BenchmarkSink(b *testing.B) {
+	const n = 2_000_000
+	broker := streamtest.Start(b, 4)
+	for part := range 20 {
+		records, _ := labels(rand.New(rand.NewPCG(8, uint64(part))), 4, n/20)
+		streamtest.Produce(b, broker.Config, records...)
+	}
+	db := database(b, engine(b))
+	for b.Loop() {
+		cfg := Default()
+		cfg.Kafka = broker.Config
+		s := newService(b, cfg, db)
+		began := time.Now()
+		stop := start(b, s)
+		drain(b, s)
+		b.ReportMetric(n/time.Since(began).Seconds(), "rows/s")
+		stop()
+	}
+	var bytes float64
+	if err := db.QueryRow(b.Context(), "SELECT sum(data_compressed_bytes) / sum(rows) FROM system.parts WHERE active AND table = 'labels' AND database = currentDatabase()").Scan(&bytes); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(bytes, "bytes/row")
+}
