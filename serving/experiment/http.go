@@ -118,7 +118,7 @@ func (s *Service) create(w http.ResponseWriter, r *http.Request) {
 	}
 	x.Created = s.d.Wall().UTC()
 	if err := Check(x, st); err != nil {
-		fail(w, http.StatusUnprocessableEntity, err.Error(), "see docs/experiments.md for the fields")
+		fail(w, http.StatusUnprocessableEntity, err.Error(), "fields: id, logical, unit, seed, control, treatment, steps, alpha, n_star, epsilon; only treatment is needed")
 		return
 	}
 	if err := s.append(r.Context(), control.ExperimentCreated, control.ExperimentEntity(x.ID), 0, who(r), "", x); err != nil {

@@ -55,7 +55,7 @@ function stage(st: Stage): HTMLElement {
     h("dl", {},
       h("div", {}, h("dt", {}, "total"), h("dd", {}, short(st.total))),
       h("div", { title: st.lag_of || null }, h("dt", {}, "lag"), h("dd", {}, duration(st.lag_seconds))),
-      h("div", { class: st.dropped > 0 ? "bad" : "" }, h("dt", {}, "dropped"), h("dd", { "data-live": true }, short(st.dropped)))),
+      h("div", { class: st.dropped > 0 && st.state === "degraded" ? "bad" : "" }, h("dt", {}, "dropped"), h("dd", { "data-live": true }, short(st.dropped)))),
     h("p", { class: "detail", title: st.detail || null }, old ? `figures are ${duration(st.age_seconds)} old` : st.detail || " "));
 }
 
@@ -72,7 +72,7 @@ const pill: Record<string, string> = { promote: "▲", rollback: "▼", hold: "�
 function steps(r: Rollout): HTMLElement {
   return h("ol", { class: "steps", "aria-label": "Steps of the ramp, share of the treatment" }, ...r.steps.map((share, i) => {
     const state = i < r.index || !r.running && i === r.index && r.action === "promote" ? "done" : i === r.index ? "now" : "ahead";
-    return h("li", { class: state, "data-key": `s${i}`, "aria-current": i === r.index ? "step" : null, title: state === "now" ? `since ${stamp(r.stepped)}` : null }, h("i", { "aria-hidden": "true" }), `${percent(share, share < 0.01 ? 1 : 0)} %`);
+    return h("li", { class: state, "data-key": `s${i}`, "aria-current": i === r.index ? "step" : null, title: state === "now" ? `since ${stamp(r.stepped)}` : null }, h("i", { "aria-hidden": "true" }), h("span", {}, `${percent(share, share < 0.01 ? 1 : 0)} %`));
   }));
 }
 
@@ -95,6 +95,7 @@ function lift(r: Rollout): HTMLElement {
   // An interval wider than the estimate deserves is cut at the axis and drawn open.
   const reach = Math.max(0.1, Math.min(2, Math.max(Math.abs(low), Math.abs(high ?? 2))), Math.abs(mid) * 1.2);
   const sc = around([Math.max(low, -reach), Math.min(high ?? reach, reach), -r.guard_margin], true);
+  const marks = ticks(sc, 6);
   const text = `${signed(mid)} % [${signed(low)}, ${high === null ? "no bound" : signed(high)}]`;
   return h("div", { class: "lift" },
     h("p", {}, h("span", {}, "Lift of the treatment, relative"), h("b", { id: "lift", "data-live": true, class: low > 0 ? "good" : high !== null && high < 0 ? "bad" : "" }, `${signed(mid)} %`),
@@ -103,7 +104,8 @@ function lift(r: Rollout): HTMLElement {
       h("i", { class: "guard", style: { left: "0", width: at(sc, -r.guard_margin) }, title: `a loss of more than ${percent(r.guard_margin, 0)} % rolls back` }),
       h("i", { class: "zero", style: { left: at(sc, 0) } }),
       whisker(sc, low, mid, high, "treatment tall", text),
-      ...ticks(sc, 6).map((t) => h("span", { class: `t${t === 0 ? " z" : ""}`, style: { left: at(sc, t) } }, t === 0 ? "0" : `${signed(t, 0)} %`))));
+      ...(marks.some((t) => Math.abs(t + r.guard_margin) < (sc.max - sc.min) * 0.08) ? [] : [h("span", { class: "t g", style: { left: at(sc, -r.guard_margin) } }, `guard ${signed(-r.guard_margin, 0)} %`)]),
+      ...marks.map((t) => h("span", { class: `t${t === 0 ? " z" : ""}`, style: { left: at(sc, t) } }, t === 0 ? "0" : `${signed(t, 0)} %`))));
 }
 
 function health(r: Rollout): HTMLElement {
@@ -151,7 +153,7 @@ function events(o: Overview): HTMLElement {
   if (!list.length) return panel("events", "Control log", null, empty("Nothing has been decided yet.", "ctrloop up"));
   return panel("events", "Control log", "newest first", h("ol", { class: "log", tabindex: 0, "aria-label": "Recent control events" }, ...list.map((e) =>
     h("li", { "data-key": e.time + e.type + e.entity, class: e.type.replaceAll(".", "-") }, h("time", { datetime: e.time, title: stamp(e.time) }, seconds(e.time)),
-      h("p", {}, h("b", {}, e.type.replaceAll(".", " ").replaceAll("_", " ")), " ", h("span", { class: "entity" }, e.entity.replace(/^[^/]*\//, "")), e.note ? h("span", { class: "why" }, e.note) : null, h("span", { class: "actor" }, e.actor))))));
+      h("p", {}, h("b", {}, e.type.replaceAll(".", " ").replaceAll("_", " ")), " ", h("span", { class: "entity" }, e.entity.replace(/^[^/]*\//, "")), h("span", { class: "why" }, e.note ? `${e.note} · ${e.actor}` : e.actor))))));
 }
 
 function creatives(o: Overview): HTMLElement {
@@ -168,7 +170,7 @@ function creative(c: Creative, sc: { min: number; max: number }): HTMLElement {
   return h("li", { "data-key": c.id, class: c.variant || "plain" }, h("a", { href: `/v1/creatives/${c.id}`, title: `${c.title} (${c.category})\n${c.description}\n${c.model_version}` },
     h("img", { src: c.image, alt: `${c.title}: ${c.description}`, width: 256, height: 256, decoding: "async" }),
     h("span", { class: "title" }, c.title),
-    c.ctr === null ? h("span", { class: "quiet" }, "no mature impressions") : h("span", { class: "num" }, h("b", { "data-live": true }, `${percent(c.ctr)} %`), h("span", {}, `${short(c.clicks)} of ${short(c.impressions)}`)),
+    c.ctr === null ? h("span", { class: "quiet" }, "nothing mature yet") : h("span", { class: "num" }, h("b", { "data-live": true }, `${percent(c.ctr)} %`), h("span", {}, `${short(c.clicks)} of ${short(c.impressions)}`)),
     c.ctr === null ? h("span", { class: "whisker" }) : whisker(sc, c.ctr_low, c.ctr, c.ctr_high, c.variant || "plain", `${percent(c.ctr)} %, ${interval(c)}`),
     c.variant ? h("span", { class: "variant" }, h("i", { class: "swatch", "aria-hidden": "true" }), c.variant) : null));
 }
@@ -177,7 +179,7 @@ function creative(c: Creative, sc: { min: number; max: number }): HTMLElement {
 export function bar(o: Overview | null, live: { state: "live" | "old" | "paused" | "lost"; age: number; problem: string }): HTMLElement {
   const text = { live: "● live", paused: `❙❙ paused, ${duration(live.age)} old`, old: `▲ ${duration(live.age)} old`, lost: "■ no data" }[live.state];
   return h("header", { id: "bar" }, h("span", { class: "logo" }, "ctrloop"), h("h1", {}, "Overview"),
-    o ? h("span", { class: "sub" }, `${o.instance.name} · ${o.instance.mode} · ${o.instance.version} · up ${duration(o.instance.uptime_seconds)}`) : null,
+    o ? h("span", { class: "sub" }, [o.instance.name, o.instance.mode, o.instance.version, `up ${duration(o.instance.uptime_seconds)}`].filter(Boolean).join(" · ")) : null,
     o?.event_time ? h("span", { class: "sub clock", title: "event time: newest event seen" }, `stream ${stamp(o.event_time)}`) : null,
     live.problem ? h("span", { class: "problem", role: "status" }, live.problem) : null,
     h("span", { class: `status ${live.state}`, id: "live", role: "status" }, text),
