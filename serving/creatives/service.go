@@ -1,0 +1,432 @@
+// Package creatives makes ad images ahead of traffic: the prompt model describes backgrounds for a product, a drawer
+// paints them, guards check the finished files, and what passes may serve. Jobs are asynchronous, known by a digest
+// of what they are to make, and go on after a restart.
+package creatives
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"ctrloop/internal/artifact"
+	"ctrloop/internal/catalogue"
+	"ctrloop/internal/imaging"
+	"ctrloop/schemas"
+	"ctrloop/serving/backend"
+	"ctrloop/serving/gateway"
+)
+
+// Publisher writes to topic creatives.v1. It returns when the records are safe.
+type Publisher interface {
+	Publish(ctx context.Context, cs ...schemas.Creative) error
+}
+
+// Model answers chat completions for a logical name or a version, and says which version answered.
+type Model interface {
+	Chat(ctx context.Context, r backend.ChatRequest) (*backend.ChatResponse, string, error)
+}
+
+// ErrBadRequest is wrapped by what Submit finds wrong with a request.
+var ErrBadRequest = errors.New("the request cannot be served")
+
+// Service makes creatives. Its library is filled by Publish's other end too: put what creatives.v1 holds into it
+// before Run, or finished work is done again.
+type Service struct {
+	cfg      Config
+	products *catalogue.Catalogue
+	model    Model
+	resolve  func(model string) (version string, err error)
+	prompter prompter
+	drawer   Drawer
+	store    *artifact.Store
+	pub      Publisher
+	lib      *Library
+	log      zerolog.Logger
+	m        *metrics
+
+	mu    sync.Mutex
+	jobs  map[string]*job
+	order []string // of jobs, oldest first
+	queue []*job
+	wake  chan struct{}
+}
+
+// Deps are what a Service works with.
+type Deps struct {
+	Products  *catalogue.Catalogue
+	Model     Model
+	Resolve   func(model string) (version string, err error) // a logical name or a version -> a version
+	Prompting Prompting
+	Drawer    Drawer
+	Store     *artifact.Store
+	Publisher Publisher
+	Library   *Library
+}
+
+// New reads the jobs of earlier runs; Run goes on with those that were not finished.
+func New(cfg Config, d Deps, log zerolog.Logger, reg prometheus.Registerer) (*Service, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	s := &Service{
+		cfg: cfg, products: d.Products, model: d.Model, resolve: d.Resolve, drawer: d.Drawer, store: d.Store, pub: d.Publisher,
+		prompter: prompter{Prompting: d.Prompting, views: map[string]string{}},
+		lib:      d.Library, log: log, m: newMetrics(reg, d.Library), jobs: map[string]*job{}, wake: make(chan struct{}, 1),
+	}
+	jobs, problems, err := readJobs(cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("creative jobs: %w", err)
+	}
+	for _, p := range problems {
+		log.Warn().Err(p).Msg("job file ignored")
+	}
+	for _, j := range jobs {
+		s.jobs[j.id] = j
+		s.order = append(s.order, j.id)
+		if j.state == Queued {
+			s.queue = append(s.queue, j)
+		}
+	}
+	return s, nil
+}
+
+// Library is what has been made.
+func (s *Service) Library() *Library { return s.lib }
+
+// Stats since the start.
+func (s *Service) Stats() Stats {
+	return Stats{Images: s.m.made.Load(), Blocked: s.m.blocked.Load(), Duplicates: s.m.alike.Load(), PixelError: s.m.worst.Load()}
+}
+
+// Request is what POST /v1/creatives takes.
+type Request struct {
+	Products   []string // nil: all
+	Model      string   // a version or a logical name
+	PerProduct int      // 0: as configured
+	Seed       uint64
+}
+
+// Submit queues a job, or finds the one that was queued for the same before: a finished one is returned as it is, one
+// with failed products goes on with those.
+func (s *Service) Submit(r Request) (Progress, error) {
+	j, err := s.submit(r)
+	if err != nil {
+		return Progress{}, err
+	}
+	return j.progress(), nil
+}
+
+func (s *Service) submit(r Request) (*job, error) {
+	spec, err := s.spec(r)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if j := s.jobs[spec.ID()]; j != nil {
+		if st := j.progress().State; st == Failed {
+			j.set(Queued)
+			s.enqueue(j)
+		}
+		return j, nil
+	}
+	j, err := newJob(s.cfg.Dir, spec, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	s.jobs[j.id] = j
+	s.order = append(s.order, j.id)
+	s.forgetOld()
+	s.enqueue(j)
+	return j, nil
+}
+
+func (s *Service) spec(r Request) (Spec, error) {
+	if r.PerProduct == 0 {
+		r.PerProduct = s.cfg.PerProduct
+	}
+	if r.PerProduct < 1 || r.PerProduct > maxPerProduct {
+		return Spec{}, fmt.Errorf("%w: per_product %d: want 1 to %d", ErrBadRequest, r.PerProduct, maxPerProduct)
+	}
+	version, err := s.resolve(r.Model)
+	if err != nil {
+		return Spec{}, fmt.Errorf("%w: %w", ErrBadRequest, err)
+	}
+	spec := Spec{Version: version, PerProduct: r.PerProduct, Seed: r.Seed}
+	if r.Products == nil {
+		for _, p := range s.products.Products() {
+			spec.Products = append(spec.Products, p.ID)
+		}
+	} else {
+		spec.Products = slices.Clone(r.Products)
+	}
+	slices.Sort(spec.Products)
+	spec.Products = slices.Compact(spec.Products)
+	if len(spec.Products) == 0 {
+		return Spec{}, fmt.Errorf("%w: no products", ErrBadRequest)
+	}
+	for _, id := range spec.Products {
+		if _, ok := s.products.Get(id); !ok {
+			return Spec{}, fmt.Errorf("%w: the catalogue has no product %q", ErrBadRequest, id)
+		}
+	}
+	return spec, nil
+}
+
+// enqueue wants s.mu held.
+func (s *Service) enqueue(j *job) {
+	s.queue = append(s.queue, j)
+	s.m.queue.Set(float64(len(s.queue)))
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// forgetOld wants s.mu held.
+func (s *Service) forgetOld() {
+	for i := 0; i < len(s.order) && len(s.order) > s.cfg.MaxJobs; {
+		j := s.jobs[s.order[i]]
+		if st := j.progress().State; st == Queued || st == Running {
+			i++
+			continue
+		}
+		_ = os.Remove(j.file)
+		delete(s.jobs, j.id)
+		s.order = slices.Delete(s.order, i, i+1)
+	}
+}
+
+// Job finds a job's progress.
+func (s *Service) Job(id string) (Progress, bool) {
+	s.mu.Lock()
+	j := s.jobs[id]
+	s.mu.Unlock()
+	if j == nil {
+		return Progress{}, false
+	}
+	return j.progress(), true
+}
+
+// Ensure has n creatives of every product made with the version, and returns when they are published.
+func (s *Service) Ensure(ctx context.Context, version string, n int) error {
+	j, err := s.submit(Request{Model: version, PerProduct: n})
+	if err != nil {
+		return err
+	}
+	if err := j.wait(ctx); err != nil {
+		return err
+	}
+	p := j.progress()
+	for product, why := range p.Errors {
+		return fmt.Errorf("%d of %d products have no creatives of %s; %s: %s", len(p.Errors), p.Products, version, product, why)
+	}
+	return nil
+}
+
+// Run works on jobs, one after the other, until ctx ends. A job that was interrupted stays queued.
+func (s *Service) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		s.mu.Lock()
+		var j *job
+		if len(s.queue) > 0 {
+			j = s.queue[0]
+		}
+		s.mu.Unlock()
+		if j == nil {
+			select {
+			case <-ctx.Done():
+			case <-s.wake:
+			}
+			continue
+		}
+		s.work(ctx, j)
+		if ctx.Err() == nil {
+			s.mu.Lock()
+			s.queue = s.queue[1:]
+			s.m.queue.Set(float64(len(s.queue)))
+			s.mu.Unlock()
+		}
+	}
+	return nil
+}
+
+func (s *Service) work(ctx context.Context, j *job) {
+	start := time.Now()
+	j.set(Running)
+	var g errgroup.Group
+	g.SetLimit(s.cfg.Concurrency)
+	for _, id := range j.todo() {
+		if ctx.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			r, err := s.product(ctx, j.spec, id)
+			if ctx.Err() != nil {
+				return nil // stopped, not failed: the product is done after the restart
+			}
+			if err != nil {
+				r = result{Product: id, Error: err.Error()}
+			}
+			if err := j.record(r); err != nil {
+				s.log.Error().Err(err).Str("job", j.id).Msg("progress could not be written; a restart would repeat the product")
+			}
+			return nil
+		})
+	}
+	_ = g.Wait()
+	if ctx.Err() != nil {
+		return
+	}
+	p := j.progress()
+	if len(p.Errors) > 0 {
+		j.set(Failed)
+	} else {
+		j.set(Done)
+	}
+	s.log.Info().Str("job", j.id).Str("version", p.Version).Int("creatives", p.Creatives).Int("blocked", p.Blocked).Int("failed_products", len(p.Errors)).Dur("took", time.Since(start)).Msg("creatives made")
+}
+
+// product makes one product's share of a job. What exists of it already counts.
+func (s *Service) product(ctx context.Context, spec Spec, id string) (result, error) {
+	p, ok := s.products.Get(id)
+	if !ok {
+		return result{}, fmt.Errorf("the catalogue has no product %q any more", id)
+	}
+	r := result{Product: id}
+	known := map[string]bool{} // descriptions
+	for _, c := range s.lib.Now().List(id, spec.Version, 10*maxPerProduct) {
+		known[c.Description] = true
+		if c.Blocked == "" {
+			r.Creatives = append(r.Creatives, c.ID)
+		} else {
+			r.Blocked++
+		}
+	}
+	for round := 0; round < s.cfg.Rounds && len(r.Creatives) < spec.PerProduct; round++ {
+		texts, err := s.describe(ctx, spec, p, round, spec.PerProduct-len(r.Creatives), known)
+		if err != nil {
+			return r, err
+		}
+		made := make([]schemas.Creative, 0, len(texts))
+		for _, text := range texts {
+			c, err := s.make(ctx, spec, p, text)
+			if err != nil {
+				return r, err
+			}
+			made = append(made, c)
+			if c.Blocked == "" {
+				r.Creatives = append(r.Creatives, c.ID)
+			} else {
+				r.Blocked++
+			}
+		}
+		if len(made) == 0 {
+			continue
+		}
+		if err := s.pub.Publish(ctx, made...); err != nil {
+			return r, fmt.Errorf("publish creatives: %w", err)
+		}
+		s.lib.Put(made...)
+	}
+	if len(r.Creatives) == 0 {
+		return r, fmt.Errorf("none of %d creatives may serve (%s)", r.Blocked, "see GET /v1/creatives?product="+id)
+	}
+	return r, nil
+}
+
+// describe asks for want descriptions that the product does not have yet; it may get fewer.
+func (s *Service) describe(ctx context.Context, spec Spec, p *catalogue.Product, round, want int, known map[string]bool) ([]string, error) {
+	start := time.Now()
+	defer func() { s.m.describe.Observe(time.Since(start).Seconds()) }()
+	var out []string
+	for part := 0; want > 0; part++ {
+		n := min(want, maxChoices)
+		want -= n
+		seed := mix(spec.Seed, spec.Version, p.ID, strconv.Itoa(round), strconv.Itoa(part))
+		req, err := s.prompter.request(spec.Version, p, n, seed)
+		if err != nil {
+			return nil, err
+		}
+		resp, err := s.chat(ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range resp.Choices {
+			text := strings.TrimSpace(c.Message.Content)
+			if known[text] {
+				s.m.alike.Add(1)
+				continue
+			}
+			known[text] = true
+			out = append(out, text)
+		}
+	}
+	return out, nil
+}
+
+// chat is patient with a model that is full or not there yet.
+func (s *Service) chat(ctx context.Context, req backend.ChatRequest) (*backend.ChatResponse, error) {
+	deadline := time.Now().Add(s.cfg.Patience)
+	for pause := 20 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		resp, version, err := s.model.Chat(ctx, req)
+		if err == nil && version != req.Model {
+			return nil, fmt.Errorf("asked version %s, %s answered", req.Model, version)
+		}
+		if err == nil {
+			return resp, nil
+		}
+		if !gateway.Retryable(err) || time.Now().After(deadline) {
+			return nil, fmt.Errorf("describe: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// make draws, checks and stores one creative.
+func (s *Service) make(ctx context.Context, spec Spec, p *catalogue.Product, text string) (schemas.Creative, error) {
+	start := time.Now()
+	defer func() { s.m.draw.Observe(time.Since(start).Seconds()) }()
+	// The version is no part of the seed: two versions that say the same draw the same picture, so that an
+	// experiment compares what they say and not how the dice fell.
+	seed := mix(spec.Seed, "draw", p.ID)
+	im, valid, err := s.drawer.Draw(ctx, p, text, seed, s.cfg.SizePx)
+	if err != nil {
+		return schemas.Creative{}, fmt.Errorf("draw: %w", err)
+	}
+	var b bytes.Buffer
+	if err := imaging.EncodePNG(&b, im); err != nil {
+		return schemas.Creative{}, fmt.Errorf("encode: %w", err)
+	}
+	file, err := annotate(b.Bytes(), [2]string{"ctrloop:product", p.ID}, [2]string{"ctrloop:version", spec.Version},
+		[2]string{"ctrloop:description", text}, [2]string{"ctrloop:backend", s.drawer.Name()}, [2]string{"ctrloop:seed", strconv.FormatUint(seed, 10)})
+	if err != nil {
+		return schemas.Creative{}, err
+	}
+	blocked, pixelError := guard(file, p, s.cfg.SizePx, valid)
+	s.m.image(blocked, pixelError)
+	digest, err := s.store.PutBytes(file)
+	if err != nil {
+		return schemas.Creative{}, err
+	}
+	return schemas.Creative{
+		ID: "c-" + digest[:16], Product: p.ID, Category: p.Category, ModelVersion: spec.Version, Description: text,
+		Backend: s.drawer.Name(), Seed: seed, Asset: digest, WidthPx: s.cfg.SizePx, HeightPx: s.cfg.SizePx,
+		Valid: valid, Prior: 0.5, Blocked: blocked, Created: time.Now().UTC(),
+	}, nil
+}
