@@ -1,0 +1,448 @@
+package creatives
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"image"
+	"image/color"
+	"image/png"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+
+	"ctrloop/internal/artifact"
+	"ctrloop/internal/catalogue"
+	"ctrloop/internal/imaging"
+	"ctrloop/schemas"
+	"ctrloop/serving/backend"
+	"ctrloop/serving/route"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// writer is a prompt model that writes from a fixed list, by seed.
+type writer struct {
+	mu    sync.Mutex
+	calls []backend.ChatRequest
+	write func(r backend.ChatRequest, call, choice int) string
+	fail  func(call int) error
+}
+
+func (w *writer) Chat(_ context.Context, r backend.ChatRequest) (*backend.ChatResponse, string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calls = append(w.calls, r)
+	call := len(w.calls)
+	if w.fail != nil {
+		if err := w.fail(call); err != nil {
+			return nil, "", err
+		}
+	}
+	resp := &backend.ChatResponse{Model: r.Model}
+	for i := range r.N {
+		var c backend.Choice
+		c.Message.Content = w.write(r, call, i)
+		resp.Choices = append(resp.Choices, c)
+	}
+	return resp, r.Model, nil
+}
+
+// grammatical gives well-formed descriptions, different for every seed and choice.
+func grammatical(r backend.ChatRequest, _, choice int) string {
+	v := imaging.Grammar()
+	n := int(uint64(*r.Seed) % 1000)
+	return fmt.Sprintf(" %s, %s tones, %s, %s\n", v.Scenes[(n+choice)%len(v.Scenes)], v.Palettes[n%len(v.Palettes)], v.Lights[n%len(v.Lights)], v.Props[n%len(v.Props)])
+}
+
+type topic struct {
+	mu  sync.Mutex
+	got []schemas.Creative
+}
+
+func (t *topic) Publish(_ context.Context, cs ...schemas.Creative) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.got = append(t.got, cs...)
+	return nil
+}
+
+type stage struct {
+	*Service
+	dir   string
+	topic *topic
+	store *artifact.Store
+	model *writer
+}
+
+func newStage(t *testing.T, dir string, model *writer, drawer Drawer) *stage {
+	t.Helper()
+	cfg := Default()
+	cfg.Dir, cfg.SizePx, cfg.PerProduct, cfg.Concurrency = filepath.Join(dir, "jobs"), 96, 4, 2
+	store, err := artifact.Open(filepath.Join(dir, "store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &stage{dir: dir, topic: &topic{}, store: store, model: model}
+	s.Service, err = New(cfg, Deps{
+		Products: catalogue.Embedded(), Model: model, Drawer: drawer, Store: store, Publisher: s.topic, Library: NewLibrary(),
+		Prompting: Prompting{Instructions: []string{"one", "two"}, ViewPx: 64, Temperature: 1, MinP: 0.03, MaxTokens: 32},
+		Resolve: func(m string) (string, error) {
+			if m == "prompt" {
+				return "prompt-1", nil
+			}
+			if !strings.HasPrefix(m, "prompt-") {
+				return "", route.ErrUnknown
+			}
+			return m, nil
+		},
+	}, zerolog.Nop(), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// start runs the service until the test ends or stop is called.
+func (s *stage) start(t *testing.T) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+func ids(n int) []string {
+	var out []string
+	for _, p := range catalogue.Embedded().Products()[:n] {
+		out = append(out, p.ID)
+	}
+	return out
+}
+
+func (s *stage) finish(t *testing.T, r Request) Progress {
+	t.Helper()
+	j, err := s.submit(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := j.wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return j.progress()
+}
+
+func TestCreativesAreMadeCheckedAndServed(t *testing.T) {
+	s := newStage(t, t.TempDir(), &writer{write: grammatical}, Scene{})
+	s.start(t)
+	products := ids(3)
+	p := s.finish(t, Request{Products: products, Model: "prompt", Seed: 9})
+	if p.State != Done || p.Done != 3 || p.Creatives != 12 || p.Blocked != 0 {
+		t.Fatalf("%+v", p)
+	}
+	if got := s.Stats(); got != (Stats{Images: 12}) {
+		t.Fatalf("%+v", got)
+	}
+	for _, id := range products {
+		shelf := s.lib.Now().Shelf(id)
+		if len(shelf.All) != 4 || len(shelf.ByVersion["prompt-1"]) != 4 {
+			t.Fatalf("shelf %+v", shelf)
+		}
+		for _, c := range shelf.All {
+			file, err := s.store.Bytes(c.Asset)
+			if err != nil {
+				t.Fatal(err)
+			}
+			prod, _ := catalogue.Embedded().Get(id)
+			if blocked, e := guard(file, prod, 96, true); blocked != "" || e != 0 {
+				t.Errorf("%s: %s", c.ID, blocked)
+			}
+			if c.Category != prod.Category || c.ModelVersion != "prompt-1" || c.Backend != "scene" || !c.Valid || c.Prior != 0.5 || c.ID != "c-"+c.Asset[:16] || strings.TrimSpace(c.Description) != c.Description {
+				t.Errorf("%+v", c)
+			}
+			if !bytes.Contains(file, []byte("ctrloop:version\x00prompt-1")) {
+				t.Error("the picture does not say where it is from")
+			}
+		}
+	}
+	if len(s.topic.got) != 12 {
+		t.Errorf("%d published", len(s.topic.got))
+	}
+	req := s.model.calls[0]
+	text := req.Messages[0].Content[1].Text
+	if req.N != 4 || req.MinP != 0.03 || !(strings.HasSuffix(text, ". one") || strings.HasSuffix(text, ". two")) || !strings.HasPrefix(req.Messages[0].Content[0].ImageURL.URL, "data:image/png;base64,") {
+		t.Errorf("request %+v", req)
+	}
+}
+
+func TestTwoVersionsThatSayTheSameAreTwoCreatives(t *testing.T) {
+	same := func(backend.ChatRequest, int, int) string {
+		return grammatical(backend.ChatRequest{Seed: new(int64)}, 0, 0)
+	}
+	s := newStage(t, t.TempDir(), &writer{write: same}, Scene{})
+	s.start(t)
+	for _, v := range []string{"prompt-1", "prompt-2"} {
+		if p := s.finish(t, Request{Products: ids(1), Model: v}); p.Creatives != 1 { // four descriptions, all alike
+			t.Fatalf("%+v", p)
+		}
+	}
+	shelf := s.lib.Now().Shelf(ids(1)[0])
+	if len(shelf.All) != 2 || shelf.All[0].ID == shelf.All[1].ID || shelf.All[0].Seed != shelf.All[1].Seed {
+		t.Fatalf("%+v", shelf.All)
+	}
+}
+
+func TestInvalidDescriptionsAreBlockedAndAskedForAgain(t *testing.T) {
+	w := &writer{write: func(r backend.ChatRequest, call, choice int) string {
+		if call == 1 && choice < 2 {
+			return fmt.Sprintf("gibberish %d", choice)
+		}
+		return grammatical(r, call, choice+call)
+	}}
+	s := newStage(t, t.TempDir(), w, Scene{})
+	s.start(t)
+	p := s.finish(t, Request{Products: ids(1), Model: "prompt"})
+	if p.State != Done || p.Creatives != 4 || p.Blocked != 2 {
+		t.Fatalf("%+v", p)
+	}
+	for _, c := range s.lib.Now().List(ids(1)[0], "", 100) {
+		if bad := strings.HasPrefix(c.Description, "gibberish"); bad != (c.Blocked == BlockedInvalid) || bad == c.Valid {
+			t.Errorf("%+v", c)
+		}
+	}
+	if n := len(s.lib.Now().Shelf(ids(1)[0]).All); n != 4 {
+		t.Errorf("%d may serve", n)
+	}
+}
+
+// vandal draws one pixel onto the product.
+type vandal struct{ Scene }
+
+func (v vandal) Draw(ctx context.Context, p *catalogue.Product, text string, seed uint64, px int) (*image.NRGBA, bool, error) {
+	im, ok, err := v.Scene.Draw(ctx, p, text, seed, px)
+	for i, a := range imaging.Alpha(p, px) {
+		if a == 255 {
+			c := im.NRGBAAt(i%px, i/px)
+			im.SetNRGBA(i%px, i/px, color.NRGBA{c.R ^ 1, c.G, c.B, 255})
+			break
+		}
+	}
+	return im, ok, err
+}
+
+func TestGuards(t *testing.T) {
+	s := newStage(t, t.TempDir(), &writer{write: grammatical}, vandal{})
+	s.start(t)
+	p := s.finish(t, Request{Products: ids(1), Model: "prompt"})
+	if p.State != Failed || len(p.Errors) != 1 {
+		t.Fatalf("%+v", p)
+	}
+	if got := s.Stats(); got.PixelError != 1 || got.Blocked != got.Images {
+		t.Errorf("%+v", got)
+	}
+	for _, c := range s.lib.Now().List("", "", 100) {
+		if !strings.HasPrefix(c.Blocked, BlockedProduct) {
+			t.Errorf("%+v", c)
+		}
+	}
+	prod := catalogue.Embedded().Products()[0]
+	var b bytes.Buffer
+	if err := imaging.EncodePNG(&b, imaging.Plain(prod, 64)); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		file  []byte
+		px    int
+		valid bool
+		want  string
+	}{
+		"sound":     {b.Bytes(), 64, true, ""},
+		"truncated": {b.Bytes()[:b.Len()-20], 64, true, BlockedDecode},
+		"size":      {b.Bytes(), 65, true, BlockedSize},
+		"invalid":   {b.Bytes(), 64, false, BlockedInvalid},
+	} {
+		if got, _ := guard(tc.file, prod, tc.px, tc.valid); !strings.HasPrefix(got, tc.want) || (got == "") != (tc.want == "") {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+	}
+}
+
+func TestJobsSurviveARestart(t *testing.T) {
+	dir := t.TempDir()
+	stuck := make(chan struct{})
+	w := &writer{write: grammatical, fail: func(call int) error {
+		if call == 3 {
+			close(stuck)
+		}
+		if call >= 3 {
+			return route.ErrUnknown // not ready: the service is patient, and is stopped meanwhile
+		}
+		return nil
+	}}
+	first := newStage(t, dir, w, Scene{})
+	stop := first.start(t)
+	req := Request{Products: ids(6), Model: "prompt", Seed: 1}
+	p, err := first.Submit(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-stuck
+	stop()
+	// Crash in the middle of a line.
+	f, err := os.OpenFile(filepath.Join(dir, "jobs", p.ID+".jsonl"), os.O_APPEND|os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteString("\n{\"product\":\"" + ids(6)[5])
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "jobs", "junk.jsonl"), []byte("junk"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+
+	second := newStage(t, dir, &writer{write: grammatical}, Scene{})
+	second.lib.Put(first.topic.got...) // what the topic holds
+	if got, ok := second.Job(p.ID); !ok || got.State != Queued {
+		t.Fatalf("after the restart: %+v", got)
+	}
+	second.start(t)
+	done := second.finish(t, req)
+	if done.ID != p.ID || done.State != Done || done.Done != 6 || done.Creatives != 24 {
+		t.Fatalf("%+v", done)
+	}
+	if n := len(first.topic.got) + len(second.topic.got); n != 24 {
+		t.Errorf("%d creatives were published in all, want 24: work was repeated or lost", n)
+	}
+	if again := second.finish(t, req); !cmp.Equal(again, done) {
+		t.Errorf("asking again changed the job: %+v", again)
+	}
+	// The same work under another name finds that it is done.
+	calls := len(second.model.calls)
+	if err := ensureProducts(t, second, ids(6)); err != nil {
+		t.Fatal(err)
+	}
+	if len(second.model.calls) != calls {
+		t.Error("work that was done before was done again")
+	}
+}
+
+func ensureProducts(t *testing.T, s *stage, products []string) error {
+	p := s.finish(t, Request{Products: products, Model: "prompt-1", Seed: 999})
+	if p.State != Done || p.Creatives != 4*len(products) {
+		return fmt.Errorf("%+v", p)
+	}
+	return nil
+}
+
+func TestAFailedProductIsTriedAgainWhenAskedAgain(t *testing.T) {
+	broken := true
+	w := &writer{write: grammatical, fail: func(int) error {
+		if broken {
+			return &backend.Error{Kind: backend.Rejected, Op: "chat", Message: "no"}
+		}
+		return nil
+	}}
+	s := newStage(t, t.TempDir(), w, Scene{})
+	s.start(t)
+	if p := s.finish(t, Request{Products: ids(2), Model: "prompt"}); p.State != Failed || len(p.Errors) != 2 {
+		t.Fatalf("%+v", p)
+	}
+	w.mu.Lock()
+	broken = false
+	w.mu.Unlock()
+	if p := s.finish(t, Request{Products: ids(2), Model: "prompt"}); p.State != Done || len(p.Errors) != 0 {
+		t.Fatalf("%+v", p)
+	}
+}
+
+func TestSameSeedSameCreatives(t *testing.T) {
+	var runs [][]string
+	for range 2 {
+		s := newStage(t, t.TempDir(), &writer{write: grammatical}, Scene{})
+		s.start(t)
+		s.finish(t, Request{Products: ids(2), Model: "prompt", Seed: 5})
+		var got []string
+		for _, c := range s.lib.Now().List("", "", 100) {
+			got = append(got, c.ID)
+		}
+		runs = append(runs, got)
+	}
+	if !slices.Equal(runs[0], runs[1]) {
+		t.Errorf("%v\n%v", runs[0], runs[1])
+	}
+}
+
+func TestHTTP(t *testing.T) {
+	s := newStage(t, t.TempDir(), &writer{write: grammatical}, Scene{})
+	s.start(t)
+	mux := http.NewServeMux()
+	s.Register(mux)
+	do := func(method, path, body string) *httptest.ResponseRecorder {
+		w := httptest.NewRecorder()
+		mux.ServeHTTP(w, httptest.NewRequest(method, path, strings.NewReader(body)))
+		return w
+	}
+	product := ids(1)[0]
+	w := do("POST", "/v1/creatives", fmt.Sprintf(`{"products":[%q],"per_product":2,"seed":3}`, product))
+	if w.Code != 202 {
+		t.Fatalf("%d %s", w.Code, w.Body)
+	}
+	job := w.Header().Get("Location")
+	var p Progress
+	for p.State != Done {
+		if err := json.Unmarshal(do("GET", job, "").Body.Bytes(), &p); err != nil || p.State == Failed {
+			t.Fatal(p, err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	var list struct{ Creatives []schemas.Creative }
+	if err := json.Unmarshal(do("GET", "/v1/creatives?product="+product, "").Body.Bytes(), &list); err != nil || len(list.Creatives) != 2 {
+		t.Fatal(list, err)
+	}
+	id := list.Creatives[0].ID
+	var c schemas.Creative
+	if err := json.Unmarshal(do("GET", "/v1/creatives/"+id, "").Body.Bytes(), &c); err != nil || !cmp.Equal(c, list.Creatives[0]) {
+		t.Fatal(c, err)
+	}
+	pic := do("GET", "/v1/creatives/"+id+".png", "")
+	im, err := png.Decode(pic.Body)
+	if err != nil || im.Bounds().Dx() != 96 || pic.Header().Get("Content-Type") != "image/png" || !strings.Contains(pic.Header().Get("Cache-Control"), "immutable") {
+		t.Fatal(pic.Header(), err)
+	}
+	for path, body := range map[string]string{
+		"unknown product": `{"products":["nope"]}`, "unknown model": `{"products":"all","version":"x"}`, "no products": `{"products":[]}`,
+		"odd products": `{"products":"some"}`, "per_product": `{"per_product":100000}`, "unknown field": `{"produkts":"all"}`, "junk": `{`,
+	} {
+		if w := do("POST", "/v1/creatives", body); w.Code != 400 {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+	}
+	for _, path := range []string{"/v1/creatives/jobs/x", "/v1/creatives/x", "/v1/creatives/x.png"} {
+		if w := do("GET", path, ""); w.Code != 404 {
+			t.Errorf("%s: %d", path, w.Code)
+		}
+	}
+}
