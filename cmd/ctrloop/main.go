@@ -30,6 +30,7 @@ type CLI struct {
 
 	Setup   SetupCmd   `cmd:"" help:"Fetch the embedded ClickHouse engine and the Python environment."`
 	Render  RenderCmd  `cmd:"" help:"Draw creatives; print the grammar and the catalogue."`
+	Replay  ReplayCmd  `cmd:"" help:"Feed recorded ad logs through edge, join and warehouse."`
 	Status  StatusCmd  `cmd:"" help:"One screen about a running instance."`
 	SQL     SQLCmd     `cmd:"" name:"sql" help:"Ask the warehouse, running or at rest."`
 	Config  ConfigCmd  `cmd:"" help:"Check, show or document the configuration."`

@@ -1,0 +1,7 @@
+package app
+
+import "context"
+
+type servingParts struct{}
+
+func (a *App) startServing(context.Context) error { return nil }
