@@ -34,7 +34,7 @@ export function ctrChart(points: CTRPoint[], marks: Mark[], width: number, curso
         const x = X(Date.parse(m.time)), wide = m.label.length * 7, next = inside[n + 1] ? X(Date.parse(inside[n + 1]!.time)) : W - R;
         const left = x + wide + 10 > next;
         const show = (left ? x - wide - 7 : x) > free;
-        if (show) free = left ? x : x + wide + 10;
+        free = show && !left ? x + wide + 10 : x + 6;
         return s("g", { class: `mark ${m.kind}` }, s("line", { x1: x, x2: x, y1: 6, y2: H - B }), s("path", { d: `M${x - 4} 6h8l-4 6z` }),
           show ? s("text", { x: left ? x - 7 : x + 7, y: 14, "text-anchor": left ? "end" : "start" }, m.label) : null, s("title", {}, `${m.label}, ${stamp(m.time)}`));
       }),

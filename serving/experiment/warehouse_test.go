@@ -1,0 +1,171 @@
+package experiment
+
+import (
+	"context"
+	"math/rand/v2"
+	"os"
+	"testing"
+	"time"
+
+	"ctrloop/internal/stats"
+	"ctrloop/internal/warehouse"
+	"ctrloop/schemas"
+	"ctrloop/schemas/control"
+	"ctrloop/schemas/eventpb"
+	"ctrloop/serving/experiment/ramp"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/rs/zerolog"
+)
+
+func TestMain(m *testing.M) {
+	warehouse.MaybeChild() // the embedded engine is this binary, run again
+	os.Exit(m.Run())
+}
+
+func embedded(t *testing.T, opt warehouse.Options) *warehouse.DB {
+	t.Helper()
+	if _, err := os.Stat(warehouse.LibPath()); err != nil {
+		if os.Getenv("CTRLOOP_TEST_ALLOW_MISSING") == "1" {
+			t.Skip("no libchdb")
+		}
+		t.Fatalf("no libchdb at %s: run `ctrloop setup`, or set CTRLOOP_TEST_ALLOW_MISSING=1 to skip", warehouse.LibPath())
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	e, err := warehouse.StartEngine(ctx, warehouse.EngineConfig{Lib: warehouse.LibPath(), Dir: t.TempDir()}, zerolog.New(zerolog.NewTestWriter(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := e.Stop(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	db, err := warehouse.Open(ctx, e.DSN())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	if err := db.Migrate(ctx, opt); err != nil {
+		t.Fatal(err)
+	}
+	return db
+}
+
+// The sums of the warehouse are those counted by hand over the same impressions: only this experiment's, only the
+// span's, only mature ones, no bots, by user or by product.
+func TestWarehouseSums(t *testing.T) {
+	const window = 10 * time.Minute
+	db := embedded(t, warehouse.Options{Window: window, Bucket: time.Second})
+	start := time.Date(2026, 3, 1, 9, 0, 0, 0, time.UTC)
+	rng := rand.New(rand.NewPCG(9, 9))
+	var rows []warehouse.LabelRow
+	end := start.Add(2 * time.Hour)
+	for range 6000 {
+		at := start.Add(time.Duration(rng.Int64N(int64(2 * time.Hour))))
+		var random [10]byte
+		for i := range random {
+			random[i] = byte(rng.Uint32())
+		}
+		r := warehouse.LabelRow{Impression: schemas.NewImpressionID(at, random), Version: 1, User: rng.Uint64N(300), Product: []string{"p1", "p2", "p3", "p4"}[rng.IntN(4)], Creative: "c",
+			Experiment: []string{"e", "other", ""}[rng.IntN(3)], Weight: 1, Bot: rng.IntN(20) == 0, Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMS: end.UnixMilli()}
+		if r.Experiment != "" {
+			r.Variant = []string{"control", "treatment"}[r.User%2]
+		}
+		if rng.IntN(20) == 0 {
+			r.Clicked, r.Clicks, r.Kind = true, 1, eventpb.LabelKind_LABEL_KIND_POSITIVE
+		}
+		rows = append(rows, r)
+	}
+	if err := db.InsertLabels(t.Context(), "all", rows); err != nil {
+		t.Fatal(err)
+	}
+	horizon := end.Add(-window - time.Second)
+	from, to := start.Add(30*time.Minute).Truncate(time.Millisecond), start.Add(80*time.Minute)
+	for _, unit := range []string{"user", "product"} {
+		for _, span := range []Span{{}, {From: from}, {From: from, To: to}, {From: horizon.Add(time.Second)}} {
+			type key struct {
+				variant, product string
+				user             uint64
+			}
+			per := map[key][2]float64{}
+			for _, r := range rows {
+				at := r.Impression.Time()
+				if r.Experiment != "e" || r.Bot || at.After(horizon) || at.Before(span.From) || !span.To.IsZero() && !at.Before(span.To) {
+					continue
+				}
+				k := key{variant: r.Variant}
+				if unit == "user" {
+					k.user = r.User
+				} else {
+					k.product = r.Product
+				}
+				v := per[k]
+				v[1]++
+				if r.Clicked {
+					v[0]++
+				}
+				per[k] = v
+			}
+			var want ramp.Sums
+			for k, v := range per {
+				arm := map[string]*stats.RatioSums{"control": &want.Control, "treatment": &want.Treatment}[k.variant]
+				arm.Observe(v[0], v[1])
+			}
+			got, err := Warehouse{db}.Sums(t.Context(), control.Experiment{ID: "e", Unit: unit}, span)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(want, got); d != "" {
+				t.Errorf("%s %v (-want +got):\n%s", unit, span, d)
+			}
+			if span.From.After(horizon) != (got.Control.N == 0) {
+				t.Errorf("%s %v: %d units of control", unit, span, got.Control.N)
+			}
+		}
+	}
+}
+
+func TestWarehouseLooks(t *testing.T) {
+	db := embedded(t, warehouse.Options{Window: time.Minute, Bucket: time.Second})
+	x := control.ExperimentStatus{Experiment: control.Experiment{ID: "e", Steps: []float64{0.5}, Alpha: 0.05, NStar: 5000}, Step: control.Step{Share: 0.5}}
+	look := Look{Time: time.UnixMilli(1_800_000_000_123), Experiment: "e", Step: x.Step, Verdict: ramp.Look(ramp.Default(), x, ramp.Evidence{})} // nothing known: NaN and infinite
+	if err := (Warehouse{db}).Look(t.Context(), look); err != nil {
+		t.Fatal(err)
+	}
+	var s ramp.Sums
+	for i := range 2000 {
+		s.Control.Observe(float64(i%20/19), 5)
+		s.Treatment.Observe(float64(i%15/14), 5)
+	}
+	look.Time = look.Time.Add(time.Second)
+	look.Verdict = ramp.Look(ramp.Default(), x, ramp.Evidence{Now: s, Deciding: s})
+	if err := (Warehouse{db}).Look(t.Context(), look); err != nil {
+		t.Fatal(err)
+	}
+	type row struct {
+		Action      string  `ch:"action"`
+		Rule        string  `ch:"rule"`
+		Lift        float64 `ch:"lift"`
+		High        float64 `ch:"lift_high"`
+		P           float64 `ch:"p"`
+		Impressions int64   `ch:"impressions"`
+	}
+	var got []row
+	if err := db.Select(t.Context(), &got, "SELECT action, rule, lift, lift_high, p, impressions FROM experiment_looks WHERE experiment = 'e' ORDER BY time"); err != nil {
+		t.Fatal(err)
+	}
+	f := look.Figures
+	nothing := ramp.Look(ramp.Default(), x, ramp.Evidence{}).Figures
+	want := []row{
+		{"hold", "min_samples", float64(nothing.Relative), float64(nothing.RelativeHigh), 1, 0},
+		{string(look.Action), string(look.Rule), float64(f.Relative), float64(f.RelativeHigh), float64(f.P), 20000},
+	}
+	if d := cmp.Diff(want, got, cmpopts.EquateNaNs()); d != "" {
+		t.Errorf("looks (-want +got):\n%s", d)
+	}
+}
