@@ -227,3 +227,23 @@ func OffsetForTime(ctx context.Context, c Config, topic string, partition int32,
 	})
 	return at, err
 }
+
+// PartitionCounts returns how many partitions each topic has.
+func PartitionCounts(ctx context.Context, c Config, topics ...string) (map[string]int32, error) {
+	out := make(map[string]int32, len(topics))
+	err := admin(ctx, c, func(ctx context.Context, adm *kadm.Client) error {
+		details, err := adm.ListTopics(ctx, topics...)
+		if err != nil {
+			return fmt.Errorf("partitions of %v: %w", topics, err)
+		}
+		for _, t := range topics {
+			d := details[t]
+			if d.Err != nil {
+				return fmt.Errorf("partitions of %s: %w", t, d.Err)
+			}
+			out[t] = int32(len(d.Partitions))
+		}
+		return nil
+	})
+	return out, err
+}

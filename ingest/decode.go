@@ -1,0 +1,194 @@
+package ingest
+
+import (
+	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"strconv"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	"ctrloop/schemas"
+	"ctrloop/schemas/eventpb"
+)
+
+// jsonEvent is the JSON form of every kind of event.
+type jsonEvent struct {
+	Type         string          `json:"type"`
+	ID           string          `json:"id"`
+	RequestID    string          `json:"request_id"`
+	User         json.RawMessage `json:"user"`
+	Product      string          `json:"product"`
+	Creative     string          `json:"creative"`
+	Placement    string          `json:"placement"`
+	Position     uint32          `json:"position"`
+	Campaign     string          `json:"campaign"`
+	Category     string          `json:"category"`
+	Experiment   string          `json:"experiment"`
+	Variant      string          `json:"variant"`
+	ModelVersion string          `json:"model_version"`
+	Policy       string          `json:"policy"`
+	Propensity   float64         `json:"propensity"`
+	Schema       uint32          `json:"schema"`
+	Bot          bool            `json:"bot"`
+	ImpressionID string          `json:"impression_id"`
+	TimeMS       int64           `json:"time_ms"`
+}
+
+// decoder turns bytes into events. It is safe for concurrent use.
+type decoder struct {
+	salt     []byte
+	maxBytes int
+}
+
+// json reads one JSON object; strict refuses unknown fields, fallback is the type of an event without one.
+func (d decoder) json(b []byte, strict bool, fallback string) (event, *problem) {
+	if len(b) > d.maxBytes {
+		return event{}, d.oversized(b)
+	}
+	var j jsonEvent
+	dec := json.NewDecoder(bytes.NewReader(b))
+	if strict {
+		dec.DisallowUnknownFields()
+	}
+	if err := dec.Decode(&j); err != nil {
+		return event{}, jsonProblem(err)
+	}
+	if rest := bytes.TrimSpace(b[dec.InputOffset():]); len(rest) > 0 {
+		return event{}, reject(schemas.DeadMalformed, "something follows the object")
+	}
+	if j.Type == "" {
+		j.Type = fallback
+	}
+	switch j.Type {
+	case "impression":
+		return d.jsonImpression(&j)
+	case "click":
+		return d.jsonClick(&j)
+	case "watermark":
+		return encode(watermark, &eventpb.Punctuation{LowWatermarkMs: j.TimeMS})
+	}
+	return event{}, reject(schemas.DeadUnknownSchema, "type is %q: want impression, click or watermark", j.Type)
+}
+
+func jsonProblem(err error) *problem {
+	var syntax *json.SyntaxError
+	var typ *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &typ):
+		return reject(schemas.DeadBadField, "%s: a JSON %s, want %s", typ.Field, typ.Value, typ.Type)
+	case strings.HasPrefix(err.Error(), "json: unknown field"):
+		return reject(schemas.DeadBadField, "%s: event.proto has the names", strings.TrimPrefix(err.Error(), "json: "))
+	case errors.As(err, &syntax):
+		return reject(schemas.DeadMalformed, "not JSON at byte %d: %v", syntax.Offset, err)
+	}
+	return reject(schemas.DeadMalformed, "not a JSON object: %v", err)
+}
+
+func (d decoder) jsonImpression(j *jsonEvent) (event, *problem) {
+	id, err := schemas.ParseImpressionID(j.ID)
+	if err != nil {
+		return event{}, reject(schemas.DeadBadID, "id: %v", err)
+	}
+	user, p := d.user(j.User)
+	if p != nil {
+		return event{}, p
+	}
+	return encode(impression, &eventpb.Impression{
+		Id: id[:], RequestId: []byte(j.RequestID), User: user, Product: j.Product, Creative: j.Creative,
+		Placement: j.Placement, Position: j.Position, Campaign: j.Campaign, Category: j.Category,
+		Experiment: j.Experiment, Variant: j.Variant, ModelVersion: j.ModelVersion, Policy: j.Policy,
+		Propensity: j.Propensity, Schema: orOne(j.Schema), Bot: j.Bot,
+	})
+}
+
+func (d decoder) jsonClick(j *jsonEvent) (event, *problem) {
+	id, err := schemas.ParseImpressionID(j.ImpressionID)
+	if err != nil {
+		return event{}, reject(schemas.DeadBadID, "impression_id: %v", err)
+	}
+	return encode(click, &eventpb.Click{ImpressionId: id[:], Id: []byte(j.ID), TimeMs: j.TimeMS, Schema: orOne(j.Schema)})
+}
+
+func orOne(schema uint32) uint32 { return max(schema, 1) }
+
+func encode(k kind, m proto.Message) (event, *problem) {
+	b, err := proto.Marshal(m)
+	if err != nil {
+		return event{}, reject(schemas.DeadBadField, "%v", err)
+	}
+	return checkMessage(k, b)
+}
+
+// user is the number given, or the salted hash of the string given.
+func (d decoder) user(raw json.RawMessage) (uint64, *problem) {
+	switch {
+	case len(raw) == 0 || string(raw) == "null":
+		return 0, nil
+	case raw[0] == '"':
+		var s string
+		if err := json.Unmarshal(raw, &s); err != nil {
+			return 0, reject(schemas.DeadBadField, "user: %v", err)
+		}
+		h := hmac.New(sha256.New, d.salt)
+		h.Write([]byte(s))
+		return binary.BigEndian.Uint64(h.Sum(nil)), nil
+	}
+	n, err := strconv.ParseUint(string(raw), 10, 64)
+	if err != nil {
+		return 0, reject(schemas.DeadBadField, "user: %s: want a string or a whole number below 2^64", raw)
+	}
+	return n, nil
+}
+
+func (d decoder) oversized(b []byte) *problem {
+	return reject(schemas.DeadOversized, "%d bytes: at most %d", len(b), d.maxBytes)
+}
+
+// Confluent wire format.
+const (
+	confluentMagic = 0x00
+	schemaID       = 1 // of event.proto; the only one there is
+)
+
+// rawHeaders stand before a message in the raw topics, by kind: magic, schema id, message index (zigzag
+// varints: how many indexes, then each; a lone 0 stands for the first message of the file).
+var rawHeaders = [...][]byte{
+	impression: {confluentMagic, 0, 0, 0, schemaID, 0},
+	click:      {confluentMagic, 0, 0, 0, schemaID, 2, 2},
+	watermark:  {confluentMagic, 0, 0, 0, schemaID, 2, 4},
+}
+
+// raw reads the value of a record of a raw topic.
+func (d decoder) raw(topic string, b []byte) (event, *problem) {
+	if len(b) > d.maxBytes {
+		return event{}, d.oversized(b)
+	}
+	if len(b) == 0 {
+		return event{}, reject(schemas.DeadMalformed, "empty record")
+	}
+	if b[0] != confluentMagic {
+		fallback := "impression"
+		if topic == schemas.TopicRawClicks {
+			fallback = "click"
+		}
+		return d.json(b, false, fallback)
+	}
+	if len(b) < 6 {
+		return event{}, reject(schemas.DeadMalformed, "%d bytes are too short for a Confluent header", len(b))
+	}
+	if id := binary.BigEndian.Uint32(b[1:]); id != schemaID {
+		return event{}, reject(schemas.DeadUnknownSchema, "schema id %d, want %d (event.proto)", id, schemaID)
+	}
+	if b[5] == 0 {
+		return checkMessage(impression, b[6:])
+	}
+	if b[5] == 2 && len(b) > 6 && (b[6] == 2 || b[6] == 4) {
+		return checkMessage(kind(b[6]/2), b[7:])
+	}
+	return event{}, reject(schemas.DeadUnknownSchema, "message index % x names no event of event.proto", b[5:min(len(b), 8)])
+}

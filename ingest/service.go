@@ -1,0 +1,407 @@
+package ingest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"google.golang.org/protobuf/proto"
+
+	"ctrloop/internal/stream"
+	"ctrloop/schemas"
+	"ctrloop/schemas/eventpb"
+)
+
+// Group is the consumer group of the service.
+const Group = "ctrloop-ingest"
+
+// maxDeadBytes is where a dead letter's original bytes are cut, see event.proto.
+const maxDeadBytes = 1 << 20
+
+// Service makes imp.v1 and clk.v1 of the raw topics.
+type Service struct {
+	cfg      Config
+	kafka    stream.Config
+	instance string
+	log      zerolog.Logger
+	metrics  *serviceMetrics
+	decoder  decoder
+	now      func() time.Time
+}
+
+// New builds the service. instance names it among its kind and must be stable over restarts: it is the
+// member's and the transactions' name, with which a restart fences what is left of its predecessor.
+// Empty takes the host's name.
+func New(cfg Config, kafka stream.Config, instance string, log zerolog.Logger, reg prometheus.Registerer) (*Service, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("ingest configuration: %w", err)
+	}
+	if instance == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return nil, fmt.Errorf("ingest: name this instance: %w", err)
+		}
+		instance = host
+	}
+	return &Service{
+		cfg: cfg, kafka: kafka, instance: instance, log: log, metrics: newServiceMetrics(reg),
+		decoder: decoder{[]byte(cfg.UserSalt), cfg.MaxEventBytes}, now: time.Now,
+	}, nil
+}
+
+// Run works until ctx is done. A failed transaction client is replaced by a new one, which fences the old
+// and goes on at the last commit; only lost input data ends the service.
+func (s *Service) Run(ctx context.Context) error {
+	const longest = 5 * time.Second
+	wait := 100 * time.Millisecond
+	for {
+		started := s.now()
+		err := s.session(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, stream.ErrDataLoss):
+			return fmt.Errorf("ingest: raw events were deleted before they were read; their partition must not be skipped silently: set the group %s to the start of the partition to go on without them: %w", Group, err)
+		}
+		if s.now().Sub(started) > longest {
+			wait = 100 * time.Millisecond
+		}
+		s.log.Warn().Err(err).Dur("retry_in", wait).Msg("ingest: starting over at the last commit")
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+			wait = min(2*wait, longest)
+		}
+	}
+}
+
+// session is one life of a transaction client.
+type session struct {
+	*Service
+	tx         *stream.Tx
+	merge      *merger
+	partitions map[string]int32 // of imp.v1 and clk.v1
+	sentLow    int64            // low watermark of the last committed punctuation
+	sentAt     time.Time
+	failed     error // of a rebalance callback
+	slab       []stream.Record
+}
+
+func (s *Service) session(ctx context.Context) error {
+	partitions, err := stream.PartitionCounts(ctx, s.kafka, schemas.TopicImpressions, schemas.TopicClicks)
+	if err != nil {
+		return err
+	}
+	if i, c := partitions[schemas.TopicImpressions], partitions[schemas.TopicClicks]; i != c {
+		return fmt.Errorf("%s has %d partitions, %s has %d: %w: the join needs the same", schemas.TopicImpressions, i, schemas.TopicClicks, c, stream.ErrPartitionCount)
+	}
+	r := &session{Service: s, partitions: partitions, merge: newMerger(s.cfg.Merge.IdleAfter)}
+	r.tx, err = stream.NewTx(s.kafka, stream.TxConfig{
+		Group: Group, TransactionalID: "ctrloop-ingest-" + s.instance, InstanceID: s.instance,
+		Topics:     []string{schemas.TopicRawImpressions, schemas.TopicRawClicks},
+		MaxPoll:    0, // everything fetched: a bounded poll would show some partitions empty that are not
+		OnAssigned: r.assigned,
+		OnLost:     r.lost,
+		// 64 partitions at their full megabyte, so that a partition that is missing in an answer of a
+		// broker had nothing to give and was not just crowded out.
+		FetchMaxPartitionBytes: 1 << 20,
+		FetchMaxBytes:          64 << 20,
+	})
+	if err != nil {
+		return err
+	}
+	defer r.tx.Close()
+	for {
+		if err := r.step(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+func (r *session) assigned(ctx context.Context, parts map[string][]int32) {
+	topics := []string{schemas.TopicRawImpressions, schemas.TopicRawClicks}
+	ends, err := stream.EndOffsets(ctx, r.kafka, topics...)
+	if err == nil {
+		var starts map[stream.TopicPartition]int64
+		var committed map[stream.TopicPartition]stream.Committed
+		if starts, err = stream.StartOffsets(ctx, r.kafka, topics...); err == nil {
+			committed, err = stream.CommittedOffsets(ctx, r.kafka, Group)
+		}
+		for topic, ps := range parts {
+			for _, p := range ps {
+				tp := stream.TopicPartition{Topic: topic, Partition: p}
+				at, had := committed[tp]
+				next, promised, position := starts[tp], int64(0), int64(0)
+				if had {
+					next = at.Offset
+					promised, position = parsePlace(at.Metadata)
+				}
+				r.merge.assign(tp, next, ends[tp], promised, position)
+			}
+		}
+	}
+	if err != nil {
+		r.failed = fmt.Errorf("look at assigned partitions: %w", err)
+	}
+	r.log.Info().Interface("partitions", parts).Msg("ingest: partitions assigned")
+}
+
+func (r *session) lost(_ context.Context, parts map[string][]int32) {
+	for topic, ps := range parts {
+		for _, p := range ps {
+			r.merge.drop(stream.TopicPartition{Topic: topic, Partition: p})
+		}
+	}
+}
+
+// place is what is committed beside an offset: what a restart cannot find out otherwise.
+func place(promised, position int64) string {
+	return fmt.Sprintf("v1 promised=%d position=%d", promised, position)
+}
+
+func parsePlace(s string) (promised, position int64) {
+	if _, err := fmt.Sscanf(s, "v1 promised=%d position=%d", &promised, &position); err != nil {
+		return 0, 0 // nothing there: the watermark starts with the first event
+	}
+	return promised, position
+}
+
+// step gathers for one commit interval, then commits one transaction of what the merge gives.
+func (r *session) step(ctx context.Context) error {
+	if err := r.gather(ctx); err != nil {
+		return err
+	}
+	now := r.now()
+	source, it, ok := r.merge.take()
+	if !ok && !r.punctuationDue(now) {
+		return nil
+	}
+	return r.transaction(ctx, now, source, it)
+}
+
+// gather polls until there is a transaction's worth that the merge can give, or the interval is over. It
+// polls at least once: what is buffered may have to wait for a partition that is not.
+func (r *session) gather(ctx context.Context) error {
+	interval := r.cfg.Merge.CommitInterval
+	if r.enough() {
+		interval = time.Millisecond // a look at what is there already
+	}
+	wait, cancel := context.WithTimeout(ctx, interval)
+	defer cancel()
+	for first := true; first || !r.enough(); first = false {
+		started := r.now()
+		b, err := r.tx.Poll(wait)
+		if err != nil {
+			return err
+		}
+		if r.failed != nil {
+			return r.failed
+		}
+		now := r.now()
+		r.merge.waiting(now.Sub(started))
+		if b.Len() == 0 {
+			break
+		}
+		for _, p := range b.Partitions {
+			r.read(p, now)
+		}
+		r.balance()
+	}
+	r.balance()
+	r.metrics.buffered.Set(float64(r.merge.buffered))
+	return nil
+}
+
+// enough says whether a full transaction is at hand.
+func (r *session) enough() bool {
+	return r.merge.buffered >= r.cfg.Merge.TransactionEvents && !r.merge.blocked()
+}
+
+// read checks the records of one partition and gives them to the merger.
+func (r *session) read(p stream.PartitionBatch, now time.Time) {
+	s := r.merge.sources[stream.TopicPartition{Topic: p.Topic, Partition: p.Partition}]
+	if s == nil {
+		return // cannot happen: OnAssigned runs first
+	}
+	latest := now.Add(r.cfg.AllowedSkew)
+	items := make([]item, len(p.Records))
+	for i, rec := range p.Records {
+		e, problem := r.decoder.raw(rec.Topic, rec.Value)
+		if problem == nil && r.cfg.Clock == ClockWall {
+			before := e.timeMS
+			if e, problem = limitFuture(e, latest); problem == nil && e.timeMS != before {
+				r.metrics.clamped.Inc()
+			}
+		}
+		items[i] = item{event: e, problem: problem, offset: rec.Offset}
+		if problem != nil {
+			items[i].record = rec
+		}
+	}
+	r.merge.add(s, items, p.Records[len(p.Records)-1].Offset+1, p.HighWatermark)
+}
+
+// balance pauses partitions that are far ahead of the merge and resumes those that no longer are.
+func (r *session) balance() {
+	n := 0
+	for tp, s := range r.merge.sources {
+		switch {
+		case !s.paused && s.len() >= r.cfg.Merge.BufferEvents:
+			r.tx.Pause(tp.Topic, tp.Partition)
+			s.paused = true
+		case s.paused && s.len() < r.cfg.Merge.BufferEvents/2:
+			r.tx.Resume(tp.Topic, tp.Partition)
+			s.paused = false
+		}
+		if s.paused {
+			n++
+		}
+	}
+	r.metrics.paused.Set(float64(n))
+}
+
+func (r *session) punctuationDue(now time.Time) bool {
+	return r.merge.low() > r.sentLow && now.Sub(r.sentAt) >= r.cfg.Merge.PunctuateEvery
+}
+
+// counts of one transaction, added to the metrics when it commits.
+type counts struct {
+	read    map[string]int
+	kinds   [3]int
+	dropped map[schemas.DeadLetterReason]int
+}
+
+// transaction routes what the merge gives, beginning with an item already taken, if there is one.
+func (r *session) transaction(ctx context.Context, now time.Time, from *source, it *item) error {
+	if err := r.tx.Begin(); err != nil {
+		return err
+	}
+	c := counts{read: map[string]int{}, dropped: map[schemas.DeadLetterReason]int{}}
+	promise := false
+	for n := 0; it != nil; n++ {
+		c.read[from.at.Topic]++
+		switch {
+		case it.problem != nil:
+			c.dropped[it.problem.reason]++
+			r.tx.Produce(deadLetter(from.at, it))
+		default:
+			c.kinds[it.kind]++
+			promise = promise || it.kind == watermark
+			if it.kind != watermark {
+				r.tx.Produce(r.routed(it))
+			}
+		}
+		if it = nil; n+1 < r.cfg.Merge.TransactionEvents {
+			from, it, _ = r.merge.take()
+		}
+	}
+	low := r.merge.low()
+	punctuate := low > r.sentLow && (promise || r.punctuationDue(now))
+	if punctuate {
+		if err := r.punctuate(low); err != nil {
+			return err
+		}
+	}
+	ok, err := r.commit(ctx)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		r.metrics.transactions.WithLabelValues("aborted").Inc()
+		// The client is back at the last commit; what we hold was read after it.
+		return errAborted
+	}
+	if punctuate {
+		r.sentLow, r.sentAt = low, now
+		r.metrics.punctuations.Inc()
+		r.metrics.lowWatermark.Set(float64(low) / 1000)
+	}
+	r.count(c)
+	return nil
+}
+
+// errAborted makes the session start over: its merge state belongs to the aborted transaction.
+var errAborted = errors.New("transaction aborted (a rebalance, or Kafka refused it)")
+
+func (r *session) count(c counts) {
+	r.metrics.transactions.WithLabelValues("committed").Inc()
+	for topic, n := range c.read {
+		r.metrics.read.WithLabelValues(topic).Add(float64(n))
+	}
+	for k, n := range c.kinds {
+		r.metrics.routed.WithLabelValues(kind(k).String()).Add(float64(n))
+	}
+	for reason, n := range c.dropped {
+		r.metrics.dropped.WithLabelValues(string(reason)).Add(float64(n))
+	}
+}
+
+func (r *session) commit(ctx context.Context) (bool, error) {
+	upTo := make(map[stream.TopicPartition]int64, len(r.merge.sources))
+	for tp, s := range r.merge.sources {
+		upTo[tp] = s.position
+	}
+	ok, err := r.tx.CommitUpTo(ctx, upTo, func(topic string, p int32) (string, bool) {
+		s := r.merge.sources[stream.TopicPartition{Topic: topic, Partition: p}]
+		if s == nil || !s.dirty {
+			return "", false
+		}
+		return place(s.promised, r.merge.position), true
+	})
+	if ok {
+		for _, s := range r.merge.sources {
+			s.dirty = false
+		}
+	}
+	return ok, err
+}
+
+func (r *session) routed(it *item) *stream.Record {
+	if len(r.slab) == 0 {
+		r.slab = make([]stream.Record, 1024)
+	}
+	rec := &r.slab[0]
+	r.slab = r.slab[1:]
+	rec.Topic, rec.Key, rec.Value, rec.Timestamp = it.kind.topic(), it.id, it.value, time.UnixMilli(it.timeMS)
+	return rec
+}
+
+func (r *session) punctuate(low int64) error {
+	value, err := proto.Marshal(&eventpb.Punctuation{Source: r.instance, LowWatermarkMs: low})
+	if err != nil {
+		return fmt.Errorf("encode punctuation: %w", err)
+	}
+	for topic, n := range r.partitions {
+		for p := range n {
+			r.tx.Produce(&stream.Record{
+				Topic: topic, Partition: p, Value: value, Timestamp: time.UnixMilli(low),
+				Headers: []stream.RecordHeader{{Key: schemas.HeaderPunctuation}},
+			})
+		}
+	}
+	return nil
+}
+
+func deadLetter(at stream.TopicPartition, it *item) *stream.Record {
+	rec := it.record
+	d := &eventpb.DeadLetter{
+		Reason: string(it.problem.reason), Detail: it.problem.detail,
+		Topic: at.Topic, Partition: at.Partition, Offset: rec.Offset,
+		Key: rec.Key, Value: rec.Value[:min(len(rec.Value), maxDeadBytes-(64<<10))],
+	}
+	value, err := proto.Marshal(d)
+	if err != nil { // a detail that is not UTF-8, quoted from the event
+		d.Detail = fmt.Sprintf("%q", d.Detail)
+		value, _ = proto.Marshal(d)
+	}
+	key := rec.Key
+	if key == nil {
+		key = []byte{} // keyed, though by nothing: the source has no key either
+	}
+	return &stream.Record{Topic: schemas.TopicDeadLetters, Key: key, Value: value, Timestamp: rec.Timestamp}
+}
