@@ -107,7 +107,7 @@ func departments(cat *catalogue.Catalogue) []string {
 }
 
 // referenceSize is how many creatives the utility is standardised over.
-const referenceSize = 600
+const referenceSize = 400
 
 type reference struct {
 	product *catalogue.Product
@@ -115,7 +115,7 @@ type reference struct {
 }
 
 // references is the sample of a catalogue. It does not depend on the world's seed, so that worlds over
-// one catalogue share it: drawing it takes about a second.
+// one catalogue share it: drawing it takes about half a second.
 var references sync.Map // *catalogue.Catalogue -> func() []reference
 
 func referenceOf(cat *catalogue.Catalogue) []reference {

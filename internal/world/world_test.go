@@ -38,21 +38,22 @@ func (m *mean) add(v float64) { m.s, m.n = m.s+v, m.n+1 }
 func (m *mean) v() float64    { return m.s / m.n }
 
 func TestTrueCTRMomentsOverSeeds(t *testing.T) {
+	const perProduct = 16
 	cat := catalogue.Embedded()
-	sample := drawUntrained(New(DefaultConfig(0), cat), 24, 44)
+	sample := drawUntrained(New(DefaultConfig(0), cat), perProduct, 30)
 	for seed := uint64(1); seed <= 6; seed++ {
 		w := New(DefaultConfig(seed), cat)
 		var all, match, other, bait mean
 		var within float64
-		for i := 0; i < len(sample); i += 24 {
+		for i := 0; i < len(sample); i += perProduct {
 			var product, sq mean
-			for _, c := range sample[i : i+24] {
+			for _, c := range sample[i : i+perProduct] {
 				v := w.ctr(c.p, &c.l)
 				product.add(v)
 				sq.add(v * v)
 			}
-			within += math.Sqrt(sq.v()-product.v()*product.v()) / product.v() / float64(len(sample)/24)
-			for _, c := range sample[i : i+24] {
+			within += math.Sqrt(sq.v()-product.v()*product.v()) / product.v() / float64(len(sample)/perProduct)
+			for _, c := range sample[i : i+perProduct] {
 				rel := w.ctr(c.p, &c.l) / product.v()
 				all.add(w.ctr(c.p, &c.l))
 				switch {
@@ -114,7 +115,7 @@ func TestWorldsAreDrawnFromTheirSeed(t *testing.T) {
 func TestCTRHardlyDependsOnSize(t *testing.T) {
 	w := New(DefaultConfig(1), catalogue.Embedded())
 	r := rand.New(rand.NewPCG(5, 5))
-	for range 30 {
+	for range 15 {
 		p := w.cat.Products()[r.IntN(176)]
 		d, seed := Untrained(p, r), r.Uint64()
 		a, b := w.CTROf(p, d, seed, 128), w.CTROf(p, d, seed, 256)
@@ -127,12 +128,12 @@ func TestCTRHardlyDependsOnSize(t *testing.T) {
 func TestBest(t *testing.T) {
 	w := New(DefaultConfig(4), catalogue.Embedded())
 	r := rand.New(rand.NewPCG(6, 6))
-	for _, p := range w.cat.Products()[:3] {
+	for _, p := range w.cat.Products()[:2] {
 		best, d := w.Best(p, 120)
 		if got := w.CTROf(p, d, 0, 128); got != best {
 			t.Errorf("Best says %.5f of %v, TrueCTR %.5f", best, d, got)
 		}
-		for range 60 {
+		for range 40 {
 			if c := w.CTROf(p, Untrained(p, r), 0, 64); c > best*1.02 {
 				t.Errorf("%s: a random creative has %.4f, the best %.4f", p.ID, c, best)
 			}
