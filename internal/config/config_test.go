@@ -144,11 +144,15 @@ brokers[0].address: must not be empty`},
 
 func TestSecretsAreNotShown(t *testing.T) {
 	c := defaults()
-	c.Brokers = []broker{{Address: "a:1", Password: "s3cret"}}
+	c.Brokers = []broker{{Address: "clickhouse://user:s3cret@a:1/db", Password: "s3cret"}}
 	shown, err := Show(c)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if !strings.Contains(string(shown), "clickhouse://user:[set]@a:1/db") {
+		t.Errorf("the address is not shown without its password:\n%s", shown)
+	}
+	c.Brokers[0].Address = ""
 	all := string(shown) + fmt.Sprintf("%v %+v %#v %s", c, c, c, c.Brokers[0].Password)
 	if strings.Contains(all, "s3cret") || !strings.Contains(string(shown), "password: '[set]'") {
 		t.Errorf("shown:\n%s", all)

@@ -47,7 +47,7 @@ func (d *docs) section(v reflect.Value, prefix string) error {
 	var sections []inner
 	var rows []string
 	for _, f := range fieldsOf(v.Type()) {
-		doc, err := d.comment(f)
+		doc, err := d.comment(f.owner, f.name)
 		if err != nil {
 			return err
 		}
@@ -56,6 +56,11 @@ func (d *docs) section(v reflect.Value, prefix string) error {
 			value = value.Elem()
 		}
 		if value.Kind() == reflect.Struct && !decodesItself(value.Type()) {
+			if doc == "" {
+				if doc, err = d.comment(value.Type(), typeComment); err != nil {
+					return err
+				}
+			}
 			sections = append(sections, inner{join(prefix, f.key), doc, value})
 			continue
 		}
@@ -154,16 +159,19 @@ func typeText(t reflect.Type) string {
 }
 
 // comment returns the doc comment of a field, read from the source of the struct that declares it.
-func (d *docs) comment(f field) (string, error) {
-	if d.comments[f.owner] == nil {
-		comments, err := d.structComments(f.owner)
+func (d *docs) comment(owner reflect.Type, name string) (string, error) {
+	if d.comments[owner] == nil {
+		comments, err := d.structComments(owner)
 		if err != nil {
 			return "", err
 		}
-		d.comments[f.owner] = comments
+		d.comments[owner] = comments
 	}
-	return d.comments[f.owner][f.name], nil
+	return d.comments[owner][name], nil
 }
+
+// typeComment is the key of a struct's own doc comment among those of its fields.
+const typeComment = ""
 
 // structComments returns the doc comments of a struct's fields, by field name. Structs of other modules have none.
 func (d *docs) structComments(t reflect.Type) (map[string]string, error) {
@@ -189,21 +197,32 @@ func (d *docs) structComments(t reflect.Type) (map[string]string, error) {
 			return nil, err
 		}
 		ast.Inspect(file, func(n ast.Node) bool {
-			spec, ok := n.(*ast.TypeSpec)
-			if !ok || spec.Name.Name != t.Name() {
-				return true
+			if decl, ok := n.(*ast.GenDecl); ok && decl.Tok == token.TYPE {
+				for _, spec := range decl.Specs {
+					collect(decl, spec.(*ast.TypeSpec), t.Name(), comments)
+				}
 			}
-			if body, ok := spec.Type.(*ast.StructType); ok {
-				fieldComments(body, comments)
-			}
-			return false
+			return true
 		})
 	}
 	return comments, nil
 }
 
-// fieldComments collects the comments of a struct's fields. Fields without one of their own share the comment
-// above their group: consecutive lines mean one thing ("MinBackoff ..., it doubles up to MaxBackoff").
+// collect takes the comments of a type declaration if it is the named one and a struct.
+func collect(decl *ast.GenDecl, spec *ast.TypeSpec, name string, into map[string]string) {
+	body, ok := spec.Type.(*ast.StructType)
+	if !ok || spec.Name.Name != name {
+		return
+	}
+	into[typeComment] = spec.Doc.Text()
+	if into[typeComment] == "" {
+		into[typeComment] = decl.Doc.Text()
+	}
+	fieldComments(body, into)
+}
+
+// fieldComments collects the comments of a struct's fields. A field without one of its own takes that of the field
+// above if it names both ("MinBackoff ..., it doubles up to MaxBackoff").
 func fieldComments(body *ast.StructType, into map[string]string) {
 	previous := ""
 	for _, f := range body.Fields.List {
@@ -211,17 +230,16 @@ func fieldComments(body *ast.StructType, into map[string]string) {
 		if text == "" {
 			text = f.Comment.Text()
 		}
-		if text == "" {
-			text = previous
-		}
-		previous = text
 		for _, name := range f.Names {
-			into[name.Name] = text
-		}
-		if len(f.Names) == 0 {
-			if name, ok := f.Type.(*ast.Ident); ok {
+			switch {
+			case text != "":
 				into[name.Name] = text
+			case strings.Contains(previous, name.Name):
+				into[name.Name] = previous
 			}
+		}
+		if text != "" {
+			previous = text
 		}
 	}
 }

@@ -19,11 +19,11 @@ import (
 // Problem is one thing that is wrong with a configuration.
 type Problem struct {
 	// Line in the file, or 0 for a problem of the values as a whole.
-	Line int
+	Line int `json:"line,omitempty"`
 	// Path of the key, such as joiner.window.length.
-	Path string
+	Path string `json:"path"`
 	// Message says what is wrong and what would be right.
-	Message string
+	Message string `json:"message"`
 }
 
 // String is the problem on one line.

@@ -35,6 +35,7 @@ type Config struct {
 
 // TLS of the connection to the brokers.
 type TLS struct {
+	// Enabled encrypts the connection; brokers listen on another port for it.
 	Enabled bool `yaml:"enabled"`
 	// CAFile holds the roots to trust, PEM; empty: those of the system.
 	CAFile string `yaml:"ca_file"`
@@ -49,7 +50,8 @@ type TLS struct {
 type SASL struct {
 	// Mechanism is "SCRAM-SHA-256" or "SCRAM-SHA-512"; empty: no authentication.
 	Mechanism string `yaml:"mechanism"`
-	User      string `yaml:"user"`
+	// User to log in as; required with a mechanism.
+	User string `yaml:"user"`
 	// PasswordFile holds the password on its first line. It is read again at each connection, so that
 	// a rotated password needs no restart.
 	PasswordFile string `yaml:"password_file"`

@@ -1,0 +1,92 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/docs"
+	"ctrloop/internal/config"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestDefaultsAreValid(t *testing.T) {
+	if _, err := config.Load("", app.Default()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestExampleConfigurations loads what deploy ships with the product's own parser.
+func TestExampleConfigurations(t *testing.T) {
+	files, err := filepath.Glob("../../deploy/config/*.yaml")
+	if err != nil || len(files) < 3 {
+		t.Fatalf("%d files, %v", len(files), err)
+	}
+	for name, value := range map[string]string{
+		"KAFKA_BROKER_1": "kafka-1.example:9093", "KAFKA_BROKER_2": "kafka-2.example:9093", "KAFKA_BROKER_3": "kafka-3.example:9093",
+		"CLICKHOUSE_DSN":           "clickhouse://ctrloop:s3cret@clickhouse.example:9440/ctrloop?secure=true",
+		"CLICKHOUSE_READ_ONLY_DSN": "clickhouse://reader:s3cret@clickhouse.example:9440/ctrloop?secure=true",
+	} {
+		t.Setenv(name, value)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			code, stdout, stderr := cli(t, "config", "check", file)
+			if code != exitOK || !strings.Contains(stdout, "ok") {
+				t.Errorf("exit %d: %s", code, stderr)
+			}
+			code, stdout, stderr = cli(t, "config", "show", file)
+			if code != exitOK || strings.Contains(stdout, "s3cret") {
+				t.Errorf("exit %d, a secret is shown, or: %s\n%s", code, stderr, stdout)
+			}
+		})
+	}
+	tree, err := config.Load("../../deploy/config/production.yaml", app.Default())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := tree.Kafka.Brokers; len(got) != 3 || got[2] != "kafka-3.example:9093" || !tree.Kafka.TLS.Enabled || len(tree.Models.Servers) != 2 {
+		t.Errorf("production: %+v", tree.Kafka)
+	}
+}
+
+func TestConfigCheckListsProblems(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "c.yaml")
+	if err := os.WriteFile(file, []byte("kafka:\n  partition: 3\njoiner:\n  window: 30\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, _, stderr := cli(t, "config", "check", file)
+	want := "ctrloop: " + file + `: 2 problems
+  line 2: kafka.partition: unknown key; did you mean "partitions"?
+  line 4: joiner.window: "30" is not a duration; write a number with a unit: 500ms, 30s, 15m, 12h, 7d
+  do: ctrloop config docs lists every key with its default
+`
+	if diff := cmp.Diff(want, stderr); diff != "" || code != exitUsage {
+		t.Errorf("exit %d, stderr (-want +got):\n%s", code, diff)
+	}
+	code, stdout, _ := cli(t, "config", "check", file, "--json")
+	var result configCheck
+	if err := json.Unmarshal([]byte(stdout), &result); err != nil || code != exitUsage || result.OK || len(result.Problems) != 2 || result.Problems[0].Line != 2 {
+		t.Errorf("exit %d, %v: %s", code, err, stdout)
+	}
+}
+
+// TestConfigReferenceIsCurrent fails where a field, a default or a comment has changed since `make docs`.
+func TestConfigReferenceIsCurrent(t *testing.T) {
+	page, err := config.Docs("../..", "ctrloop", app.Default())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(docs.Config, string(page)); diff != "" {
+		t.Errorf("docs/reference/config.md is old: run `make docs` (-committed +current):\n%s", diff)
+	}
+	for line := range strings.Lines(string(page)) {
+		if strings.HasPrefix(line, "| `") && strings.HasSuffix(strings.TrimSpace(line), "|  |") {
+			t.Errorf("a key without a doc comment: %s", strings.TrimSpace(line))
+		}
+	}
+}
