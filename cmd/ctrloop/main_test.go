@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"ctrloop/cmd/ctrloop/app"
 	"ctrloop/internal/warehouse"
 
 	"github.com/google/go-cmp/cmp"
@@ -132,7 +133,7 @@ func fakeInstance(t *testing.T, readyz, overview string) (dir string) {
 	if strings.Contains(readyz, `"ready":false`) {
 		code = http.StatusServiceUnavailable
 	}
-	i := instance{
+	i := app.Addresses{
 		Admin: serve("/readyz", readyz, code), API: "http://" + serve("/api/overview", overview, http.StatusOK),
 		ClickHouse: "clickhouse://app:s3cret@127.0.0.1:1/ctrloop",
 	}

@@ -12,6 +12,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"ctrloop/cmd/ctrloop/app"
 	"ctrloop/internal/telemetry"
 )
 
@@ -44,7 +45,7 @@ func (c *StatusCmd) Run(ctx context.Context, out *output) error {
 	if err != nil {
 		return withHint(err, "start one with `ctrloop up --dir "+c.Dir+"`, or name its folder with --dir")
 	}
-	status := instanceStatus{Dir: c.Dir, Addresses: found.addresses()}
+	status := instanceStatus{Dir: c.Dir, Addresses: shown(found)}
 	if err := getJSON(ctx, found.Admin, "/readyz", &status); err != nil {
 		return withHint(fmt.Errorf("the instance on %s does not answer (it may have been killed): %w", c.Dir, err),
 			"start it again with `ctrloop up --dir "+c.Dir+"`")
@@ -60,8 +61,8 @@ func (c *StatusCmd) Run(ctx context.Context, out *output) error {
 	return status.print(out.stdout)
 }
 
-// addresses lists what is set; the warehouse's DSN holds a password and stays out.
-func (i instance) addresses() map[string]string {
+// shown lists the addresses that are set; the warehouse's DSN holds a password and stays out.
+func shown(i app.Addresses) map[string]string {
 	all := map[string]string{"api": i.API, "edge": i.Edge, "admin": i.Admin, "kafka": i.Kafka}
 	maps.DeleteFunc(all, func(_, address string) bool { return address == "" })
 	return all
