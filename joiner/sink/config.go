@@ -34,7 +34,7 @@ type Config struct {
 func Default() Config {
 	return Config{
 		Kafka: stream.Default(), Group: "ctrloop-sink", InstanceID: "ctrloop-sink-0",
-		MaxRows: 50_000, MaxBufferedRows: 200_000, // 60 MB
+		MaxRows: 100_000, MaxBufferedRows: 300_000, // 90 MB
 		FlushInterval: time.Second, Inserts: 2, InsertTimeout: time.Minute,
 	}
 }
