@@ -52,7 +52,7 @@ func (l *ledgers) publish(s *shard) {
 			p.Paused = append(p.Paused, inputTopic[in])
 		}
 	}
-	if err := s.w.Check(); err != nil {
+	if err := p.Ledger.Check(); err != nil {
 		p.Problem = err.Error()
 	}
 	l.mu.Lock()

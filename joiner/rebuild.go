@@ -98,9 +98,35 @@ func (m metadata) matches(cfg Config) error {
 	return nil
 }
 
+// checkUnlabelled refuses a partition that has labels but no committed offsets: the broker forgets the offsets of
+// a group that was away for long (offsets.retention.minutes, 7 days by default), and starting over would make
+// every label a second time.
+func checkUnlabelled(ctx context.Context, cfg Config, partition int32) error {
+	tp := stream.TopicPartition{Topic: schemas.TopicLabels, Partition: partition}
+	start, err := stream.StartOffsets(ctx, cfg.Kafka, tp.Topic)
+	if err != nil {
+		return err
+	}
+	end, err := stream.EndOffsets(ctx, cfg.Kafka, tp.Topic)
+	if err != nil {
+		return err
+	}
+	// Offsets alone do not tell: what a crash before the first commit left is aborted and invisible.
+	err = stream.ReadRange(ctx, cfg.Kafka, tp.Topic, partition, start[tp], end[tp], func(r *stream.Record) error {
+		return refuse("%s holds labels (one at offset %d), but group %s has no committed offsets: they have expired (offsets.retention.minutes), or the group was renamed: set joiner.group back to the old name, or %s", tp, r.Offset, cfg.Group, freshStart)
+	})
+	if err != nil {
+		return fmt.Errorf("look for labels of partition %d: %w", partition, err)
+	}
+	return nil
+}
+
 // rebuild makes the shard of one partition by replaying its inputs. step is called once per record.
 func rebuild(ctx context.Context, cfg Config, seed uint64, partition int32, p plan, step func() error) (*shard, error) {
 	if p.fresh {
+		if err := checkUnlabelled(ctx, cfg, partition); err != nil {
+			return nil, err
+		}
 		return newShard(partition, window.New(cfg.window(seed)), p.next, 0), nil
 	}
 	w := window.Restore(cfg.window(seed), p.meta.Snapshot)

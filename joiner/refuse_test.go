@@ -117,6 +117,12 @@ func TestRefusesShortRetention(t *testing.T) {
 	wantWords(t, refusal(t, cfg), "imp.v1/0 starts at offset", "retention", "raise retention.ms")
 }
 
+func TestRefusesForgottenOffsets(t *testing.T) {
+	_, cfg, _ := joined(t)
+	cfg.Group = "another-group" // as good as expired offsets
+	wantWords(t, refusal(t, cfg), "labels.v1/", "no committed offsets", "offsets.retention.minutes", "set joiner.group back")
+}
+
 func TestRefusesDifferentPartitionCounts(t *testing.T) {
 	b := streamtest.StartTopics(t, 2, schemas.Topic{Name: schemas.TopicImpressions}, schemas.Topic{Name: schemas.TopicLabels}, schemas.Topic{Name: schemas.TopicClicks, Partitions: 3})
 	wantWords(t, refusal(t, testConfig(b)), "imp.v1 has 2 partitions, clk.v1 3, labels.v1 2")

@@ -272,7 +272,9 @@ func (se *session) aborted(ctx context.Context) error {
 		return fmt.Errorf("after an abort: %w", err)
 	}
 	for _, sh := range se.shards {
-		sh.rollback()
+		if err := sh.rollback(); err != nil {
+			return err
+		}
 		for in, topic := range inputTopic {
 			tp := stream.TopicPartition{Topic: topic, Partition: sh.partition}
 			if c, ok := at[tp]; ok && c.Offset != sh.committed[in] {

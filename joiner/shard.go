@@ -29,6 +29,7 @@ type shard struct {
 	partition int32
 	w         *window.Window
 	sequence  int64    // of the last committed transaction
+	hash      uint64   // of the state at the last commit
 	committed [2]int64 // first offset not consumed, at the last commit
 	next      [2]int64 // the same in the running transaction
 	first     [2]int64 // the first event time of each input since assignment, for the lead over a silent one
@@ -55,7 +56,7 @@ var errState = errors.New("join state and consumed offsets have come apart")
 
 func newShard(partition int32, w *window.Window, next [2]int64, sequence int64) *shard {
 	return &shard{
-		partition: partition, w: w, committed: next, next: next, sequence: sequence,
+		partition: partition, w: w, committed: next, next: next, sequence: sequence, hash: w.Hash(),
 		first: [2]int64{window.None, window.None},
 		stats: counts{lates: map[schemas.LateReason]int{}, dead: map[schemas.DeadLetterReason]int{}},
 	}
@@ -202,14 +203,19 @@ func (s *shard) commit() {
 	}
 	s.committed = s.next
 	s.w.Commit()
+	s.hash = s.w.Hash()
 	s.reset()
 }
 
-// rollback follows an aborted one.
-func (s *shard) rollback() {
+// rollback follows an aborted one. It fails when the state is not what it was at the last commit.
+func (s *shard) rollback() error {
 	s.next = s.committed
 	s.w.Rollback()
 	s.reset()
+	if h := s.w.Hash(); h != s.hash {
+		return fmt.Errorf("partition %d: hash %016x after an abort, %016x at the last commit: %w", s.partition, h, s.hash, errState)
+	}
+	return nil
 }
 
 func (s *shard) reset() {

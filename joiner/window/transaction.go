@@ -1,8 +1,10 @@
 package window
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -12,6 +14,7 @@ type transaction struct {
 	watermark int64
 	max       [2]int64
 	ledger    Ledger
+	hash      uint64
 
 	touched []*bucket // each with its mark
 	dropped []*bucket // closed; kept until Commit, because labels still point into their arenas
@@ -37,7 +40,7 @@ type savedClick struct {
 func (w *Window) begin() {
 	tx := &w.tx
 	tx.epoch++
-	tx.watermark, tx.max, tx.ledger = w.watermark, w.max, w.ledger
+	tx.watermark, tx.max, tx.ledger, tx.hash = w.watermark, w.max, w.ledger, w.hash
 	clear(tx.touched)
 	clear(tx.dropped)
 	clear(tx.imps)
@@ -106,13 +109,11 @@ func (w *Window) Rollback() {
 	for _, s := range slices.Backward(tx.clicks) {
 		s.b.clicks[s.i] = s.old
 	}
-	w.order = w.order[:0]
-	for n := range w.buckets {
-		w.order = append(w.order, n)
-	}
-	slices.Sort(w.order)
+	clear(w.order)
+	w.order = slices.AppendSeq(w.order[:0], maps.Values(w.buckets))
+	slices.SortFunc(w.order, func(a, b *bucket) int { return cmp.Compare(a.number, b.number) })
 	w.last = nil
-	w.watermark, w.max, w.ledger = tx.watermark, tx.max, tx.ledger
+	w.watermark, w.max, w.ledger, w.hash = tx.watermark, tx.max, tx.ledger, tx.hash
 	w.ResetOutput()
 	w.begin()
 }
@@ -154,7 +155,7 @@ type Snapshot struct {
 // Snapshot describes the state, given the first offset of each input that was not consumed.
 func (w *Window) Snapshot(next [2]int64) Snapshot {
 	s := Snapshot{WatermarkMS: w.watermark, MaxTimeMS: w.max, NextOffset: next, RewindOffset: next, Ledger: w.ledger, Hash: w.Hash()}
-	for _, b := range w.buckets {
+	for _, b := range w.order {
 		if b.firstImp >= 0 {
 			s.RewindOffset[Impressions] = min(s.RewindOffset[Impressions], b.firstImp)
 		}

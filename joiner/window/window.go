@@ -89,13 +89,14 @@ type Late struct {
 type Window struct {
 	cfg     Config
 	buckets map[int64]*bucket
-	order   []int64 // keys of buckets, ascending
-	last    *bucket // touched last: most events fall where the one before fell
+	order   []*bucket // ascending by number
+	last    *bucket   // touched last: most events fall where the one before fell
 	free    []*bucket
 
 	watermark int64
 	max       [2]int64 // by Input
 	ledger    Ledger
+	hash      uint64 // sum of the buckets' hashes
 	replaying bool
 
 	// Labels and Lates are what came out since ResetOutput, in order. The caller may read them, not keep them.
@@ -127,7 +128,7 @@ func (w *Window) Ledger() Ledger { return w.ledger }
 // Known is how many impressions are in memory, labelled ones included.
 func (w *Window) Known() int {
 	n := 0
-	for _, b := range w.buckets {
+	for _, b := range w.order {
 		n += len(b.imps)
 	}
 	return n
@@ -193,7 +194,7 @@ func (w *Window) insert(b *bucket, raw []byte, h, hi, lo uint64, offset int64) {
 	b.byImp.put(h, len(b.imps))
 	b.imps = append(b.imps, impression{hi: hi, lo: lo, off: uint32(len(b.arena)), size: uint32(len(raw))})
 	b.arena = append(b.arena, raw...)
-	b.hash += mix(hi ^ mix(lo^mix(uint64(offset))))
+	w.rehash(b, mix(hi^mix(lo^mix(uint64(offset)))))
 	b.open++
 	w.ledger.Open++
 }
@@ -257,7 +258,7 @@ func (w *Window) wait(b *bucket, raw []byte, h, hi, lo uint64, timeMS, offset in
 		b.clicks[c.tail-1].next = uint32(i + 1)
 		c.tail = uint32(i + 1)
 	}
-	b.hash += hashPending(&b.clicks[i])
+	w.rehash(b, hashPending(&b.clicks[i]))
 	b.waiting++
 	w.ledger.Pending++
 }
@@ -276,7 +277,7 @@ func (w *Window) settle(b *bucket, h uint64, i int, t int64) {
 		w.saveClick(b, n)
 		c := &b.clicks[n]
 		c.settled = true
-		b.hash -= hashPending(c)
+		w.rehash(b, -hashPending(c))
 		b.waiting--
 		w.ledger.Pending--
 		w.join(b, i, t, c.timeMS, c.offset, b.rawClick(c), false)
@@ -291,7 +292,7 @@ func (w *Window) settle(b *bucket, h uint64, i int, t int64) {
 func (w *Window) join(b *bucket, i int, t, timeMS, offset int64, raw []byte, copyRaw bool) {
 	w.saveImpression(b, i)
 	r := &b.imps[i]
-	b.hash -= b.hashClicks(i)
+	before := b.hashClicks(i)
 	delay := max(timeMS-t, 0)
 	if delay <= w.cfg.WindowMS {
 		r.clicks++
@@ -316,7 +317,7 @@ func (w *Window) join(b *bucket, i int, t, timeMS, offset int64, raw []byte, cop
 			w.late(schemas.LateClick, idOf(r.hi, r.lo), timeMS, Clicks, offset, raw)
 		}
 	}
-	b.hash += b.hashClicks(i)
+	w.rehash(b, b.hashClicks(i)-before)
 }
 
 // joined counts a click inside the window, which has been applied, and labels its impression if it is the first.
@@ -332,6 +333,12 @@ func (w *Window) joined(b *bucket, i int, delay int64) {
 		ID: idOf(r.hi, r.lo), Raw: b.raw(i), Kind: eventpb.LabelKind_LABEL_KIND_POSITIVE, Clicked: true,
 		DelayMS: delay, Clicks: 1, WatermarkMS: w.watermark, Version: 1,
 	})
+}
+
+// rehash adds to the hash of a bucket, and so of the state; all arithmetic wraps.
+func (w *Window) rehash(b *bucket, delta uint64) {
+	b.hash += delta
+	w.hash += delta
 }
 
 // hashClicks is the part of impression i in the bucket's hash that clicks change.
@@ -369,13 +376,11 @@ func (w *Window) Advance() {
 	}
 	w.watermark = low
 	n := 0
-	for n < len(w.order) && w.closed(w.order[n]) {
-		w.close(w.buckets[w.order[n]])
+	for n < len(w.order) && w.closed(w.order[n].number) {
+		w.close(w.order[n])
 		n++
 	}
-	if n > 0 {
-		w.order = append(w.order[:0], w.order[n:]...)
-	}
+	w.order = slices.Delete(w.order, 0, n)
 	if invariant.Enabled {
 		invariant.NoError("ledger after Advance", w.Check())
 	}
@@ -407,6 +412,7 @@ func (w *Window) close(b *bucket) {
 	}
 	w.ledger.Open -= uint64(b.open)
 	w.ledger.Pending -= uint64(b.waiting)
+	w.hash -= b.hash
 	delete(w.buckets, b.number)
 	if w.last == b {
 		w.last = nil
@@ -432,8 +438,8 @@ func (w *Window) at(number int64) *bucket {
 		}
 		b.reset(number)
 		w.buckets[number] = b
-		i := sort.Search(len(w.order), func(i int) bool { return w.order[i] >= number })
-		w.order = slices.Insert(w.order, i, number)
+		i := sort.Search(len(w.order), func(i int) bool { return w.order[i].number >= number })
+		w.order = slices.Insert(w.order, i, b)
 		w.touch(b)
 		b.mark.created = true
 	}
@@ -442,21 +448,23 @@ func (w *Window) at(number int64) *bucket {
 }
 
 // Hash is equal for equal states: watermark, both maximum times, open buckets with their impressions, clicks
-// and waiting clicks. It does not depend on the interleaving of the two inputs nor on the seed.
+// and waiting clicks. It does not depend on the interleaving of the two inputs nor on the seed. It is a sum
+// over what is in the state, so it is kept up to date at every change and costs nothing here.
 func (w *Window) Hash() uint64 {
-	h := mix(uint64(w.watermark) ^ mix(uint64(w.max[0])^mix(uint64(w.max[1])+1)))
-	for n, b := range w.buckets {
-		h += mix(b.hash ^ mix(uint64(n)))
-	}
-	return h
+	return w.hash + mix(uint64(w.watermark)^mix(uint64(w.max[0])^mix(uint64(w.max[1])+1)))
 }
 
 // Check holds the ledger's equations, and the ledger's view of the state against the state.
 func (w *Window) Check() error {
 	open, waiting := uint64(0), uint64(0)
-	for _, b := range w.buckets {
+	sum := uint64(0)
+	for _, b := range w.order {
 		open += uint64(b.open)
 		waiting += uint64(b.waiting)
+		sum += b.hash
+	}
+	if sum != w.hash || len(w.order) != len(w.buckets) {
+		return fmt.Errorf("window: hash %x and %d buckets in order, but the state has %x and %d", w.hash, len(w.order), sum, len(w.buckets))
 	}
 	if open != w.ledger.Open || waiting != w.ledger.Pending {
 		return fmt.Errorf("%w: %d open and %d pending, but the state holds %d and %d", ErrLedger, w.ledger.Open, w.ledger.Pending, open, waiting)
