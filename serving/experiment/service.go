@@ -218,7 +218,11 @@ func (s *Service) act(ctx context.Context, st *control.State, x control.Experime
 		return nil
 	case ramp.Step:
 		next := *v.Next
-		next.AtMS = s.d.EventNow().UnixMilli()
+		now := s.d.EventNow()
+		if last := x.Step.AtMS; now.UnixMilli() <= max(last, 0) { // else the next step would count the last one's impressions
+			return fmt.Errorf("step to share %g: the event clock says %v, which is not after the present step began (%v)", next.Share, now, time.UnixMilli(last).UTC())
+		}
+		next.AtMS = now.UnixMilli()
 		return s.append(ctx, control.ExperimentStepped, control.ExperimentEntity(x.ID), at, actor, v.Why, next)
 	}
 	return s.end(ctx, st, x, at, v.Decision(), actor, v.Why)

@@ -357,6 +357,21 @@ func TestAFailingSourceDecidesNothing(t *testing.T) {
 	}
 }
 
+// Without an event clock a step could not be told from the one before it.
+func TestNoStepWithoutAnEventClock(t *testing.T) {
+	r := newRig(t, 9, 0.2, 0.5)
+	for range 3 {
+		r.world.hour(r.log.st, 2000, 0.05, 0.05)
+	}
+	r.d.EventNow = func() time.Time { return time.Time{} }
+	if err := r.LookAll(t.Context()); err == nil || !strings.Contains(err.Error(), "event clock") {
+		t.Errorf("error %v", err)
+	}
+	if x := r.log.st.Experiments["e"]; len(x.History) != 1 {
+		t.Errorf("history %+v", x.History)
+	}
+}
+
 func TestRunLooksAtOnceAndStops(t *testing.T) {
 	r := newRig(t, 7, 0.5)
 	ctx, cancel := context.WithCancel(t.Context())
