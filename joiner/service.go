@@ -71,19 +71,13 @@ func New(cfg Config, log zerolog.Logger, reg prometheus.Registerer) (*Service, e
 // Run joins until ctx is done. It returns nil then, and otherwise an error that wraps ErrRefused or
 // stream.ErrBroker; whatever else fails is tried again from the last commit.
 func (s *Service) Run(ctx context.Context) error {
-	if err := stream.CheckBroker(ctx, s.cfg.Kafka); err != nil {
-		if ctx.Err() != nil {
-			return nil
-		}
-		return fmt.Errorf("joiner: %w", err)
-	}
 	backoff := s.backoff
 	for {
 		progress, err := s.session(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, ErrRefused):
+		case errors.Is(err, ErrRefused), errors.Is(err, stream.ErrBroker):
 			return fmt.Errorf("joiner: %w", err)
 		}
 		if progress {
@@ -114,6 +108,9 @@ type session struct {
 }
 
 func (s *Service) session(ctx context.Context) (progress bool, err error) {
+	if err := stream.CheckBroker(ctx, s.cfg.Kafka); err != nil {
+		return false, err
+	}
 	if err := checkTopics(ctx, s.cfg.Kafka); err != nil {
 		return false, err
 	}

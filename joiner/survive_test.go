@@ -41,7 +41,16 @@ func TestBrokerRestarts(t *testing.T) {
 		if k == parts-1 {
 			break
 		}
+		if k == 0 {
+			i.close(t)
+		}
 		broker.Close()
+		if k == 0 { // starts while there is no broker
+			i = start(t, cfg, nil)
+			for testutil.ToFloat64(i.metrics.sessions) == 0 {
+				time.Sleep(5 * time.Millisecond)
+			}
+		}
 		if broker, err = stream.StartEmbedded(stream.EmbeddedConfig{Dir: dir, Port: port}); err != nil {
 			t.Fatal(err)
 		}
