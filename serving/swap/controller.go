@@ -360,16 +360,16 @@ func (c *Controller) bring(ctx context.Context, m *control.ModelStatus, up []*ro
 
 // open checks a version's artifact; any error is final.
 func (c *Controller) open(m *control.ModelStatus) (*candidate, error) {
+	v := &candidate{ModelStatus: m, dir: c.store.Path(m.Artifact), model: m.Version}
+	if m.Artifact == c.base.Digest { // the servers' own, which nobody needs to fetch
+		v.model = c.cfg.ServedBase
+		return v, nil
+	}
 	if err := c.store.Verify(m.Artifact); err != nil {
 		return nil, fmt.Errorf("fetch: %w", err)
 	}
-	v := &candidate{ModelStatus: m, dir: c.store.Path(m.Artifact), model: m.Version}
 	if !isAdapter(v.dir) {
-		if m.Artifact != c.base.Digest {
-			return nil, fmt.Errorf("%w: it is a whole model (%.12s), and the servers run the base %.12s: start servers with it instead", ErrMisfit, m.Artifact, c.base.Digest)
-		}
-		v.model = c.cfg.ServedBase
-		return v, nil
+		return nil, fmt.Errorf("%w: it is a whole model (%.12s), and the servers run the base %.12s: start servers with it instead", ErrMisfit, m.Artifact, c.base.Digest)
 	}
 	if m.Base != c.base.Digest {
 		return nil, fmt.Errorf("%w: it is registered for the base %.12s, the servers run %.12s", ErrMisfit, m.Base, c.base.Digest)

@@ -837,7 +837,8 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--host", default="127.0.0.1")
     p.add_argument("--port", type=int, default=8000)
     p.add_argument("--served-model-name", help="default: the folder as given")
-    p.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPU threads of the model")
+    # One: on a machine that is busy with the stream, two threads that wait for each other took six times as long.
+    p.add_argument("--threads", type=int, default=1, help="CPU threads of the model")
     p.add_argument("--max-batch", type=int, default=256, help="answers generated together")
     p.add_argument("--max-lora-rank", type=int, default=256)
     a = p.parse_args(argv)
