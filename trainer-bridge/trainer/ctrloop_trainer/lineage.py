@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import json
 import platform
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,15 @@ def write_figures(folder: Path, spec: Spec, figures: dict[str, Any], hyper: dict
         "seed": spec.seed,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hyper": hyper,
+        "continued_from": _made_from(Path(spec.base)) if spec.base else None,
         "figures": figures,
         "versions": versions(),
     }
     write_json(folder / "figures.json", made)
+
+
+def _made_from(base: Path) -> dict[str, Any]:
+    """Digest of a parent, and what its own figures.json says made it: two runs are reproducible from one file."""
+    file = base / "figures.json"
+    told = json.loads(file.read_text()) if file.is_file() else {}
+    return {"digest": dir_digest(base), **{k: told.get(k) for k in ("command", "seed", "hyper", "continued_from")}}

@@ -98,10 +98,11 @@ class Hyper:
     """Of trunk pre-training; model is the discriminator among pretrain jobs."""
 
     model: str = "trunk"
-    steps: int = 1200
+    steps: int = 500
     batch: int = 64
     lr: float = 2e-3
-    pictures: int = 8_000
+    pictures: int = 4_000
+    eval_pictures: int = 500  # of held-out products
 
 
 def run(spec: Spec, out: Path, progress: Progress) -> None:
@@ -116,7 +117,7 @@ def run(spec: Spec, out: Path, progress: Progress) -> None:
         images, truth = _pictures(renderer, [p.id for p in train], g, h.pictures, rng)
         trunk = Trunk(g.sizes)
         losses = _fit(trunk, images, truth, h, rng, progress)
-        test_images, test_truth = _pictures(renderer, [p.id for p in held], g, 500, rng)
+        test_images, test_truth = _pictures(renderer, [p.id for p in held], g, h.eval_pictures, rng)
     trunk.eval()
     with torch.no_grad():
         logits = trunk.names(trunk(to_pixels(test_images)))

@@ -99,7 +99,7 @@ class Data:
 
 @pytest.fixture
 def make_data(products, grammar):
-    """make_data(value, names=None): a dataset in which a creative's worth is value(tokens)."""
+    """make_data(value): a dataset in which the log of a creative's click-through rate moves with value(picture)."""
 
     def make(value, per: int = 10, names: int = 24, seed: int = 0) -> Data:
         rng = np.random.default_rng(seed)
@@ -111,10 +111,10 @@ def make_data(products, grammar):
             for _ in range(per):
                 t = tuple(int(rng.integers(k)) for k in grammar.sizes)
                 shots.append(Shot(p.id, grammar.describe(t), 1))
-                rows.append((f"{p.id}.{n // len(plain)}", p, t))
+                rows.append((f"{p.id}.{n // len(plain)}", p))
         with Renderer(STUB) as r:
             images, _ = r.render(shots)
-        ctr = np.array([0.036 * np.exp(value(t)) for _, _, t in rows])
+        ctr = np.array([0.036 * np.exp(value(x)) for x in images])
         clicks = rng.binomial(4000, ctr)
         creatives = {
             "creative": [f"c-{i}" for i in range(len(rows))],

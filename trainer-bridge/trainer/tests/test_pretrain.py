@@ -22,7 +22,8 @@ def curve(out, stage):
 
 
 def test_prompt_model_is_made_like_the_shipped_one(make_spec, run_job):
-    tiny = {"steps": 50, "batch": 8, "vision_steps": 50, "vision_batch": 8, "pictures": 60, "eval_samples": 1}
+    tiny = {"steps": 50, "batch": 4, "vision_steps": 50, "vision_batch": 4, "pictures": 30}
+    tiny |= {"eval_samples": 1, "eval_pictures": 4}
     code, out = run_job(make_spec("pretrain", tiny))
     assert code == errors.OK
     made, shipped = shapes(out / "model" / "model.safetensors"), shapes(WEIGHTS / "prompt-base" / "model.safetensors")
@@ -37,7 +38,8 @@ def test_prompt_model_is_made_like_the_shipped_one(make_spec, run_job):
 
 
 def test_trunk_is_made_like_the_shipped_ones(make_spec, run_job):
-    code, out = run_job(make_spec("pretrain", {"model": "trunk", "steps": 100, "batch": 16, "pictures": 200}))
+    tiny = {"model": "trunk", "steps": 100, "batch": 8, "pictures": 60, "eval_pictures": 10}
+    code, out = run_job(make_spec("pretrain", tiny))
     assert code == errors.OK
     for name in ("reward-trunk", "referee-trunk"):
         assert shapes(out / "model" / "trunk.safetensors") == shapes(WEIGHTS / name / "trunk.safetensors")

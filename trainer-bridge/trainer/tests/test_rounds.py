@@ -18,7 +18,7 @@ TINY = {"epochs": 2, "products": 12, "held_samples": 2, "probes": 2, "tau": 0.0}
 @pytest.fixture
 def rewards(make_data, make_spec, run_job, tmp_path):
     """A reward model and a referee, trained for a moment: their opinion is arbitrary, and firm."""
-    data = make_data(lambda t: 0.3 * np.sin(t[0]), per=4).write(tmp_path / "data")
+    data = make_data(lambda x: 0.3 * np.sin(x.mean()), per=4).write(tmp_path / "data")
     out = []
     for name in ("reward", "referee"):
         hyper = {

@@ -76,7 +76,7 @@ def test_weights_that_are_not_finite(make_spec, run_job, tmp_path, capsys):
     ],
 )
 def test_bad_creatives(make_data, make_spec, run_job, tmp_path, capsys, column, value, message):
-    data = make_data(lambda t: 0.0, per=3, names=12)
+    data = make_data(lambda x: 0.0, per=3, names=12)
     values = list(data.creatives[column])
     values[3] = value
     data.creatives[column] = values
@@ -94,7 +94,7 @@ def test_bad_creatives(make_data, make_spec, run_job, tmp_path, capsys, column, 
     ],
 )
 def test_bad_pairs(make_data, make_spec, run_job, tmp_path, capsys, column, value, message):
-    data = make_data(lambda t: 0.0, per=3, names=12)
+    data = make_data(lambda x: 0.0, per=3, names=12)
     data.pairs[column] = [value, *data.pairs[column][1:]]
     code, _ = run_job(make_spec("reward", dataset=str(data.write(tmp_path / "d"))))
     assert code == errors.BAD_INPUT
@@ -102,7 +102,7 @@ def test_bad_pairs(make_data, make_spec, run_job, tmp_path, capsys, column, valu
 
 
 def test_dataset_digest_is_checked(make_data, make_spec, run_job, tmp_path, capsys):
-    folder = make_data(lambda t: 0.0, per=3, names=12).write(tmp_path / "d")
+    folder = make_data(lambda x: 0.0, per=3, names=12).write(tmp_path / "d")
     code, _ = run_job(make_spec("reward", dataset=str(folder), dataset_digest="1" * 64))
     assert code == errors.BAD_INPUT
     assert dir_digest(folder) in capsys.readouterr().err
