@@ -1,11 +1,15 @@
 package trainerbridge
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -126,6 +130,30 @@ func (l *Local) Run(ctx context.Context, job control.JobStatus) (string, error) 
 		return "", &JobError{FailTimeout, fmt.Errorf("stopped after %v (trainer.timeout)", l.Timeout)}
 	}
 	return "", &JobError{classify(err), err}
+}
+
+// Progress is the last line of a job's metrics.jsonl, as "name value" pairs of its numbers and words; empty
+// before there is one.
+func (l *Local) Progress(id string) string {
+	b, err := os.ReadFile(filepath.Join(l.JobDir(id), "out", "metrics.jsonl"))
+	if err != nil {
+		return ""
+	}
+	b = bytes.TrimRight(b, "\n")
+	var m map[string]any
+	if json.Unmarshal(b[bytes.LastIndexByte(b, '\n')+1:], &m) != nil {
+		return "" // the line is still being written
+	}
+	var parts []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		switch v := m[k].(type) {
+		case float64:
+			parts = append(parts, fmt.Sprintf("%s %.4g", k, v))
+		case string:
+			parts = append(parts, k+" "+v)
+		}
+	}
+	return strings.Join(parts, " ")
 }
 
 // trainerSpec is the trainer's spec.json, see docs/jobs.md.

@@ -30,7 +30,9 @@ type CLI struct {
 
 	Setup   SetupCmd   `cmd:"" help:"Fetch the embedded ClickHouse engine and the Python environment."`
 	Render  RenderCmd  `cmd:"" help:"Draw creatives; print the grammar and the catalogue."`
+	Demo    DemoCmd    `cmd:"" help:"The whole loop on the built-in world, with a scoreboard at the end."`
 	Replay  ReplayCmd  `cmd:"" help:"Feed recorded ad logs through edge, join and warehouse."`
+	Stats   StatsCmd   `cmd:"" help:"The statistics on a file, no server."`
 	Status  StatusCmd  `cmd:"" help:"One screen about a running instance."`
 	SQL     SQLCmd     `cmd:"" name:"sql" help:"Ask the warehouse, running or at rest."`
 	Config  ConfigCmd  `cmd:"" help:"Check, show or document the configuration."`

@@ -269,4 +269,3 @@ func (r replayResult) print(w io.Writer) {
 	}
 	fmt.Fprintf(w, "ledger %s; warehouse %d impressions, audit mismatches %d; %.1f s\n", ledger, r.WarehouseRows, r.AuditMismatch, r.Seconds)
 }
-

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -95,7 +96,9 @@ type Service struct {
 	control   ControlLog
 	creatives Creatives
 	log       zerolog.Logger
-	ensured   map[string]bool // versions whose creatives are known to be complete
+
+	mu      sync.Mutex
+	ensured map[string]bool // versions whose creatives are known to be complete
 }
 
 // New checks the configuration.
@@ -126,20 +129,27 @@ func (s *Service) Run(ctx context.Context) error {
 	return nil
 }
 
+// Ready says whether the creatives of a version are known to be complete.
+func (s *Service) Ready(version string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ensured[version]
+}
+
 func (s *Service) step(ctx context.Context) (bool, error) {
 	st := s.control.State()
 	champion := st.Routes[Logical].Champion
 	if champion == "" {
 		return false, nil
 	}
-	if !s.ensured[champion] {
+	if !s.Ready(champion) {
 		return true, s.ensure(ctx, champion)
 	}
 	candidate := Candidate(st)
 	if candidate == "" || len(st.Running(Logical)) > 0 {
 		return false, nil
 	}
-	if !s.ensured[candidate] {
+	if !s.Ready(candidate) {
 		return true, s.ensure(ctx, candidate)
 	}
 	return true, s.start(ctx, champion, candidate)
@@ -164,7 +174,9 @@ func (s *Service) ensure(ctx context.Context, version string) error {
 	if err := s.creatives.Ensure(ctx, version, s.cfg.CreativesPerProduct); err != nil {
 		return fmt.Errorf("creatives of %s: %w", version, err)
 	}
+	s.mu.Lock()
 	s.ensured[version] = true
+	s.mu.Unlock()
 	s.log.Info().Str("version", version).Dur("took", time.Since(start)).Msg("creatives are ready")
 	return nil
 }

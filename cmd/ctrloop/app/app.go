@@ -31,7 +31,6 @@ import (
 	"ctrloop/internal/warehouse"
 	"ctrloop/joiner"
 	"ctrloop/joiner/sink"
-	"ctrloop/joiner/window"
 	"ctrloop/pairer"
 	"ctrloop/schemas"
 	trainerbridge "ctrloop/trainer-bridge"
@@ -202,9 +201,6 @@ func (a *App) Wait(ctx context.Context) error {
 	}
 }
 
-// Failed yields the first failure of a part.
-func (a *App) Failed() <-chan error { return a.actors.failed }
-
 // Stop ends everything, from the outside in, with nothing lost.
 func (a *App) Stop() {
 	start := time.Now()
@@ -212,9 +208,6 @@ func (a *App) Stop() {
 	_ = os.Remove(filepath.Join(a.opt.Dir, runFile))
 	a.log.Info().Dur("took", time.Since(start)).Msg("stopped")
 }
-
-// Addresses of the listeners.
-func (a *App) Addresses() Addresses { return a.addresses }
 
 func writeRunFile(path string, v Addresses) error {
 	raw, err := json.MarshalIndent(v, "", "  ")
@@ -359,7 +352,7 @@ func (a *App) startPairer(context.Context) error {
 	}
 	a.actors.onStop("pair producer", producer.Close)
 	a.pairer, err = pairer.New(a.cfg.Pairer, pairer.Deps{
-		Source: evidence{a.db}, Creatives: creatives{a.ads, a.store, a.catalog, viewPx}, Control: a.control,
+		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog, viewPx}, Control: a.control,
 		Publisher: pairTopic{producer}, Store: a.store, Log: a.log, Registry: a.registry,
 	})
 	if err != nil {
@@ -459,36 +452,4 @@ func (a *App) listen(name, address string, h http.Handler) (string, error) {
 		return nil
 	})
 	return l.Addr().String(), nil
-}
-
-// Ledger of the join in this process.
-func (a *App) Ledger() joiner.Ledger { return a.joiner.Ledger() }
-
-// JoinReady waits until the join in this process has every partition, with its state rebuilt, and returns the
-// ledger's totals at that point.
-func (a *App) JoinReady(ctx context.Context) (window.Ledger, error) {
-	for {
-		if l := a.Ledger(); len(l.Partitions) == int(a.cfg.Kafka.Partitions) {
-			return l.Total, nil
-		}
-		select {
-		case <-ctx.Done():
-			return window.Ledger{}, ctx.Err()
-		case err := <-a.actors.failed:
-			return window.Ledger{}, err
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
-
-// SinkLag is the number of records that are not in the warehouse yet.
-func (a *App) SinkLag(ctx context.Context) (int64, error) { return a.sink.Lag(ctx) }
-
-// Count asks the warehouse for one number.
-func (a *App) Count(ctx context.Context, query string) (int64, error) {
-	var n uint64
-	if err := a.db.QueryRow(ctx, query).Scan(&n); err != nil {
-		return 0, fmt.Errorf("%s: %w", query, err)
-	}
-	return int64(n), nil
 }

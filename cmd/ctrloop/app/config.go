@@ -12,7 +12,7 @@ import (
 	"ctrloop/joiner"
 	"ctrloop/joiner/sink"
 	"ctrloop/pairer"
-	// SERVING "ctrloop/serving"
+	"ctrloop/serving"
 	"ctrloop/serving/console"
 	"ctrloop/serving/experiment"
 	"ctrloop/serving/rollout"
@@ -44,7 +44,7 @@ type Config struct {
 	// Trainer: training jobs.
 	Trainer trainerbridge.Config `yaml:"trainer"`
 	// Serving: gateway, hot swap, creatives, decisions.
-	// SERVING Serving serving.Config `yaml:"serving"`
+	Serving serving.Config `yaml:"serving"`
 	// Rollout: from a probed version to its experiment.
 	Rollout rollout.Config `yaml:"rollout"`
 	// Experiment: looks, guards and decisions of A/B tests.
@@ -151,7 +151,7 @@ func Default() Config {
 		Sink:       sink.Default(),
 		Pairer:     pairer.Default(),
 		Trainer:    trainerbridge.Default(),
-		// SERVING
+		Serving:    serving.Default(),
 		Rollout:    rollout.Default(),
 		Experiment: experiment.Default(),
 		Console:    console.Default(),

@@ -3,6 +3,7 @@ package app
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"image"
 	"image/png"
@@ -12,17 +13,10 @@ import (
 	"ctrloop/internal/catalogue"
 	"ctrloop/internal/creativelog"
 	"ctrloop/internal/imaging"
-	"ctrloop/internal/stats"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
 	"ctrloop/pairer/pairs"
 	"ctrloop/schemas"
-	"ctrloop/schemas/control"
-	"ctrloop/serving/experiment"
-	"ctrloop/serving/experiment/assign"
-	"ctrloop/serving/experiment/ramp"
-
-	"encoding/json"
 )
 
 // evidence reads the pairer's evidence from the warehouse.
@@ -60,57 +54,8 @@ func (e evidence) Evidence(ctx context.Context) ([]pairs.Evidence, pairs.Span, e
 	return out, span, nil
 }
 
-// sums reads an experiment's sums from the warehouse.
-type sums struct{ db *warehouse.DB }
-
-// Sums implements experiment.Source.
-func (s sums) Sums(ctx context.Context, x control.Experiment, span experiment.Span) (ramp.Sums, error) {
-	unit := "toString(user)"
-	if x.Unit == "product" {
-		unit = "product"
-	}
-	// The far past and the far future stand for open ends.
-	from, to := span.From, span.To
-	if from.IsZero() {
-		from = time.UnixMilli(0)
-	}
-	if to.IsZero() {
-		to = time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)
-	}
-	query := `SELECT variant, toInt64(count()) AS n, toFloat64(sum(m)) AS sum_m, toFloat64(sum(d)) AS sum_d,
-		toFloat64(sum(m * m)) AS sum_mm, toFloat64(sum(d * d)) AS sum_dd, toFloat64(sum(m * d)) AS sum_md
-	FROM (SELECT variant, ` + unit + ` AS unit, toUInt64(sum(clicked)) AS m, toUInt64(count()) AS d FROM labels_mature
-		WHERE experiment = ? AND event_time >= fromUnixTimestamp64Milli(?) AND event_time < fromUnixTimestamp64Milli(?) GROUP BY variant, unit)
-	GROUP BY variant`
-	var rows []struct {
-		Variant string  `ch:"variant"`
-		N       int64   `ch:"n"`
-		M       float64 `ch:"sum_m"`
-		D       float64 `ch:"sum_d"`
-		MM      float64 `ch:"sum_mm"`
-		DD      float64 `ch:"sum_dd"`
-		MD      float64 `ch:"sum_md"`
-	}
-	var out ramp.Sums
-	if err := s.db.Select(ctx, &rows, query, x.ID, from.UnixMilli(), to.UnixMilli()); err != nil {
-		return out, err
-	}
-	for _, r := range rows {
-		v := stats.RatioSums{N: r.N, M: r.M, D: r.D, MM: r.MM, DD: r.DD, MD: r.MD}
-		switch r.Variant {
-		case assign.Control:
-			out.Control = v
-		case assign.Treatment:
-			out.Treatment = v
-		default:
-			return out, fmt.Errorf("experiment %s has impressions of variant %q: want %s or %s", x.ID, r.Variant, assign.Control, assign.Treatment)
-		}
-	}
-	return out, nil
-}
-
-// creatives gives the pairer what models see of a creative.
-type creatives struct {
+// pairCreatives gives the pairer what models see of a creative.
+type pairCreatives struct {
 	log     *creativelog.Log
 	store   *artifact.Store
 	catalog *catalogue.Catalogue
@@ -118,10 +63,10 @@ type creatives struct {
 }
 
 // Creative implements pairer.Creatives.
-func (c creatives) Creative(id string) (schemas.Creative, bool) { return c.log.Get(id) }
+func (c pairCreatives) Creative(id string) (schemas.Creative, bool) { return c.log.Get(id) }
 
 // View implements pairer.Creatives.
-func (c creatives) View(cr schemas.Creative) ([]byte, error) {
+func (c pairCreatives) View(cr schemas.Creative) ([]byte, error) {
 	im, err := decodePNG(c.store, cr.Asset)
 	if err != nil {
 		return nil, err
@@ -138,7 +83,7 @@ func (c creatives) View(cr schemas.Creative) ([]byte, error) {
 }
 
 // Caption implements pairer.Creatives.
-func (c creatives) Caption(product string) (string, bool) {
+func (c pairCreatives) Caption(product string) (string, bool) {
 	p, ok := c.catalog.Get(product)
 	if !ok {
 		return "", false
