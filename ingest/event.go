@@ -19,6 +19,9 @@ const (
 	maxOpaque     = 32  // bytes of request_id and click id, see event.proto
 	// maxTimeMS is the year 2100: a time beyond it is a unit mistaken, not an event.
 	maxTimeMS = 4_102_444_800_000
+	// maxBeforeMS is how far before its impression a click may claim to be. Clocks differ by seconds, which
+	// is the join's business; a day is a wrong unit.
+	maxBeforeMS = 24 * 60 * 60 * 1000
 )
 
 type kind uint8
@@ -208,10 +211,14 @@ func checkClick(b []byte) (event, *problem) {
 			return event{}, reject(schemas.DeadMalformed, "field %d of a click has wire type %d, want %d", num, typ, want)
 		}
 	}
-	if _, p := checkID(id); p != nil {
-		return event{}, p
+	shown, p := checkID(id)
+	if p == nil {
+		p = checkTime(t)
 	}
-	if p := checkTime(t); p != nil {
+	if p == nil && t < shown-maxBeforeMS {
+		p = reject(schemas.DeadBadTime, "click at %d, a day or more before its impression at %d: is it in Unix milliseconds?", t, shown)
+	}
+	if p != nil {
 		return event{}, p
 	}
 	if schema > schemaVersion {

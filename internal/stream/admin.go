@@ -154,28 +154,43 @@ type Committed struct {
 // CommittedOffsets returns what a group has committed. It waits for transactions that are being
 // decided, so that the answer is never about to change by itself.
 func CommittedOffsets(ctx context.Context, c Config, group string) (map[TopicPartition]Committed, error) {
-	out := map[TopicPartition]Committed{}
+	var out map[TopicPartition]Committed
 	err := admin(ctx, c, func(ctx context.Context, adm *kadm.Client) error {
-		offsets, err := adm.FetchOffsets(kadm.RequireStable(ctx), group)
-		if errors.Is(err, kerr.GroupIDNotFound) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("committed offsets of group %s: %w", group, err)
-		}
-		for topic, ps := range offsets {
-			for p, o := range ps {
-				if o.Err != nil {
-					return fmt.Errorf("committed offset of group %s in %s/%d: %w", group, topic, p, o.Err)
-				}
-				if o.At >= 0 {
-					out[TopicPartition{topic, p}] = Committed{o.At, o.LeaderEpoch, o.Metadata}
-				}
+		for {
+			var err error
+			if out, err = committedOffsets(ctx, adm, group); !errors.Is(err, kerr.UnstableOffsetCommit) {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("%w: %w", ctx.Err(), err)
+			case <-time.After(20 * time.Millisecond): // a transaction is being decided
 			}
 		}
-		return nil
 	})
 	return out, err
+}
+
+func committedOffsets(ctx context.Context, adm *kadm.Client, group string) (map[TopicPartition]Committed, error) {
+	out := map[TopicPartition]Committed{}
+	offsets, err := adm.FetchOffsets(kadm.RequireStable(ctx), group)
+	if errors.Is(err, kerr.GroupIDNotFound) {
+		return out, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("committed offsets of group %s: %w", group, err)
+	}
+	for topic, ps := range offsets {
+		for p, o := range ps {
+			if o.Err != nil {
+				return nil, fmt.Errorf("committed offset of group %s in %s/%d: %w", group, topic, p, o.Err)
+			}
+			if o.At >= 0 {
+				out[TopicPartition{topic, p}] = Committed{o.At, o.LeaderEpoch, o.Metadata}
+			}
+		}
+	}
+	return out, nil
 }
 
 // StartOffsets returns the first offset that each partition still holds.
