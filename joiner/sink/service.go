@@ -125,13 +125,17 @@ func (s *Service) lag(ctx context.Context, group string, topics ...string) (int6
 	if err != nil {
 		return 0, err
 	}
-	start, err := stream.StartOffsets(ctx, s.cfg.Kafka, topics...)
-	if err != nil {
-		return 0, err
-	}
 	end, err := stream.EndOffsets(ctx, s.cfg.Kafka, topics...)
 	if err != nil {
 		return 0, err
+	}
+	var start map[stream.TopicPartition]int64 // asked for only while a partition has no commit
+	for tp := range end {
+		if _, ok := committed[tp]; !ok && start == nil {
+			if start, err = stream.StartOffsets(ctx, s.cfg.Kafka, topics...); err != nil {
+				return 0, err
+			}
+		}
 	}
 	total := int64(0)
 	for tp, to := range end {
