@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Type says what happened. The list is closed: an unknown type is refused by Decode.
+// Type says what happened. The list is closed: the fold rejects an unknown type.
 type Type string
 
 // Types of commands.

@@ -113,6 +113,9 @@ func (s *State) Running(logical string) []*ExperimentStatus {
 // it was, except that Offset has moved on. A command whose id was applied before is ignored without error.
 func (s *State) Apply(offset int64, e Event) error {
 	s.Offset = offset
+	if e.ID == "" { // the first such command would make every later one look like a repetition
+		return fmt.Errorf("%s on %s: %w: no id", e.Type, e.Entity, ErrInvalid)
+	}
 	if s.seen[e.ID] {
 		return nil
 	}
@@ -139,6 +142,9 @@ func (s *State) apply(e Event) error {
 	switch e.Type {
 	case ModelRegistered:
 		m, err := decode[Model](e)
+		if err == nil {
+			err = names(e, ModelEntity(m.Version))
+		}
 		if err != nil {
 			return err
 		}
@@ -152,6 +158,9 @@ func (s *State) apply(e Event) error {
 		s.Models[m.Version] = st
 	case ModelStateChanged:
 		c, err := decode[ModelStateChange](e)
+		if err == nil {
+			err = names(e, ModelEntity(id(e)))
+		}
 		if err != nil {
 			return err
 		}
@@ -160,6 +169,9 @@ func (s *State) apply(e Event) error {
 		return s.promote(e)
 	case ExperimentCreated:
 		x, err := decode[Experiment](e)
+		if err == nil {
+			err = names(e, ExperimentEntity(x.ID))
+		}
 		if err != nil {
 			return err
 		}
@@ -178,6 +190,9 @@ func (s *State) apply(e Event) error {
 		return s.experiment(e)
 	case JobSubmitted:
 		j, err := decode[Job](e)
+		if err == nil {
+			err = names(e, JobEntity(j.ID))
+		}
 		if err != nil {
 			return err
 		}
@@ -189,12 +204,18 @@ func (s *State) apply(e Event) error {
 		return s.job(e)
 	case DatasetBuilt:
 		d, err := decode[Dataset](e)
+		if err == nil {
+			err = names(e, DatasetEntity(d.Digest))
+		}
 		if err != nil {
 			return err
 		}
 		s.Datasets[d.Digest] = d
 	case BreakerTripped, BreakerReset:
 		b, err := decode[Breaker](e)
+		if err == nil {
+			err = names(e, BreakerEntity(b.Slice))
+		}
 		if err != nil {
 			return err
 		}
@@ -220,6 +241,9 @@ func (s *State) setModel(version string, st ModelState, reason string, at time.T
 
 func (s *State) promote(e Event) error {
 	p, err := decode[Promotion](e)
+	if err == nil {
+		err = names(e, RouteEntity(p.Logical))
+	}
 	if err != nil {
 		return err
 	}
@@ -232,7 +256,11 @@ func (s *State) promote(e Event) error {
 			return err
 		}
 	}
-	s.Routes[p.Logical] = Route{Champion: p.Version, Previous: old.Champion, Since: e.Time}
+	previous := old.Champion
+	if previous == p.Version { // promoted again: the way back stays
+		previous = old.Previous
+	}
+	s.Routes[p.Logical] = Route{Champion: p.Version, Previous: previous, Since: e.Time}
 	return s.setModel(p.Version, ModelChampion, e.Note, e.Time)
 }
 
@@ -240,6 +268,9 @@ func (s *State) experiment(e Event) error {
 	x := s.Experiments[id(e)]
 	if x == nil {
 		return fmt.Errorf("%w: no such experiment", ErrInvalid)
+	}
+	if err := names(e, ExperimentEntity(x.ID)); err != nil {
+		return err
 	}
 	if !x.Running() {
 		return fmt.Errorf("%w: experiment %s was decided (%s)", ErrInvalid, x.ID, x.Decision.Outcome)
@@ -272,6 +303,9 @@ func (s *State) job(e Event) error {
 	if j == nil {
 		return fmt.Errorf("%w: no such job", ErrInvalid)
 	}
+	if err := names(e, JobEntity(j.ID)); err != nil {
+		return err
+	}
 	if j.State == JobSucceeded || j.State == JobBroken {
 		return fmt.Errorf("%w: job %s has ended (%s)", ErrInvalid, j.ID, j.State)
 	}
@@ -287,6 +321,14 @@ func (s *State) job(e Event) error {
 		j.State, j.Finished = JobSucceeded, e.Time
 	case JobFailed:
 		j.State, j.Finished = JobBroken, e.Time
+	}
+	return nil
+}
+
+// names refuses a command whose entity is not the one that it changes: its version would guard another.
+func names(e Event, want string) error {
+	if e.Entity != want {
+		return fmt.Errorf("%w: the command changes %s but names %s", ErrInvalid, want, e.Entity)
 	}
 	return nil
 }
