@@ -250,11 +250,10 @@ func (w *session) flush(ctx context.Context, blocks []block) error {
 	return w.finish(ctx, blocks)
 }
 
-// insert sends a block until it is acknowledged or giveUp has passed; the session then ends, and with it
+// insert sends a block until it is acknowledged or w.giveUp has passed; the session then ends, and with it
 // this member's hold on its partitions.
 func (w *session) insert(ctx context.Context, b block) error {
-	const giveUp = 10 * time.Second // below the 20 s that the group waits for a member
-	deadline := time.Now().Add(giveUp)
+	deadline := time.Now().Add(w.giveUp)
 	for wait := minBackoff; ; wait *= 2 {
 		began := time.Now()
 		ictx, cancel := context.WithTimeout(ctx, w.cfg.InsertTimeout)

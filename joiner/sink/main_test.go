@@ -161,7 +161,7 @@ func newService(t testing.TB, cfg Config, db Warehouse) *Service {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.backoff = time.Millisecond
+	s.backoff, s.giveUp = time.Millisecond, 50*time.Millisecond
 	return s
 }
 

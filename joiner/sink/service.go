@@ -32,6 +32,9 @@ const (
 	maxBackoff = 10 * time.Second
 )
 
+// giveUp is how long one block is tried within a session: below the 20 s that the group waits for a member.
+const giveUp = 10 * time.Second
+
 // Service is one instance of the sink.
 type Service struct {
 	cfg     Config
@@ -41,6 +44,7 @@ type Service struct {
 	// fault is asked at every step of a block; tests return errors to break off there.
 	fault   func(step) error
 	backoff time.Duration
+	giveUp  time.Duration
 
 	mu    sync.Mutex
 	empty map[stream.TopicPartition]span // offsets known to hold no data (ends of transactions), see Lag
@@ -67,7 +71,7 @@ func New(cfg Config, db Warehouse, log zerolog.Logger, reg prometheus.Registerer
 	if err != nil {
 		return nil, err
 	}
-	return &Service{cfg: cfg, db: db, log: log, metrics: m, fault: func(step) error { return nil }, backoff: minBackoff, empty: map[stream.TopicPartition]span{}}, nil
+	return &Service{cfg: cfg, db: db, log: log, metrics: m, fault: func(step) error { return nil }, backoff: minBackoff, giveUp: giveUp, empty: map[stream.TopicPartition]span{}}, nil
 }
 
 // Run works until ctx is done and returns nil then. Whatever fails is tried again from the last commit;

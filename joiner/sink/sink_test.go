@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/rs/zerolog"
 	"google.golang.org/protobuf/proto"
 
@@ -134,6 +135,40 @@ func TestCrashAfterEachStep(t *testing.T) {
 			stop()
 			check(t, db, want)
 		})
+	}
+}
+
+// The warehouse is away over several sessions while the backlog is many times the memory that is allowed.
+func TestWarehouseDown(t *testing.T) {
+	b := streamtest.Start(t, 3)
+	db := database(t, engine(t))
+	records, want := labels(rand.New(rand.NewPCG(10, 10)), 3, 30_000)
+	streamtest.Produce(t, b.Config, records...)
+	down := true
+	u := &unreliable{DB: db}
+	cfg := testConfig(b)
+	s := newService(t, cfg, u)
+	most := 0.0
+	u.fail = func(bool) error {
+		most = max(most, testutil.ToFloat64(s.metrics.buffered))
+		if down {
+			return errFault
+		}
+		return nil
+	}
+	stop := start(t, s)
+	wait(t, "failed sessions", func() bool { return testutil.ToFloat64(s.metrics.sessions) >= 3 })
+	if lag, err := s.Lag(t.Context()); err != nil || lag < 30_000 {
+		t.Errorf("lag %d while nothing can be inserted, %v", lag, err)
+	}
+	u.mu.Lock()
+	down = false
+	u.mu.Unlock()
+	drain(t, s)
+	stop()
+	check(t, db, want)
+	if limit := float64(cfg.MaxBufferedRows + cfg.MaxRows); most == 0 || most > limit {
+		t.Errorf("%g rows in memory, want at most %g", most, limit)
 	}
 }
 
