@@ -11,11 +11,11 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 )
 
-// Rows and Row are results of queries.
-type (
-	Rows = driver.Rows
-	Row  = driver.Row
-)
+// Rows is the result of a query.
+type Rows = driver.Rows
+
+// Row is the result of a query for one row.
+type Row = driver.Row
 
 // DB is a pool of connections over the native protocol: there, unlike over HTTP, ending a Go context
 // ends the query.

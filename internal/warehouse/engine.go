@@ -121,10 +121,12 @@ func (e *Engine) prepare() error {
 // lockPatiently waits up to 2 s for the lock: an engine whose parent was killed a moment ago may still be
 // on its way out, its threads hold the lock to the last.
 func lockPatiently(f *os.File) error {
-	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if err := lockFile(f); err == nil || time.Now().After(deadline) {
+	for deadline := time.Now().Add(2 * time.Second); ; {
+		err := lockFile(f)
+		if err == nil || time.Now().After(deadline) {
 			return err
 		}
+		<-time.After(20 * time.Millisecond) // a flock can only be polled, or waited for without end
 	}
 }
 

@@ -161,8 +161,7 @@ func TestMissingLibrary(t *testing.T) {
 
 // The parent dies by kill -9: the engine must go with it, release the directory and keep the rows.
 func TestChildDiesWithParent(t *testing.T) {
-	const dirEnv = "WAREHOUSE_TEST_PARENT_DIR"
-	if dir := os.Getenv(dirEnv); dir != "" { // we are the parent to be killed
+	if dir := os.Getenv(parentDirEnv); dir != "" { // we are the parent to be killed
 		e := startEngine(t, EngineConfig{Dir: dir})
 		db := connect(t, e.DSN())
 		exec1(t, db, "CREATE TABLE kept (x UInt64) ENGINE = MergeTree ORDER BY x")
@@ -173,7 +172,7 @@ func TestChildDiesWithParent(t *testing.T) {
 	needLib(t)
 	dir := t.TempDir()
 	parent := exec.Command(os.Args[0], "-test.run=^TestChildDiesWithParent$", "-test.v")
-	parent.Env = append(os.Environ(), dirEnv+"="+dir)
+	parent.Env = append(os.Environ(), parentDirEnv+"="+dir)
 	out, err := parent.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -16,13 +16,17 @@ var shared struct {
 	err    error
 }
 
+// parentDirEnv is set in the process that TestChildDiesWithParent kills.
+const parentDirEnv = "WAREHOUSE_TEST_PARENT_DIR"
+
 func TestMain(m *testing.M) {
 	MaybeChild()
 	os.Exit(run(m))
 }
 
 func run(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "warehouse-test-")
+	// A process that a test is going to kill leaves its files inside of that test's folder.
+	dir, err := os.MkdirTemp(os.Getenv(parentDirEnv), "warehouse-test-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

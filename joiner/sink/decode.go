@@ -120,7 +120,7 @@ func decodeLabel(value []byte, row *warehouse.LabelRow, in interner) error {
 }
 
 func decodeImpression(b []byte, row *warehouse.LabelRow, in interner) error {
-	var idErr error = errLabel
+	idErr := errLabel
 	err := fields(b, func(f field) error {
 		if mistyped(f, impressionTypes[:]) {
 			return errLabel
