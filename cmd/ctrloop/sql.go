@@ -62,7 +62,7 @@ func (c *SQLCmd) warehouse(ctx context.Context, g *Globals, out *output) (dsn st
 	running, err := readInstance(c.Dir)
 	if err == nil && running.ClickHouse != "" {
 		if db, err := warehouse.Open(ctx, running.ClickHouse); err == nil {
-			db.Close()
+			_ = db.Close() // it was only asked whether it is there
 			return running.ClickHouse, func() error { return nil }, nil
 		}
 		// Whoever left the addresses was killed: the folder is at rest.

@@ -196,3 +196,30 @@ func TestDocsTakeTheDocComments(t *testing.T) {
 		}
 	}
 }
+
+// TestDerivedKeysAreNotTheUsers covers the keys that the program sets itself.
+func TestDerivedKeysAreNotTheUsers(t *testing.T) {
+	type root struct {
+		// Join is filled from elsewhere in part.
+		Join joinConfig `yaml:"join" derived:"max_keys"`
+	}
+	def := root{Join: joinConfig{Window: time.Hour}} // max_keys 0 is a problem to joinConfig
+	if _, err := Load("", def); err != nil {
+		t.Errorf("the problem of a derived key is reported: %v", err)
+	}
+	_, err := Parse([]byte("join: {max_keys: 5}"), "f.yaml", def)
+	if want := "f.yaml: line 1: join.max_keys: is set by ctrloop itself; remove the key"; err == nil || err.Error() != want {
+		t.Errorf("error %v, want %s", err, want)
+	}
+	if _, err := Parse([]byte("join: {window: -1s}"), "f.yaml", def); err == nil {
+		t.Error("problems of other keys are lost")
+	}
+	shown, err := Show(def)
+	if err != nil || string(shown) != "join:\n  window: 1h0m0s\n" {
+		t.Errorf("%v, shown:\n%s", err, shown)
+	}
+	page, err := Docs(filepath.Join("..", ".."), "ctrloop", def)
+	if err != nil || strings.Contains(string(page), "max_keys") {
+		t.Errorf("%v, documented:\n%s", err, page)
+	}
+}

@@ -83,7 +83,7 @@ func Load[T any](path string, def T) (T, error) {
 
 // Parse is [Load] for a file's content; path is where it came from, for messages and for relative ${file:...}.
 func Parse[T any](raw []byte, path string, def T) (T, error) {
-	l := loader{dir: filepath.Dir(path)}
+	l := loader{dir: filepath.Dir(path), derived: derivedPaths(reflect.TypeFor[T](), "")}
 	root, err := document(raw)
 	if err != nil {
 		return def, &Error{File: path, Problems: []Problem{{Message: err.Error()}}}
@@ -124,6 +124,7 @@ func document(raw []byte) (*yaml.Node, error) {
 
 type loader struct {
 	dir      string
+	derived  []string
 	problems []Problem
 }
 
@@ -176,6 +177,10 @@ func (l *loader) mapping(node *yaml.Node, fields []field, path string) {
 				hint = fmt.Sprintf("; did you mean %q?", near)
 			}
 			l.problem(key.Line, join(path, key.Value), "unknown key%s", hint)
+			continue
+		}
+		if isDerived(join(path, key.Value), l.derived) {
+			l.problem(key.Line, join(path, key.Value), "is set by ctrloop itself; remove the key")
 			continue
 		}
 		if value.Tag == "!!null" {
@@ -255,6 +260,8 @@ type field struct {
 	typ   reflect.Type
 	owner reflect.Type // the struct that declares it
 	index []int
+	// derived is the field's tag of that name, see derivedTag.
+	derived string
 }
 
 // fieldsOf lists the keys of a struct in order, those of inlined structs included.
@@ -277,7 +284,7 @@ func fieldsOf(t reflect.Type) []field {
 			if key == "" {
 				key = strings.ToLower(f.Name) // as yaml does
 			}
-			fields = append(fields, field{key: key, name: f.Name, typ: f.Type, owner: t, index: []int{i}})
+			fields = append(fields, field{key: key, name: f.Name, typ: f.Type, owner: t, index: []int{i}, derived: f.Tag.Get(derivedTag)})
 		}
 	}
 	return fields

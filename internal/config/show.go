@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"reflect"
 	"regexp"
 
 	"go.yaml.in/yaml/v3"
@@ -17,6 +18,7 @@ func Show(tree any) ([]byte, error) {
 		return nil, err
 	}
 	hidePasswords(&doc)
+	removeDerived(&doc, "", derivedPaths(reflect.TypeOf(tree), ""))
 	var buf bytes.Buffer
 	encoder := yaml.NewEncoder(&buf)
 	encoder.SetIndent(2)
@@ -33,4 +35,21 @@ func hidePasswords(node *yaml.Node) {
 	for _, inner := range node.Content {
 		hidePasswords(inner)
 	}
+}
+
+func removeDerived(node *yaml.Node, path string, derived []string) {
+	if node.Kind != yaml.MappingNode {
+		return
+	}
+	var kept []*yaml.Node
+	for i := 0; i < len(node.Content); i += 2 {
+		key, value := node.Content[i], node.Content[i+1]
+		inside := join(path, key.Value)
+		if isDerived(inside, derived) {
+			continue
+		}
+		removeDerived(value, inside, derived)
+		kept = append(kept, key, value)
+	}
+	node.Content = kept
 }

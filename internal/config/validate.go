@@ -17,7 +17,11 @@ type Validator interface {
 func Validate(tree any) []Problem {
 	var problems []Problem
 	seen := make(map[string]bool)
+	derived := derivedPaths(reflect.TypeOf(tree), "")
 	validate(reflect.ValueOf(tree), "", func(p Problem) {
+		if isDerived(p.Path, derived) {
+			return
+		}
 		if text := p.String(); !seen[text] {
 			seen[text] = true
 			problems = append(problems, p)

@@ -128,7 +128,7 @@ func (s *Server) Run(ctx context.Context) error {
 	for {
 		wasReady, err := s.once(ctx)
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // stopped on purpose: how the child took it is no error
+			return nil // stopped on purpose: how the child took it is no error
 		}
 		if wasReady {
 			backoff, failures = s.cfg.MinBackoff, 0

@@ -36,15 +36,15 @@ type Config struct {
 	// Ingest: the HTTP edge and the way into the stream.
 	Ingest ingest.Config `yaml:"ingest"`
 	// Joiner: the join of impressions and clicks.
-	Joiner joiner.Config `yaml:"joiner"`
+	Joiner joiner.Config `yaml:"joiner" derived:"kafka"`
 	// Sink: labels into the warehouse.
-	Sink sink.Config `yaml:"sink"`
+	Sink sink.Config `yaml:"sink" derived:"kafka"`
 	// Pairer: preference pairs and the trigger of training.
 	Pairer pairer.Config `yaml:"pairer"`
 	// Trainer: training jobs.
 	Trainer trainerbridge.Config `yaml:"trainer"`
 	// Serving: gateway, hot swap, creatives, decisions.
-	Serving serving.Config `yaml:"serving"`
+	Serving serving.Config `yaml:"serving" derived:"replicas,swap.base_dir,creatives.dir"`
 	// Rollout: from a probed version to its experiment.
 	Rollout rollout.Config `yaml:"rollout"`
 	// Experiment: looks, guards and decisions of A/B tests.
