@@ -18,7 +18,7 @@ type Config struct {
 	MaxRank int `yaml:"max_rank"`
 	// VisionLoRA says that the servers apply adapters to the vision tower too.
 	VisionLoRA bool `yaml:"vision_lora"`
-	// LogprobTolerance of the activation probe, natural logarithm per token: 0.02 for float32, 0.15 for bfloat16.
+	// LogprobTolerance of the activation probe, natural logarithm per token: 0.005 for float32, 0.15 for bfloat16.
 	LogprobTolerance float64 `yaml:"logprob_tolerance"`
 	// CheckInterval between two surveys of the replicas; a failed request causes one at once.
 	CheckInterval time.Duration `yaml:"check_interval"`
@@ -31,7 +31,7 @@ type Config struct {
 // Default is the configuration of an embedded run.
 func Default() Config {
 	return Config{
-		Logicals: []string{"prompt"}, ServedBase: "prompt-base", MaxRank: 256, LogprobTolerance: 0.02,
+		Logicals: []string{"prompt"}, ServedBase: "prompt-base", MaxRank: 256, LogprobTolerance: 0.005,
 		CheckInterval: time.Second, DrainTimeout: 2 * time.Minute, Quarantine: 10 * time.Second,
 	}
 }
