@@ -40,7 +40,8 @@ type stage struct {
 // it judges what the first one was used to optimise.
 var stages = []stage{{"reward", KindReward}, {"referee", KindReward}, {"rounds", KindRounds}}
 
-func jobID(stage, dataset string) string { return stage + "-" + short(dataset) }
+// JobID names the job of a stage ("reward", "referee", "rounds") for a data set.
+func JobID(stage, dataset string) string { return stage + "-" + short(dataset) }
 
 func short(digest string) string { return digest[:min(12, len(digest))] }
 
@@ -57,7 +58,7 @@ func Plan(cfg Config, st *control.State, baseDigest string) (*control.Job, error
 	for _, d := range sets {
 		results := map[string]string{}
 		for _, s := range stages {
-			j := st.Jobs[jobID(s.name, d.Digest)]
+			j := st.Jobs[JobID(s.name, d.Digest)]
 			if j == nil {
 				return newJob(cfg, s, d, baseDigest, results)
 			}
@@ -91,7 +92,7 @@ func newJob(cfg Config, s stage, d control.Dataset, base string, results map[str
 		return nil, fmt.Errorf("encode job: %w", err)
 	}
 	return &control.Job{
-		ID: jobID(s.name, d.Digest), Kind: string(s.kind), Datasets: []string{d.Digest}, Spec: raw,
+		ID: JobID(s.name, d.Digest), Kind: string(s.kind), Datasets: []string{d.Digest}, Spec: raw,
 		Reason: fmt.Sprintf("data set %s: %d pairs of %d products", short(d.Digest), d.Pairs, d.Products),
 	}, nil
 }

@@ -18,7 +18,7 @@ type DemoCmd struct {
 	Holdout         string  `help:"Folder of products that training never sees, besides --holdout-fraction." type:"existingdir" placeholder:"DIR"`
 	HoldoutFraction float64 `help:"Share of the products that training never sees." default:"0.2"`
 	Clickbait       float64 `help:"How strongly garish backgrounds pull clicks: 1.5 is mild, 2.2 strong." default:"1.5"`
-	Speed           float64 `help:"Event time over wall time while the system trains." default:"20"`
+	Speed           float64 `help:"Event time over wall time while the system trains." default:"5"`
 	Dir             string  `help:"Folder of the run. A run that was interrupted there goes on. Without it the run is thrown away." type:"path" placeholder:"DIR"`
 	Stay            bool    `help:"Leave the console open when done."`
 	API             string  `name:"api" help:"Address of the console and the API." default:"127.0.0.1:0" placeholder:"HOST:PORT"`

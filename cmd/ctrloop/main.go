@@ -30,6 +30,7 @@ type CLI struct {
 
 	Setup   SetupCmd   `cmd:"" help:"Fetch the embedded ClickHouse engine and the Python environment."`
 	Render  RenderCmd  `cmd:"" help:"Draw creatives; print the grammar and the catalogue."`
+	Up      UpCmd      `cmd:"" help:"Run the services, everything they need embedded unless configured."`
 	Demo    DemoCmd    `cmd:"" help:"The whole loop on the built-in world, with a scoreboard at the end."`
 	Replay  ReplayCmd  `cmd:"" help:"Feed recorded ad logs through edge, join and warehouse."`
 	Stats   StatsCmd   `cmd:"" help:"The statistics on a file, no server."`

@@ -314,14 +314,14 @@ func (d *demo) train(ctx context.Context) error {
 	return d.goodEnough(v)
 }
 
-// candidate is the prompt-model version that training made, nil before there is one.
-func (d *demo) candidate() *control.ModelStatus {
+// candidate is the prompt-model version that the first training cycle made, nil before there is one.
+func (d *demo) candidate() (first *control.ModelStatus) {
 	for _, m := range d.app.Control().Models {
-		if m.Logical == rollout.Logical && m.Job != "" {
-			return m
+		if m.Logical == rollout.Logical && m.Job != "" && (first == nil || m.LabelsTo < first.LabelsTo) {
+			first = m
 		}
 	}
-	return nil
+	return first
 }
 
 func (d *demo) goodEnough(v *control.ModelStatus) error {
@@ -345,7 +345,7 @@ func (d *demo) swap(ctx context.Context) error {
 		}
 		n, _ := d.app.Creatives(v.Version)
 		bar.Set(n, float64(n)/float64(d.plan.perProduct*len(d.cat.Products())), string(v.State))
-		return len(d.app.Control().Experiments) > 0, nil
+		return d.app.Control().Experiments["exp-"+v.Version] != nil, nil
 	})
 	cancel()
 	if lerr := <-ended; err == nil {
@@ -372,7 +372,9 @@ func (d *demo) experiment(ctx context.Context) error {
 func (d *demo) runExperiment(ctx context.Context) error {
 	var x *control.ExperimentStatus
 	for _, e := range d.app.Control().Experiments {
-		x = e
+		if e.Treatment == d.candidate().Version {
+			x = e
+		}
 	}
 	bar := progress.Start(d.opt.Out, "experiment", "impressions")
 	first, err := d.app.Count(ctx, "SELECT count() FROM labels WHERE experiment != ''")

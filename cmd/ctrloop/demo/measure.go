@@ -24,6 +24,7 @@ import (
 	"ctrloop/schemas/control"
 	"ctrloop/schemas/eventpb"
 	"ctrloop/serving/rollout"
+	trainerbridge "ctrloop/trainer-bridge"
 )
 
 // truth knows the true click-through rate of every creative: it shows the world the finished picture.
@@ -145,12 +146,15 @@ func (d *demo) measureStream(ctx context.Context) error {
 	return err
 }
 
-// firstDataset is the one that the candidate was trained on.
-func (d *demo) firstDataset() (string, bool) {
-	for digest := range d.app.Control().Datasets {
-		return digest, true // one cycle at a time, and the demo runs one
+// firstDataset is the one that the candidate was trained on: the first cycle's.
+func (d *demo) firstDataset() (digest string, ok bool) {
+	first := int64(0)
+	for _, s := range d.app.Control().Datasets {
+		if !ok || s.ToMS < first {
+			digest, first, ok = s.Digest, s.ToMS, true
+		}
 	}
-	return "", false
+	return digest, ok
 }
 
 func (d *demo) measurePairs(context.Context) error {
@@ -170,14 +174,17 @@ func (d *demo) measurePairs(context.Context) error {
 	return nil
 }
 
-// job returns the first succeeded job whose id starts with a stage's name.
+// job returns the job of a stage of the first cycle, if it has succeeded.
 func (d *demo) job(stage string) *control.JobStatus {
-	for id, j := range d.app.Control().Jobs {
-		if len(id) > len(stage) && id[:len(stage)+1] == stage+"-" && j.State == control.JobSucceeded {
-			return j
-		}
+	digest, ok := d.firstDataset()
+	if !ok {
+		return nil
 	}
-	return nil
+	j := d.app.Control().Jobs[trainerbridge.JobID(stage, digest)]
+	if j == nil || j.State != control.JobSucceeded {
+		return nil
+	}
+	return j
 }
 
 // measureReward scores the predictions on pairs of unseen products, and the oracle on the same pairs.
