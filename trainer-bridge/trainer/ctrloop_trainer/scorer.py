@@ -16,6 +16,8 @@ from .errors import BadInputError
 from .progress import write_json
 from .trunk import Trunk
 
+BOTH = 2  # RewardModel.column: the two heads' outputs are added; which is best, validation products say
+
 
 class Scored(NamedTuple):
     """A judgement of n pairs, both orders averaged."""
@@ -102,7 +104,7 @@ class RewardModel:
     heads: list[Head]
     temperature: float = 1.0  # divides score differences: calibrated on products that the fit did not see
     tau: float = 0.0  # pairs with |p - 0.5| below it say nothing
-    column: int = 0  # which head output ranks: 0 preference, 1 click-through rate
+    column: int = 0  # which head output ranks: 0 preference, 1 click-through rate, BOTH their sum
 
     @torch.no_grad()
     def scores(self, captions: Sequence[str], images: np.ndarray) -> np.ndarray:
@@ -117,7 +119,8 @@ class RewardModel:
         out = []
         for head in self.heads:
             head.eval()
-            out.append(head(described, [head.encode(c) for c in captions])[:, self.column])
+            y = head(described, [head.encode(c) for c in captions])
+            out.append(y.sum(1) if self.column == BOTH else y[:, self.column])
         return torch.stack(out).mean(0).numpy() / self.temperature
 
     def p_left(self, captions: Sequence[str], left: np.ndarray, right: np.ndarray) -> np.ndarray:

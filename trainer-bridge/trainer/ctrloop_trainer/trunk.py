@@ -27,6 +27,7 @@ from .spec import Spec, hyper
 
 WIDTHS = (24, 40, 64, 64)
 FEATURES = 160
+COLOURS = 17  # columns of colours()
 
 
 class Trunk(nn.Module):
@@ -55,20 +56,20 @@ class Trunk(nn.Module):
 
     @torch.no_grad()
     def describe(self, images: np.ndarray, batch: int = 256) -> torch.Tensor:
-        """What the reward head reads: features of unit spread, soft names, mean and spread of the colours."""
+        """What the reward head reads: features of unit spread, soft names, colour statistics."""
         out = []
         for i in range(0, len(images), batch):
             x = to_pixels(images[i : i + batch])
             f = self(x)
             names = torch.cat([n.softmax(1) for n in self.names(f)], 1)
             scaled = f / (f.std(1, keepdim=True) + 1e-3)
-            out.append(torch.cat([scaled, names, x.mean((2, 3)), x.std((2, 3))], 1))
+            out.append(torch.cat([scaled, names, colours(x)], 1))
         return torch.cat(out)
 
     @property
     def described(self) -> int:
         """Columns of describe()."""
-        return FEATURES + sum(self.sizes) + 6
+        return FEATURES + sum(self.sizes) + COLOURS
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +92,28 @@ class Trunk(nn.Module):
 def to_pixels(images: np.ndarray) -> torch.Tensor:
     """uint8 (n, px, px, 3) -> float (n, 3, px, px) in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def colours(x: torch.Tensor) -> torch.Tensor:
+    """Statistics that any picture of a product in front of something has, (n, COLOURS): colours of centre (product)
+    and frame (background), how near their hues are, contrast, brightness, clutter. x is in [-1, 1]."""
+    px = x.shape[-1]
+    frame = torch.ones(px, px, dtype=torch.bool)
+    frame[px // 9 : -(px // 9), px // 9 : -(px // 9)] = False  # products fill 0.78 of the canvas
+    around, centre = x[:, :, frame], x[:, :, px * 3 // 8 : px * 5 // 8, px * 3 // 8 : px * 5 // 8].mean((2, 3))
+    back = around.mean(2)
+
+    def chroma(c: torch.Tensor) -> torch.Tensor:
+        return torch.stack([c[:, 0] - (c[:, 1] + c[:, 2]) / 2, 0.866 * (c[:, 1] - c[:, 2])], 1)
+
+    luma = x.new_tensor([0.299, 0.587, 0.114])
+    near = (F.normalize(chroma(centre), dim=1) * F.normalize(chroma(back), dim=1)).sum(1)
+    vivid = chroma(centre).norm(dim=1), chroma(back).norm(dim=1)
+    light = (x * luma[:, None, None]).sum(1)
+    clutter = light.diff(dim=1).abs().mean((1, 2)) + light.diff(dim=2).abs().mean((1, 2))
+    contrast = ((centre - back) @ luma).abs()
+    single = (near, near**2, *vivid, vivid[0] * vivid[1] * near, contrast, clutter, light.mean((1, 2)))
+    return torch.cat([centre, back, around.std(2), torch.stack(single, 1)], 1)
 
 
 @dataclasses.dataclass
