@@ -105,7 +105,7 @@ func (s *Service) session(ctx context.Context) error {
 		Group: Group, TransactionalID: "ctrloop-ingest-" + s.instance, InstanceID: s.instance,
 		Topics:     []string{schemas.TopicRawImpressions, schemas.TopicRawClicks},
 		MaxPoll:    0, // everything fetched: a bounded poll would show some partitions empty that are not
-		OnAssigned: r.assigned,
+		OnAssigned: func(_ context.Context, parts map[string][]int32) { r.assigned(ctx, parts) },
 		OnLost:     r.lost,
 		// 64 partitions at their full megabyte, so that a partition that is missing in an answer of a
 		// broker had nothing to give and was not just crowded out.

@@ -56,7 +56,9 @@ func (b Batch) Len() int {
 
 // Rebalance callbacks. They run inside Poll on the caller's goroutine, never while a transaction is open.
 type (
-	// AssignedFunc hears of partitions that came, before the first record of them.
+	// AssignedFunc hears of partitions that came, before the first record of them. ctx does not have the
+	// deadline of the Poll that it runs in; it is cancelled with that Poll, unless its deadline had passed:
+	// long work should watch the context of its service too.
 	AssignedFunc func(ctx context.Context, partitions map[string][]int32)
 	// LostFunc hears of partitions that went, by a revoke or because the group threw this member out.
 	// Nothing can be committed for them any more.
@@ -171,8 +173,7 @@ func (m *member) pending() bool {
 func (m *member) poll(ctx context.Context, clear func(context.Context) error) (Batch, error) {
 	for {
 		m.cl.AllowRebalance()
-		m.deliver(ctx)
-		if err := m.unfence(ctx, clear); err != nil {
+		if err := m.settle(ctx, clear); err != nil {
 			return Batch{}, err
 		}
 		fetches, err := m.fetch(ctx)
@@ -183,8 +184,7 @@ func (m *member) poll(ctx context.Context, clear func(context.Context) error) (B
 		// must be heard first; the records belong to the new assignment and are read again after it.
 		if m.pending() {
 			m.note(fetches)
-			m.deliver(ctx)
-			if err := m.unfence(ctx, clear); err != nil {
+			if err := m.settle(ctx, clear); err != nil {
 				return Batch{}, err
 			}
 			m.rewind()
@@ -202,6 +202,23 @@ func (m *member) poll(ctx context.Context, clear func(context.Context) error) (B
 		}
 		return batch, nil
 	}
+}
+
+// settle tells the owner of rebalances and clears the session. Neither may be cut off by the deadline of
+// one poll, which says how long to wait for records: they end early only when the poll is cancelled.
+func (m *member) settle(poll context.Context, clear func(context.Context) error) error {
+	if !m.pending() {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(poll))
+	defer cancel()
+	defer context.AfterFunc(poll, func() {
+		if errors.Is(poll.Err(), context.Canceled) {
+			cancel()
+		}
+	})()
+	m.deliver(ctx)
+	return m.unfence(ctx, clear)
 }
 
 func (m *member) unfence(ctx context.Context, clear func(context.Context) error) error {

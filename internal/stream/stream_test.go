@@ -535,6 +535,33 @@ func TestConsumerCommitsPlaceAndMetadata(t *testing.T) {
 	k.Close()
 }
 
+// A short poll must not cut off what the owner does when partitions come.
+func TestCallbacksOutliveThePollsDeadline(t *testing.T) {
+	b, ctx := startCopy(t, 1, 10), testContext(t)
+	calls := 0
+	var failed error
+	tx, err := stream.NewTx(b.Config, stream.TxConfig{Group: "g", TransactionalID: "t", Topics: []string{"in"},
+		OnAssigned: func(ctx context.Context, _ map[string][]int32) {
+			calls++
+			time.Sleep(20 * time.Millisecond) // longer than the poll
+			_, failed = stream.EndOffsets(ctx, b.Config, "in")
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Close()
+	for calls == 0 && ctx.Err() == nil {
+		poll, cancel := context.WithTimeout(ctx, 5*time.Millisecond)
+		if _, err := tx.Poll(poll); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+	}
+	if failed != nil || calls != 1 {
+		t.Fatalf("%d calls, %v", calls, failed)
+	}
+}
+
 func TestOffsetForTime(t *testing.T) {
 	b, ctx := startCopy(t, 1, 50), testContext(t)
 	for ms, want := range map[int64]int64{0: 0, 1000: 0, 1020: 20, 1049: 49, 1050: 50} {
