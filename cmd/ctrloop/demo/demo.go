@@ -159,12 +159,12 @@ func (d *demo) start(ctx context.Context) error {
 	cfg.Joiner.Window = joinWindow
 	cfg.Pairer.HoldoutFraction = d.opt.HoldoutFraction
 	cfg.Pairer.HoldoutProducts = held
-	cfg.Pairer.Interval = 2 * time.Second
+	cfg.Pairer.Interval = 5 * time.Second // a look is a scan of all labels
 	cfg.Pairer.Seed = d.opt.Seed
 	cfg.Trainer.Seed = d.opt.Seed
 	cfg.Rollout.CreativesPerProduct = d.plan.perProduct
 	cfg.Rollout.Steps = []float64{0.05, 0.2, 0.5, 1}
-	cfg.Experiment.Interval = 500 * time.Millisecond
+	cfg.Experiment.Interval = 2 * time.Second
 	if d.opt.API != "" {
 		cfg.Listen.API = d.opt.API
 	}
@@ -492,14 +492,21 @@ func (d *demo) impressions() int64 { return d.people.Stats().Impressions }
 
 // caughtUp waits until everything that was sent is joined and in the warehouse, as far as it is due.
 func (d *demo) caughtUp(ctx context.Context) error {
-	return d.until(ctx, func() (bool, error) { return d.app.Drained(ctx) })
+	return d.every(ctx, drainEvery, func() (bool, error) { return d.app.Drained(ctx) })
 }
 
 // pollEvery is the pace at which the demo looks whether a phase has ended.
 const pollEvery = 100 * time.Millisecond
 
+// drainEvery is the pace of questions that go to the broker.
+const drainEvery = 500 * time.Millisecond
+
 // until polls a condition; a failed part of the system ends it.
 func (d *demo) until(ctx context.Context, condition func() (bool, error)) error {
+	return d.every(ctx, pollEvery, condition)
+}
+
+func (d *demo) every(ctx context.Context, pace time.Duration, condition func() (bool, error)) error {
 	for {
 		ok, err := condition()
 		if ok || err != nil {
@@ -510,7 +517,7 @@ func (d *demo) until(ctx context.Context, condition func() (bool, error)) error 
 			return ctx.Err()
 		case err := <-d.app.Failed():
 			return err
-		case <-time.After(pollEvery):
+		case <-time.After(pace):
 		}
 	}
 }

@@ -1,0 +1,311 @@
+// Package e2e tests the shipped binary from outside: its commands, its files, its HTTP, and what is left after
+// kill -9. It knows nothing of the packages inside.
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+var binary string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "ctrloop-e2e-*")
+	if err == nil {
+		binary = filepath.Join(dir, "ctrloop")
+		build := exec.Command("go", "build", "-o", binary, "ctrloop/cmd/ctrloop")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		var out []byte
+		if out, err = build.CombinedOutput(); err != nil {
+			err = fmt.Errorf("build the binary: %w: %s", err, out)
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// ctrloop runs a command to its end.
+func ctrloop(t *testing.T, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), binary, args...)
+	var o, e bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &o, &e
+	err := cmd.Run()
+	if err != nil && cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return o.String(), e.String(), cmd.ProcessState.ExitCode()
+}
+
+// needEngine skips only where somebody said that the engine may be missing.
+func needEngine(t *testing.T) {
+	t.Helper()
+	if out, stderr, code := ctrloop(t, "setup", "--check"); code != 0 {
+		if os.Getenv("CTRLOOP_TEST_ALLOW_MISSING") == "1" {
+			t.Skip("the embedded engine is not set up (CTRLOOP_TEST_ALLOW_MISSING=1)")
+		}
+		t.Fatalf("run `make setup` first: %s%s", out, stderr)
+	}
+}
+
+// banditLog writes an Open Bandit log of n rows over a week with the given clicks, all inside.
+func banditLog(t *testing.T, n, clicks int, seed uint64) string {
+	t.Helper()
+	r := rand.New(rand.NewPCG(seed, 1))
+	clicked := map[int]bool{}
+	for len(clicked) < clicks {
+		clicked[r.IntN(n)] = true
+	}
+	dir := filepath.Join(t.TempDir(), "made-up")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	b.WriteString(",timestamp,item_id,position,click,propensity_score,user_feature_0\n")
+	start := time.Date(2019, 11, 24, 0, 0, 0, 0, time.UTC)
+	for i := range n {
+		at := start.Add(time.Duration(float64(i) / float64(n) * float64(7*24*time.Hour)))
+		click := 0
+		if clicked[i] {
+			click = 1
+		}
+		fmt.Fprintf(&b, "%d,%s,%d,%d,%d,0.0217,%x\n", i, at.Format("2006-01-02 15:04:05.000000-07:00"), r.IntN(46), 1+r.IntN(3), click, r.Uint32())
+	}
+	path := filepath.Join(dir, "log.csv")
+	if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+type replayed struct {
+	Rows, Impressions, Clicks, Positive, Late, Duplicate int64
+	FinalNegative                                        int64 `json:"final_negative"`
+	LedgerOK                                             bool  `json:"ledger_ok"`
+	WarehouseRows                                        int64 `json:"warehouse_rows"`
+	AuditMismatch                                        int64 `json:"audit_mismatch"`
+}
+
+func replay(t *testing.T, args ...string) replayed {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "result.json")
+	if _, stderr, code := ctrloop(t, append([]string{"replay", "--json", file}, args...)...); code != 0 {
+		t.Fatalf("replay: exit %d: %s", code, stderr)
+	}
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r replayed
+	if err := json.Unmarshal(raw, &r); err != nil {
+		t.Fatalf("%v: %s", err, raw)
+	}
+	return r
+}
+
+// sql returns the first column of the first row.
+func sql(t *testing.T, dir, query string) string {
+	t.Helper()
+	out, stderr, code := ctrloop(t, "sql", "--dir", dir, "--format", "tsv", query)
+	if code != 0 {
+		t.Fatalf("sql: exit %d: %s", code, stderr)
+	}
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	return strings.Split(lines[len(lines)-1], "\t")[0]
+}
+
+func TestReplayCountsTwiceTheSame(t *testing.T) {
+	needEngine(t)
+	log := banditLog(t, 3000, 41, 7)
+	dir := t.TempDir()
+	r := replay(t, "--dir", dir, log)
+	want := replayed{Rows: 3000, Impressions: 3000, Clicks: 41, Positive: 41, FinalNegative: 2959, LedgerOK: true, WarehouseRows: 3000}
+	if r != want {
+		t.Fatalf("%+v\nwant %+v", r, want)
+	}
+	again := replay(t, "--dir", dir, log)
+	if again.Positive != 0 || again.FinalNegative != 0 || again.WarehouseRows != 3000 || again.AuditMismatch != 0 || !again.LedgerOK {
+		t.Fatalf("the same log again must change nothing: %+v", again)
+	}
+	if got := sql(t, dir, "SELECT sum(clicked) FROM labels_latest"); got != "41" {
+		t.Errorf("%s clicked impressions in the warehouse", got)
+	}
+	if got := sql(t, dir, "SELECT round(sum(ctr * impressions)) FROM ctr_by_creative"); got != "41" {
+		t.Errorf("ctr_by_creative adds up to %s clicks", got)
+	}
+}
+
+func TestReplaySaysWhatIsWrong(t *testing.T) {
+	bad := filepath.Join(t.TempDir(), "bad.csv")
+	if err := os.WriteFile(bad, []byte("a,b\n1,2\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for want, args := range map[string][]string{
+		"neither JSON lines nor an Open Bandit log": {"replay", bad},
+		"no such file or directory":                 {"replay", "missing.csv"},
+		"not inside the window":                     {"replay", "--delay-max", "2h", bad},
+		"no service":                                {"up", "--target", "joyner"},
+		"nothing is held out":                       {"demo", "--holdout-fraction", "0"},
+	} {
+		_, stderr, code := ctrloop(t, args...)
+		if code == 0 || !strings.Contains(stderr, want) {
+			t.Errorf("%v: exit %d, %q lacks %q", args, code, stderr, want)
+		}
+	}
+}
+
+// TestReplaySurvivesKill kills the whole process at random moments of a replay, starts it again, and then
+// holds the warehouse against the log.
+func TestReplaySurvivesKill(t *testing.T) {
+	needEngine(t)
+	const rows, clicks = 60_000, 2_500
+	log := banditLog(t, rows, clicks, 11)
+	dir := t.TempDir()
+	r := rand.New(rand.NewPCG(5, 5))
+	killed := 0
+	for range 5 {
+		cmd := exec.Command(binary, "replay", "--dir", dir, log)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- cmd.Wait() }()
+		select {
+		case <-done: // it was faster than the kill
+		case <-time.After(time.Duration(500+r.IntN(5000)) * time.Millisecond):
+			killed++
+			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+			<-done
+		}
+	}
+	last := replay(t, "--dir", dir, log)
+	if last.WarehouseRows != rows || last.AuditMismatch != 0 || !last.LedgerOK {
+		t.Errorf("after %d kills: %+v", killed, last)
+	}
+	if got := sql(t, dir, "SELECT count() FROM labels"); got != strconv.Itoa(rows) {
+		t.Errorf("%s rows lie in the table, of %d impressions", got, rows)
+	}
+	if got := sql(t, dir, "SELECT sum(clicked) FROM labels_latest"); got != strconv.Itoa(clicks) {
+		t.Errorf("%s clicked impressions of %d", got, clicks)
+	}
+	t.Logf("killed %d times", killed)
+}
+
+// instance is a running `ctrloop up`.
+type instance struct {
+	API, Edge, Admin, Kafka string
+}
+
+func up(t *testing.T, dir string, args ...string) instance {
+	t.Helper()
+	cmd := exec.Command(binary, append([]string{"up", "--dir", dir}, args...)...)
+	var log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &log, &log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("up on %v did not stop cleanly: %v\n%s", args, err, log.String())
+			}
+		case <-time.After(45 * time.Second):
+			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+			t.Errorf("up on %v did not stop", args)
+		}
+	})
+	deadline := time.Now().Add(2 * time.Minute)
+	for time.Now().Before(deadline) {
+		var i instance
+		if raw, err := os.ReadFile(filepath.Join(dir, "run.json")); err == nil && json.Unmarshal(raw, &i) == nil && i.Admin != "" {
+			return i
+		}
+		select {
+		case err := <-done:
+			t.Fatalf("up %v ended: %v\n%s", args, err, log.String())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	t.Fatalf("up %v did not become ready", args)
+	return instance{}
+}
+
+// TestServicesInProcessesOfTheirOwn runs ingest beside the broker in one process, and join and sink in
+// another one that has the broker by address: the code paths of production.
+func TestServicesInProcessesOfTheirOwn(t *testing.T) {
+	needEngine(t)
+	one, two := t.TempDir(), t.TempDir()
+	front := up(t, one, "--target", "ingest", "--config", write(t, "ingest: {clock: event}\nkafka: {retention: -1s}\n"))
+	up(t, two, "--target", "joiner,sink", "--config", write(t, "kafka: {retention: -1s, brokers: ['"+front.Kafka+"']}\n"))
+	var events strings.Builder
+	const n = 200
+	base := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli()
+	for i := range n {
+		id := uuid7(base+int64(i)*1000, i)
+		fmt.Fprintf(&events, `{"type":"impression","id":%q,"product":"p","creative":"c","placement":"home","position":1,"user":"u%d","propensity":1}`+"\n", id, i)
+		if i%10 == 0 {
+			fmt.Fprintf(&events, `{"type":"click","id":"k%d","impression_id":%q,"time_ms":%d}`+"\n", i, id, base+int64(i)*1000+900)
+		}
+	}
+	post(t, front.Edge, events.String())
+	post(t, front.Edge, fmt.Sprintf(`{"type":"watermark","time_ms":%d}`, base+int64((3*time.Hour).Milliseconds())))
+	deadline := time.Now().Add(time.Minute)
+	got := ""
+	for time.Now().Before(deadline) {
+		if got = sql(t, two, "SELECT concat(toString(count()), '/', toString(sum(clicked))) FROM labels_latest"); got == "200/20" {
+			return
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	t.Errorf("labels/clicks are %s, want 200/20", got)
+}
+
+func uuid7(ms int64, n int) string {
+	h := fmt.Sprintf("%012x7%03x8%015x", ms, n%4096, n)
+	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:32]
+}
+
+func write(t *testing.T, yaml string) string {
+	t.Helper()
+	p := filepath.Join(t.TempDir(), "ctrloop.yaml")
+	if err := os.WriteFile(p, []byte(yaml), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func post(t *testing.T, edge, body string) {
+	t.Helper()
+	resp, err := http.Post("http://"+edge+"/v1/events", "application/x-ndjson", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	raw, _ := io.ReadAll(resp.Body)
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("edge: %s: %s", resp.Status, raw)
+	}
+}
