@@ -94,9 +94,9 @@ ui: ## build the console's assets (needs Node; the built ones are committed)
 	else echo "the console has no build step: its assets are served as they are"; fi
 
 .PHONY: release
-release: ## static binaries for every platform, with checksums, in bin/release
+release: ## static Linux binaries with checksums, in bin/release
 	@mkdir -p bin/release
-	@for target in linux/amd64 linux/arm64 darwin/arm64; do \
+	@for target in linux/amd64 linux/arm64; do \
 	  out=bin/release/ctrloop-$(VERSION)-$${target/\//-}; echo "$$out"; \
 	  GOOS=$${target%/*} GOARCH=$${target#*/} $(GOBUILD) -o "$$out" ./cmd/ctrloop; \
 	done
