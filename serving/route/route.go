@@ -213,19 +213,28 @@ func (l *Lease) Current() []*Replica {
 // Admit decides the version of a request: the champion of a logical name, or a version by its own name.
 func (t *Table) Admit(model string) (*Lease, error) {
 	for {
-		p := t.load()
-		name, logical := p.champions[model]
-		if !logical {
-			name = model
+		l, err := t.admitBy(t.load(), model)
+		if l != nil || err != nil {
+			return l, err
 		}
-		v := p.versions[name]
-		if v == nil {
-			return nil, ErrUnknown
-		}
-		v.use.inflight.Add(1)
-		if !v.use.closed.Load() {
-			return &Lease{Version: v, t: t}, nil
-		}
-		v.use.inflight.Add(-1) // removed between the load and the count: look again
 	}
+}
+
+// admitBy admits by a table that may have been replaced since it was read. Neither a lease nor an error: the version
+// has been removed meanwhile, so the newer table must be asked.
+func (t *Table) admitBy(p *table, model string) (*Lease, error) {
+	name, logical := p.champions[model]
+	if !logical {
+		name = model
+	}
+	v := p.versions[name]
+	if v == nil {
+		return nil, ErrUnknown
+	}
+	v.use.inflight.Add(1)
+	if v.use.closed.Load() {
+		v.use.inflight.Add(-1)
+		return nil, nil
+	}
+	return &Lease{Version: v, t: t}, nil
 }

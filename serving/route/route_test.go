@@ -81,7 +81,7 @@ func TestNobodyIsLeftBehind(t *testing.T) {
 			}
 		})
 	}
-	for i := range 300 {
+	for i := range 80 {
 		old, next := names[i%3], names[(i+1)%3]
 		table.Put(next, "prompt", next, nil)
 		table.Flip(next)
@@ -98,5 +98,27 @@ func TestNobodyIsLeftBehind(t *testing.T) {
 		if v.InFlight() != 0 {
 			t.Errorf("%s: %d in flight at the end", v.Name, v.InFlight())
 		}
+	}
+}
+
+// TestASlowReader reads the table, and is overtaken by a removal before it has counted itself.
+func TestASlowReader(t *testing.T) {
+	var table Table
+	table.Put("v1", "prompt", "v1", nil)
+	table.Flip("v1")
+	old := table.load()
+	table.Put("v2", "prompt", "v2", nil)
+	table.Flip("v2")
+	if err := table.Remove(t.Context(), "v1"); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := table.admitBy(old, "prompt"); l != nil || err != nil {
+		t.Fatalf("admitted to a version that has been drained: %+v, %v", l, err)
+	}
+	if n := old.versions["v1"].InFlight(); n != 0 {
+		t.Errorf("%d requests counted on it", n)
+	}
+	if l, err := table.Admit("prompt"); err != nil || l.Name != "v2" {
+		t.Errorf("%v %v", l, err)
 	}
 }
