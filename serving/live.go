@@ -1,0 +1,11 @@
+package serving
+
+// Live says which version answers for a logical model now, and on how many replicas it has passed its probe.
+// Empty: none; 0 replicas: the champion is known, and no model server answers.
+func (s *Service) Live(logical string) (version string, replicas int) {
+	version = s.table.Champion(logical)
+	if v, ok := s.table.Version(version); ok {
+		replicas = len(v.Replicas)
+	}
+	return version, replicas
+}
