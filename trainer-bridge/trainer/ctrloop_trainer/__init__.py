@@ -11,3 +11,5 @@ import os
 # Nothing here ever asks a hub: models come from folders. Set before transformers is first imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Progress bars would fill the job's log, whose last lines are what the Go side shows of a failure.
+os.environ.setdefault("TQDM_DISABLE", "1")

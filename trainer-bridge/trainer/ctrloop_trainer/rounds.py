@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,9 @@ class Rounds:
             task_type="CAUSAL_LM",
             base_model_name_or_path="prompt-base",
         )
-        v.model = get_peft_model(v.model, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the name of the base, which is set right below
+            v.model = get_peft_model(v.model, config)
         # get_peft_model writes the folder's path there: it would put a machine path into every artifact.
         v.model.peft_config["default"].base_model_name_or_path = "prompt-base"
         return v
@@ -325,8 +328,14 @@ class Rounds:
         tmp = final.with_name(f".{final.name}.tmp")
         shutil.rmtree(tmp, ignore_errors=True)
         tmp.mkdir(parents=True)
-        v.model.save_pretrained(tmp)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "no config file in prompt-base": a name, not a folder
+            v.model.save_pretrained(tmp)
         (tmp / "README.md").unlink(missing_ok=True)  # PEFT's model card template: says nothing
+        # PEFT writes sets in hash order, which differs from process to process, and the digest with it.
+        config = json.loads((tmp / "adapter_config.json").read_text())
+        config["target_modules"] = sorted(config["target_modules"])
+        write_json(tmp / "adapter_config.json", dict(sorted(config.items())))
         state = self.out / "state"
         state.mkdir(exist_ok=True)
         torch.save(optimizer.state_dict(), state / f"{arm}.tmp")

@@ -129,6 +129,8 @@ def test_a_job_leaves_its_artifacts_and_repeats(rounds_spec, run_job):
     assert {p.name for p in (out / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     config = json.loads((out / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "prompt-base"
+    assert config["target_modules"] == sorted(config["target_modules"])  # a set's order would change the digest
+    assert list(config) == sorted(config)
     samples = [json.loads(x) for x in (out / "samples.jsonl").read_text().splitlines()]
     assert {(s["arm"], s["epoch"]) for s in samples} == {(a, e) for a in ("dpo", "pcpo") for e in (0, 1, 2)}
     assert len(samples) == 6 * 4 * 2
