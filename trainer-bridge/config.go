@@ -10,7 +10,8 @@ import (
 type Config struct {
 	// Interval between two looks at the control log, as a safety net: a change wakes it at once.
 	Interval time.Duration `yaml:"interval"`
-	// Threads of a training process.
+	// Threads of a training process. One is the fastest for the embedded models on a machine that also serves:
+	// threads of small matrices spend their time waiting for each other.
 	Threads int `yaml:"threads"`
 	// Seed of training; each job mixes in its data set.
 	Seed uint64 `yaml:"seed"`
@@ -26,7 +27,7 @@ type Config struct {
 
 // Default is the configuration of an embedded run.
 func Default() Config {
-	return Config{Interval: 5 * time.Second, Threads: 2, Timeout: 2 * time.Hour, StopGrace: 30 * time.Second}
+	return Config{Interval: 5 * time.Second, Threads: 1, Timeout: 2 * time.Hour, StopGrace: 30 * time.Second}
 }
 
 // Validate returns every problem of the section, each with its key.

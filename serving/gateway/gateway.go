@@ -201,8 +201,9 @@ func (g *Gateway) inspect(a *admission, u *upstream) error {
 			return bad(kind, errors.New("the replica does not know the version"))
 		case backend.Overloaded, backend.Failed:
 			return bad(kind, nil)
+		default:
+			return nil // the client's own mistake goes back to the client
 		}
-		return nil // the client's own mistake goes back to the client
 	}
 	if !streaming {
 		if model, err = modelOf(u.head); err != nil {
@@ -247,8 +248,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) outcome {
 	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, g.cfg.MaxBodyBytes))
 	if err != nil {
-		var tooLarge *http.MaxBytesError
-		if errors.As(err, &tooLarge) {
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			return g.refuse(w, http.StatusRequestEntityTooLarge, "BadRequestError", fmt.Sprintf("the body is larger than %d bytes", g.cfg.MaxBodyBytes))
 		}
 		return canceled
@@ -359,6 +359,8 @@ func (g *Gateway) Chat(ctx context.Context, req backend.ChatRequest) (*backend.C
 			o = canceled
 		} else if errors.Is(err, errFull) {
 			o = full
+		} else {
+			g.log.Warn().Err(err).Str("version", a.Name).Msg("request failed")
 		}
 		g.m.end(o)
 		return nil, a.Name, err

@@ -67,7 +67,7 @@ func planOf(quick bool) plan {
 				c.Pairer.MinImpressions = 50
 				c.Trainer.Rounds = map[string]any{"epochs": 1, "products": 48, "held_samples": 2}
 				c.Trainer.Reward = map[string]any{"epochs": 6, "heads": 1, "learning_rates": "0.003"}
-				c.Experiment.Ramp.MinImpressions = 3000
+				c.Experiment.Ramp.MinImpressions = 1500
 				c.Experiment.Ramp.MaxImpressions = 60_000
 			}}
 	}
@@ -163,7 +163,7 @@ func (d *demo) start(ctx context.Context) error {
 	cfg.Pairer.Seed = d.opt.Seed
 	cfg.Trainer.Seed = d.opt.Seed
 	cfg.Rollout.CreativesPerProduct = d.plan.perProduct
-	cfg.Rollout.Steps = []float64{0.05, 0.2, 0.5, 1}
+	cfg.Rollout.Steps = []float64{0.1, 0.5, 1}
 	cfg.Experiment.Interval = 2 * time.Second
 	if d.opt.API != "" {
 		cfg.Listen.API = d.opt.API
