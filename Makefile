@@ -66,7 +66,11 @@ fuzz: ## each fuzz target for FUZZTIME
 
 .PHONY: e2e
 e2e: setup ## tests of the shipped binary only
-	$(GOTEST) -count 1 ./cmd/...
+	$(GOTEST) -count 1 ./e2e
+
+.PHONY: chaos
+chaos: setup ## kill -9 of a whole demo at KILLS random moments (20), resumed and held against the oracle
+	CTRLOOP_E2E_KILLS=$(or $(KILLS),20) go test -count 1 -timeout 90m -run DemoSurvivesKill -v ./e2e
 
 .PHONY: bench
 bench: ## Go benchmarks
