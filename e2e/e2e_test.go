@@ -271,7 +271,7 @@ func TestServicesInProcessesOfTheirOwn(t *testing.T) {
 		}
 	}
 	post(t, front.Edge, events.String())
-	post(t, front.Edge, fmt.Sprintf(`{"type":"watermark","time_ms":%d}`, base+int64((3*time.Hour).Milliseconds())))
+	post(t, front.Edge, fmt.Sprintf(`{"type":"watermark","time_ms":%d}`, base+(3*time.Hour).Milliseconds()))
 	deadline := time.Now().Add(time.Minute)
 	got := ""
 	for time.Now().Before(deadline) {

@@ -123,9 +123,10 @@ func checkImpression(b []byte) (event, *problem) {
 			if !utf8.Valid(text) {
 				return event{}, reject(schemas.DeadBadField, "field %d (%s) is not UTF-8", num, impressionField(num))
 			}
-			if num == 4 {
+			switch num {
+			case 4:
 				product = text
-			} else if num == 5 {
+			case 5:
 				creative = text
 			}
 		case 7, 16:

@@ -3,6 +3,7 @@ package ingest
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -83,7 +84,7 @@ func runUntil(t *testing.T, b *streamtest.Broker, s *Service, partitions int32, 
 				}
 				return nil
 			})
-			if err != errFound {
+			if !errors.Is(err, errFound) {
 				t.Fatalf("%s/%d never got the punctuation %d: %v", topic, p, until, err)
 			}
 		}

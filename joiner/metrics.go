@@ -95,6 +95,7 @@ func kindName(k eventpb.LabelKind) string {
 		return "provisional_negative"
 	case eventpb.LabelKind_LABEL_KIND_CORRECTED:
 		return "corrected"
+	default:
+		return "unspecified"
 	}
-	return "unspecified"
 }

@@ -43,6 +43,7 @@ func Busy(s *control.State) string {
 			if m.Logical == "prompt" && m.Base != "" {
 				return "candidate " + v + " is " + string(m.State)
 			}
+		default: // champion, or out of the race
 		}
 	}
 	if len(s.Breakers) > 0 {

@@ -121,7 +121,7 @@ func parseULID(s string) (ImpressionID, error) {
 			c -= 'a' - 'A'
 		}
 		v := -1
-		for j := 0; j < len(alphabet); j++ {
+		for j := range len(alphabet) {
 			if alphabet[j] == c {
 				v = j
 			}

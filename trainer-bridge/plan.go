@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 
 	"ctrloop/schemas/control"
@@ -81,9 +82,7 @@ func newJob(cfg Config, s stage, d control.Dataset, base string, results map[str
 		hyper = cfg.Rounds
 		spec.Reward, spec.Referee = results["reward"], results["referee"]
 	}
-	for k, v := range hyper {
-		spec.Hyper[k] = v
-	}
+	maps.Copy(spec.Hyper, hyper)
 	if s.name == "referee" {
 		spec.Hyper["referee"] = true
 	}

@@ -10,7 +10,7 @@ import (
 
 func apply(t *testing.T, st *control.State, id string, typ control.Type, entity string, data any) {
 	t.Helper()
-	e, err := control.NewEvent(id, typ, entity, -1, "test", "", time.Unix(int64(st.Offset)+2, 0), data)
+	e, err := control.NewEvent(id, typ, entity, -1, "test", "", time.Unix(st.Offset+2, 0), data)
 	if err != nil {
 		t.Fatal(err)
 	}

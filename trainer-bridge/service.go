@@ -103,8 +103,7 @@ func (s *Service) runJob(ctx context.Context, j control.JobStatus) error {
 	}
 	if err != nil {
 		class := FailBug
-		var je *JobError
-		if errors.As(err, &je) {
+		if je, ok := errors.AsType[*JobError](err); ok {
 			class = je.Class
 		}
 		u.Class, u.Error = string(class), err.Error()

@@ -111,7 +111,7 @@ func (s *Store) Verify(digest string) error {
 	if err != nil {
 		return fmt.Errorf("%w: %s", ErrNotFound, digest)
 	}
-	got := ""
+	var got string
 	if fi.IsDir() {
 		if got, err = DigestDir(p); err != nil {
 			return err

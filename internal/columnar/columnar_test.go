@@ -23,7 +23,7 @@ type row struct {
 func sample(n int) []row {
 	rows := make([]row, n)
 	for i := range rows {
-		rows[i] = row{Name: strings.Repeat("x", i%7), Wins: i%2 == 0, N: int64(-i), Seed: 1<<63 + uint64(i), Weight: float64(i) / 3, PNG: bytes.Repeat([]byte{byte(i)}, i%5)}
+		rows[i] = row{Name: strings.Repeat("x", i%7), Wins: i%2 == 0, N: int64(-i), Seed: 1<<63 + uint64(i), Weight: float64(i) / 3, PNG: bytes.Repeat([]byte{byte(i)}, i%5), hidden: 1}
 	}
 	return rows
 }
@@ -49,6 +49,11 @@ func TestRoundTrip(t *testing.T) {
 		})
 		if d := cmp.Diff(want, got, equal, cmp.AllowUnexported()); n > 0 && d != "" {
 			t.Fatal(d)
+		}
+		for i := range got {
+			if got[i].hidden != 0 {
+				t.Fatal("a field without a column was written")
+			}
 		}
 		x, _ := os.ReadFile(a)
 		y, _ := os.ReadFile(b)

@@ -71,7 +71,7 @@ func (k *Consumer) Commit(ctx context.Context, places map[TopicPartition]Committ
 		for i := range r.Topics {
 			for j := range r.Topics[i].Partitions {
 				p := &r.Topics[i].Partitions[j]
-				p.Metadata = kmsg.StringPtr(places[TopicPartition{r.Topics[i].Topic, p.Partition}].Metadata)
+				p.Metadata = new(places[TopicPartition{r.Topics[i].Topic, p.Partition}].Metadata)
 			}
 		}
 		return nil

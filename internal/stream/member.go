@@ -264,8 +264,7 @@ func classify(pctx context.Context, e kgo.FetchError) error {
 	if errors.As(e.Err, &loss) || errors.Is(e.Err, kerr.OffsetOutOfRange) {
 		return fmt.Errorf("read %s/%d: %w: %w", e.Topic, e.Partition, ErrDataLoss, e.Err)
 	}
-	var session *kgo.ErrGroupSession
-	if errors.As(e.Err, &session) {
+	if _, ok := errors.AsType[*kgo.ErrGroupSession](e.Err); ok {
 		var k *kerr.Error
 		if !errors.As(e.Err, &k) || k.Retriable {
 			return nil // the network, or a coordinator that moves: the client joins again by itself

@@ -152,7 +152,7 @@ func (t *Tx) clear(ctx context.Context) error {
 
 // Begin opens a transaction.
 func (t *Tx) Begin() error {
-	t.failure.take()
+	_ = t.failure.take() // the last transaction's
 	if err := t.session.Begin(); err != nil {
 		return fmt.Errorf("begin transaction: %w", err)
 	}
@@ -247,7 +247,7 @@ func (t *Tx) rewrite(r *kmsg.TxnOffsetCommitRequest, places map[TopicPartition]p
 		}
 		rp := kmsg.NewTxnOffsetCommitRequestTopicPartition()
 		rp.Partition, rp.Offset, rp.LeaderEpoch = tp.Partition, p.at.Offset, p.at.Epoch
-		rp.Metadata = kmsg.StringPtr(p.metadata)
+		rp.Metadata = new(p.metadata)
 		r.Topics[i].Partitions = append(r.Topics[i].Partitions, rp)
 	}
 }
@@ -269,7 +269,7 @@ func (t *Tx) abort(ctx context.Context) error {
 	if _, err := t.session.End(ctx, kgo.TryAbort); err != nil {
 		return fmt.Errorf("abort transaction: %w", err)
 	}
-	t.failure.take()
+	_ = t.failure.take() // thrown away with its records
 	t.rewind()
 	return nil
 }

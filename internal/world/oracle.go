@@ -105,6 +105,7 @@ func judge(b *birth) verdict {
 			v.click = first(v.click, c)
 		case clickLate:
 			v.late = first(v.late, c)
+		default: // clickOrphan is of another impression, which nobody sent
 		}
 	}
 	return v
@@ -143,7 +144,7 @@ func (r *Report) example(format string, args ...any) {
 	}
 }
 
-// Clicks and impressions that have arrived for good.
+// Impressions is how many impressions have arrived for good.
 func (o *Oracle) Impressions() (n int64) {
 	for i := range o.rows {
 		if o.rows[i].ms()+int64(o.rows[i].sent) < o.ackedMS {

@@ -529,6 +529,7 @@ func (t *Traffic) count(o *birth) {
 			s.Late++
 		case clickRepeat:
 			s.Repeated++
+		default: // clickInTime is the usual case; orphans are counted above
 		}
 	}
 }

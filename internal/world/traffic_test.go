@@ -525,7 +525,7 @@ func TestKill9(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got []string
-	for _, line := range strings.Fields(string(raw)) {
+	for line := range strings.FieldsSeq(string(raw)) {
 		if len(got) == 0 || got[len(got)-1] != line {
 			got = append(got, line)
 		}

@@ -76,7 +76,7 @@ func (s *scenario) run(text string) string {
 	var out strings.Builder
 	var block []string
 	skipping := false
-	for _, line := range strings.Split(strings.TrimRight(text, "\n"), "\n") {
+	for line := range strings.SplitSeq(strings.TrimRight(text, "\n"), "\n") {
 		switch {
 		case skipping && line != "":
 			continue

@@ -53,13 +53,23 @@ func NewEvent(id string, typ Type, entity string, expect int64, actor, note stri
 	return e, nil
 }
 
-// Entity names.
-func ModelEntity(version string) string  { return "model/" + version }
-func RouteEntity(logical string) string  { return "route/" + logical }
-func ExperimentEntity(id string) string  { return "experiment/" + id }
-func JobEntity(id string) string         { return "job/" + id }
+// ModelEntity is the entity of a version of a model.
+func ModelEntity(version string) string { return "model/" + version }
+
+// RouteEntity is the entity of the route of a logical model, such as "prompt".
+func RouteEntity(logical string) string { return "route/" + logical }
+
+// ExperimentEntity is the entity of an experiment.
+func ExperimentEntity(id string) string { return "experiment/" + id }
+
+// JobEntity is the entity of a training job.
+func JobEntity(id string) string { return "job/" + id }
+
+// DatasetEntity is the entity of a training set.
 func DatasetEntity(digest string) string { return "dataset/" + digest }
-func BreakerEntity(slice string) string  { return "breaker/" + slice }
+
+// BreakerEntity is the entity of the circuit breaker of a slice of the traffic.
+func BreakerEntity(slice string) string { return "breaker/" + slice }
 
 // ModelState is where a version is on its way into serving.
 type ModelState string

@@ -321,6 +321,7 @@ func (s *State) job(e Event) error {
 		j.State, j.Finished = JobSucceeded, e.Time
 	case JobFailed:
 		j.State, j.Finished = JobBroken, e.Time
+	default: // Apply hands on the three above only
 	}
 	return nil
 }

@@ -136,8 +136,7 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // KindOf is the class of an error of this package; Failed for any other.
 func KindOf(err error) Kind {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Kind
 	}
 	return Failed
@@ -148,6 +147,7 @@ func Transient(err error) bool {
 	switch KindOf(err) {
 	case Unavailable, Overloaded, Canceled:
 		return true
+	default:
+		return false
 	}
-	return false
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -125,9 +126,7 @@ func TestIndexKnowsTheNamesOfModules(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string][2]int64{"model.vision_tower.encoder.layers.0.mlp.fc1": {4, 4}}
-	for m, s := range servingtest.Layers {
-		want[m] = s
-	}
+	maps.Copy(want, servingtest.Layers)
 	if d := cmp.Diff(want, x.Layers); d != "" {
 		t.Error(d)
 	}

@@ -220,7 +220,7 @@ func TestPageInChromium(t *testing.T) {
 
 	t.Run("live update", func(t *testing.T) {
 		eval[bool](t, b, `(document.querySelector("#creatives img").kept = true)`)
-		o.Freshness.AgeSeconds = ptr(61.0 * 60)
+		o.Freshness.AgeSeconds = new(61.0 * 60)
 		src.set(o, nil)
 		b.until(t, `document.querySelector("#freshness").textContent === "61 min ago"`)
 		if !eval[bool](t, b, `document.querySelector("#freshness").classList.contains("changed")`) {

@@ -22,8 +22,6 @@ var (
 	stream = time.Date(2026, 3, 2, 18, 40, 0, 0, time.UTC)
 )
 
-func ptr[T any](v T) *T { return &v }
-
 // sampleRollout is what the real controller says about 9,412 users in the deciding step.
 func sampleRollout() Rollout {
 	rng := rand.New(rand.NewPCG(5, 5))
@@ -54,13 +52,13 @@ func sample(t testing.TB, cat *catalogue.Catalogue) Overview {
 		Time: wall, EventTime: &stream,
 		Instance: Instance{Name: "./data", Version: "v0.1.0", Mode: "embedded", UptimeSeconds: 1294},
 		Stages: []Stage{
-			{Name: Ingest, State: Running, Rate: ptr(1284.3), RateOf: "impressions", Total: 1_214_880, LagSeconds: ptr(0.04), LagOf: "received to log", Detail: "12,143 duplicates recognised", AgeSeconds: 1},
-			{Name: Join, State: Running, Rate: ptr(1271.8), RateOf: "labels", Total: 1_158_302, LagSeconds: ptr(0.8), LagOf: "log to join", Dropped: 5784, Detail: "window 2 h, 44,435 impressions open", AgeSeconds: 1},
-			{Name: Pair, State: Running, Rate: ptr(3.1), RateOf: "pairs", Total: 8412, LagSeconds: ptr(14.0), LagOf: "labels to pairs", Detail: "312 of 2,000 new pairs until the next data set", AgeSeconds: 2},
-			{Name: Train, State: Idle, Rate: ptr(0.0), RateOf: "steps", Total: 2940, Detail: "last: rounds, 4 min 12 s, all gates passed", AgeSeconds: 1},
-			{Name: Serve, State: Degraded, Rate: ptr(1284.0), RateOf: "decisions", Total: 1_214_902, LagSeconds: ptr(0.0006), LagOf: "p99 of a decision", Dropped: 2, Detail: "1 of 2 model servers restarts", AgeSeconds: 1},
+			{Name: Ingest, State: Running, Rate: new(1284.3), RateOf: "impressions", Total: 1_214_880, LagSeconds: new(0.04), LagOf: "received to log", Detail: "12,143 duplicates recognised", AgeSeconds: 1},
+			{Name: Join, State: Running, Rate: new(1271.8), RateOf: "labels", Total: 1_158_302, LagSeconds: new(0.8), LagOf: "log to join", Dropped: 5784, Detail: "window 2 h, 44,435 impressions open", AgeSeconds: 1},
+			{Name: Pair, State: Running, Rate: new(3.1), RateOf: "pairs", Total: 8412, LagSeconds: new(14.0), LagOf: "labels to pairs", Detail: "312 of 2,000 new pairs until the next data set", AgeSeconds: 2},
+			{Name: Train, State: Idle, Rate: new(0.0), RateOf: "steps", Total: 2940, Detail: "last: rounds, 4 min 12 s, all gates passed", AgeSeconds: 1},
+			{Name: Serve, State: Degraded, Rate: new(1284.0), RateOf: "decisions", Total: 1_214_902, LagSeconds: new(0.0006), LagOf: "p99 of a decision", Dropped: 2, Detail: "1 of 2 model servers restarts", AgeSeconds: 1},
 		},
-		Freshness: Freshness{NewestClick: ptr(stream.Add(-14 * time.Minute)), AgeSeconds: ptr(840.0)},
+		Freshness: Freshness{NewestClick: new(stream.Add(-14 * time.Minute)), AgeSeconds: new(840.0)},
 		Champion:  &Champion{Version: "prompt-2f9be81c07d5", Since: wall.Add(-16 * time.Minute), Previous: "prompt-base", Note: "lift +0.41 points [+0.12, +0.70]", Pairs: 4127, Impressions: 402_118, Clicks: 14_533},
 		Rollout:   &r,
 		Ledger:    Ledger{Received: 1_214_880, Positive: 42_118, Negative: 1_110_400, Open: 44_435, Duplicate: 12_143, Late: 5784},

@@ -137,7 +137,8 @@ func TestLive(t *testing.T) {
 		t.Fatalf("first event %s %s", name, data)
 	}
 	src.set(Overview{}, errors.New("gone"))
-	for name, data := "", ""; name != "problem"; {
+	for name := ""; name != "problem"; {
+		var data string
 		if name, data = nextEvent(t, body); name == "problem" && !strings.Contains(data, "gone") {
 			t.Fatalf("problem %s", data)
 		}
@@ -219,8 +220,7 @@ func TestTypesOfThePage(t *testing.T) {
 				return
 			}
 			seen[ty] = true
-			for i := range ty.NumField() {
-				f := ty.Field(i)
+			for f := range ty.Fields() {
 				if name := f.Tag.Get("json"); name != "" && !strings.Contains(ts, " "+name+": ") {
 					t.Errorf("types.ts lacks %s of %s", name, ty.Name())
 				} else if name == "" && !f.Anonymous {

@@ -192,7 +192,7 @@ func TestCreativesAreMadeCheckedAndServed(t *testing.T) {
 	}
 	req := s.model.calls[0]
 	text := req.Messages[0].Content[1].Text
-	if req.N != 4 || req.MinP != 0.03 || !(strings.HasSuffix(text, ". one") || strings.HasSuffix(text, ". two")) || !strings.HasPrefix(req.Messages[0].Content[0].ImageURL.URL, "data:image/png;base64,") {
+	if req.N != 4 || req.MinP != 0.03 || !strings.HasSuffix(text, ". one") && !strings.HasSuffix(text, ". two") || !strings.HasPrefix(req.Messages[0].Content[0].ImageURL.URL, "data:image/png;base64,") {
 		t.Errorf("request %+v", req)
 	}
 }

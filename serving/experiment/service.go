@@ -137,11 +137,11 @@ func (s *Service) look(ctx context.Context, x control.ExperimentStatus) error {
 	defer cancel()
 	st := s.d.Control.State()
 	at := st.Versions[control.ExperimentEntity(x.ID)]
-	if cur := st.Experiments[x.ID]; cur == nil || !cur.Running() {
+	cur := st.Experiments[x.ID]
+	if cur == nil || !cur.Running() {
 		return nil
-	} else {
-		x = *cur
 	}
+	x = *cur
 	v, err := s.Analyse(ctx, x)
 	if err != nil {
 		return err
@@ -179,8 +179,8 @@ func (s *Service) Analyse(ctx context.Context, x control.ExperimentStatus) (ramp
 
 // lastCompared is the place in the history of the last step with both arms, -1 if there was none.
 func (s *Service) lastCompared(x control.ExperimentStatus) int {
-	for i := len(x.History) - 1; i >= 0; i-- {
-		if x.History[i].Share < 1 {
+	for i, step := range slices.Backward(x.History) {
+		if step.Share < 1 {
 			return i
 		}
 	}
@@ -224,8 +224,9 @@ func (s *Service) act(ctx context.Context, st *control.State, x control.Experime
 		}
 		next.AtMS = now.UnixMilli()
 		return s.append(ctx, control.ExperimentStepped, control.ExperimentEntity(x.ID), at, actor, v.Why, next)
+	default: // Promote, RollBack, Inconclusive: each ends the experiment
+		return s.end(ctx, st, x, at, v.Decision(), actor, v.Why)
 	}
-	return s.end(ctx, st, x, at, v.Decision(), actor, v.Why)
 }
 
 // end writes a decision, and the change of route that it needs.

@@ -49,6 +49,7 @@ func (m *metrics) end(o outcome) {
 		m.failures.Add(1)
 	case full:
 		m.fulls.Add(1)
+	default: // refused and canceled were never admitted
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -155,9 +156,7 @@ func ReadFolder(dir string) (map[string]Tensor, error) {
 		if err != nil {
 			return nil, err
 		}
-		for k, v := range t {
-			out[k] = v
-		}
+		maps.Copy(out, t)
 	}
 	return out, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -63,8 +64,7 @@ func (a *actors) onStop(name string, stop func()) {
 
 // stop ends all actors, last started first, and says how long each took.
 func (a *actors) stop() {
-	for i := len(a.running) - 1; i >= 0; i-- {
-		x := a.running[i]
+	for _, x := range slices.Backward(a.running) {
 		start := time.Now()
 		x.cancel()
 		<-x.done

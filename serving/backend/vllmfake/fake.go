@@ -173,7 +173,7 @@ func (s *Server) load(w http.ResponseWriter, r *http.Request) {
 		fail(w, 400, "InvalidUserInput", "Both 'lora_name' and 'lora_path' must be provided.")
 		return
 	}
-	time.Sleep(s.cfg.LoadLatency)
+	time.Sleep(s.cfg.LoadLatency) //nolint:forbidigo // the passing time is what is faked
 	if s.has(LoadFails) {
 		fail(w, 500, "InternalServerError", "Call to add_lora method failed: Worker failed with error 'injected'")
 		return
