@@ -132,14 +132,14 @@ func topicConfigs(t schemas.Topic, retention time.Duration) map[string]*string {
 	if t.Retention != 0 {
 		retention = t.Retention
 	}
-	conf := map[string]*string{"message.timestamp.type": kadm.StringPtr("CreateTime")} // record time is event time
+	conf := map[string]*string{"message.timestamp.type": new("CreateTime")} // record time is event time
 	switch {
 	case t.Compacted:
-		conf["cleanup.policy"] = kadm.StringPtr("compact")
+		conf["cleanup.policy"] = new("compact")
 	case retention < 0:
-		conf["retention.ms"] = kadm.StringPtr("-1")
+		conf["retention.ms"] = new("-1")
 	default:
-		conf["retention.ms"] = kadm.StringPtr(strconv.FormatInt(retention.Milliseconds(), 10))
+		conf["retention.ms"] = new(strconv.FormatInt(retention.Milliseconds(), 10))
 	}
 	return conf
 }
@@ -155,20 +155,25 @@ type Committed struct {
 // decided, so that the answer is never about to change by itself.
 func CommittedOffsets(ctx context.Context, c Config, group string) (map[TopicPartition]Committed, error) {
 	var out map[TopicPartition]Committed
-	err := admin(ctx, c, func(ctx context.Context, adm *kadm.Client) error {
-		for {
-			var err error
-			if out, err = committedOffsets(ctx, adm, group); !errors.Is(err, kerr.UnstableOffsetCommit) {
-				return err
-			}
-			select {
-			case <-ctx.Done():
-				return fmt.Errorf("%w: %w", ctx.Err(), err)
-			case <-time.After(20 * time.Millisecond): // a transaction is being decided
-			}
-		}
+	err := admin(ctx, c, func(ctx context.Context, adm *kadm.Client) (err error) {
+		out, err = stableOffsets(ctx, adm, group)
+		return err
 	})
 	return out, err
+}
+
+func stableOffsets(ctx context.Context, adm *kadm.Client, group string) (map[TopicPartition]Committed, error) {
+	for {
+		out, err := committedOffsets(ctx, adm, group)
+		if !errors.Is(err, kerr.UnstableOffsetCommit) {
+			return out, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", ctx.Err(), err)
+		case <-time.After(20 * time.Millisecond): // a transaction is being decided
+		}
+	}
 }
 
 func committedOffsets(ctx context.Context, adm *kadm.Client, group string) (map[TopicPartition]Committed, error) {
@@ -195,29 +200,37 @@ func committedOffsets(ctx context.Context, adm *kadm.Client, group string) (map[
 
 // StartOffsets returns the first offset that each partition still holds.
 func StartOffsets(ctx context.Context, c Config, topics ...string) (map[TopicPartition]int64, error) {
-	return listOffsets(ctx, c, "start", topics, (*kadm.Client).ListStartOffsets)
+	return connectAndList(ctx, c, "start", topics, (*kadm.Client).ListStartOffsets)
 }
 
 // EndOffsets returns the end of what a read_committed reader can see in each partition: the last stable
 // offset.
 func EndOffsets(ctx context.Context, c Config, topics ...string) (map[TopicPartition]int64, error) {
-	return listOffsets(ctx, c, "end", topics, (*kadm.Client).ListCommittedOffsets)
+	return connectAndList(ctx, c, "end", topics, (*kadm.Client).ListCommittedOffsets)
 }
 
-func listOffsets(ctx context.Context, c Config, what string, topics []string, list func(*kadm.Client, context.Context, ...string) (kadm.ListedOffsets, error)) (map[TopicPartition]int64, error) {
-	out := map[TopicPartition]int64{}
-	err := admin(ctx, c, func(ctx context.Context, adm *kadm.Client) error {
-		listed, err := list(adm, ctx, topics...)
-		if err == nil {
-			err = listed.Error()
-		}
-		if err != nil {
-			return fmt.Errorf("%s offsets of %v: %w", what, topics, err)
-		}
-		listed.Each(func(o kadm.ListedOffset) { out[TopicPartition{o.Topic, o.Partition}] = o.Offset })
-		return nil
+// list is a method of kadm.Client that says one offset of each partition.
+type list func(*kadm.Client, context.Context, ...string) (kadm.ListedOffsets, error)
+
+func connectAndList(ctx context.Context, c Config, what string, topics []string, offsets list) (out map[TopicPartition]int64, err error) {
+	err = admin(ctx, c, func(ctx context.Context, adm *kadm.Client) (err error) {
+		out, err = listOffsets(ctx, adm, what, topics, offsets)
+		return err
 	})
 	return out, err
+}
+
+func listOffsets(ctx context.Context, adm *kadm.Client, what string, topics []string, offsets list) (map[TopicPartition]int64, error) {
+	listed, err := offsets(adm, ctx, topics...)
+	if err == nil {
+		err = listed.Error()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s offsets of %v: %w", what, topics, err)
+	}
+	out := map[TopicPartition]int64{}
+	listed.Each(func(o kadm.ListedOffset) { out[TopicPartition{o.Topic, o.Partition}] = o.Offset })
+	return out, nil
 }
 
 // OffsetForTime returns the offset of the first record whose time is ms (Unix milliseconds) or later, or

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -45,13 +44,8 @@ type Service struct {
 	fault   func(step) error
 	backoff time.Duration
 	giveUp  time.Duration
-
-	mu    sync.Mutex
-	empty map[stream.TopicPartition]span // offsets known to hold no data (ends of transactions), see Lag
+	behind  *stream.LagMeter
 }
-
-// span is [from, to) of a partition.
-type span struct{ from, to int64 }
 
 // step names a place where the process may die.
 type step string
@@ -71,7 +65,7 @@ func New(cfg Config, db Warehouse, log zerolog.Logger, reg prometheus.Registerer
 	if err != nil {
 		return nil, err
 	}
-	return &Service{cfg: cfg, db: db, log: log, metrics: m, fault: func(step) error { return nil }, backoff: minBackoff, giveUp: giveUp, empty: map[stream.TopicPartition]span{}}, nil
+	return &Service{cfg: cfg, db: db, log: log, metrics: m, fault: func(step) error { return nil }, backoff: minBackoff, giveUp: giveUp, behind: stream.NewLagMeter(cfg.Kafka)}, nil
 }
 
 // Run works until ctx is done and returns nil then. Whatever fails is tried again from the last commit;
@@ -116,68 +110,10 @@ func (s *Service) mirrorGroup() string { return s.cfg.Group + "-mirror" }
 // broker and not in the warehouse, over all instances. 0: everything is there. Ends of transactions, which
 // take an offset and carry nothing, do not count when nothing follows them.
 func (s *Service) Lag(ctx context.Context) (int64, error) {
-	labels, err := s.lag(ctx, s.cfg.Group, schemas.TopicLabels)
+	labels, err := s.behind.Lag(ctx, s.cfg.Group, schemas.TopicLabels)
 	if err != nil {
 		return 0, err
 	}
-	mirror, err := s.lag(ctx, s.mirrorGroup(), mirrorTopics...)
+	mirror, err := s.behind.Lag(ctx, s.mirrorGroup(), mirrorTopics...)
 	return labels + mirror, err
-}
-
-func (s *Service) lag(ctx context.Context, group string, topics ...string) (int64, error) {
-	committed, err := stream.CommittedOffsets(ctx, s.cfg.Kafka, group)
-	if err != nil {
-		return 0, err
-	}
-	end, err := stream.EndOffsets(ctx, s.cfg.Kafka, topics...)
-	if err != nil {
-		return 0, err
-	}
-	var start map[stream.TopicPartition]int64 // asked for only while a partition has no commit
-	for tp := range end {
-		if _, ok := committed[tp]; !ok && start == nil {
-			if start, err = stream.StartOffsets(ctx, s.cfg.Kafka, topics...); err != nil {
-				return 0, err
-			}
-		}
-	}
-	total := int64(0)
-	for tp, to := range end {
-		from := start[tp]
-		if c, ok := committed[tp]; ok {
-			from = c.Offset
-		}
-		n, err := s.records(ctx, tp, span{from, to})
-		if err != nil {
-			return 0, err
-		}
-		total += n
-	}
-	return total, nil
-}
-
-// records is the length of a span, or 0 when it is short and holds no data.
-func (s *Service) records(ctx context.Context, tp stream.TopicPartition, sp span) (int64, error) {
-	const short = 100 // ends of transactions at the end of a partition: a few
-	n := sp.to - sp.from
-	if n <= 0 || n > short {
-		return max(n, 0), nil
-	}
-	s.mu.Lock()
-	known := s.empty[tp]
-	s.mu.Unlock()
-	if known == sp {
-		return 0, nil
-	}
-	data := int64(0)
-	if err := stream.ReadRange(ctx, s.cfg.Kafka, tp.Topic, tp.Partition, sp.from, sp.to, func(*stream.Record) error { data++; return nil }); err != nil {
-		return 0, err
-	}
-	if data == 0 {
-		s.mu.Lock()
-		s.empty[tp] = sp
-		s.mu.Unlock()
-		return 0, nil
-	}
-	return n, nil
 }
