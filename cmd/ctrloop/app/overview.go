@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -55,19 +54,29 @@ func (o *overview) Overview(ctx context.Context) (console.Overview, error) {
 	defer o.mu.Unlock()
 	a, now := o.app, time.Now()
 	st := a.control.State()
-	bg := o.background(ctx, st)
+	up := a.up()
+	bg := o.background(ctx, st, up)
 
 	ledger := joiner.Ledger{Balanced: true}
 	if a.joiner != nil {
 		ledger = a.joiner.Ledger()
 	}
 	newest := max(newestEvent(ledger), bg.traffic.newestMS)
-	c := o.count(now, st, ledger, bg)
+	c := o.count(ledger, bg)
+	if up[Trainer] {
+		c.n[steps] = float64(o.steps(st))
+	}
+	o.samples = addSample(o.samples, sample{now, c.n})
+	c.samples = o.samples
 
 	out := console.Overview{
 		Time: now, EventTime: eventTime(newest), Instance: a.instance(now), Ledger: ledgerOf(ledger.Total),
 		Stages: []console.Stage{
-			o.ingestStage(c, bg), o.joinStage(c, ledger, newest, bg), o.pairStage(c, newest, now), o.trainStage(c, st, now), o.serveStage(c, st),
+			a.stage(console.Ingest, Ingest, up, func() console.Stage { return o.ingestStage(c, bg) }),
+			a.stage(console.Join, Joiner, up, func() console.Stage { return o.joinStage(c, ledger, newest, bg) }),
+			a.stage(console.Pair, Pairer, up, func() console.Stage { return pairStage(a.pairer.Status(), a.cfg.Pairer.Interval, c, newest, now) }),
+			a.stage(console.Train, Trainer, up, func() console.Stage { return o.trainStage(c, st, now) }),
+			a.stage(console.Serve, Serving, up, func() console.Stage { return o.serveStage(c) }),
 		},
 		Freshness: freshness(st, newest), Champion: champion(st, bg.traffic), Rollout: o.rollout(bg), CTR: bg.traffic.series,
 		Marks: bg.history.marks, Creatives: o.creatives(st, bg), Events: bg.history.events,
@@ -202,7 +211,7 @@ func (c counted) moving(of streamName) bool {
 	return r != nil && *r > 0
 }
 
-func (o *overview) count(now time.Time, st *control.State, l joiner.Ledger, bg background) counted {
+func (o *overview) count(l joiner.Ledger, bg background) counted {
 	m := counters(o.app.registry, metricRouted, metricRead, metricDropped, metricRejected, metricDecisions)
 	n := map[streamName]float64{
 		impressions: m[metricRouted]["impression"],
@@ -211,11 +220,7 @@ func (o *overview) count(now time.Time, st *control.State, l joiner.Ledger, bg b
 		pairsMade:   float64(bg.history.pairs),
 		decisions:   sum(m[metricDecisions]) - m[metricDecisions]["error"],
 	}
-	if o.app.runner != nil {
-		n[steps] = float64(o.steps(st))
-	}
-	o.samples = addSample(o.samples, sample{now, n})
-	return counted{m, n, o.samples}
+	return counted{metrics: m, n: n}
 }
 
 // steps counts the points of all training curves; a job writes one a step.
@@ -245,7 +250,25 @@ func state(moving bool) console.StageState {
 	return console.Idle
 }
 
-func stopped(name console.StageName) console.Stage {
+// up says which services have started. The page is there before the last of them are: what they are built of
+// may be looked at only when their gate is open.
+func (a *App) up() map[Target]bool {
+	up := map[Target]bool{}
+	_, gates := a.ready.State()
+	for _, g := range gates {
+		up[Target(g.Name)] = g.Ready
+	}
+	return up
+}
+
+// stage is what of says, of a service that this process runs and that has started.
+func (a *App) stage(name console.StageName, t Target, up map[Target]bool, of func() console.Stage) console.Stage {
+	switch {
+	case up[t]:
+		return of()
+	case a.runs(t):
+		return console.Stage{Name: name, State: console.Idle, Detail: "starting"}
+	}
 	return console.Stage{Name: name, State: console.Stopped, Detail: "not in this process"}
 }
 
@@ -266,9 +289,6 @@ func reasons(of map[string]float64) string {
 
 func (o *overview) ingestStage(c counted, bg background) console.Stage {
 	a := o.app
-	if a.ingest == nil {
-		return stopped(console.Ingest)
-	}
 	s := console.Stage{
 		Name: console.Ingest, State: state(c.moving(impressions)), Rate: c.rate(impressions), RateOf: "impressions",
 		Dropped: int64(sum(c.metrics[metricDropped]) + sum(c.metrics[metricRejected])), Detail: "everything is read",
@@ -307,22 +327,19 @@ func drain(n int64, rate *float64) *float64 {
 
 func (o *overview) joinStage(c counted, l joiner.Ledger, newest int64, bg background) console.Stage {
 	a := o.app
-	if a.joiner == nil {
-		return stopped(console.Join)
-	}
 	t := l.Total
 	s := console.Stage{
 		Name: console.Join, State: state(c.moving(labels)), Rate: c.rate(labels), RateOf: "labels", Total: int64(c.n[labels]),
 		// A late click that corrected its negative took part after all.
 		Dropped: int64(t.Duplicate+t.LateImpressions+t.Repeated+t.OrphanExpired+t.LateClicks) - int64(t.Corrected),
-		Detail:  fmt.Sprintf("window %s, %d impressions open", brief(a.cfg.Joiner.Window), t.Open),
+		Detail:  fmt.Sprintf("%d open in a window of %s", t.Open, brief(a.cfg.Joiner.Window)),
 	}
 	if low := lowWatermark(l); low > 0 && newest > 0 {
-		lag := float64(newest-low) / 1000
+		lag := max(0, float64(newest-low)/1000)
 		s.LagSeconds, s.LagOf = &lag, "watermark behind the newest event, event time"
 	}
 	if a.sink != nil && bg.backlog.sink > 0 {
-		s.Detail += fmt.Sprintf(", %d records on their way to the warehouse", bg.backlog.sink)
+		s.Detail += fmt.Sprintf("; %d records on their way to the warehouse", bg.backlog.sink)
 	}
 	if problem := ledgerProblem(l, int(a.cfg.Kafka.Partitions)); problem != "" {
 		s.State, s.Detail = console.Degraded, problem
@@ -352,17 +369,10 @@ func ledgerProblem(l joiner.Ledger, partitions int) string {
 	return ""
 }
 
-func (o *overview) pairStage(c counted, newest int64, now time.Time) console.Stage {
-	a := o.app
-	if a.pairer == nil {
-		return stopped(console.Pair)
-	}
-	return pairStage(a.pairer.Status(), a.cfg.Pairer.Interval, c, newest, now)
-}
-
 func pairStage(p pairer.Status, interval time.Duration, c counted, newest int64, now time.Time) console.Stage {
 	s := console.Stage{
-		Name: console.Pair, State: console.Running, Rate: c.rate(pairsMade), RateOf: "pairs", Total: int64(c.n[pairsMade]), Detail: p.Reason,
+		Name: console.Pair, State: console.Running, Rate: c.rate(pairsMade), RateOf: "pairs", Total: int64(c.n[pairsMade]),
+		Detail: strings.TrimPrefix(p.Reason, "skip: "),
 	}
 	if p.At.IsZero() {
 		s.State = console.Idle
@@ -372,7 +382,7 @@ func pairStage(p pairer.Status, interval time.Duration, c counted, newest int64,
 	if p.ToMS == 0 {
 		s.State = console.Idle
 	} else if newest > 0 {
-		lag := float64(newest-p.ToMS) / 1000
+		lag := max(0, float64(newest-p.ToMS)/1000)
 		s.LagSeconds, s.LagOf = &lag, "evidence behind the newest event, event time"
 	}
 	if age := now.Sub(p.At); age > 3*interval+time.Minute {
@@ -381,13 +391,24 @@ func pairStage(p pairer.Status, interval time.Duration, c counted, newest int64,
 	return s
 }
 
-// noise in a training curve's points, for one line.
-var noise = regexp.MustCompile(`\b(id|kind|seed|seconds) \S+ ?`)
+// curve is a point of a training curve in a few words: of what Progress says, the names that tell where a job is.
+func curve(progress string) string {
+	words := strings.Fields(progress)
+	var out []string
+	for _, name := range []string{"arm", "model", "epoch", "step", "loss", "validation"} {
+		i := slices.Index(words, name)
+		switch {
+		case i < 0 || i+1 == len(words):
+		case name == "arm" || name == "model":
+			out = append(out, words[i+1])
+		default:
+			out = append(out, name+" "+words[i+1])
+		}
+	}
+	return strings.Join(out, " ")
+}
 
 func (o *overview) trainStage(c counted, st *control.State, now time.Time) console.Stage {
-	if o.app.runner == nil {
-		return stopped(console.Train)
-	}
 	s := trainStage(st, now, o.app.runner.Progress)
 	s.Rate, s.RateOf, s.Total = c.rate(steps), "steps", int64(c.n[steps])
 	return s
@@ -417,17 +438,37 @@ func trainStage(st *control.State, now time.Time, progress func(job string) stri
 	}
 	switch {
 	case running != nil:
-		s.State, s.Detail = console.Running, strings.TrimSpace(running.Kind+", "+strings.TrimSpace(noise.ReplaceAllString(progress(running.ID), "")))
-		s.Detail = strings.TrimSuffix(s.Detail, ",")
+		s.State, s.Detail = console.Running, strings.TrimSpace(stageOf(running.ID)+" "+curve(progress(running.ID)))
 	case oldest != nil:
 		s.Detail = oldest.ID + " waits"
 	case last != nil && last.State == control.JobBroken:
-		s.State, s.Detail = console.Degraded, fmt.Sprintf("%s failed (%s): %s", last.ID, last.Update.Class, last.Update.Error)
+		s.State, s.Detail = console.Degraded, failure(last)
 	case last != nil:
-		s.Detail = fmt.Sprintf("last: %s, %s", last.Kind, brief(last.Finished.Sub(last.Started).Round(time.Second)))
+		s.Detail = fmt.Sprintf("last: %s, %s", stageOf(last.ID), brief(last.Finished.Sub(last.Started).Round(time.Second)))
 		if m := modelOf(st, last.ID); m != nil && m.State == control.ModelFailed {
 			s.Detail += "; " + m.Version + " failed: " + m.Reason
 		}
+	}
+	return s
+}
+
+// stageOf a job in its cycle, by its name "<stage>-<digest>". It says more than the kind, which reward model and referee
+// share.
+func stageOf(job string) string {
+	name, _, _ := strings.Cut(job, "-")
+	return name
+}
+
+// failure of a job: which, its class, and why.
+func failure(j *control.JobStatus) string {
+	return fmt.Sprintf("%s failed (%s): %s", j.ID, j.Update.Class, strings.TrimPrefix(j.Update.Error, j.Update.Class+": "))
+}
+
+// clip keeps an alert to about two lines.
+func clip(s string) string {
+	const most = 200
+	if r := []rune(s); len(r) > most {
+		return string(r[:most]) + "…"
 	}
 	return s
 }
@@ -442,11 +483,8 @@ func modelOf(st *control.State, job string) *control.ModelStatus {
 	return nil
 }
 
-func (o *overview) serveStage(c counted, st *control.State) console.Stage {
+func (o *overview) serveStage(c counted) console.Stage {
 	a := o.app
-	if a.serving == nil {
-		return stopped(console.Serve)
-	}
 	version, replicas := a.serving.service.Live(rollout.Logical)
 	s := serveStage(version, replicas, a.serving.service.Stats())
 	s.Rate, s.RateOf, s.Total = c.rate(decisions), "decisions", int64(c.n[decisions])
@@ -461,7 +499,7 @@ func serveStage(version string, replicas int, x serving.Stats) console.Stage {
 	s := console.Stage{Name: console.Serve, State: console.Idle}
 	switch {
 	case version == "":
-		s.State, s.Detail = console.Degraded, "no version is loaded yet: the model server starts, or does not answer"
+		s.State, s.Detail = console.Degraded, "no model loaded: the model server starts or does not answer, or the champion is not for its base"
 	case replicas == 0:
 		s.State, s.Detail = console.Degraded, "no model server answers for "+version+"; creatives that exist are served"
 	default:
@@ -605,7 +643,7 @@ func (o *overview) alerts(st *control.State, l joiner.Ledger, bg background) []c
 		}
 	}
 	if bg.warehouseErr != nil {
-		add(warn, "The warehouse does not answer in time, figures from it are old: %v", bg.warehouseErr)
+		add(warn, "%s", clip(fmt.Sprintf("The warehouse does not answer in time, figures from it are old: %v", bg.warehouseErr)))
 	}
 	return append(out, controlAlerts(st)...)
 }
@@ -620,12 +658,12 @@ func controlAlerts(st *control.State) []console.Alert {
 		if j.State != control.JobBroken {
 			continue
 		}
-		healed := false // a later job of its kind went well
+		healed := false // a later job of its stage went well
 		for _, k := range st.Jobs {
-			healed = healed || k.Kind == j.Kind && k.State == control.JobSucceeded && k.Finished.After(j.Finished)
+			healed = healed || stageOf(k.ID) == stageOf(j.ID) && k.State == control.JobSucceeded && k.Finished.After(j.Finished)
 		}
 		if !healed {
-			out = append(out, console.Alert{Severity: warn, Title: fmt.Sprintf("Training job %s failed (%s): %s", j.ID, j.Update.Class, j.Update.Error), Since: j.Finished})
+			out = append(out, console.Alert{Severity: warn, Title: clip("Training job " + failure(j)), Since: j.Finished})
 		}
 	}
 	return out

@@ -97,7 +97,7 @@ type background struct {
 	warehouseErr error
 }
 
-func (o *overview) background(ctx context.Context, st *control.State) background {
+func (o *overview) background(ctx context.Context, st *control.State, up map[Target]bool) background {
 	ctx, cancel := context.WithTimeout(ctx, firstWait)
 	defer cancel()
 	a := o.app
@@ -106,7 +106,7 @@ func (o *overview) background(ctx context.Context, st *control.State) background
 	bg.latest, _ = o.latest.get(ctx, "", minPace, 0, func(context.Context) ([]schemas.Creative, error) {
 		return newestCreatives(a.ads.All(), 24), nil
 	})
-	bg.backlog, bg.backlogErr = o.backlog.get(ctx, "", minPace, restPerScan, a.readBacklog)
+	bg.backlog, bg.backlogErr = o.backlog.get(ctx, "", minPace, restPerScan, func(ctx context.Context) (backlog, error) { return a.readBacklog(ctx, up) })
 	if a.db == nil {
 		return bg
 	}
@@ -114,7 +114,7 @@ func (o *overview) background(ctx context.Context, st *control.State) background
 	// by a flush, hence the pace as well.
 	bg.history, errs[0] = o.history.get(ctx, "", minPace, restPerScan, func(ctx context.Context) (history, error) { return a.readHistory(ctx, st) })
 	bg.traffic, errs[1] = o.traffic.get(ctx, st.Routes[rollout.Logical].Champion, minPace, restPerScan, func(ctx context.Context) (traffic, error) { return a.readTraffic(ctx, st) })
-	if x := latestExperiment(st); x != nil && a.serving != nil {
+	if x := latestExperiment(st); x != nil {
 		key := fmt.Sprintf("%s %d %v", x.ID, x.Step.Index, x.Running())
 		bg.verdict, bg.verdictErr = o.verdict.get(ctx, key, minPace, restPerScan, func(ctx context.Context) (verdict, error) {
 			v, err := a.serving.experiment.Analyse(ctx, *x)
@@ -126,7 +126,7 @@ func (o *overview) background(ctx context.Context, st *control.State) background
 		bg.verdict.x = *x
 		errs[2] = bg.verdictErr
 	}
-	if horizon := bg.traffic.horizonMS; horizon > 0 && a.sink != nil {
+	if horizon := bg.traffic.horizonMS; horizon > 0 && up[Sink] {
 		// Nobody waits for the audit: a context that has ended.
 		gone, cancel := context.WithCancel(ctx)
 		cancel()
@@ -388,13 +388,13 @@ func (o *overview) rollout(bg background) *console.Rollout {
 // backlog is what waits in the topics, records.
 type backlog struct{ raw, sink int64 }
 
-func (a *App) readBacklog(ctx context.Context) (b backlog, err error) {
-	if a.ingest != nil {
+func (a *App) readBacklog(ctx context.Context, up map[Target]bool) (b backlog, err error) {
+	if up[Ingest] {
 		if b.raw, err = stream.Lag(ctx, a.kafka, ingest.Group, schemas.TopicRawImpressions, schemas.TopicRawClicks); err != nil {
 			return b, err
 		}
 	}
-	if a.sink != nil {
+	if up[Sink] {
 		b.sink, err = a.sink.Lag(ctx)
 	}
 	return b, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 	"ctrloop/ingest"
 	"ctrloop/internal/stream"
+	"ctrloop/internal/telemetry"
 	"ctrloop/joiner"
 	"ctrloop/joiner/window"
 	"ctrloop/pairer"
@@ -210,7 +212,7 @@ func TestDrain(t *testing.T) {
 func TestPairStage(t *testing.T) {
 	look := func(p pairer.Status) console.Stage { return pairStage(p, 10*time.Second, counted{}, ms(600), at(1000)) }
 	s := look(pairer.Status{At: at(995), ToMS: ms(480), Reason: "skip: too few"})
-	if s.State != console.Running || s.LagSeconds == nil || *s.LagSeconds != 120 || s.Detail != "skip: too few" {
+	if s.State != console.Running || s.LagSeconds == nil || *s.LagSeconds != 120 || s.Detail != "too few" {
 		t.Errorf("gathering evidence: %+v", s)
 	}
 	if s := look(pairer.Status{At: at(995), Reason: "skip: busy"}); s.State != console.Idle || s.LagSeconds != nil {
@@ -229,7 +231,9 @@ func TestTrainStage(t *testing.T) {
 		return event(t, typ, control.JobEntity(id), "", data)
 	}
 	first := []control.Event{job(control.JobSubmitted, "reward-1", control.Job{ID: "reward-1", Kind: "reward"}), job(control.JobStarted, "reward-1", control.JobUpdate{})}
-	progress := func(id string) string { return "id " + id + " kind reward loss 0.41 seconds 12 stage epoch" }
+	progress := func(id string) string {
+		return "arm dpo epoch 1 id " + id + " kind reward loss 0.41 seconds 12 stage epoch"
+	}
 	check := func(name string, st *control.State, state console.StageState, lag *float64, detail string) {
 		t.Helper()
 		s := trainStage(st, at(100), progress)
@@ -239,12 +243,12 @@ func TestTrainStage(t *testing.T) {
 	}
 	check("nothing", control.NewState(), console.Idle, nil, "no job yet")
 	check("queued", folded(t, first[0]), console.Idle, ptr(100.0), "reward-1 waits")
-	check("running", folded(t, first...), console.Running, ptr(100.0), "reward, loss 0.41 stage epoch")
+	check("running", folded(t, first...), console.Running, ptr(100.0), "reward dpo epoch 1 loss 0.41")
 	done := append(first, job(control.JobFinished, "reward-1", control.JobUpdate{}))
 	check("done", folded(t, done...), console.Idle, nil, "last: reward, 1s")
 	check("gate", folded(t, append(done, registered(t, control.Model{Version: "prompt-1", Job: "reward-1", Gates: []control.Gate{{Name: "matching", Value: 0.1, Threshold: 0.2}}}))...),
 		console.Idle, nil, "last: reward, 1s; prompt-1 failed: gate matching: 0.1 against 0.2")
-	check("failed", folded(t, append(first, job(control.JobFailed, "reward-1", control.JobUpdate{Class: "diverged", Error: "NaN"}))...),
+	check("failed", folded(t, append(first, job(control.JobFailed, "reward-1", control.JobUpdate{Class: "diverged", Error: "diverged: NaN"}))...),
 		console.Degraded, nil, "reward-1 failed (diverged): NaN")
 }
 
@@ -256,7 +260,7 @@ func TestServeStage(t *testing.T) {
 		state    console.StageState
 		detail   string
 	}{
-		{"", 0, serving.Stats{}, console.Degraded, "no version is loaded yet"},
+		{"", 0, serving.Stats{}, console.Degraded, "no model loaded"},
 		{"prompt-1", 0, serving.Stats{}, console.Degraded, "no model server answers for prompt-1"},
 		{"prompt-1", 1, serving.Stats{Swap: swap.Stats{Flips: 2, FlipWorst: 1234567}}, console.Idle, "prompt-1 on 1 server, 2 hot swaps, worst 1.23ms"},
 		{"prompt-1", 2, serving.Stats{Gateway: gateway.Stats{Requests: 9, Failed: 1}}, console.Idle, "prompt-1 on 2 servers; of 9 requests to models 1 failed"},
@@ -331,13 +335,13 @@ func TestAlerts(t *testing.T) {
 	submit := func(id, kind string) control.Event {
 		return job(control.JobSubmitted, id, control.Job{ID: id, Kind: kind})
 	}
-	failed := []control.Event{submit("j1", "rounds"), job(control.JobFailed, "j1", control.JobUpdate{Class: "bug", Error: "boom"})}
+	failed := []control.Event{submit("rounds-1", "rounds"), job(control.JobFailed, "rounds-1", control.JobUpdate{Class: "bug", Error: "boom"})}
 	trip := event(t, control.BreakerTripped, control.BreakerEntity("all"), "", control.Breaker{Slice: "all", Reason: "CTR halved"})
 	o := &overview{}
 	got := o.since(at(50), controlAlerts(folded(t, append(failed, trip)...)))
 	want := []console.Alert{
 		{Severity: page, Title: "The circuit breaker of all is open: CTR halved", Since: at(50)},
-		{Severity: warn, Title: "Training job j1 failed (bug): boom", Since: at(1)},
+		{Severity: warn, Title: "Training job rounds-1 failed (bug): boom", Since: at(1)},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("alerts (-want +got):\n%s", diff)
@@ -345,7 +349,11 @@ func TestAlerts(t *testing.T) {
 	if got := o.since(at(60), controlAlerts(folded(t, trip))); !got[0].Since.Equal(at(50)) {
 		t.Errorf("the alert is dated %v, want when it was first seen", got[0].Since)
 	}
-	healed := append(failed, submit("j2", "rounds"), job(control.JobFinished, "j2", control.JobUpdate{}))
+	other := append(failed, submit("reward-2", "reward"), job(control.JobFinished, "reward-2", control.JobUpdate{}))
+	if got := o.since(at(70), controlAlerts(folded(t, other...))); len(got) != 1 {
+		t.Errorf("a job of another stage went well, and the alerts are: %v", got)
+	}
+	healed := append(failed, submit("rounds-2", "rounds"), job(control.JobFinished, "rounds-2", control.JobUpdate{}))
 	if got := o.since(at(70), controlAlerts(folded(t, healed...))); len(got) != 0 {
 		t.Errorf("a later job went well, and still: %v", got)
 	}
@@ -385,9 +393,20 @@ func TestReasons(t *testing.T) {
 func TestRefreshed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r refreshed[int]
+		var mu sync.Mutex
 		loads, takes, fail := 0, time.Second, error(nil)
+		set := func(d time.Duration, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			takes, fail = d, err
+		}
 		load := func(context.Context) (int, error) {
-			time.Sleep(takes)
+			mu.Lock()
+			d := takes
+			mu.Unlock()
+			time.Sleep(d)
+			mu.Lock()
+			defer mu.Unlock()
 			loads++
 			return loads, fail
 		}
@@ -412,19 +431,22 @@ func TestRefreshed(t *testing.T) {
 		expect("then there is the new one", "a", 2, nil)
 		expect("another key does not wait for its turn", "b", 2, nil)
 		time.Sleep(2 * time.Second)
-		fail, takes = errors.New("no answer"), 0
+		broken := errors.New("no answer")
+		set(0, broken)
 		expect("the key's value", "b", 3, nil)
 		time.Sleep(21 * time.Second)
 		_, _ = get("b")
 		synctest.Wait()
-		expect("a failure keeps the value and says so", "b", 3, fail)
-		fail, takes = nil, time.Second
+		expect("a failure keeps the value and says so", "b", 3, broken)
+		set(time.Second, nil)
 		time.Sleep(time.Hour)
 		expect("after a pause it is waited for", "b", 5, nil)
-		takes = time.Hour
+		set(time.Hour, nil)
 		time.Sleep(time.Hour)
 		expect("but not for ever", "b", 5, nil)
 		time.Sleep(2 * time.Hour)
+		mu.Lock()
+		defer mu.Unlock()
 		if loads != 6 {
 			t.Errorf("%d loads, want 6", loads)
 		}
@@ -432,3 +454,27 @@ func TestRefreshed(t *testing.T) {
 }
 
 var _ console.Source = (*overview)(nil)
+
+func TestCurve(t *testing.T) {
+	for progress, want := range map[string]string{
+		"arm pcpo chosen -0.05 epoch 1 loss 3.48 seconds 127 stage rounds step 5": "pcpo epoch 1 step 5 loss 3.48",
+		"lr 0.003 model ours seconds 73 stage reward validation -0.69":            "ours validation -0.69",
+		"stage start": "", "": "", "a loss": "",
+	} {
+		if got := curve(progress); got != want {
+			t.Errorf("curve(%q) = %q, want %q", progress, got, want)
+		}
+	}
+}
+
+func TestStagesOfOtherProcesses(t *testing.T) {
+	a := &App{opt: Options{Targets: []Target{Serving, Pairer, Trainer}}, ready: telemetry.NewReadiness()}
+	a.ready.Gate(string(Serving)).Ready()
+	a.ready.Gate(string(Pairer)).NotReady("starting")
+	working := func() console.Stage { return console.Stage{State: console.Running} }
+	for target, want := range map[Target]console.StageState{Serving: console.Running, Pairer: console.Idle, Trainer: console.Idle, Ingest: console.Stopped} {
+		if s := a.stage("x", target, a.up(), working); s.State != want {
+			t.Errorf("%s: %+v, want %s", target, s, want)
+		}
+	}
+}
