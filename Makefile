@@ -88,8 +88,8 @@ generate: $(BUF) $(PROTOC_GEN_GO) docs ## protobuf code and reference pages
 	PATH="$(TOOLS):$$PATH" $(BUF) generate
 
 .PHONY: check-generated
-check-generated: generate ## fail where a generated file is not what its source says
-	git diff --exit-code -- docs/reference schemas/eventpb
+check-generated: generate ui ## fail where a generated file is not what its source says
+	git diff --exit-code -- docs/reference schemas/eventpb serving/console/ui/dist
 	$(BUF) lint
 
 .PHONY: ui
