@@ -3,7 +3,6 @@ package serving
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -14,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"ctrloop/internal/loopback"
 	"ctrloop/internal/setup"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/servingtest"
@@ -92,16 +92,6 @@ func (m *modelServer) kill() {
 	_ = m.cmd.Wait()
 }
 
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 // TestTheModelServer takes the shipped base through swap, gateway and creatives on the real model server: what the
 // fakes claim about the protocol, the probe and the adapter check holds for a real model.
 func TestTheModelServer(t *testing.T) {
@@ -110,7 +100,11 @@ func TestTheModelServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &modelServer{t: t, python: py, base: base, port: freePort(t)}
+	port, err := loopback.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &modelServer{t: t, python: py, base: base, port: port}
 	m.start()
 	t.Cleanup(func() { m.kill() })
 	i := start(t, base, m.address())

@@ -3,7 +3,6 @@ package stream
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -11,6 +10,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kfake"
 	"golang.org/x/sys/unix"
+
+	"ctrloop/internal/loopback"
 )
 
 // EmbeddedConfig configures the broker in this process.
@@ -43,7 +44,7 @@ func StartEmbedded(c EmbeddedConfig) (*Embedded, error) {
 	}
 	port := c.Port
 	if port == 0 {
-		if port, err = freePort(); err != nil {
+		if port, err = loopback.FreePort(); err != nil {
 			lock.Close()
 			return nil, fmt.Errorf("embedded broker: %w", err)
 		}
@@ -85,17 +86,6 @@ func lockDir(dir string) (*os.File, error) {
 		_, _ = f.WriteString(strconv.Itoa(os.Getpid()))
 	}
 	return f, nil
-}
-
-// freePort asks the kernel for a port. Another process could take it before the broker listens; then
-// the start fails and says so.
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
 // Brokers are the addresses to put into Config.Brokers.

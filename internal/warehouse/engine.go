@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"ctrloop/internal/loopback"
 )
 
 const childEnv = "CTRLOOP_WAREHOUSE_CHILD"
@@ -137,10 +138,10 @@ func (e *Engine) firstStart(ctx context.Context) error {
 		cfg := e.cfg
 		var err error
 		if cfg.TCPPort == 0 {
-			cfg.TCPPort, err = freePort()
+			cfg.TCPPort, err = loopback.FreePort()
 		}
 		if err == nil && cfg.HTTPPort == 0 {
-			cfg.HTTPPort, err = freePort()
+			cfg.HTTPPort, err = loopback.FreePort()
 		}
 		if err != nil {
 			return err
@@ -155,15 +156,6 @@ func (e *Engine) firstStart(ctx context.Context) error {
 		}
 		e.log.Debug().Err(err).Int("try", try).Msg("engine port taken, trying another")
 	}
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("find a free port: %w", err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
 // supervise starts the engine again when it dies, with back-off from 50 ms to 5 s.

@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"ctrloop/internal/loopback"
 )
 
 // eventually polls a state that another process brings about.
@@ -127,7 +129,7 @@ func TestTakenPorts(t *testing.T) {
 	defer func() { _ = l.Close() }()
 	taken := l.Addr().(*net.TCPAddr).Port
 	other := engine(t)
-	free, err := freePort()
+	free, err := loopback.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}

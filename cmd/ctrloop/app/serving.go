@@ -14,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"ctrloop/ingest"
+	"ctrloop/internal/loopback"
 	"ctrloop/internal/process"
 	"ctrloop/schemas/control"
 	"ctrloop/serving"
@@ -158,26 +159,23 @@ func (a *App) append(ctx context.Context, id string, typ control.Type, entity, n
 // startModelServer starts the embedded prompt-model server and returns its address, which stays the same when
 // the server is restarted. It does not wait: the swap controller polls its replicas.
 func (a *App) startModelServer(context.Context) (string, error) {
-	// A free port, taken for a moment: the server itself must bind it. Should another process take it in
-	// between, the server fails, and the supervisor says so.
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	// Should another process take the port before the server binds it, the server fails and the supervisor
+	// says so.
+	port, err := loopback.FreePort()
 	if err != nil {
-		return "", fmt.Errorf("port for the model server: %w", err)
+		return "", fmt.Errorf("model server: %w", err)
 	}
-	address := l.Addr().(*net.TCPAddr)
-	if err := l.Close(); err != nil {
-		return "", fmt.Errorf("port for the model server: %w", err)
-	}
+	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	client := &http.Client{Timeout: 2 * time.Second}
 	server, err := process.NewServer("prompt-model", process.DefaultServerConfig(), func() (process.Spec, func(context.Context) error, error) {
 		spec := process.Spec{
 			Name: "prompt-model", Path: a.python, Threads: a.cfg.Models.Threads, LogLevel: zerolog.DebugLevel,
-			Args: []string{"-m", "ctrloop_trainer.serve", "--model", a.base, "--host", "127.0.0.1", "--port", strconv.Itoa(address.Port),
+			Args: []string{"-m", "ctrloop_trainer.serve", "--model", a.base, "--host", "127.0.0.1", "--port", strconv.Itoa(port),
 				"--served-model-name", a.cfg.Serving.Swap.ServedBase},
 			Env: []string{"PYTHONPATH=" + a.trainerDir, "PYTHONDONTWRITEBYTECODE=1", "HF_HUB_OFFLINE=1", "TOKENIZERS_PARALLELISM=false"},
 		}
 		ready := func(ctx context.Context) error {
-			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address.String()+"/health", nil)
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/health", nil)
 			if err != nil {
 				return err
 			}
@@ -197,7 +195,7 @@ func (a *App) startModelServer(context.Context) (string, error) {
 		return "", err
 	}
 	a.actors.start("model server", server.Run)
-	return address.String(), nil
+	return address, nil
 }
 
 // CreativesReady says whether a version has all the creatives that it is to have.
