@@ -112,8 +112,37 @@ func TestEnoughNewEvidenceMakesOneDataset(t *testing.T) {
 			t.Errorf("creatives: %d %v", len(cr), err)
 		}
 	}
+	if got := look(t, p); got != "skip" || !strings.Contains(p.Status().Reason, "is in training") {
+		t.Errorf("while the data set waits for its jobs: %s, %s", got, p.Status().Reason)
+	}
+	endCycle(t, s)
 	if got := look(t, p); got != "skip" || p.Status().Effective != 0 {
 		t.Errorf("the same evidence again: %s, worth %v", got, p.Status().Effective)
+	}
+}
+
+// endCycle runs the last job of every data set and registers a version that failed its gates.
+func endCycle(t *testing.T, s *shop) {
+	t.Helper()
+	put := func(typ control.Type, entity string, data any) {
+		t.Helper()
+		e, err := control.NewEvent(entity+string(typ), typ, entity, -1, "test", "", time.Unix(1, 0), data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Append(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for digest := range s.st.Datasets {
+		id := "rounds-" + digest[:12]
+		put(control.JobSubmitted, control.JobEntity(id), control.Job{ID: id, Kind: "rounds", Datasets: []string{digest}})
+		put(control.JobFinished, control.JobEntity(id), control.JobUpdate{})
+		if Busy(s.st) == "" {
+			t.Error("between the job's end and the registration of its model another cycle could start")
+		}
+		v := "prompt-" + digest[:12]
+		put(control.ModelRegistered, control.ModelEntity(v), control.Model{Version: v, Logical: "prompt", Base: "b", Job: id, Gates: []control.Gate{{Name: "valid"}}})
 	}
 }
 
