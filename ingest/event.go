@@ -75,34 +75,41 @@ func checkMessage(k kind, b []byte) (event, *problem) {
 	}
 }
 
+// consumeField reads the field at the start of b: its text or its number, by its wire type, and its whole
+// length; a negative length is an error of protowire.
+func consumeField(b []byte) (num protowire.Number, typ protowire.Type, text []byte, v uint64, n int) {
+	num, typ, tag := protowire.ConsumeTag(b)
+	if tag < 0 {
+		return num, typ, nil, 0, tag
+	}
+	switch value := b[tag:]; typ {
+	case protowire.BytesType:
+		text, n = protowire.ConsumeBytes(value)
+	case protowire.VarintType:
+		v, n = protowire.ConsumeVarint(value)
+	case protowire.Fixed64Type:
+		v, n = protowire.ConsumeFixed64(value)
+	default:
+		n = protowire.ConsumeFieldValue(num, typ, value)
+	}
+	if n < 0 {
+		return num, typ, nil, 0, n
+	}
+	return num, typ, text, v, tag + n
+}
+
 func checkImpression(b []byte) (event, *problem) {
 	var id, product, creative []byte
 	var schema uint64
 	canonical, last := true, protowire.Number(0)
 	for rest := b; len(rest) > 0; {
-		num, typ, n := protowire.ConsumeTag(rest)
+		num, typ, text, v, n := consumeField(rest)
 		if n < 0 {
 			return event{}, malformed("impression", n)
 		}
 		rest = rest[n:]
 		canonical = canonical && num > last
 		last = num
-		var text []byte
-		var v uint64
-		switch typ {
-		case protowire.BytesType:
-			text, n = protowire.ConsumeBytes(rest)
-		case protowire.VarintType:
-			v, n = protowire.ConsumeVarint(rest)
-		case protowire.Fixed64Type:
-			v, n = protowire.ConsumeFixed64(rest)
-		default:
-			n = protowire.ConsumeFieldValue(num, typ, rest)
-		}
-		if n < 0 {
-			return event{}, malformed("impression", n)
-		}
-		rest = rest[n:]
 		want := protowire.BytesType
 		switch num {
 		case 1:
@@ -171,27 +178,13 @@ func checkClick(b []byte) (event, *problem) {
 	var schema uint64
 	canonical, last := true, protowire.Number(0)
 	for rest := b; len(rest) > 0; {
-		num, typ, n := protowire.ConsumeTag(rest)
+		num, typ, text, v, n := consumeField(rest)
 		if n < 0 {
 			return event{}, malformed("click", n)
 		}
 		rest = rest[n:]
 		canonical = canonical && num > last
 		last = num
-		var text []byte
-		var v uint64
-		switch typ {
-		case protowire.BytesType:
-			text, n = protowire.ConsumeBytes(rest)
-		case protowire.VarintType:
-			v, n = protowire.ConsumeVarint(rest)
-		default:
-			n = protowire.ConsumeFieldValue(num, typ, rest)
-		}
-		if n < 0 {
-			return event{}, malformed("click", n)
-		}
-		rest = rest[n:]
 		want := protowire.VarintType
 		switch num {
 		case 1:
