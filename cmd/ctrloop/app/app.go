@@ -33,6 +33,7 @@ import (
 	"ctrloop/joiner/sink"
 	"ctrloop/pairer"
 	"ctrloop/schemas"
+	"ctrloop/serving/rollout"
 	trainerbridge "ctrloop/trainer-bridge"
 )
 
@@ -408,10 +409,31 @@ func (a *App) preparePython() (err error) {
 	if a.trainerDir, err = trainerbridge.Extract(filepath.Join(a.opt.Home, "trainer")); err != nil {
 		return err
 	}
-	if a.base = a.cfg.Models.Base; a.base == "" {
-		a.base = trainerbridge.BaseModel(a.trainerDir)
+	a.base, err = a.pickBase()
+	return err
+}
+
+// pickBase returns the folder of the base prompt model. Adapters fit one base only, and another release may
+// ship another base: a folder stays with the one that its champion belongs to, kept among its artifacts.
+func (a *App) pickBase() (string, error) {
+	if a.cfg.Models.Base != "" {
+		return a.cfg.Models.Base, nil
 	}
-	return nil
+	shipped := trainerbridge.BaseModel(a.trainerDir)
+	digest, err := a.store.PutDir(shipped)
+	if err != nil {
+		return "", err
+	}
+	st := a.control.State()
+	if champion := st.Models[st.Routes[rollout.Logical].Champion]; champion != nil {
+		if digest = champion.Base; digest == "" {
+			digest = champion.Artifact
+		}
+	}
+	if !a.store.Has(digest) {
+		return "", fmt.Errorf("the live model belongs to the base %.12s, which is neither among the artifacts of %s nor shipped with this release: restore the folder, or name the base with models.base", digest, a.opt.Dir)
+	}
+	return a.store.Path(digest), nil
 }
 
 func (a *App) startIngest(ctx context.Context) error {
