@@ -55,15 +55,18 @@ func (l *Library) Len() int {
 // Now is the library as of all Puts that have returned. It is built when it is first asked for after a change:
 // puts come by the thousand, looks between them are rare.
 func (l *Library) Now() *View {
-	if v := l.view.Load(); v != nil && !l.dirty.Load() {
-		return v
+	// The flag first, then the view; the builder does it the other way round. So a clean flag promises that the
+	// view read after it has every put that had returned before.
+	if !l.dirty.Load() {
+		if v := l.view.Load(); v != nil {
+			return v
+		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if v := l.view.Load(); v != nil && !l.dirty.Load() {
 		return v
 	}
-	l.dirty.Store(false)
 	v := &View{byID: maps.Clone(l.byID), products: map[string]*Shelf{}}
 	for _, c := range l.byID {
 		s := v.products[c.Product]
@@ -82,6 +85,7 @@ func (l *Library) Now() *View {
 		}
 	}
 	l.view.Store(v)
+	l.dirty.Store(false)
 	return v
 }
 
