@@ -9,8 +9,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -53,7 +55,7 @@ func NewVLLM(cfg VLLMConfig) (*VLLM, error) {
 	t := &http.Transport{
 		DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
 		MaxIdleConnsPerHost: 1024, // as many as there may be requests in flight: no reconnecting under load
-		IdleConnTimeout:     90 * time.Second,
+		IdleConnTimeout:     idleTimeout,
 		DisableCompression:  true, // answers are small and are passed on as they are
 	}
 	return &VLLM{cfg: cfg, base: strings.TrimRight(cfg.Address, "/"), client: &http.Client{Transport: t}}, nil
@@ -107,6 +109,37 @@ func deref(s *string) string {
 	return *s
 }
 
+// idleTimeout closes connections before the server does: uvicorn, under vLLM and the embedded server, keeps an
+// idle one for 5 s, and a request that is written to a connection that is being closed fails.
+const idleTimeout = 4 * time.Second
+
+// maxStale bounds how many connections in a row may turn out to be closed.
+const maxStale = 8
+
+// do sends a request, again when it was written to a kept connection that the server was just closing (second
+// belt behind idleTimeout). That is safe for all calls here: completions and look-ups change nothing, and a
+// repeated load or unload is answered as such. On a fresh connection a failure is a failure.
+func (v *VLLM) do(req *http.Request) (*http.Response, error) {
+	for try := 0; ; try++ {
+		reused := false
+		trace := &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { reused = i.Reused }}
+		resp, err := v.client.Do(req.WithContext(httptrace.WithClientTrace(req.Context(), trace)))
+		if err == nil || !reused || try == maxStale || req.Context().Err() != nil || !brokenOff(err) {
+			return resp, err
+		}
+		if req.GetBody != nil {
+			if req.Body, err = req.GetBody(); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+// brokenOff says whether the other side closed the connection.
+func brokenOff(err error) bool {
+	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF)
+}
+
 // Chat calls POST /v1/chat/completions and reads the whole answer.
 func (v *VLLM) Chat(ctx context.Context, r ChatRequest) (*ChatResponse, error) {
 	raw, err := v.call(ctx, "chat with "+r.Model, v.cfg.ChatTimeout, http.MethodPost, "/v1/chat/completions", r)
@@ -138,7 +171,7 @@ func (v *VLLM) Forward(ctx context.Context, body []byte) (*http.Response, error)
 		return nil, &Error{Kind: Rejected, Op: "chat", Replica: v.base, Err: err}
 	}
 	req.Header.Set("Content-Type", "application/json")
-	resp, err := v.client.Do(req)
+	resp, err := v.do(req)
 	if err != nil {
 		cancel()
 		return nil, v.transport("chat", err)
@@ -176,7 +209,7 @@ func (v *VLLM) call(ctx context.Context, op string, timeout time.Duration, metho
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	resp, err := v.client.Do(req)
+	resp, err := v.do(req)
 	if err != nil {
 		return nil, v.transport(op, err)
 	}
