@@ -12,7 +12,6 @@ import (
 	"net/http/httptrace"
 	"net/url"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -124,7 +123,7 @@ func (v *VLLM) do(req *http.Request) (*http.Response, error) {
 		reused := false
 		trace := &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { reused = i.Reused }}
 		resp, err := v.client.Do(req.WithContext(httptrace.WithClientTrace(req.Context(), trace)))
-		if err == nil || !reused || try == maxStale || req.Context().Err() != nil || !brokenOff(err) {
+		if err == nil || !reused || try == maxStale || req.Context().Err() != nil {
 			return resp, err
 		}
 		if req.GetBody != nil {
@@ -133,11 +132,6 @@ func (v *VLLM) do(req *http.Request) (*http.Response, error) {
 			}
 		}
 	}
-}
-
-// brokenOff says whether the other side closed the connection.
-func brokenOff(err error) bool {
-	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF)
 }
 
 // Chat calls POST /v1/chat/completions and reads the whole answer.
