@@ -35,8 +35,6 @@ func at(seconds float64) time.Time { return t0.Add(time.Duration(seconds * float
 
 func ms(seconds float64) int64 { return at(seconds).UnixMilli() }
 
-func ptr[T any](v T) *T { return &v }
-
 // folded is the state after commands, one second apart.
 func folded(t *testing.T, commands ...control.Event) *control.State {
 	t.Helper()
@@ -202,7 +200,7 @@ func TestDrain(t *testing.T) {
 		n    int64
 		rate *float64
 		want *float64
-	}{{0, nil, ptr(0.0)}, {10, nil, nil}, {10, ptr(0.0), nil}, {10, ptr(4.0), ptr(2.5)}} {
+	}{{0, nil, new(0.0)}, {10, nil, nil}, {10, new(0.0), nil}, {10, new(4.0), new(2.5)}} {
 		if diff := cmp.Diff(c.want, drain(c.n, c.rate)); diff != "" {
 			t.Errorf("%d records (-want +got):\n%s", c.n, diff)
 		}
@@ -242,8 +240,8 @@ func TestTrainStage(t *testing.T) {
 		}
 	}
 	check("nothing", control.NewState(), console.Idle, nil, "no job yet")
-	check("queued", folded(t, first[0]), console.Idle, ptr(100.0), "reward-1 waits")
-	check("running", folded(t, first...), console.Running, ptr(100.0), "reward dpo epoch 1 loss 0.41")
+	check("queued", folded(t, first[0]), console.Idle, new(100.0), "reward-1 waits")
+	check("running", folded(t, first...), console.Running, new(100.0), "reward dpo epoch 1 loss 0.41")
 	done := append(first, job(control.JobFinished, "reward-1", control.JobUpdate{}))
 	check("done", folded(t, done...), console.Idle, nil, "last: reward, 1s")
 	check("gate", folded(t, append(done, registered(t, control.Model{Version: "prompt-1", Job: "reward-1", Gates: []control.Gate{{Name: "matching", Value: 0.1, Threshold: 0.2}}}))...),

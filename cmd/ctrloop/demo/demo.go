@@ -73,7 +73,7 @@ func planOf(quick bool) plan {
 	}
 	return plan{learn: 1_200_000, more: 200_000, moreTimes: 3, experiment: 900_000, chunk: 30_000, perProduct: 8, jobPatience: time.Hour,
 		config: func(c *app.Config) {
-			c.Pairer.MinEffectivePairs = 500
+			c.Pairer.MinEffectivePairs = 2500
 			c.Pairer.MinImpressions = 100
 			c.Experiment.Ramp.MinImpressions = 5000
 			c.Experiment.Ramp.MaxImpressions = 700_000
@@ -123,7 +123,7 @@ func Run(ctx context.Context, opt Options) (*Scoreboard, error) {
 	if err := d.openTraffic(); err != nil {
 		return nil, err
 	}
-	defer d.people.Close()
+	defer func() { _ = d.people.Close() }() // all it holds was synced with each batch
 	if err := d.phases(ctx); err != nil {
 		return nil, err
 	}

@@ -110,7 +110,7 @@ func (d *demo) measureStream(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }()
 	var labels iter.Seq2[world.Label, error] = func(yield func(world.Label, error) bool) {
 		for rows.Next() {
 			var id uuid.UUID
@@ -398,7 +398,7 @@ func (d *demo) productWeights(ctx context.Context) (map[string]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }()
 	w := map[string]float64{}
 	for rows.Next() {
 		var p string
