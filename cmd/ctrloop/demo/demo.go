@@ -215,30 +215,46 @@ type stop struct{ why string }
 func (s stop) Error() string { return s.why }
 
 func (d *demo) phases(ctx context.Context) error {
-	err := func() error {
-		for _, p := range []struct {
-			name string
-			run  func(context.Context) error
-		}{
-			{"creatives", d.baseCreatives}, {"traffic", d.learn}, {"train", d.train}, {"swap", d.swap}, {"experiment", d.experiment},
-		} {
-			if err := d.timed(ctx, p.name, p.run); err != nil {
-				return err
-			}
+	if d.state.Ending == "" {
+		err := d.day(ctx)
+		var why stop
+		switch {
+		case errors.As(err, &why):
+			d.state.Ending = why.why
+		case err != nil:
+			return err
+		default:
+			d.state.Ending = decided
 		}
-		return nil
-	}()
-	var why stop
-	switch {
-	case errors.As(err, &why):
-		d.board.Outcome = why.why
-	case err != nil:
-		return err
+		if err := d.save(); err != nil {
+			return err
+		}
+	}
+	if d.state.Ending != decided {
+		d.board.Outcome = d.state.Ending
 	}
 	if err := d.timed(ctx, "settle", d.settle); err != nil {
 		return err
 	}
 	return d.timed(ctx, "measure", d.measure)
+}
+
+// decided is the ending of a day whose experiment was decided.
+const decided = "decided"
+
+// day is everything up to the decision.
+func (d *demo) day(ctx context.Context) error {
+	for _, p := range []struct {
+		name string
+		run  func(context.Context) error
+	}{
+		{"creatives", d.baseCreatives}, {"traffic", d.learn}, {"train", d.train}, {"swap", d.swap}, {"experiment", d.experiment},
+	} {
+		if err := d.timed(ctx, p.name, p.run); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // baseCreatives waits until the champion has its creatives.

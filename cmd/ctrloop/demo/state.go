@@ -17,9 +17,12 @@ type state struct {
 	Wall     float64            `json:"wall_seconds"` // of finished attempts and of this one up to the last save
 	Phases   map[string]float64 `json:"phases"`       // seconds
 	Swap     Swap               `json:"swap"`         // of attempts before this one
-	file     string
-	began    time.Time
-	before   float64
+	// Ending is why the world's day ends ("decided", or why there was no decision), written before the edge is
+	// promised that nothing older follows: after that promise no more traffic may be sent, resumed or not.
+	Ending string `json:"ending,omitempty"`
+	file   string
+	began  time.Time
+	before float64
 }
 
 // settings are the options that make two runs the same demo. They cannot change over a resumed run.
@@ -48,7 +51,7 @@ func openState(dir string, s settings) (*state, error) {
 		if old.Settings != s {
 			return nil, fmt.Errorf("the folder holds a demo with other options (%+v); give the same ones to resume it, or another --dir", old.Settings)
 		}
-		st.Attempts, st.Wall, st.Swap = old.Attempts, old.Wall, old.Swap
+		st.Attempts, st.Wall, st.Swap, st.Ending = old.Attempts, old.Wall, old.Swap, old.Ending
 		if old.Phases != nil {
 			st.Phases = old.Phases
 		}
