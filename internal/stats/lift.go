@@ -28,8 +28,8 @@ type Lift struct {
 //
 // The relative interval is Fieller's [F] with the sequence's critical value in place of the normal one: it
 // holds every theta - 1 for which the sequence of R_B - theta R_A covers 0. Unlike the delta method on the
-// ratio it agrees with the absolute interval about zero, and it says so (infinite) when the control's rate
-// cannot be told from zero.
+// ratio it agrees with the absolute interval about zero, except when the control's rate cannot be told from
+// zero: the ratio then has no bound, and the interval says so (infinite).
 func Compare(control, treatment RatioSums, q Sequence) (Lift, error) {
 	if err := q.Validate(); err != nil {
 		return Lift{}, err

@@ -100,7 +100,15 @@ func TestIntervalAndPAgree(t *testing.T) {
 		if math.Abs(l.P-q.Alpha) > 1e-9 && excludes != (l.P < q.Alpha) {
 			t.Fatalf("interval %+v with p %g at alpha %g", l.Interval, l.P, q.Alpha)
 		}
-		if a.M > 0 && !l.Uninformative { // the relative interval is about the same test
+		// A control whose rate cannot be told from zero has no bounded ratio: the relative interval is then
+		// everything, and only then.
+		unbounded := math.IsInf(l.RelativeI.High, 1)
+		if va := a.RateVariance(); !l.Uninformative && a.M > 0 {
+			if z := q.HalfWidth(l.Units, l.SE) / l.SE; unbounded != (a.Rate()*a.Rate() <= z*z*va) {
+				t.Fatalf("control rate %g, half width %g, relative %+v", a.Rate(), z*math.Sqrt(va), l.RelativeI)
+			}
+		}
+		if a.M > 0 && !l.Uninformative && !unbounded { // the relative interval is about the same test
 			edge := math.Abs(l.Interval.Low) < 1e-12 || math.Abs(l.Interval.High) < 1e-12
 			rel := l.RelativeI.Low > 1e-12 || l.RelativeI.High < -1e-12
 			if !edge && excludes != rel {
