@@ -48,7 +48,7 @@ func (c *DemoCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	}
 	_, err = demo.Run(ctx, demo.Options{
 		Seed: c.Seed, Quick: c.Quick, Products: c.Products, Holdout: c.Holdout, HoldoutFraction: c.HoldoutFraction, Clickbait: c.Clickbait,
-		Speed: c.Speed, Dir: dir, Home: home, Version: version, API: c.API, Log: out.logger(g), Out: out.stderr, Stay: c.Stay,
+		Speed: c.Speed, Dir: dir, Home: home, Version: version, API: c.API, Log: out.quietLogger(g), Out: out.stderr, Stay: c.Stay,
 		Report: func(b *demo.Scoreboard) error { return out.writeJSON(c.JSON, b) },
 	})
 	return err

@@ -42,7 +42,7 @@ type CLI struct {
 
 // Globals are the options every command shares.
 type Globals struct {
-	LogLevel  string `help:"Least severe level to log: trace, debug, info, warn or error." default:"info" enum:"trace,debug,info,warn,error" env:"CTRLOOP_LOG_LEVEL"`
+	LogLevel  string `help:"Least severe level to log: trace, debug, info, warn or error; auto is warn where a command shows its own progress, else info." default:"auto" enum:"auto,trace,debug,info,warn,error" env:"CTRLOOP_LOG_LEVEL"`
 	LogFormat string `help:"Log lines as console or json; auto is console on a terminal, else json." default:"auto" enum:"auto,console,json" env:"CTRLOOP_LOG_FORMAT"`
 	Home      string `help:"Folder for downloads (engine, Python environment). Default: ctrloop under the user's cache folder." env:"CTRLOOP_HOME" type:"path" placeholder:"DIR"`
 }

@@ -24,7 +24,18 @@ type output struct {
 
 // logger builds the logger of a command from the shared options.
 func (o *output) logger(g *Globals) zerolog.Logger {
-	return telemetry.NewLogger(telemetry.LogConfig{Level: g.LogLevel, Format: g.LogFormat}, o.stderr)
+	return o.loggerAt(g, "info")
+}
+
+// quietLogger is the logger of a command that shows its own progress: only what went wrong, unless asked.
+func (o *output) quietLogger(g *Globals) zerolog.Logger { return o.loggerAt(g, "warn") }
+
+func (o *output) loggerAt(g *Globals, auto string) zerolog.Logger {
+	level := g.LogLevel
+	if level == "auto" || level == "" {
+		level = auto
+	}
+	return telemetry.NewLogger(telemetry.LogConfig{Level: level, Format: g.LogFormat}, o.stderr)
 }
 
 // printJSON prints v on stdout as one indented JSON document.

@@ -105,7 +105,7 @@ func (c *ReplayCmd) start(ctx context.Context, g *Globals, out *output, dir stri
 	cfg.Joiner.Window = c.Window
 	cfg.Kafka.Partitions = c.Partitions
 	cfg.Kafka.Retention = -1 // records carry the log's times: a broker that judges age by them would delete them at once
-	log := out.logger(g)
+	log := out.quietLogger(g)
 	return app.Start(ctx, app.Options{
 		Config: cfg, Targets: []app.Target{app.Ingest, app.Joiner, app.Sink}, Dir: dir, Home: home, Version: version, Log: log,
 	})
