@@ -61,12 +61,13 @@ type plan struct {
 
 func planOf(quick bool) plan {
 	if quick {
-		return plan{learn: 120_000, more: 40_000, moreTimes: 2, experiment: 120_000, chunk: 15_000, perProduct: 3, jobPatience: 10 * time.Minute,
+		return plan{learn: 300_000, more: 60_000, moreTimes: 2, experiment: 150_000, chunk: 25_000, perProduct: 4, jobPatience: 10 * time.Minute,
 			config: func(c *app.Config) {
-				c.Pairer.MinEffectivePairs = 20
+				c.Pairer.MinEffectivePairs = 300
 				c.Pairer.MinImpressions = 50
-				c.Trainer.Rounds = map[string]any{"epochs": 1, "products": 48, "held_samples": 2}
-				c.Trainer.Reward = map[string]any{"epochs": 6, "heads": 1, "learning_rates": "0.003"}
+				// A reward model on this little evidence is sure of nothing: it may not abstain.
+				c.Trainer.Reward = map[string]any{"epochs": 12, "heads": 1, "learning_rates": "0.003", "tau": 0.0}
+				c.Trainer.Rounds = map[string]any{"epochs": 2, "products": 160, "held_samples": 4}
 				c.Experiment.Ramp.MinImpressions = 1500
 				c.Experiment.Ramp.MaxImpressions = 60_000
 			}}
