@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -211,7 +212,7 @@ func TestReplaySurvivesKill(t *testing.T) {
 
 // instance is a running `ctrloop up`.
 type instance struct {
-	API, Edge, Admin, Kafka string
+	API, Edge, Admin, Kafka, ClickHouse string
 }
 
 func up(t *testing.T, dir string, args ...string) instance {
@@ -223,14 +224,15 @@ func up(t *testing.T, dir string, args ...string) instance {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
+	var ended error
+	done := make(chan struct{})
+	go func() { ended = cmd.Wait(); close(done) }()
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		select {
-		case err := <-done:
-			if err != nil {
-				t.Errorf("up on %v did not stop cleanly: %v\n%s", args, err, log.String())
+		case <-done:
+			if ended != nil && !t.Failed() {
+				t.Errorf("up on %v did not stop cleanly: %v\n%s", args, ended, log.String())
 			}
 		case <-time.After(45 * time.Second):
 			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
@@ -244,8 +246,8 @@ func up(t *testing.T, dir string, args ...string) instance {
 			return i
 		}
 		select {
-		case err := <-done:
-			t.Fatalf("up %v ended: %v\n%s", args, err, log.String())
+		case <-done:
+			t.Fatalf("up %v ended: %v\n%s", args, ended, log.String())
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
@@ -253,13 +255,15 @@ func up(t *testing.T, dir string, args ...string) instance {
 	return instance{}
 }
 
-// TestServicesInProcessesOfTheirOwn runs ingest beside the broker in one process, and join and sink in
-// another one that has the broker by address: the code paths of production.
+// TestServicesInProcessesOfTheirOwn runs ingest beside the broker in one process, the pairer beside the
+// warehouse in another, and join and sink in a third one that has both by address: the code paths of production.
 func TestServicesInProcessesOfTheirOwn(t *testing.T) {
 	needEngine(t)
-	one, two := t.TempDir(), t.TempDir()
+	one, two, three := t.TempDir(), t.TempDir(), t.TempDir()
 	front := up(t, one, "--target", "ingest", "--config", write(t, "ingest: {clock: event}\nkafka: {retention: -1s}\n"))
-	up(t, two, "--target", "joiner,sink", "--config", write(t, "kafka: {retention: -1s, brokers: ['"+front.Kafka+"']}\n"))
+	kafka := "kafka: {retention: -1s, brokers: ['" + front.Kafka + "']}\n"
+	back := up(t, two, "--target", "pairer", "--config", write(t, kafka))
+	up(t, three, "--target", "joiner,sink", "--config", write(t, kafka+"clickhouse: {dsn: '"+writerDSN(t, two, back.ClickHouse)+"'}\n"))
 	var events strings.Builder
 	const n = 200
 	base := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli()
@@ -281,6 +285,27 @@ func TestServicesInProcessesOfTheirOwn(t *testing.T) {
 		time.Sleep(200 * time.Millisecond)
 	}
 	t.Errorf("labels/clicks are %s, want 200/20", got)
+}
+
+// writerDSN is the address of an instance's warehouse for its own user, as an operator would write it.
+func writerDSN(t *testing.T, dir, readOnly string) string {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join(dir, "clickhouse", "credentials.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var c struct {
+		App string `json:"app_password"`
+	}
+	if err := json.Unmarshal(raw, &c); err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(readOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword("ctrloop", c.App)
+	return u.String()
 }
 
 func uuid7(ms int64, n int) string {
