@@ -159,6 +159,17 @@ type Step struct {
 	// AtMS is the event time at which the step began, in Unix milliseconds: impressions before it belong to the
 	// step before. 0 for the first step, which begins with the experiment.
 	AtMS int64 `json:"at_ms,omitempty"`
+	// Shown is the lift that made the step; nil where enough data was the reason.
+	Shown *Shown `json:"shown,omitempty"`
+}
+
+// Shown is the interval of a lift when it was shown. Intervals of a confidence sequence hold together at all
+// times, so a later one may be cut to it.
+type Shown struct {
+	Low          float64 `json:"low"` // difference of the rates
+	High         float64 `json:"high"`
+	RelativeLow  float64 `json:"relative_low"`
+	RelativeHigh float64 `json:"relative_high"`
 }
 
 // Outcome of an experiment.

@@ -2,6 +2,7 @@ package ramp
 
 import (
 	"fmt"
+	"math"
 
 	"ctrloop/schemas/control"
 )
@@ -29,7 +30,7 @@ const (
 	CTRHarm          Rule = "ctr_harm"          // the treatment loses more than the margin
 	LiftBelowZero    Rule = "lift_below_zero"   // deciding step: worse than control
 	LiftAboveZero    Rule = "lift_above_zero"   // deciding step: better than control
-	LiftLost         Rule = "lift_lost"         // full step: the deciding step's complete data no longer show the lift
+	LiftLost         Rule = "lift_lost"         // full step: the deciding step's complete data contradict the lift that was shown
 	MaxSamples       Rule = "max_samples"       // deciding step: enough data, no difference shown
 	MinSamples       Rule = "min_samples"       // not enough data in this step yet
 	StepComplete     Rule = "step_complete"     // enough data, no guard fired
@@ -119,7 +120,10 @@ func (l looker) decide() Verdict {
 	switch {
 	case f.LiftLow > 0:
 		if l.x.Step.Index+1 < len(l.x.Steps) {
-			return l.next(LiftAboveZero, "lift %s: all traffic goes to the treatment, to be confirmed", liftText(f))
+			v := l.next(LiftAboveZero, "lift %s: all traffic goes to the treatment, to be confirmed", liftText(f))
+			// The relative interval may have no upper bound, which JSON cannot say.
+			v.Next.Shown = &control.Shown{Low: float64(f.LiftLow), High: float64(f.LiftHigh), RelativeLow: float64(f.RelativeLow), RelativeHigh: min(float64(f.RelativeHigh), math.MaxFloat64)}
+			return v
 		}
 		return l.say(Promote, LiftAboveZero, "lift %s", liftText(f))
 	case f.LiftHigh < 0:
@@ -132,13 +136,25 @@ func (l looker) decide() Verdict {
 	return l.say(Hold, Undecided, "lift %s spans zero", liftText(f))
 }
 
-// full looks at the step at share 1: wait for samples, then promote on the deciding step's data.
+// full looks at the step at share 1: wait for samples, then promote on the deciding step's data, complete by
+// then. The interval of the complete data is cut to the one that made the step: the intervals of a confidence
+// sequence hold at all looks together, so their intersection does, and a look that happens to spread more
+// takes nothing back. Data can contradict what was shown; then nothing is promoted.
 func (l looker) full(ev Evidence, share float64, deciding int) Verdict {
 	seen := l.f.Treatment
 	l.f = figures(l.cfg, l.x, control.Step{Index: deciding, Share: share}, ev.Deciding, ev.Generation)
-	switch {
-	case seen.Units < l.cfg.MinUnits || seen.Impressions < l.cfg.MinImpressions:
+	if seen.Units < l.cfg.MinUnits || seen.Impressions < l.cfg.MinImpressions {
 		return l.say(Hold, MinSamples, "at share 1: %d of %d units, %d of %d impressions", seen.Units, l.cfg.MinUnits, seen.Impressions, l.cfg.MinImpressions)
+	}
+	if s := l.x.Step.Shown; s != nil {
+		complete := liftText(l.f)
+		l.f.LiftLow, l.f.LiftHigh = max(l.f.LiftLow, Num(s.Low)), min(l.f.LiftHigh, Num(s.High))
+		l.f.RelativeLow, l.f.RelativeHigh = max(l.f.RelativeLow, Num(s.RelativeLow)), min(l.f.RelativeHigh, Num(s.RelativeHigh))
+		if l.f.Lift < l.f.LiftLow || l.f.Lift > l.f.LiftHigh {
+			return l.say(Inconclusive, LiftLost, "lift %s at share %g, now that its data are complete, contradicts the %+.4f to %+.4f points that were shown", complete, share, 100*s.Low, 100*s.High)
+		}
+	}
+	switch {
 	case l.f.LiftLow > 0:
 		return l.say(Promote, LiftAboveZero, "lift %s at share %g, and share 1 held", liftText(l.f), share)
 	case l.f.LiftHigh < 0:

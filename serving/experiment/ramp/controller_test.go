@@ -44,6 +44,12 @@ func at(index int, steps ...float64) control.ExperimentStatus {
 	return x
 }
 
+// shown adds the lift that made the step.
+func shown(x control.ExperimentStatus, low, high float64) control.ExperimentStatus {
+	x.Step.Shown = &control.Shown{Low: low, High: high, RelativeLow: low / .04, RelativeHigh: high / .04}
+	return x
+}
+
 func both(nc int, rc float64, nt int, rt float64) Evidence {
 	s := Sums{Control: units(nc, rc), Treatment: units(nt, rt)}
 	return Evidence{Now: s, Deciding: s}
@@ -80,6 +86,8 @@ func TestScenarios(t *testing.T) {
 		{"full step, not enough yet", at(4, ramp5...), with(both(0, 0, 50, .05), func(e *Evidence) { e.Deciding = both(10000, .04, 10000, .048).Now }), nil},
 		{"full step confirms", at(4, ramp5...), with(both(0, 0, 20000, .02), func(e *Evidence) { e.Deciding = both(10000, .04, 10000, .048).Now }), nil},
 		{"full step, lift gone once all is in", at(4, ramp5...), with(both(0, 0, 20000, .05), func(e *Evidence) { e.Deciding = both(10000, .04, 10000, .0405).Now }), nil},
+		{"full step, lift shown before, interval wider once all is in", shown(at(4, ramp5...), .0005, .0105), with(both(0, 0, 20000, .05), func(e *Evidence) { e.Deciding = both(3000, .04, 3000, .0436).Now }), nil},
+		{"full step, complete data contradict the lift that was shown", shown(at(4, ramp5...), .003, .0105), with(both(0, 0, 20000, .05), func(e *Evidence) { e.Deciding = both(10000, .04, 10000, .0405).Now }), nil},
 		{"full step, generation errors", at(4, ramp5...), with(both(0, 0, 20000, .05), func(e *Evidence) { e.Generation = Counts{1000, 200} }), nil},
 		{"no step with a control", at(0, 1), both(0, 0, 20000, .05), nil},
 	} {
