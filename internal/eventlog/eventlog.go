@@ -142,7 +142,6 @@ func (r *Reader) Next() (Line, error) {
 		}
 		r.rows++
 		behind.ahead++
-		behind.last = max(behind.last, lines[0].TimeMS)
 		for i, l := range lines {
 			heap.Push(&r.heap, entry{l, behind, i == 0, r.rows})
 		}
@@ -215,7 +214,6 @@ type source struct {
 	size    int64
 	line    int64
 	ahead   int // rows of this source in the heap
-	last    int64
 	done    bool
 	read    func() ([]Line, error) // events of the next row, the impression first
 }

@@ -50,11 +50,14 @@ const (
 	Serving Target = "serving"
 )
 
-// targets are the services in the order of their start, and what each needs. It reads as the architecture.
-var targets = []struct {
+// service is a target and how it starts.
+type service struct {
 	name  Target
 	start func(*App, context.Context) error
-}{
+}
+
+// targets are the services in the order of their start. It reads as the architecture.
+var targets = []service{
 	{Joiner, (*App).startJoiner},
 	{Sink, (*App).startSink},
 	{Serving, (*App).startServing},
@@ -74,12 +77,7 @@ func ParseTargets(list string) ([]Target, error) {
 			}
 			continue
 		}
-		if !slices.ContainsFunc(targets, func(t struct {
-			name  Target
-			start func(*App, context.Context) error
-		}) bool {
-			return t.name == Target(name)
-		}) {
+		if !slices.ContainsFunc(targets, func(s service) bool { return s.name == Target(name) }) {
 			return nil, fmt.Errorf("no service %q: want all, or some of ingest, joiner, sink, pairer, trainer, serving, separated by commas", name)
 		}
 		out = append(out, Target(name))
