@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -24,6 +25,7 @@ import (
 	"ctrloop/ingest"
 	"ctrloop/internal/catalogue"
 	"ctrloop/internal/world"
+	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/rollout"
 )
@@ -173,6 +175,7 @@ func (d *demo) start(ctx context.Context) error {
 		cfg.Listen.Edge = d.opt.Edge
 	}
 	d.plan.config(&cfg)
+	cfg.Pairer.MinEffectivePairs *= min(1, d.trainingShare(held))
 	all, err := app.ParseTargets("all")
 	if err != nil {
 		return err
@@ -190,6 +193,22 @@ func (d *demo) start(ctx context.Context) error {
 	d.truth = &truth{world: d.world, app: d.app, ctr: map[string]float64{}}
 	d.board.Images = d.app.ImageBackend()
 	return nil
+}
+
+// fullCatalogue is the number of training products that the plans are made for: the built-in catalogue's at
+// the default holdout fraction.
+const fullCatalogue = 144
+
+// trainingShare is how many products may be learned from, as a share of fullCatalogue. Fewer products have
+// fewer pairs, however much traffic they get.
+func (d *demo) trainingShare(held []string) float64 {
+	n := 0
+	for _, p := range d.cat.Products() {
+		if !schemas.Holdout(p.ID, d.opt.HoldoutFraction) && !slices.Contains(held, p.ID) {
+			n++
+		}
+	}
+	return float64(n) / fullCatalogue
 }
 
 // timed runs a phase and adds its time to the state.
