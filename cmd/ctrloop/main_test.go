@@ -142,7 +142,7 @@ func fakeInstance(t *testing.T, readyz, overview string) (dir string) {
 		t.Fatal(err)
 	}
 	dir = t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, runFile), raw, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, app.RunFile), raw, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -177,13 +177,13 @@ func TestStatusWithoutAnInstance(t *testing.T) {
 	if code != exitFailed || !strings.Contains(stderr, "no instance runs on") || !strings.Contains(stderr, "do: start one") {
 		t.Errorf("nothing there: exit %d: %s", code, stderr)
 	}
-	if err := os.WriteFile(filepath.Join(dir, runFile), []byte(`{"admin":"127.0.0.1:1"}`), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, app.RunFile), []byte(`{"admin":"127.0.0.1:1"}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if code, _, stderr = cli(t, "status", "--dir", dir); code != exitFailed || !strings.Contains(stderr, "may have been killed") {
 		t.Errorf("left by a killed one: exit %d: %s", code, stderr)
 	}
-	if err := os.WriteFile(filepath.Join(dir, runFile), []byte(`{`), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, app.RunFile), []byte(`{`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if code, _, stderr = cli(t, "status", "--dir", dir); code != exitFailed || !strings.Contains(stderr, "run.json") {
@@ -200,7 +200,7 @@ func TestSQLWithoutAWarehouse(t *testing.T) {
 	if entries, _ := os.ReadDir(dir); len(entries) != 0 {
 		t.Errorf("a question made %v", entries)
 	}
-	if err := os.Mkdir(filepath.Join(dir, engineFolder), 0o755); err != nil {
+	if err := os.Mkdir(filepath.Join(dir, app.EngineFolder), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("LIBCHDB", "")
@@ -216,11 +216,11 @@ func TestSQLAtRest(t *testing.T) {
 		t.Skipf("the engine is not set up (run `ctrloop setup`): %v", err)
 	}
 	dir := t.TempDir()
-	if err := os.Mkdir(filepath.Join(dir, engineFolder), 0o755); err != nil {
+	if err := os.Mkdir(filepath.Join(dir, app.EngineFolder), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	// Addresses of an instance that was killed must not matter.
-	if err := os.WriteFile(filepath.Join(dir, runFile), []byte(`{"clickhouse":"clickhouse://a:b@127.0.0.1:1/ctrloop"}`), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, app.RunFile), []byte(`{"clickhouse":"clickhouse://a:b@127.0.0.1:1/ctrloop"}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 { // the engine has stopped and released the folder after the first question

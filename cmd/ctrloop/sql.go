@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"ctrloop/cmd/ctrloop/app"
 	"ctrloop/internal/setup"
 	"ctrloop/internal/warehouse"
 )
@@ -22,9 +23,6 @@ type SQLCmd struct {
 	Rows    int64         `help:"Most rows of the answer; 0 leaves the server's limit."`
 	Timeout time.Duration `help:"Longest time the question may take; 0 leaves the server's limit."`
 }
-
-// engineFolder in the folder of an instance holds the embedded ClickHouse.
-const engineFolder = "clickhouse"
 
 // stopGrace is how long an engine started for one question may take to stop.
 const stopGrace = 10 * time.Second
@@ -69,7 +67,7 @@ func (c *SQLCmd) warehouse(ctx context.Context, g *Globals, out *output) (dsn st
 	} else if err != nil && !errors.Is(err, errNotRunning) {
 		return "", nil, err
 	}
-	data := filepath.Join(c.Dir, engineFolder)
+	data := filepath.Join(c.Dir, app.EngineFolder)
 	if _, err := os.Stat(data); err != nil {
 		return "", nil, withHint(fmt.Errorf("there is no warehouse in %s: %w", c.Dir, err),
 			"name the folder of an instance with --dir; `ctrloop demo --dir "+c.Dir+"` makes one")

@@ -140,8 +140,11 @@ type Addresses struct {
 	PID        int    `json:"pid"`
 }
 
-// runFile in the folder of an instance says where it answers while it runs.
-const runFile = "run.json"
+// Names in the folder of an instance.
+const (
+	RunFile      = "run.json"   // where it answers while it runs: Addresses
+	EngineFolder = "clickhouse" // the embedded ClickHouse
+)
 
 // Start builds and starts everything and returns when it is ready. What was started is stopped again on an error.
 func Start(ctx context.Context, opt Options) (_ *App, err error) {
@@ -179,7 +182,7 @@ func Start(ctx context.Context, opt Options) (_ *App, err error) {
 		gate.Ready()
 	}
 	a.addresses.PID = os.Getpid()
-	if err := writeRunFile(filepath.Join(opt.Dir, runFile), a.addresses); err != nil {
+	if err := writeRunFile(filepath.Join(opt.Dir, RunFile), a.addresses); err != nil {
 		return nil, err
 	}
 	return a, nil
@@ -204,19 +207,19 @@ func (a *App) Wait(ctx context.Context) error {
 func (a *App) Stop() {
 	start := time.Now()
 	a.actors.stop()
-	_ = os.Remove(filepath.Join(a.opt.Dir, runFile))
+	_ = os.Remove(filepath.Join(a.opt.Dir, RunFile))
 	a.log.Info().Dur("took", time.Since(start)).Msg("stopped")
 }
 
 func writeRunFile(path string, v Addresses) error {
 	raw, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
-		return fmt.Errorf("write %s: %w", runFile, err)
+		return fmt.Errorf("write %s: %w", RunFile, err)
 	}
 	tmp := path + ".tmp"
 	// 0600: the warehouse's address holds its password.
 	if err := os.WriteFile(tmp, append(raw, '\n'), 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", runFile, err)
+		return fmt.Errorf("write %s: %w", RunFile, err)
 	}
 	return os.Rename(tmp, path)
 }
@@ -259,7 +262,7 @@ func (a *App) startWarehouse(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		a.engine, err = warehouse.StartEngine(ctx, warehouse.EngineConfig{Lib: lib, Dir: filepath.Join(a.opt.Dir, "clickhouse"), MaxMemoryBytes: a.cfg.ClickHouse.MaxMemoryBytes}, a.log)
+		a.engine, err = warehouse.StartEngine(ctx, warehouse.EngineConfig{Lib: lib, Dir: filepath.Join(a.opt.Dir, EngineFolder), MaxMemoryBytes: a.cfg.ClickHouse.MaxMemoryBytes}, a.log)
 		if err != nil {
 			return err
 		}

@@ -33,19 +33,15 @@ type servingParts struct {
 	looks      atomic.Int64
 }
 
-// Look implements experiment.LookSink: it counts, and passes on to the warehouse.
-func (p *servingParts) look(next experiment.LookSink) experiment.LookSink {
-	return countedLooks{p, next}
-}
-
+// countedLooks counts looks at experiments and passes them on.
 type countedLooks struct {
-	parts *servingParts
-	next  experiment.LookSink
+	n    *atomic.Int64
+	next experiment.LookSink
 }
 
 func (c countedLooks) Look(ctx context.Context, l experiment.Look) error {
 	err := c.next.Look(ctx, l)
-	c.parts.looks.Add(1)
+	c.n.Add(1)
 	return err
 }
 
@@ -83,7 +79,7 @@ func (a *App) startServing(ctx context.Context) error {
 
 	source := experiment.Warehouse{DB: a.db}
 	parts.experiment, err = experiment.New(a.cfg.Experiment, experiment.Deps{
-		Control: a.control, Source: source, Looks: parts.look(source), Wall: time.Now, EventNow: a.eventNow(),
+		Control: a.control, Source: source, Looks: countedLooks{&parts.looks, source}, Wall: time.Now, EventNow: a.eventNow(),
 	}, a.log, a.registry)
 	if err != nil {
 		return err
