@@ -27,5 +27,5 @@ def dir_digest(folder: Path) -> str:
 def code_digest() -> str:
     """Digest of this package's own sources: which code made an artifact."""
     here = Path(__file__).parent
-    text = "".join(f"{file_digest(p)}  {p.name}\n" for p in sorted(here.glob("*.py")))
+    text = "".join(f"{file_digest(p)}  {p.relative_to(here).as_posix()}\n" for p in sorted(here.rglob("*.py")))
     return hashlib.sha256(text.encode()).hexdigest()

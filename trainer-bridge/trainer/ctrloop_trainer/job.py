@@ -24,18 +24,19 @@ def run(spec: specs.Spec, out: Path, echo: bool = False) -> None:
     progress.catch_sigterm()
     progress.log(stage="start", kind=spec.kind, id=spec.id, seed=spec.seed)
     if spec.kind == "pretrain":
-        from . import pretrain, trunk
+        from .prompt import pretrain
+        from .reward import trunk
 
         (trunk if spec.hyper.get("model") == "trunk" else pretrain).run(spec, out, progress)
         lineage.write(out, spec, {}, "model")
     elif spec.kind == "reward":
-        from . import reward
+        from .reward import train as reward
 
         reward.run(spec, out, progress)
         trunk = reward.trunk_folder(specs.hyper(reward.Hyper, spec.hyper))
         lineage.write(out, spec, {"trunk": str(trunk)}, "model")
     else:
-        from . import rounds
+        from .rounds import train as rounds
 
         rounds.run(spec, out, progress)
         parents = {"base": spec.base, "reward_model": spec.reward_model, "referee_model": spec.referee_model}

@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 
-from ctrloop_trainer.corrupt import MASK_GREY, mask_patches, other_product
+from ctrloop_trainer.rounds.corrupt import MASK_GREY, mask_patches, other_product
 
 
 def test_three_quarters_of_the_patches_are_masked():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ctrloop_trainer import gates
+from ctrloop_trainer.rounds import gates
 
 BASE = {"matching": 0.6, "distinct": 0.9}
 GOOD = {"valid": 0.99, "referee_gain": 0.2, "matching": 0.62, "chosen": 1.0, "kl": 3.0, "distinct": 0.8}

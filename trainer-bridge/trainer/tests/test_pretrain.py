@@ -7,9 +7,9 @@ from conftest import WEIGHTS
 from safetensors.torch import load_file
 
 from ctrloop_trainer import errors
-from ctrloop_trainer.model import Ask, PromptModel
-from ctrloop_trainer.scorer import words
-from ctrloop_trainer.trunk import Trunk
+from ctrloop_trainer.prompt.model import Ask, PromptModel
+from ctrloop_trainer.reward.scorer import words
+from ctrloop_trainer.reward.trunk import Trunk
 
 
 def shapes(path):

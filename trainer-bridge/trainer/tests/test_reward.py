@@ -9,7 +9,7 @@ from conftest import WEIGHTS
 
 from ctrloop_trainer import errors
 from ctrloop_trainer.digest import dir_digest
-from ctrloop_trainer.scorer import RewardModel, both_orders
+from ctrloop_trainer.reward.scorer import RewardModel, both_orders
 
 FAST = {"epochs": 12, "learning_rates": "0.003", "heads": 1, "trunk": str(WEIGHTS / "reward-trunk")}
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from conftest import STUB, WEIGHTS
 
-from ctrloop_trainer import errors, rounds
+from ctrloop_trainer import errors
 from ctrloop_trainer import spec as specs
 from ctrloop_trainer.digest import dir_digest
 from ctrloop_trainer.progress import Progress
 from ctrloop_trainer.render import Renderer
+from ctrloop_trainer.rounds import train as rounds
 
 TINY = {"epochs": 2, "products": 12, "held_samples": 2, "probes": 2, "tau": 0.0}
 

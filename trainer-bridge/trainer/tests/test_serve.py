@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 
-from ctrloop_trainer import model as M
+from ctrloop_trainer.prompt import model as M
 from ctrloop_trainer.serve import ApiError, ChatRequest, Engine, Sampler, Server
 
 TEXT = "oak kitchen table, warm amber tones, soft morning light, fresh leaves. red shoe, dark red. fashion/shoes"

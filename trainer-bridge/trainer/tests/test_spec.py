@@ -60,7 +60,7 @@ def test_weights_that_are_not_finite(make_spec, run_job, tmp_path, capsys):
     first = sorted(state)[0]
     state[first] = torch.full_like(state[first], float("nan"))
     save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
-    from ctrloop_trainer.model import PromptModel
+    from ctrloop_trainer.prompt.model import PromptModel
 
     with pytest.raises(errors.BadInputError, match="not finite"):
         PromptModel.load(broken)
@@ -118,7 +118,7 @@ def test_digest_of_a_folder_is_the_artifact_store_s(tmp_path):
 
 
 def test_a_bug_is_told_from_bad_input(make_spec, run_job, monkeypatch, capsys):
-    from ctrloop_trainer import rounds
+    from ctrloop_trainer.rounds import train as rounds
 
     monkeypatch.setattr(rounds, "run", lambda *_: 1 / 0)
     code, out = run_job(base_spec(make_spec))
@@ -137,7 +137,7 @@ def test_a_bug_is_told_from_bad_input(make_spec, run_job, monkeypatch, capsys):
     ],
 )
 def test_exit_codes(make_spec, run_job, monkeypatch, raised, code):
-    from ctrloop_trainer import rounds
+    from ctrloop_trainer.rounds import train as rounds
 
     def fail(*_):
         raise raised

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..data import Creatives, Pairs, bootstrap_interval, load_dataset
+from ..errors import BadInputError
+from ..progress import Progress, check_loss, write_json, write_lines
+from ..spec import Spec, derive, hyper
 from . import baselines
 from .baselines import OURS, Labels, Objective
-from .data import Creatives, Pairs, bootstrap_interval, load_dataset
-from .errors import BadInputError
-from .progress import Progress, check_loss, write_json, write_lines
 from .scorer import BOTH, Head, RewardModel, Shape, both_orders, sigmoid, vocabulary
-from .spec import Spec, derive, hyper
 from .trunk import FEATURES, Trunk
 
-WEIGHTS = Path(__file__).parent.parent / "weights"
+WEIGHTS = Path(__file__).parents[2] / "weights"
 
 
 @dataclasses.dataclass

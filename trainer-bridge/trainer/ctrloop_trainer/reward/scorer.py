@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .errors import BadInputError
-from .progress import write_json
+from ..errors import BadInputError
+from ..progress import write_json
 from .trunk import Trunk
 
 BOTH = 2  # RewardModel.column: the two heads' outputs are added; which is best, validation products say

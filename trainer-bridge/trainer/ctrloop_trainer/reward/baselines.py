@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import losses
-from .data import Creatives, Pairs, log_odds
+from .. import losses
+from ..data import Creatives, Pairs, log_odds
 
 # Beta prior that VAM smooths click-through rates with (its published code).
 VAM_ALPHA, VAM_BETA = 2.0402, 54.0625

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from . import lineage
-from .data import load_catalogue, split
-from .errors import BadInputError
-from .grammar import Grammar
-from .progress import Progress, check_loss, write_json
-from .render import Renderer, Shot
-from .spec import Spec, hyper
+from .. import lineage
+from ..data import load_catalogue, split
+from ..errors import BadInputError
+from ..grammar import Grammar
+from ..progress import Progress, check_loss, write_json
+from ..render import Renderer, Shot
+from ..spec import Spec, hyper
 
 WIDTHS = (24, 40, 64, 64)
 FEATURES = 160

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import lineage
-from .data import Product, load_catalogue, split
-from .grammar import Grammar, Tokens
+from .. import lineage
+from ..data import Product, load_catalogue, split
+from ..grammar import Grammar, Tokens
+from ..matching import text_figures
+from ..progress import Progress, check_loss, write_json
+from ..render import Renderer, Shot
+from ..spec import Spec, hyper
 from .model import Ask, Prompting, PromptModel, Size, build, make_tokenizer, question
-from .progress import Progress, check_loss, write_json
-from .render import Renderer, Shot
-from .spec import Spec, hyper
 
 INSTRUCTIONS = (
     "describe a background for this product",
@@ -195,25 +196,6 @@ def describe_figures(v: PromptModel, products: list[Product], g: Grammar, n: int
     rows = [p for p in products for _ in range(n)]
     asks = [Ask(question(p.caption, rng.choice(v.prompting.instructions)), ("plain", p.id)) for p in rows]
     return text_figures(rows, v.sample(asks, seed), g)
-
-
-def text_figures(products: list[Product], texts: list[str], g: Grammar) -> dict[str, float]:
-    """Share of valid, matching (scene fits and palette harmonises), clickbait and distinct descriptions."""
-    tokens = [g.parse(t) for t in texts]
-    both = list(zip(products, tokens, strict=True))
-    scene = [t is not None and g.all_scenes[t[0]] in p.fits for p, t in both]
-    palette = [t is not None and g.palettes[t[1]] in p.harmonious for p, t in both]
-    distinct: dict[str, set] = {}
-    for p, text in zip(products, texts, strict=True):
-        distinct.setdefault(p.id, set()).add(text)
-    return {
-        "valid": float(np.mean([t is not None for t in tokens])),
-        "matching": float(np.mean(np.array(scene) & np.array(palette))),
-        "scene_fit": float(np.mean(scene)),
-        "harmony": float(np.mean(palette)),
-        "clickbait": float(np.mean([t is not None and g.is_clickbait(t) for t in tokens])),
-        "distinct": sum(len(s) for s in distinct.values()) / len(texts),
-    }
 
 
 def understanding(

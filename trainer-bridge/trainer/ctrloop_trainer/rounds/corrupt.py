@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .data import Product
+from ..data import Product
 
 MASK_GREY = 127  # zero after the processor's normalisation: "nothing there", not "a black thing"
 

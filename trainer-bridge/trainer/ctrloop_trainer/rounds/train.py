@@ -21,18 +21,19 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from . import gates, losses, probe
+from .. import losses
+from ..data import Product, bootstrap_interval, load_catalogue, split
+from ..digest import dir_digest
+from ..errors import BadInputError
+from ..grammar import Grammar
+from ..matching import text_figures
+from ..progress import Progress, check_loss, write_json, write_lines
+from ..prompt.model import LORA_EXCLUDE, LORA_TARGETS, Ask, PromptModel, check_finite, question
+from ..render import Renderer, Shot
+from ..reward.scorer import RewardModel, both_orders
+from ..spec import Spec, derive, hyper
+from . import gates, probe
 from .corrupt import mask_patches, other_product
-from .data import Product, bootstrap_interval, load_catalogue, split
-from .digest import dir_digest
-from .errors import BadInputError
-from .grammar import Grammar
-from .model import LORA_EXCLUDE, LORA_TARGETS, Ask, PromptModel, check_finite, question
-from .pretrain import text_figures
-from .progress import Progress, check_loss, write_json, write_lines
-from .render import Renderer, Shot
-from .scorer import RewardModel, both_orders
-from .spec import Spec, derive, hyper
 
 
 @dataclasses.dataclass

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .model import Ask, PromptModel, messages
+from ..prompt.model import Ask, PromptModel, messages
 
 
 @torch.no_grad()

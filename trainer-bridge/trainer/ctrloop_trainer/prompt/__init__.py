@@ -1,0 +1,1 @@
+"""The prompt model: its folder format, sampling and pre-training."""

@@ -1,0 +1,1 @@
+"""Reward models: the frozen eye, the siamese scorer, their training and baselines."""

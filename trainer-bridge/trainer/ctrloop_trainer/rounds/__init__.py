@@ -1,0 +1,1 @@
+"""Preference rounds: sampling, ranking, DPO and PCPO, gates, probe."""
