@@ -4,6 +4,7 @@ Exit codes: 0 ok, 1 bug, 2 bad specification or input, 3 out of memory, 4 diverg
 """
 
 import argparse
+import importlib
 import json
 import sys
 import traceback
@@ -15,6 +16,18 @@ from . import errors, lineage
 from . import spec as specs
 from .progress import Progress, write_json
 
+# Kind of job -> the module with run(spec, out, progress), parents(spec) (folders by role, for the lineage) and
+# ARTIFACT (the sub-folder of out that is the product, or None).
+MODULES = {
+    "pretrain": "prompt.pretrain",
+    "trunk": "reward.trunk",
+    "describe": "prompt.describe",
+    "reward": "reward.train",
+    "evaluate": "reward.evaluate",
+    "rounds": "rounds.train",
+    "diffusion": "diffusion.train",
+}
+
 
 def run(spec: specs.Spec, out: Path, echo: bool = False) -> None:
     """Runs a checked job in this process."""
@@ -23,24 +36,10 @@ def run(spec: specs.Spec, out: Path, echo: bool = False) -> None:
     progress = Progress(out, echo)
     progress.catch_sigterm()
     progress.log(stage="start", kind=spec.kind, id=spec.id, seed=spec.seed)
-    if spec.kind == "pretrain":
-        from .prompt import pretrain
-        from .reward import trunk
-
-        (trunk if spec.hyper.get("model") == "trunk" else pretrain).run(spec, out, progress)
-        lineage.write(out, spec, {}, "model")
-    elif spec.kind == "reward":
-        from .reward import train as reward
-
-        reward.run(spec, out, progress)
-        trunk = reward.trunk_folder(specs.hyper(reward.Hyper, spec.hyper))
-        lineage.write(out, spec, {"trunk": str(trunk)}, "model")
-    else:
-        from .rounds import train as rounds
-
-        rounds.run(spec, out, progress)
-        parents = {"base": spec.base, "reward_model": spec.reward_model, "referee_model": spec.referee_model}
-        lineage.write(out, spec, parents, "adapter")
+    # Imported when it runs: a reward job does not need what a language model needs.
+    module = importlib.import_module(f".{MODULES[spec.kind]}", __package__)
+    module.run(spec, out, progress)
+    lineage.write(out, spec, module.parents(spec), module.ARTIFACT)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,16 +9,20 @@ from typing import Any
 from .digest import dir_digest
 from .errors import BadInputError
 
-KINDS = ("pretrain", "reward", "rounds")
+KINDS = ("pretrain", "trunk", "describe", "reward", "evaluate", "rounds", "diffusion")
 
 # What each kind must be given besides kind, id and seed.
 REQUIRED = {
     "pretrain": ("renderer", "grammar", "catalogue"),
+    "trunk": ("renderer", "grammar", "catalogue"),
+    "describe": ("base", "renderer", "grammar", "catalogue"),
     "reward": ("dataset", "grammar", "catalogue"),
+    "evaluate": ("dataset",),
+    "diffusion": ("renderer", "grammar", "catalogue"),
     "rounds": ("base", "reward_model", "renderer", "grammar", "catalogue"),
 }
-FOLDERS = ("base", "dataset", "reward_model", "referee_model")
-FILES = ("grammar", "catalogue")
+FOLDERS = ("base", "dataset", "reward_model", "referee_model", "previous")
+FILES = ("grammar", "catalogue", "truth")
 
 
 @dataclasses.dataclass
@@ -35,6 +39,8 @@ class Spec:
     dataset_digest: str | None = None  # checked when given
     reward_model: str | None = None  # ranks the pairs
     referee_model: str | None = None  # second reward model, only for the gates
+    previous: str | None = None  # reward model of the cycle before: warm start, and drift on the fresh pairs
+    truth: str | None = None  # JSON object creative -> true click-through rate, where a simulation knows it
     renderer: list[str] | None = None  # command line of `ctrloop render pipe`
     grammar: str | None = None
     catalogue: str | None = None

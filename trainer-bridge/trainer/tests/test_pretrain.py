@@ -38,8 +38,8 @@ def test_prompt_model_is_made_like_the_shipped_one(make_spec, run_job):
 
 
 def test_trunk_is_made_like_the_shipped_ones(make_spec, run_job):
-    tiny = {"model": "trunk", "steps": 100, "batch": 8, "pictures": 60, "eval_pictures": 10}
-    code, out = run_job(make_spec("pretrain", tiny))
+    tiny = {"steps": 100, "batch": 8, "pictures": 60, "eval_pictures": 10}
+    code, out = run_job(make_spec("trunk", tiny))
     assert code == errors.OK
     for name in ("reward-trunk", "referee-trunk"):
         assert shapes(out / "model" / "trunk.safetensors") == shapes(WEIGHTS / name / "trunk.safetensors")

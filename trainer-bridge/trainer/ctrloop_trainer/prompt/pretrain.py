@@ -224,6 +224,14 @@ def starting_point(spec: Spec, h: Hyper, texts: list[str]) -> PromptModel:
     return PromptModel(model, processor, Prompting(INSTRUCTIONS))
 
 
+ARTIFACT = "model"
+
+
+def parents(spec: Spec) -> dict[str, str | None]:
+    """Folders that the job was made from, by role."""
+    return {}
+
+
 def run(spec: Spec, out: Path, progress: Progress) -> None:
     """The job: writes model/ (the folder that ships as weights/prompt-base) and metrics.json."""
     start = time.monotonic()

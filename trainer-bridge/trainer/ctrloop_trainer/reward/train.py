@@ -217,6 +217,14 @@ def trunk_folder(h: Hyper) -> Path:
     return Path(h.trunk) if h.trunk else WEIGHTS / ("referee-trunk" if h.referee else "reward-trunk")
 
 
+ARTIFACT = "model"
+
+
+def parents(spec: Spec) -> dict[str, str | None]:
+    """Folders that the job was made from, by role."""
+    return {"trunk": str(trunk_folder(hyper(Hyper, spec.hyper))), "previous": spec.previous}
+
+
 def run(spec: Spec, out: Path, progress: Progress) -> None:
     """The job: writes model/, predictions.jsonl, metrics.json."""
     h: Hyper = hyper(Hyper, spec.hyper)

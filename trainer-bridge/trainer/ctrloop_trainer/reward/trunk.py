@@ -118,14 +118,21 @@ def colours(x: torch.Tensor) -> torch.Tensor:
 
 @dataclasses.dataclass
 class Hyper:
-    """Of trunk pre-training; model is the discriminator among pretrain jobs."""
+    """Of trunk pre-training."""
 
-    model: str = "trunk"
     steps: int = 500
     batch: int = 64
     lr: float = 2e-3
     pictures: int = 4_000
     eval_pictures: int = 500  # of held-out products
+
+
+ARTIFACT = "model"
+
+
+def parents(spec: Spec) -> dict[str, str | None]:
+    """Folders that the job was made from, by role."""
+    return {}
 
 
 def run(spec: Spec, out: Path, progress: Progress) -> None:
@@ -157,7 +164,7 @@ def run(spec: Spec, out: Path, progress: Progress) -> None:
     }
     trunk.save(out / "model")
     lineage.write_figures(out / "model", spec, figures, dataclasses.asdict(h))
-    write_json(out / "metrics.json", {"kind": "pretrain", "figures": figures})
+    write_json(out / "metrics.json", {"kind": "trunk", "figures": figures})
 
 
 def _pictures(

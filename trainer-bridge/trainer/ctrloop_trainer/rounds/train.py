@@ -411,6 +411,14 @@ def load_adapter(v: PromptModel, folder: Path) -> None:
     set_peft_model_state_dict(v.model, saved)
 
 
+ARTIFACT = "adapter"
+
+
+def parents(spec: Spec) -> dict[str, str | None]:
+    """Folders that the job was made from, by role."""
+    return {"base": spec.base, "reward_model": spec.reward_model, "referee_model": spec.referee_model}
+
+
 def run(spec: Spec, out: Path, progress: Progress) -> None:
     """The job: see the module's text for what it leaves in out."""
     h: Hyper = hyper(Hyper, spec.hyper)
