@@ -1,6 +1,7 @@
 package joiner
 
 import (
+	"errors"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -154,7 +155,14 @@ func BenchmarkEndToEnd(b *testing.B) {
 }
 
 func BenchmarkAppendLabel(b *testing.B) {
-	l := window.Label{Raw: make([]byte, 120), Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMS: 1_790_000_000_000, Version: 1}
+	imps, _ := benchTraffic(1, 1, 1, 1_790_000_000_000)
+	raw := imps[0][0].Value
+	w := window.New(window.Config{WindowMS: 1000, BucketMS: 1000})
+	id := schemas.ImpressionID(imps[0][0].Key)
+	if err := errors.Join(w.Impression(raw, id, 0), w.Click(nil, id, 1_790_000_000_000, 0)); err != nil {
+		b.Fatal(err)
+	}
+	l := w.Labels[0]
 	b.Run("hand", func(b *testing.B) {
 		var buf []byte
 		for b.Loop() {
@@ -164,7 +172,7 @@ func BenchmarkAppendLabel(b *testing.B) {
 	b.Run("proto", func(b *testing.B) {
 		var buf []byte
 		for b.Loop() {
-			m := &eventpb.Label{Impression: l.Raw, Kind: l.Kind, WatermarkMs: l.WatermarkMS, Version: 1, Weight: 1}
+			m := &eventpb.Label{Impression: raw, Kind: l.Kind, WatermarkMs: l.WatermarkMS, Version: 1, Weight: 1}
 			buf, _ = proto.MarshalOptions{}.MarshalAppend(buf[:0], m)
 		}
 	})

@@ -16,13 +16,13 @@ import (
 
 func TestCodecMatchesProto(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		l := window.Label{
-			Raw: rapid.SliceOfN(rapid.Byte(), 0, 300).Draw(t, "raw"), Kind: eventpb.LabelKind(rapid.Int32Range(0, 4).Draw(t, "kind")),
-			Clicked: rapid.Bool().Draw(t, "clicked"), DelayMS: rapid.Int64().Draw(t, "delay"), Clicks: rapid.Uint32().Draw(t, "clicks"),
-			WatermarkMS: rapid.SampledFrom([]int64{window.None, 0, 1, 1_790_000_000_000, -5}).Draw(t, "watermark"), Version: rapid.Uint32().Draw(t, "version"),
-		}
+		raw := rapid.SliceOfN(rapid.Byte(), 0, 300).Draw(t, "raw")
+		l := labelOf(t, raw)
+		l.Kind, l.Clicked = eventpb.LabelKind(rapid.Int32Range(0, 4).Draw(t, "kind")), rapid.Bool().Draw(t, "clicked")
+		l.DelayMS, l.Clicks, l.Version = rapid.Int64().Draw(t, "delay"), rapid.Uint32().Draw(t, "clicks"), rapid.Uint32().Draw(t, "version")
+		l.WatermarkMS = rapid.SampledFrom([]int64{window.None, 0, 1, 1_790_000_000_000, -5}).Draw(t, "watermark")
 		want := &eventpb.Label{
-			Impression: l.Raw, Kind: l.Kind, Clicked: l.Clicked, ClickDelayMs: l.DelayMS, Clicks: l.Clicks,
+			Impression: raw, Kind: l.Kind, Clicked: l.Clicked, ClickDelayMs: l.DelayMS, Clicks: l.Clicks,
 			WatermarkMs: knownTime(l.WatermarkMS), Version: l.Version, Weight: 1,
 		}
 		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(want)
@@ -33,6 +33,16 @@ func TestCodecMatchesProto(t *testing.T) {
 			t.Fatalf("%+v:\n got %x\nwant %x", l, got, b)
 		}
 	})
+}
+
+// labelOf is a label on an impression of these bytes, out of a window.
+func labelOf(t interface{ Fatal(...any) }, raw []byte) window.Label {
+	w := window.New(window.Config{WindowMS: 1000, BucketMS: 1000})
+	id := schemas.ImpressionID{15: 1}
+	if err := errors.Join(w.Impression(raw, id, 0), w.Click(nil, id, 1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	return w.Labels[0]
 }
 
 func TestDecode(t *testing.T) {

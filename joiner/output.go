@@ -66,7 +66,7 @@ const labelOverhead = 128
 
 // label makes the record of a label: key and value lie side by side in the slab.
 func (s *slab) label(l *window.Label, partition int32) *stream.Record {
-	b := s.room(len(l.Raw) + labelOverhead)
+	b := s.room(l.RawSize() + labelOverhead)
 	start := len(b)
 	b = append(b, l.ID[:]...)
 	value := len(b)

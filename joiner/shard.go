@@ -75,7 +75,9 @@ func (s *shard) process(batches []stream.PartitionBatch, produce func(*stream.Re
 			}
 		}
 	}
-	s.w.Advance()
+	if err := s.w.Advance(); err != nil {
+		return err
+	}
 	s.emit(produce)
 	if invariant.Enabled {
 		invariant.NoError(fmt.Sprintf("ledger of partition %d", s.partition), s.w.Check())

@@ -59,7 +59,9 @@ func (tr *traffic) feed(b *testing.B, w *Window, labels *int) {
 			}
 		}
 		w.Punctuate(Clicks, id.UnixMilli())
-		w.Advance()
+		if err := w.Advance(); err != nil {
+			b.Fatal(err)
+		}
 		if i%50_000 == 49_999 {
 			*labels += len(w.Labels)
 			w.Commit()
@@ -133,7 +135,9 @@ func BenchmarkRollback(b *testing.B) {
 				b.Fatal(err)
 			}
 		}
-		w.Advance()
+		if err := w.Advance(); err != nil {
+			b.Fatal(err)
+		}
 		w.Rollback()
 	}
 	if w.Hash() != hash {

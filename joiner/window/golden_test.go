@@ -117,7 +117,9 @@ func (s *scenario) command(line string) string {
 	case "punctuate":
 		s.w.Punctuate(map[string]Input{"imp": Impressions, "clk": Clicks}[f[1]], s.number(f[2]))
 	case "advance":
-		s.w.Advance()
+		if err := s.w.Advance(); err != nil {
+			s.t.Fatal(err)
+		}
 	case "commit":
 		s.w.Commit()
 		s.settled = s.next
@@ -193,7 +195,7 @@ func (s *scenario) output() string {
 	var b strings.Builder
 	for _, l := range s.w.Labels {
 		kind := strings.ToLower(strings.TrimPrefix(l.Kind.String(), "LABEL_KIND_"))
-		fmt.Fprintf(&b, "%s %s v%d clicked=%v delay=%d clicks=%d watermark=%s raw=%q\n", kind, s.names[l.ID], l.Version, l.Clicked, l.DelayMS, l.Clicks, when(l.WatermarkMS), l.Raw)
+		fmt.Fprintf(&b, "%s %s v%d clicked=%v delay=%d clicks=%d watermark=%s raw=%q\n", kind, s.names[l.ID], l.Version, l.Clicked, l.DelayMS, l.Clicks, when(l.WatermarkMS), l.AppendRaw(nil))
 	}
 	for _, l := range s.w.Lates {
 		fmt.Fprintf(&b, "late %s: %s of %s time=%d watermark=%s offset=%d raw=%q\n", l.Reason, l.Input, s.names[l.ID], l.TimeMS, when(l.WatermarkMS), l.Offset, l.Value)

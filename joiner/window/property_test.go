@@ -1,14 +1,17 @@
 package window
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"slices"
 	"sort"
+	"strconv"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
 	"ctrloop/schemas"
@@ -27,6 +30,7 @@ type oracle struct {
 }
 
 type oracleImp struct {
+	offset       int64 // of the impression
 	clicks, late int
 	lateDelay    int64
 }
@@ -59,7 +63,7 @@ func (o *oracle) impression(id schemas.ImpressionID, offset int64) {
 	if _, ok := o.imps[id]; ok {
 		return
 	}
-	o.imps[id] = oracleImp{}
+	o.imps[id] = oracleImp{offset: offset}
 	o.impOrder = append(o.impOrder, id)
 	mine := slices.DeleteFunc(slices.Clone(o.waiting), func(c oracleClick) bool { return c.id != id })
 	o.waiting = slices.DeleteFunc(o.waiting, func(c oracleClick) bool { return c.id == id })
@@ -86,7 +90,7 @@ func (o *oracle) apply(c oracleClick, count int) {
 	} else {
 		s.clicks++
 		if s.clicks == 1 {
-			o.say("label %s %x delay %d clicks %d v1", eventpb.LabelKind_LABEL_KIND_POSITIVE, c.id, delay, count)
+			o.say("label %s %x of %d delay %d clicks %d v1", eventpb.LabelKind_LABEL_KIND_POSITIVE, c.id, s.offset, delay, count)
 		}
 	}
 	o.imps[c.id] = s
@@ -117,9 +121,9 @@ func (o *oracle) advance() {
 			continue
 		}
 		if s := o.imps[id]; s.clicks == 0 {
-			o.say("label %s %x delay 0 clicks 0 v1", eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, id)
+			o.say("label %s %x of %d delay 0 clicks 0 v1", eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, id, s.offset)
 			if s.late > 0 {
-				o.say("label %s %x delay %d clicks %d v2", eventpb.LabelKind_LABEL_KIND_CORRECTED, id, s.lateDelay, s.late)
+				o.say("label %s %x of %d delay %d clicks %d v2", eventpb.LabelKind_LABEL_KIND_CORRECTED, id, s.offset, s.lateDelay, s.late)
 			}
 		}
 		delete(o.imps, id)
@@ -133,10 +137,12 @@ func (o *oracle) advance() {
 	})
 }
 
-// said is a window's output in the oracle's words.
-func said(w *Window) (out []string) {
+// said is a window's output in the oracle's words. A label's bytes are found among the impressions' own.
+func said(w *Window, imps []logged) (out []string) {
 	for _, l := range w.Labels {
-		out = append(out, fmt.Sprintf("label %s %x delay %d clicks %d v%d", l.Kind, l.ID, l.DelayMS, l.Clicks, l.Version))
+		raw := l.AppendRaw(nil)
+		offset := slices.IndexFunc(imps, func(e logged) bool { return e.id == l.ID && bytes.Equal(e.raw, raw) })
+		out = append(out, fmt.Sprintf("label %s %x of %d delay %d clicks %d v%d", l.Kind, l.ID, offset, l.DelayMS, l.Clicks, l.Version))
 	}
 	for _, l := range w.Lates {
 		out = append(out, fmt.Sprintf("late %s %x %d", l.Reason, l.ID, l.Offset))
@@ -162,7 +168,7 @@ func history(t *rapid.T, cfg Config) (log [2][]logged) {
 	}
 	for _, id := range ids {
 		for range rapid.SampledFrom([]int{1, 1, 1, 1, 0, 2, 3}).Draw(t, "copies") {
-			log[0] = append(log[0], logged{raw: fmt.Appendf(nil, "imp %x", id), id: id, time: id.UnixMilli()})
+			log[0] = append(log[0], logged{raw: rawImpression(id, len(log[0])), id: id, time: id.UnixMilli()})
 		}
 		for range rapid.SampledFrom([]int{0, 0, 1, 1, 2, 5}).Draw(t, "clicks") {
 			at := id.UnixMilli() + rapid.Int64Range(-5, cfg.WindowMS*3/2).Draw(t, "delay")
@@ -173,6 +179,18 @@ func history(t *rapid.T, cfg Config) (log [2][]logged) {
 		sort.SliceStable(log[1], func(i, j int) bool { return log[1][i].time < log[1][j].time })
 	}
 	return log
+}
+
+// rawImpression is sometimes a message of ours, and sometimes anything.
+func rawImpression(id schemas.ImpressionID, n int) []byte {
+	if n%3 == 0 {
+		return fmt.Appendf(nil, "imp %x", id)
+	}
+	raw, err := proto.Marshal(&eventpb.Impression{Id: id[:], User: uint64(n), Product: strconv.Itoa(n % 4), Campaign: strconv.Itoa(n % 3), Variant: id.String(), Propensity: 0.5, Schema: 1})
+	if err != nil {
+		panic(err)
+	}
+	return raw
 }
 
 // TestAgainstOracle drives a window and the oracle through random transactions, of which some abort and some
@@ -225,14 +243,16 @@ func (r *crashing) transaction() bool {
 			next[in]++
 		}
 		if rapid.Bool().Draw(r.t, "advance") {
-			r.w.Advance()
+			if err := r.w.Advance(); err != nil {
+				r.t.Fatal(err)
+			}
 			o.advance()
 		}
 		if err := r.w.Check(); err != nil {
 			r.t.Fatal(err)
 		}
 	}
-	got, want := said(r.w), slices.Clone(o.out)
+	got, want := said(r.w, r.log[0]), slices.Clone(o.out)
 	sort.Strings(got) // the window keeps labels and lates apart, so only their sets compare
 	sort.Strings(want)
 	if d := cmp.Diff(want, got); d != "" {
@@ -243,6 +263,9 @@ func (r *crashing) transaction() bool {
 		r.w.Rollback()
 		if h := r.w.Hash(); h != before || r.w.Ledger() != ledger {
 			r.t.Fatalf("after the abort: hash %x, ledger %+v; before the transaction: %x, %+v", h, r.w.Ledger(), before, ledger)
+		}
+		if err := r.w.counts(); err != nil {
+			r.t.Fatalf("after the abort: %v", err)
 		}
 		r.rebuild(false)
 		return false
@@ -264,9 +287,19 @@ func (r *crashing) commit(o *oracle, next [2]int64) {
 	r.committed, r.next = o, next
 	for id, s := range o.imps {
 		b := r.w.buckets[id.UnixMilli()/r.cfg.BucketMS]
-		if b == nil || b.find(r.w.hashID(id.Hi(), id.Lo()), id.Hi(), id.Lo()) < 0 {
+		found := false
+		if b != nil {
+			var err error
+			if _, found, err = r.w.find(b, r.w.hashID(id.Hi(), id.Lo()), recordIDOf(id, id.UnixMilli()-b.startMS)); err != nil {
+				r.t.Fatal(err)
+			}
+		}
+		if !found {
 			r.t.Fatalf("impression %x %+v is open in the oracle, not in the window", id, s)
 		}
+	}
+	if err := r.w.counts(); err != nil {
+		r.t.Fatal(err)
 	}
 	if n := r.w.Known(); n != len(o.imps) {
 		r.t.Fatalf("window knows %d impressions, oracle %d", n, len(o.imps))
@@ -290,7 +323,7 @@ func (r *crashing) rebuild(keep bool) {
 		}
 	}
 	if len(w.Labels)+len(w.Lates) > 0 {
-		r.t.Fatalf("the rebuild emitted %v", said(w))
+		r.t.Fatalf("the rebuild emitted %v", said(w, r.log[0]))
 	}
 	if err := w.Restored(snap); err != nil {
 		r.t.Fatal(err)
@@ -306,23 +339,26 @@ func (r *crashing) rebuild(keep bool) {
 // TestCollidingTags: ids whose hashes agree in every bit that the table looks at are still told apart.
 func TestCollidingTags(t *testing.T) {
 	var b bucket
-	b.reset(0)
+	b.reset(0, 0)
+	d := newDictionary(1)
+	var at []uint32
 	for i := range uint64(200) {
 		if b.byImp.full() {
-			b.byImp.resize(len(b.imps) + 1)
-			for j := range b.imps {
-				b.byImp.put(7, j)
+			b.byImp.resize(b.byImp.n + 1)
+			for _, off := range at {
+				b.byImp.put(7, off)
 			}
 		}
-		b.byImp.put(7, len(b.imps))
-		b.imps = append(b.imps, impression{hi: 1, lo: i})
+		at = append(at, uint32(len(b.arena)))
+		b.byImp.put(7, at[i])
+		b.arena = d.appendRecord(b.arena, recordID{1, i}, &parts{})
 	}
 	for i := range uint64(200) {
-		if got := b.find(7, 1, i); got != int(i) {
-			t.Fatalf("id %d found at %d", i, got)
+		if got, ok := b.findHot(7, recordID{1, i}); !ok || got != at[i] {
+			t.Fatalf("id %d found at %d, %v", i, got, ok)
 		}
 	}
-	if got := b.find(7, 1, 200); got != -1 {
+	if got, ok := b.findHot(7, recordID{1, 200}); ok {
 		t.Fatalf("unknown id found at %d", got)
 	}
 }
