@@ -2,6 +2,7 @@ package window
 
 import (
 	"encoding/binary"
+	"math"
 
 	"ctrloop/schemas"
 )
@@ -11,7 +12,8 @@ import (
 //	[0:4)   state: clicks so far, or where more about them is (see bucket.state)
 //	[4:8)   milliseconds since the start of the bucket << 16 | bits 48 to 64 of the id
 //	[8:16)  the last 8 bytes of the id
-//	[16]    mask: which of the parts below are there
+//	[16]    length of the record, 0 if it is longer than 255 bytes
+//	[17]    mask: which of the parts below are there
 //	        one reference for each group of fields that repeat, as varints (see dictionary)
 //	        in the order of the wire, what is not in the dictionary: request id (length and bytes),
 //	        user (8 bytes), groups (length and bytes), propensity (8 bytes), the rest (length and bytes)
@@ -178,7 +180,8 @@ func (d *dictionary) appendRecord(b []byte, id recordID, p *parts) []byte {
 	b = binary.LittleEndian.AppendUint32(b, 0)
 	b = binary.LittleEndian.AppendUint32(b, id.head)
 	b = binary.LittleEndian.AppendUint64(b, id.tail)
-	b = append(b, p.mask)
+	start := len(b) - recordHead
+	b = append(b, 0, p.mask)
 	var inline [groups]bool
 	for g, chunk := range p.group {
 		ref := d.take(chunk)
@@ -199,6 +202,9 @@ func (d *dictionary) appendRecord(b []byte, id recordID, p *parts) []byte {
 	}
 	if p.mask&hasRest != 0 {
 		b = append(binary.AppendUvarint(b, uint64(len(p.rest))), p.rest...)
+	}
+	if n := len(b) - start; n <= math.MaxUint8 {
+		b[start+recordHead] = byte(n)
 	}
 	return b
 }
@@ -237,11 +243,11 @@ type walk struct {
 
 // read says whether rec begins with a whole record.
 func (x *walk) read(rec []byte) bool {
-	if len(rec) <= recordHead {
+	at := recordHead + 2
+	if len(rec) < at {
 		return false
 	}
-	x.mask = rec[recordHead]
-	at := recordHead + 1
+	x.mask = rec[recordHead+1]
 	for g := range x.ref {
 		if at >= len(rec) {
 			return false
@@ -304,70 +310,79 @@ func (x *walk) must(rec []byte) {
 
 // recordSize is the length of the record that rec begins with.
 func recordSize(rec []byte) int {
+	if n := int(rec[recordHead]); n != 0 {
+		return n
+	}
 	var x walk
 	x.must(rec)
 	return x.size
 }
 
-// release gives back what the record at the start of rec holds in the dictionary, and returns its length.
+// references reads the references of a record, and where what follows them begins.
+func references(rec []byte) (refs [groups]reference, at int) {
+	at = recordHead + 2
+	for g := range refs {
+		r := uint64(rec[at])
+		if at++; r >= 0x80 {
+			var n int
+			r, n = binary.Uvarint(rec[at-1:])
+			at += n - 1
+		}
+		refs[g] = reference(r)
+	}
+	return refs, at
+}
+
+// releaseRecord gives back what the record at the start of rec holds in the dictionary, and returns its length.
 func (d *dictionary) releaseRecord(rec []byte) int {
-	var x walk
-	x.must(rec)
-	for _, r := range x.ref {
+	refs, _ := references(rec)
+	for _, r := range refs {
 		d.release(r)
 	}
-	return x.size
+	return recordSize(rec)
 }
 
-// rawSize is the length of the impression that rec was made of.
-func (d *dictionary) rawSize(rec []byte) int {
-	var x walk
-	x.must(rec)
-	n := len(x.rest)
-	if x.mask&hasID != 0 {
-		n += 18
-	}
-	if x.mask&hasRequest != 0 {
-		n += 2 + len(x.request)
-	}
-	if x.mask&hasUser != 0 {
-		n += 9
-	}
-	if x.mask&hasPropensity != 0 {
-		n += 9
-	}
-	for g, r := range x.ref {
-		if r == refInline {
-			n += len(x.group[g])
-		} else {
-			n += d.size(r)
-		}
-	}
-	return n
-}
-
-// appendRaw appends the impression that rec was made of, byte for byte.
+// appendRaw appends the impression that rec was made of, byte for byte. It runs once a label, so it reads a record
+// as it goes instead of taking it apart first.
 func (d *dictionary) appendRaw(b []byte, rec []byte, id *schemas.ImpressionID) []byte {
-	var x walk
-	x.must(rec)
-	if x.mask&hasID != 0 {
-		b = append(append(b, tagID, 16), id[:]...)
+	mask := rec[recordHead+1]
+	refs, at := references(rec)
+	if mask&hasID != 0 {
+		b = append(b, tagID, 16)
+		b = append(b, id[:]...)
 	}
-	if x.mask&hasRequest != 0 {
-		b = append(append(b, tagRequest, byte(len(x.request))), x.request...)
+	if mask&hasRequest != 0 {
+		n := 1 + int(rec[at])
+		b = append(b, tagRequest)
+		b = append(b, rec[at:at+n]...)
+		at += n
 	}
-	if x.mask&hasUser != 0 {
-		b = append(append(b, tagUser), x.user...)
+	if mask&hasUser != 0 {
+		b = append(b, tagUser)
+		b = append(b, rec[at:at+8]...)
+		at += 8
 	}
-	for g, r := range x.ref {
-		if g == groups-1 && x.mask&hasPropensity != 0 {
-			b = append(append(b, tagPropensity), x.propensity...)
+	for g, r := range refs {
+		if g == groups-1 && mask&hasPropensity != 0 {
+			b = append(b, tagPropensity)
+			b = append(b, rec[at:at+8]...)
+			at += 8
 		}
-		if r == refInline {
-			b = append(b, x.group[g]...)
-		} else if r != refEmpty {
+		switch r {
+		case refEmpty:
+		case refInline:
+			n, w := binary.Uvarint(rec[at:])
+			at += w
+			b = append(b, rec[at:at+int(n)]...)
+			at += int(n)
+		default:
 			b = append(b, d.bytes(r)...)
 		}
 	}
-	return append(b, x.rest...)
+	if mask&hasRest != 0 {
+		n, w := binary.Uvarint(rec[at:])
+		at += w
+		b = append(b, rec[at:at+int(n)]...)
+	}
+	return b
 }

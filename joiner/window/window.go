@@ -79,9 +79,6 @@ type Label struct {
 	names  *dictionary
 }
 
-// RawSize is the length of the impression as received.
-func (l *Label) RawSize() int { return l.names.rawSize(l.record) }
-
 // AppendRaw appends the impression as received, byte for byte. It may be called until Commit or Rollback.
 func (l *Label) AppendRaw(b []byte) []byte { return l.names.appendRaw(b, l.record, &l.ID) }
 
