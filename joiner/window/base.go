@@ -151,7 +151,7 @@ func (w *Window) seal(b *bucket) {
 // sealable says whether to seal a bucket: nothing but stragglers comes any more, and enough of them have come
 // since the last time to be worth the copy.
 func (w *Window) sealable(b *bucket) bool {
-	if b.startMS+w.cfg.BucketMS > w.sealFrom() {
+	if b.byImp.n == 0 || b.startMS+w.cfg.BucketMS > w.sealFrom() {
 		return false
 	}
 	return b.base == nil || b.byImp.n*4 >= b.base.byImp.n

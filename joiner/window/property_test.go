@@ -2,7 +2,9 @@ package window
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"sort"
@@ -220,6 +222,31 @@ type crashing struct {
 	w         *Window
 	committed *oracle
 	next      [2]int64 // at the last commit
+
+	image   []byte // of some earlier commit
+	imageAt [2]int64
+	files   map[int64]io.ReaderAt // of the image
+}
+
+// disk saves and spills what it can, or some of it, and may take an image.
+func (r *crashing) disk() {
+	for _, n := range r.w.Unsaved(nil) {
+		if rapid.Bool().Draw(r.t, "save") {
+			before := []byte("something before it")
+			r.w.Saved(n, bytes.NewReader(r.w.AppendBase(before, n)), int64(len(before)))
+		}
+	}
+	if rapid.Bool().Draw(r.t, "spill") {
+		r.w.Spill(rapid.SampledFrom([]int{0, r.w.Memory() - 100}).Draw(r.t, "limit"))
+	}
+	if rapid.IntRange(0, 2).Draw(r.t, "image") == 0 {
+		r.image, r.imageAt, r.files = r.w.AppendImage(nil), r.next, map[int64]io.ReaderAt{}
+		for _, b := range r.w.order {
+			if b.base != nil && b.base.file != nil {
+				r.files[b.number] = io.NewSectionReader(b.base.file, b.base.at, 1<<40)
+			}
+		}
+	}
 }
 
 // transaction runs one and says whether the history is used up.
@@ -304,21 +331,32 @@ func (r *crashing) commit(o *oracle, next [2]int64) {
 	if n := r.w.Known(); n != len(o.imps) {
 		r.t.Fatalf("window knows %d impressions, oracle %d", n, len(o.imps))
 	}
+	r.disk()
 }
 
 // rebuild makes a second window from the snapshot and the inputs, holds it against the first and, after a
 // crash, goes on with it.
 func (r *crashing) rebuild(keep bool) {
 	snap := r.w.Snapshot(r.next)
-	w := Restore(r.cfg, snap)
+	w, from := Restore(r.cfg, snap), snap.RewindOffset
+	if r.image != nil && rapid.Bool().Draw(r.t, "from the image") {
+		var err error
+		if w, err = Load(r.cfg, snap, r.image, r.open, rapid.Bool().Draw(r.t, "keep")); err != nil {
+			r.t.Fatal(err)
+		}
+		from = r.imageAt
+	}
 	order := []Input{Impressions, Clicks}
 	if rapid.Bool().Draw(r.t, "clicks first") {
 		order = []Input{Clicks, Impressions}
 	}
 	for _, in := range order {
-		for o := snap.RewindOffset[in]; o < snap.NextOffset[in]; o++ {
+		for o := from[in]; o < snap.NextOffset[in]; o++ {
 			if err := feed(w, in, r.log[in][o], o); err != nil {
 				r.t.Fatal(err)
+			}
+			if o%7 == 6 {
+				w.Commit() // as a long rebuild does, to seal as it goes
 			}
 		}
 	}
@@ -328,12 +366,22 @@ func (r *crashing) rebuild(keep bool) {
 	if err := w.Restored(snap); err != nil {
 		r.t.Fatal(err)
 	}
+	if err := w.counts(); err != nil {
+		r.t.Fatalf("after the rebuild: %v", err)
+	}
 	if w.Ledger() != r.w.Ledger() || w.Watermark() != r.w.Watermark() {
 		r.t.Fatalf("rebuilt ledger %+v, want %+v", w.Ledger(), r.w.Ledger())
 	}
 	if keep {
 		r.w = w
 	}
+}
+
+func (r *crashing) open(number int64, _ int) (io.ReaderAt, int64, error) {
+	if f := r.files[number]; f != nil {
+		return f, 0, nil
+	}
+	return nil, 0, fmt.Errorf("no file for bucket %d", number)
 }
 
 // TestCollidingTags: ids whose hashes agree in every bit that the table looks at are still told apart.
@@ -360,6 +408,87 @@ func TestCollidingTags(t *testing.T) {
 	}
 	if got, ok := b.findHot(7, recordID{1, 200}); ok {
 		t.Fatalf("unknown id found at %d", got)
+	}
+}
+
+// TestImageThatIsCut: no prefix of an image is taken for one.
+func TestImageThatIsCut(t *testing.T) {
+	cfg := Config{WindowMS: 1000, BucketMS: 100, Seed: 1}
+	w := New(cfg)
+	for i := range int64(40) {
+		id := schemas.NewImpressionID(time.UnixMilli(i*30), [10]byte{byte(i)})
+		if err := errors.Join(w.Impression(rawImpression(id, int(i)), id, i), w.Click([]byte("c"), id, i*30+(i%3)*2000, 2*i), w.Click([]byte("d"), schemas.ImpressionID{15: byte(i)}, i*30, 2*i+1), w.Advance()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.Commit()
+	snap := w.Snapshot([2]int64{40, 80})
+	image := w.AppendImage(nil)
+	none := func(int64, int) (io.ReaderAt, int64, error) { return nil, 0, errors.New("no file") }
+	for n := range image {
+		if _, err := Load(cfg, snap, image[:n], none, true); err == nil {
+			t.Fatalf("%d of %d bytes were taken for an image", n, len(image))
+		}
+	}
+	l, err := Load(cfg, snap, image, none, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Restored(snap); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// brokenDisk fails when told to.
+type brokenDisk struct {
+	io.ReaderAt
+	broken bool
+}
+
+func (d *brokenDisk) ReadAt(p []byte, at int64) (int, error) {
+	if d.broken {
+		return 0, errors.New("bad sector")
+	}
+	return d.ReaderAt.ReadAt(p, at)
+}
+
+// TestSpilledDiskFails: every use of what cannot be read is an error, not a wrong answer.
+func TestSpilledDiskFails(t *testing.T) {
+	cfg := Config{WindowMS: 1000, BucketMS: 100, Seed: 1}
+	w := New(cfg)
+	id := schemas.NewImpressionID(time.UnixMilli(50), [10]byte{1})
+	if err := errors.Join(w.Impression(rawImpression(id, 1), id, 0), w.Click(nil, schemas.ImpressionID{15: 1}, 300, 0)); err != nil {
+		t.Fatal(err)
+	}
+	w.Punctuate(Impressions, 300)
+	if err := w.Advance(); err != nil {
+		t.Fatal(err)
+	}
+	w.Commit()
+	disk := &brokenDisk{ReaderAt: bytes.NewReader(w.AppendBase(nil, 0))}
+	w.Saved(0, disk, 0)
+	if n := w.Spill(0); n != 1 || !w.Holds(0, disk) {
+		t.Fatalf("%d buckets spilled", n)
+	}
+	disk.broken = true
+	if err := w.Click(nil, id, 60, 1); !errors.Is(err, ErrSpill) {
+		t.Errorf("click: %v", err)
+	}
+	if err := w.Impression(nil, id, 1); !errors.Is(err, ErrSpill) {
+		t.Errorf("duplicate: %v", err)
+	}
+	w.Rollback()
+	w.Punctuate(Impressions, 5000)
+	w.Punctuate(Clicks, 5000)
+	if err := w.Advance(); !errors.Is(err, ErrSpill) {
+		t.Errorf("close: %v", err)
+	}
+	w.Rollback()
+	disk.broken = false
+	w.Punctuate(Impressions, 5000)
+	w.Punctuate(Clicks, 5000)
+	if err := w.Advance(); err != nil || len(w.Labels) != 1 || !bytes.Equal(w.Labels[0].AppendRaw(nil), rawImpression(id, 1)) {
+		t.Errorf("after the disk came back: %v, %d labels", err, len(w.Labels))
 	}
 }
 
