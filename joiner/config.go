@@ -33,9 +33,27 @@ type Config struct {
 	CommitInterval time.Duration `yaml:"commit_interval"`
 	// MaxPoll bounds the records of one transaction.
 	MaxPoll int `yaml:"max_poll"`
+	// Segments keeps the state on a local disk besides, so that a restart is fast.
+	Segments Segments `yaml:"segments"`
+	// MemoryLimit is what the state may take in memory, in bytes, all partitions of the instance together. Beyond
+	// it the oldest windows are read from segments.dir. 0: no limit.
+	MemoryLimit int64 `yaml:"memory_limit"`
 	// Workers is how many partitions are joined at the same time; 0: one per core.
 	Workers int `yaml:"workers"`
 }
+
+// Segments says where the state is kept on disk. What is there is a cache: it can be deleted while the joiner is
+// stopped.
+type Segments struct {
+	// Dir is a folder on a local disk, of this instance alone. Empty: "joiner" in the state folder of the process, if
+	// it has one.
+	Dir string `yaml:"dir"`
+	// Interval is how often the state is made durable, by the clock on the wall; a restart reads at most about this
+	// much again from the topics. 0: no segments.
+	Interval time.Duration `yaml:"interval"`
+}
+
+func (s Segments) on() bool { return s.Dir != "" && s.Interval > 0 }
 
 // Default is for one instance beside an embedded broker.
 func Default() Config {
@@ -50,6 +68,7 @@ func Default() Config {
 		MaxLead:        5 * time.Minute,
 		CommitInterval: 250 * time.Millisecond,
 		MaxPoll:        50_000,
+		Segments:       Segments{Interval: 30 * time.Second},
 	}
 }
 
@@ -83,6 +102,15 @@ func (c Config) Validate() error {
 	}
 	if c.MaxPoll < 1 {
 		bad("max_poll: %d: want 1 or more", c.MaxPoll)
+	}
+	if c.Segments.Interval < 0 {
+		bad("segments.interval: %s: want 0 (no segments) or more", c.Segments.Interval)
+	}
+	if c.MemoryLimit < 0 {
+		bad("memory_limit: %d: want 0 (none) or more bytes", c.MemoryLimit)
+	}
+	if c.MemoryLimit > 0 && c.Segments.Interval == 0 {
+		bad("memory_limit: %d, but segments.interval is 0: cold windows have nowhere to go", c.MemoryLimit)
 	}
 	if c.Workers < 0 {
 		bad("workers: %d: want 0 (one per core) or more", c.Workers)

@@ -181,6 +181,10 @@ func run(t *testing.T, seed uint64, fault func(step) error, brokers func(*stream
 	t.Helper()
 	b := streamtest.Start(t, 3)
 	cfg := testConfig(b)
+	if seed%2 == 0 { // the same with all that is sealed on disk
+		cfg.Segments = Segments{Dir: t.TempDir(), Interval: time.Millisecond}
+		cfg.MemoryLimit = 1
+	}
 	if brokers != nil {
 		brokers(b, &cfg)
 	}

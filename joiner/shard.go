@@ -9,6 +9,7 @@ import (
 
 	"ctrloop/internal/invariant"
 	"ctrloop/internal/stream"
+	"ctrloop/joiner/segment"
 	"ctrloop/joiner/window"
 	"ctrloop/schemas"
 	"ctrloop/schemas/eventpb"
@@ -34,6 +35,9 @@ type shard struct {
 	next      [2]int64 // the same in the running transaction
 	first     [2]int64 // the first event time of each input since assignment, for the lead over a silent one
 	paused    [2]bool
+	epoch     [2]int32 // leader epoch of the last record of each input, -1: not known
+	settled   segment.Place
+	keeper    *segment.Keeper // nil: no segments
 
 	progress bool // the running transaction consumed a record
 	stats    counts
@@ -57,7 +61,7 @@ var errState = errors.New("join state and consumed offsets have come apart")
 func newShard(partition int32, w *window.Window, next [2]int64, sequence int64) *shard {
 	return &shard{
 		partition: partition, w: w, committed: next, next: next, sequence: sequence, hash: w.Hash(),
-		first: [2]int64{window.None, window.None},
+		first: [2]int64{window.None, window.None}, epoch: [2]int32{-1, -1},
 		stats: counts{lates: map[schemas.LateReason]int{}, dead: map[schemas.DeadLetterReason]int{}},
 	}
 }
@@ -104,7 +108,7 @@ func (s *shard) consume(in window.Input, b stream.PartitionBatch, produce func(*
 		if s.first[in] == window.None {
 			s.first[in] = s.w.MaxTime(in)
 		}
-		s.next[in] = r.Offset + 1
+		s.next[in], s.epoch[in] = r.Offset+1, r.LeaderEpoch
 	}
 	s.progress = true
 	s.stats.records[in] += len(b.Records)
@@ -207,6 +211,27 @@ func (s *shard) commit() {
 	s.w.Commit()
 	s.hash = s.w.Hash()
 	s.reset()
+	if s.keeper != nil {
+		s.settled = segment.Place{Sequence: s.sequence, Next: s.committed, Epoch: s.epoch}
+		s.keeper.Keep(s.w, s.settled)
+	}
+}
+
+// keep gives a shard that has just been rebuilt its keeper.
+func (s *shard) keep(k *segment.Keeper) {
+	s.keeper, s.settled = k, segment.Place{Sequence: s.sequence, Next: s.committed, Epoch: s.epoch}
+}
+
+// leave follows the end of the session or of the assignment. orderly: no transaction is open, so the state is the one
+// of the last commit and worth keeping.
+func (s *shard) leave(orderly bool) {
+	switch {
+	case s.keeper == nil:
+	case orderly && s.settled.Sequence == s.sequence && s.w.Hash() == s.hash:
+		s.keeper.Close(s.w, s.settled)
+	default:
+		s.keeper.Release()
+	}
 }
 
 // rollback follows an aborted one. It fails when the state is not what it was at the last commit.

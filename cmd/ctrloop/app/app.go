@@ -330,6 +330,9 @@ func (a *App) openLogs(ctx context.Context) (err error) {
 func (a *App) startJoiner(context.Context) (err error) {
 	cfg := a.cfg.Joiner
 	cfg.Kafka = a.kafka
+	if cfg.Segments.Dir == "" && a.opt.Dir != "" {
+		cfg.Segments.Dir = filepath.Join(a.opt.Dir, "joiner")
+	}
 	if a.joiner, err = joiner.New(cfg, a.log, a.registry); err != nil {
 		return err
 	}
