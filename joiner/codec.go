@@ -102,7 +102,7 @@ func appendLabel(b []byte, l *window.Label) []byte {
 	b = appendVarintField(b, 6, uint64(knownTime(l.WatermarkMS)))
 	b = appendVarintField(b, 7, uint64(l.Version))
 	b = append(b, 8<<3|1)
-	return protowire.AppendFixed64(b, math.Float64bits(1)) // weight: nothing is sampled
+	return protowire.AppendFixed64(b, math.Float64bits(l.Weight))
 }
 
 // appendImpression appends the label's field 1. The length in front of it is known only behind it: two bytes of room

@@ -20,10 +20,11 @@ func TestCodecMatchesProto(t *testing.T) {
 		l := labelOf(t, raw)
 		l.Kind, l.Clicked = eventpb.LabelKind(rapid.Int32Range(0, 4).Draw(t, "kind")), rapid.Bool().Draw(t, "clicked")
 		l.DelayMS, l.Clicks, l.Version = rapid.Int64().Draw(t, "delay"), rapid.Uint32().Draw(t, "clicks"), rapid.Uint32().Draw(t, "version")
+		l.Weight = float64(rapid.IntRange(1, 1000).Draw(t, "weight"))
 		l.WatermarkMS = rapid.SampledFrom([]int64{window.None, 0, 1, 1_790_000_000_000, -5}).Draw(t, "watermark")
 		want := &eventpb.Label{
 			Impression: raw, Kind: l.Kind, Clicked: l.Clicked, ClickDelayMs: l.DelayMS, Clicks: l.Clicks,
-			WatermarkMs: knownTime(l.WatermarkMS), Version: l.Version, Weight: 1,
+			WatermarkMs: knownTime(l.WatermarkMS), Version: l.Version, Weight: l.Weight,
 		}
 		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(want)
 		if err != nil {
@@ -98,6 +99,9 @@ func TestMetadataRoundTrip(t *testing.T) {
 		for _, v := range m.counts() {
 			*v = rapid.Uint64().Draw(t, "count")
 		}
+		for in := range m.Sources {
+			m.Sources[in] = rapid.SampledFrom([]string{"", "0-3=17,4-4=-5", "name=12"}).Draw(t, "sources")
+		}
 		m.Hash = rapid.Uint64().Draw(t, "hash")
 		got, err := parseMetadata(m.String())
 		if err != nil {
@@ -110,7 +114,7 @@ func TestMetadataRoundTrip(t *testing.T) {
 			t.Fatalf("%d bytes of metadata: brokers keep 4096 by default", n)
 		}
 	})
-	for _, s := range []string{"", "j2 1", "j1", "j1 x", "client-member-id-0123"} {
+	for _, s := range []string{"", "j9 1", "j2", "j2 x", "j1 1 2", "client-member-id-0123"} {
 		if _, err := parseMetadata(s); !errors.Is(err, errMetadata) {
 			t.Errorf("%q: %v", s, err)
 		}

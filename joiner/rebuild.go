@@ -98,6 +98,9 @@ func (m metadata) matches(cfg Config) error {
 	if was := time.Duration(m.BucketMS) * time.Millisecond; was != cfg.Bucket {
 		return refuse("the bucket is %s, the state was made with %s: set joiner.bucket back to %s, or %s", cfg.Bucket, was, was, freshStart)
 	}
+	if was := time.Duration(m.ObserveMS) * time.Millisecond; was != cfg.Observe {
+		return refuse("the observation is %s, the state was made with %s, and it decides the version of the labels: set joiner.observe back to %s, or %s", cfg.Observe, was, was, freshStart)
+	}
 	return nil
 }
 

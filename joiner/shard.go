@@ -137,7 +137,9 @@ func apply(w *window.Window, in window.Input, r *stream.Record) error {
 			if err := proto.Unmarshal(r.Value, &p); err != nil {
 				return errRecord{fmt.Errorf("%w: punctuation: %w", errWire, err)}
 			}
-			w.Punctuate(in, p.LowWatermarkMs)
+			if err := w.Punctuate(in, window.Promise{Source: p.Source, Covers: p.Covers, Parts: p.Parts, LowMS: p.LowWatermarkMs, Closed: p.Closed}); err != nil {
+				return errRecord{err}
+			}
 			return nil
 		}
 	}
@@ -195,7 +197,7 @@ func (s *shard) propose(cfg Config) (string, bool) {
 		return "", false
 	}
 	s.proposed = metadata{
-		Sequence: s.sequence + 1, WindowMS: cfg.Window.Milliseconds(), BucketMS: cfg.Bucket.Milliseconds(),
+		Sequence: s.sequence + 1, WindowMS: cfg.Window.Milliseconds(), BucketMS: cfg.Bucket.Milliseconds(), ObserveMS: cfg.Observe.Milliseconds(),
 		Snapshot: s.w.Snapshot(s.next),
 	}
 	return s.proposed.String(), true

@@ -73,7 +73,9 @@ func (tr *traffic) feed(b *testing.B, w *Window, labels *int) {
 				b.Fatal(err)
 			}
 		}
-		w.Punctuate(Clicks, id.UnixMilli())
+		if err := w.Punctuate(Clicks, Promise{LowMS: id.UnixMilli()}); err != nil {
+			b.Fatal(err)
+		}
 		if err := w.Advance(); err != nil {
 			b.Fatal(err)
 		}

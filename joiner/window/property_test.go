@@ -92,7 +92,7 @@ func (o *oracle) apply(c oracleClick, count int) {
 	} else {
 		s.clicks++
 		if s.clicks == 1 {
-			o.say("label %s %x of %d delay %d clicks %d v1", eventpb.LabelKind_LABEL_KIND_POSITIVE, c.id, s.offset, delay, count)
+			o.say("label %s %x of %d delay %d clicks %d v%d", eventpb.LabelKind_LABEL_KIND_POSITIVE, c.id, s.offset, delay, count, 1+min(o.cfg.ObserveMS, 1))
 		}
 	}
 	o.imps[c.id] = s
@@ -115,17 +115,26 @@ func (o *oracle) advance() {
 	if o.max[0] == None || o.max[1] == None {
 		return
 	}
+	before := o.wm
 	o.wm = max(o.wm, min(o.max[0], o.max[1])-o.cfg.LatenessMS)
+	first := 1
+	if o.cfg.ObserveMS > 0 {
+		first = 2
+	}
 	keep := o.impOrder[:0]
 	for _, id := range o.impOrder {
 		if !o.closed(id) {
 			keep = append(keep, id)
+			seen := o.closeTime(id) - o.cfg.WindowMS + o.cfg.ObserveMS
+			if s := o.imps[id]; first == 2 && s.clicks == 0 && before < seen && seen <= o.wm {
+				o.say("label %s %x of %d delay 0 clicks 0 v1", eventpb.LabelKind_LABEL_KIND_PROVISIONAL_NEGATIVE, id, s.offset)
+			}
 			continue
 		}
 		if s := o.imps[id]; s.clicks == 0 {
-			o.say("label %s %x of %d delay 0 clicks 0 v1", eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, id, s.offset)
+			o.say("label %s %x of %d delay 0 clicks 0 v%d", eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, id, s.offset, first)
 			if s.late > 0 {
-				o.say("label %s %x of %d delay %d clicks %d v2", eventpb.LabelKind_LABEL_KIND_CORRECTED, id, s.offset, s.lateDelay, s.late)
+				o.say("label %s %x of %d delay %d clicks %d v%d", eventpb.LabelKind_LABEL_KIND_CORRECTED, id, s.offset, s.lateDelay, s.late, first+1)
 			}
 		}
 		delete(o.imps, id)
@@ -204,6 +213,9 @@ func TestAgainstOracle(t *testing.T) {
 			LatenessMS: rapid.Int64Range(0, 20).Draw(t, "lateness"),
 			BucketMS:   rapid.Int64Range(1, 40).Draw(t, "bucket"),
 			Seed:       rapid.Uint64().Draw(t, "seed"),
+		}
+		if rapid.Bool().Draw(t, "observe") {
+			cfg.ObserveMS = rapid.Int64Range(0, cfg.WindowMS-1).Draw(t, "observation")
 		}
 		run := &crashing{t: t, cfg: cfg, log: history(t, cfg), w: New(cfg)}
 		run.committed = &oracle{cfg: cfg, wm: None, max: [2]int64{None, None}, imps: map[schemas.ImpressionID]oracleImp{}}
@@ -439,6 +451,13 @@ func TestImageThatIsCut(t *testing.T) {
 	}
 }
 
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // brokenDisk fails when told to.
 type brokenDisk struct {
 	io.ReaderAt
@@ -460,7 +479,7 @@ func TestSpilledDiskFails(t *testing.T) {
 	if err := errors.Join(w.Impression(rawImpression(id, 1), id, 0), w.Click(nil, schemas.ImpressionID{15: 1}, 300, 0)); err != nil {
 		t.Fatal(err)
 	}
-	w.Punctuate(Impressions, 300)
+	must(t, w.Punctuate(Impressions, Promise{LowMS: 300}))
 	if err := w.Advance(); err != nil {
 		t.Fatal(err)
 	}
@@ -478,15 +497,15 @@ func TestSpilledDiskFails(t *testing.T) {
 		t.Errorf("duplicate: %v", err)
 	}
 	w.Rollback()
-	w.Punctuate(Impressions, 5000)
-	w.Punctuate(Clicks, 5000)
+	must(t, w.Punctuate(Impressions, Promise{LowMS: 5000}))
+	must(t, w.Punctuate(Clicks, Promise{LowMS: 5000}))
 	if err := w.Advance(); !errors.Is(err, ErrSpill) {
 		t.Errorf("close: %v", err)
 	}
 	w.Rollback()
 	disk.broken = false
-	w.Punctuate(Impressions, 5000)
-	w.Punctuate(Clicks, 5000)
+	must(t, w.Punctuate(Impressions, Promise{LowMS: 5000}))
+	must(t, w.Punctuate(Clicks, Promise{LowMS: 5000}))
 	if err := w.Advance(); err != nil || len(w.Labels) != 1 || !bytes.Equal(w.Labels[0].AppendRaw(nil), rawImpression(id, 1)) {
 		t.Errorf("after the disk came back: %v, %d labels", err, len(w.Labels))
 	}

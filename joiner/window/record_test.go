@@ -186,7 +186,9 @@ func TestDictionaryForgets(t *testing.T) {
 			if err := w.Impression(raw, id, s*perSecond+int64(i)); err != nil {
 				t.Fatal(err)
 			}
-			w.Punctuate(Clicks, at)
+			if err := w.Punctuate(Clicks, Promise{LowMS: at}); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if err := w.Advance(); err != nil {
 			t.Fatal(err)

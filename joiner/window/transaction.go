@@ -13,6 +13,7 @@ type transaction struct {
 	epoch     uint64
 	watermark int64
 	max       [2]int64
+	sources   [2]sources
 	ledger    Ledger
 	hash      uint64
 
@@ -40,7 +41,7 @@ type savedClick struct {
 func (w *Window) begin() {
 	tx := &w.tx
 	tx.epoch++
-	tx.watermark, tx.max, tx.ledger, tx.hash = w.watermark, w.max, w.ledger, w.hash
+	tx.watermark, tx.max, tx.sources, tx.ledger, tx.hash = w.watermark, w.max, w.sources, w.ledger, w.hash
 	clear(tx.touched)
 	clear(tx.dropped)
 	clear(tx.states)
@@ -153,7 +154,7 @@ func (w *Window) Rollback() {
 	w.order = slices.AppendSeq(w.order[:0], maps.Values(w.buckets))
 	slices.SortFunc(w.order, func(a, b *bucket) int { return cmp.Compare(a.number, b.number) })
 	w.last = nil
-	w.watermark, w.max, w.ledger, w.hash = tx.watermark, tx.max, tx.ledger, tx.hash
+	w.watermark, w.max, w.sources, w.ledger, w.hash = tx.watermark, tx.max, tx.sources, tx.ledger, tx.hash
 	w.ResetOutput()
 	w.begin()
 }
@@ -199,11 +200,15 @@ type Snapshot struct {
 	RewindOffset [2]int64 // by Input: no earlier offset shapes the state
 	Ledger       Ledger   // Open and Pending included, though the state implies them: a rebuild is checked against them
 	Hash         uint64
+	Sources      [2]string // by Input: who promised what
 }
 
 // Snapshot describes the state, given the first offset of each input that was not consumed.
 func (w *Window) Snapshot(next [2]int64) Snapshot {
 	s := Snapshot{WatermarkMS: w.watermark, MaxTimeMS: w.max, NextOffset: next, RewindOffset: next, Ledger: w.ledger, Hash: w.Hash()}
+	for in := range s.Sources {
+		s.Sources[in] = w.sources[in].String()
+	}
 	for _, b := range w.order {
 		if b.firstImp >= 0 {
 			s.RewindOffset[Impressions] = min(s.RewindOffset[Impressions], b.firstImp)
@@ -216,9 +221,13 @@ func (w *Window) Snapshot(next [2]int64) Snapshot {
 }
 
 // Restore starts the rebuild of a snapshot in a new window. Then feed Impression and Click the inputs from
-// RewindOffset up to NextOffset, either input first, and call Restored.
+// RewindOffset up to NextOffset, either input first, and call Restored. Sources that cannot be read are left out, which
+// Restored then notices.
 func Restore(cfg Config, s Snapshot) *Window {
 	w := New(cfg)
+	for in := range s.Sources {
+		w.sources[in] = parseSources(s.Sources[in])
+	}
 	w.watermark, w.max, w.ledger = s.WatermarkMS, s.MaxTimeMS, s.Ledger
 	w.ledger.Open, w.ledger.Pending = 0, 0
 	w.replaying, w.replayedMS = true, None

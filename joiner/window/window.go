@@ -27,10 +27,18 @@ const maxFree = 8
 
 // Config says how the join is done. Changing Window or Bucket over existing state is refused by the service.
 type Config struct {
-	WindowMS   int64  // a click counts until this long after its impression, ms
-	LatenessMS int64  // allowed disorder: the watermark stays this far behind, ms
-	BucketMS   int64  // width of a time bucket, ms; a final negative comes at most this much late
-	Seed       uint64 // of the hash tables, so that ids cannot be crafted to collide; no effect on results
+	WindowMS   int64 // a click counts until this long after its impression, ms
+	LatenessMS int64 // allowed disorder: the watermark stays this far behind, ms
+	BucketMS   int64 // width of a time bucket, ms; a final negative comes at most this much late
+	// ObserveMS after the end of its bucket an impression without a click gets a provisional negative, ms. 0: none. With
+	// it, provisional labels are version 1 and all others count from 2.
+	ObserveMS int64
+	// NegativeRate keeps one negative of so many, chosen by id, with this weight; 0 and 1 keep all.
+	NegativeRate int64
+	// SourceExpiryMS: a source of punctuation that is behind the furthest one by more holds nothing up any longer, ms.
+	// 0: it holds for ever.
+	SourceExpiryMS int64
+	Seed           uint64 // of the hash tables, so that ids cannot be crafted to collide; no effect on results
 }
 
 // Validate returns every problem.
@@ -44,6 +52,12 @@ func (c Config) Validate() error {
 	}
 	if c.BucketMS <= 0 || c.BucketMS > maxBucketMS {
 		errs = append(errs, fmt.Errorf("bucket of %d ms: want 1 to %d", c.BucketMS, maxBucketMS))
+	}
+	if c.ObserveMS < 0 || c.ObserveMS >= c.WindowMS {
+		errs = append(errs, fmt.Errorf("observation of %d ms: want 0 (none) or less than the window", c.ObserveMS))
+	}
+	if c.NegativeRate < 0 || c.SourceExpiryMS < 0 {
+		errs = append(errs, fmt.Errorf("negative rate %d and source expiry of %d ms: want 0 or more", c.NegativeRate, c.SourceExpiryMS))
 	}
 	return errors.Join(errs...)
 }
@@ -74,6 +88,7 @@ type Label struct {
 	Clicks      uint32
 	WatermarkMS int64 // None as long as one input is unheard of
 	Version     uint32
+	Weight      float64 // how many impressions it stands for
 
 	record []byte
 	names  *dictionary
@@ -108,6 +123,7 @@ type Window struct {
 
 	watermark int64
 	max       [2]int64 // by Input
+	sources   [2]sources
 	ledger    Ledger
 	hash      uint64 // sum of the buckets' hashes
 	replaying bool
@@ -403,7 +419,7 @@ func (w *Window) joined(b *bucket, r ref, id schemas.ImpressionID, clicks uint32
 	w.ledger.Positive++
 	w.Labels = append(w.Labels, Label{
 		ID: id, Kind: eventpb.LabelKind_LABEL_KIND_POSITIVE, Clicked: true,
-		DelayMS: delay, Clicks: 1, WatermarkMS: w.watermark, Version: 1, record: rec, names: w.names,
+		DelayMS: delay, Clicks: 1, WatermarkMS: w.watermark, Version: w.first(), Weight: 1, record: rec, names: w.names,
 	})
 	return nil
 }
@@ -426,8 +442,35 @@ func hashClicks(id schemas.ImpressionID, e extra) uint64 {
 	return mix(id.Lo() ^ mix(id.Hi()^mix(h)))
 }
 
-// Punctuate takes a producer's promise that an input has no more events before lowMS.
-func (w *Window) Punctuate(in Input, lowMS int64) { w.saw(in, lowMS) }
+// first is the version of an impression's first verdict that is not provisional.
+func (w *Window) first() uint32 {
+	if w.cfg.ObserveMS > 0 {
+		return 2
+	}
+	return 1
+}
+
+// Punctuate takes a promise that an input has no more events before a time. It fails when there are more sources than
+// a commit's metadata can name.
+func (w *Window) Punctuate(in Input, p Promise) error {
+	w.saw(in, p.LowMS)
+	if w.replaying || p.Source == "" && len(p.Covers) == 0 {
+		return nil
+	}
+	s, err := w.sources[in].with(p)
+	if err == nil {
+		w.sources[in] = s
+	}
+	return err
+}
+
+// progress is up to where an input is complete but for Lateness, ms, or None.
+func (w *Window) progress(in Input) int64 {
+	if len(w.sources[in]) > 0 {
+		return w.sources[in].low(w.cfg.SourceExpiryMS)
+	}
+	return w.max[in]
+}
 
 func (w *Window) saw(in Input, t int64) {
 	switch {
@@ -441,14 +484,12 @@ func (w *Window) saw(in Input, t int64) {
 // Advance moves the watermark to what the inputs allow and closes the buckets that it passed. Call it once a
 // batch: it costs nothing while the oldest bucket stays open.
 func (w *Window) Advance() error {
-	if w.max[Impressions] == None || w.max[Clicks] == None {
+	low := min(w.progress(Impressions), w.progress(Clicks))
+	if low == None || low-w.cfg.LatenessMS <= w.watermark {
 		return nil
 	}
-	low := min(w.max[Impressions], w.max[Clicks]) - w.cfg.LatenessMS
-	if low <= w.watermark {
-		return nil
-	}
-	w.watermark = low
+	before := w.watermark
+	w.watermark = low - w.cfg.LatenessMS
 	n := 0
 	for n < len(w.order) && w.closed(w.order[n].number) {
 		if err := w.close(w.order[n]); err != nil {
@@ -457,10 +498,66 @@ func (w *Window) Advance() error {
 		n++
 	}
 	w.order = slices.Delete(w.order, 0, n)
+	if err := w.observe(before); err != nil {
+		return err
+	}
 	if invariant.Enabled {
 		invariant.NoError("ledger after Advance", w.Check())
 	}
 	return nil
+}
+
+// observe gives provisional negatives to the impressions without a click of the buckets whose observation has ended
+// since the watermark was before. It is a function of the watermark alone: an impression that comes later
+// gets none, and nothing of it need be remembered.
+func (w *Window) observe(before int64) error {
+	if w.cfg.ObserveMS == 0 {
+		return nil
+	}
+	observed := func(b *bucket, watermark int64) bool {
+		return watermark != None && b.startMS+w.cfg.BucketMS+w.cfg.ObserveMS <= watermark
+	}
+	i := sort.Search(len(w.order), func(i int) bool { return !observed(w.order[i], before) })
+	for ; i < len(w.order) && observed(w.order[i], w.watermark); i++ {
+		b := w.order[i]
+		if b.base != nil {
+			data, err := b.base.load()
+			if err != nil {
+				return fmt.Errorf("window: observe bucket at %d ms: %w", b.startMS, err)
+			}
+			w.observeArena(b, true, data)
+		}
+		w.observeArena(b, false, b.arena)
+	}
+	return nil
+}
+
+func (w *Window) observeArena(b *bucket, inBase bool, arena []byte) {
+	for off := 0; off < len(arena); {
+		size := recordSize(arena[off:])
+		rec := arena[off : off+size : off+size]
+		at := ref{inBase, uint32(off)}
+		off += size
+		if b.clicksOf(b.state(at)).clicks > 0 {
+			continue
+		}
+		if l := w.negative(b, rec, eventpb.LabelKind_LABEL_KIND_PROVISIONAL_NEGATIVE, 1); l.Weight > 0 {
+			w.Labels = append(w.Labels, l)
+			w.ledger.Provisional++
+		}
+	}
+}
+
+// negative is a label without a click; its weight is 0 if the sample leaves it out.
+func (w *Window) negative(b *bucket, rec []byte, kind eventpb.LabelKind, version uint32) Label {
+	l := Label{ID: idAt(rec).of(b.startMS), Kind: kind, WatermarkMS: w.watermark, Version: version, Weight: 1, record: rec, names: w.names}
+	if n := uint64(w.cfg.NegativeRate); n > 1 {
+		// The seed must not be in it: the same impression is in the sample after a restart.
+		if l.Weight = float64(n); mix(l.ID.Hi()^mix(l.ID.Lo()))%n != 0 {
+			l.Weight = 0
+		}
+	}
+	return l
 }
 
 // close labels what is left in a bucket and drops it.
@@ -502,14 +599,16 @@ func (w *Window) closeArena(b *bucket, inBase bool, arena []byte) {
 		if now.clicks > 0 {
 			continue
 		}
-		l := Label{
-			ID: idAt(rec).of(b.startMS), Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMS: w.watermark, Version: 1,
-			record: rec, names: w.names,
-		}
-		w.Labels = append(w.Labels, l)
+		l := w.negative(b, rec, eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, w.first())
 		w.ledger.FinalNegative++
+		if l.Weight > 0 {
+			w.Labels = append(w.Labels, l)
+		} else {
+			w.ledger.SampledOut++
+		}
 		if now.late != 0 {
-			l.Kind, l.Clicked, l.DelayMS, l.Clicks, l.Version = eventpb.LabelKind_LABEL_KIND_CORRECTED, true, now.delay, now.late, 2
+			l.Kind, l.Clicked, l.DelayMS, l.Clicks, l.Version = eventpb.LabelKind_LABEL_KIND_CORRECTED, true, now.delay, now.late, w.first()+1
+			l.Weight = 1
 			w.Labels = append(w.Labels, l)
 			w.ledger.Corrected++
 		}
@@ -544,11 +643,11 @@ func (w *Window) at(number int64) *bucket {
 	return b
 }
 
-// Hash is equal for equal states: watermark, both maximum times, open buckets with their impressions, clicks
+// Hash is equal for equal states: watermark, both maximum times, sources of punctuation, open buckets with their impressions, clicks
 // and waiting clicks. It does not depend on the interleaving of the two inputs nor on the seed. It is a sum
 // over what is in the state, so it is kept up to date at every change and costs nothing here.
 func (w *Window) Hash() uint64 {
-	return w.hash + mix(uint64(w.watermark)^mix(uint64(w.max[0])^mix(uint64(w.max[1])+1)))
+	return w.hash + mix(uint64(w.watermark)^mix(uint64(w.max[0])^mix(uint64(w.max[1])+1))) + w.sources[0].hash(0) + w.sources[1].hash(1)
 }
 
 // Check holds the ledger's equations, and the ledger's view of the state against the state.
