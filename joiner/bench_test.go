@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
@@ -62,7 +63,7 @@ func BenchmarkShard(b *testing.B) {
 	const rate, batch, n = 100_000, 10_000, 1_000_000
 	cfg := Default()
 	cfg.Window, cfg.Lateness = time.Minute, 0
-	s := newShard(0, window.New(cfg.window(7)), [2]int64{}, 0)
+	s := newShard(newGuard(cfg, zerolog.Nop()), 0, window.New(cfg.window(7)), [2]int64{}, 0)
 	var bytes, labels int64
 	start, offsets := int64(1_790_000_000_000), [2]int64{}
 	feed := func(imps, clks [][]*stream.Record) (events int) {
@@ -166,7 +167,7 @@ func BenchmarkAppendLabel(b *testing.B) {
 	b.Run("hand", func(b *testing.B) {
 		var buf []byte
 		for b.Loop() {
-			buf = appendLabel(buf[:0], &l)
+			buf = appendLabel(buf[:0], &l, false)
 		}
 	})
 	b.Run("proto", func(b *testing.B) {

@@ -91,7 +91,7 @@ func fields(b []byte, visit func(num protowire.Number, typ protowire.Type, v []b
 
 // appendLabel appends the encoded eventpb.Label. It writes what proto.Marshal writes, at a tenth of the cost
 // and without garbage: it runs once per impression. An unknown watermark is written as 0.
-func appendLabel(b []byte, l *window.Label) []byte {
+func appendLabel(b []byte, l *window.Label, suspect bool) []byte {
 	b = appendImpression(b, l)
 	b = appendVarintField(b, 2, uint64(l.Kind))
 	if l.Clicked {
@@ -102,7 +102,11 @@ func appendLabel(b []byte, l *window.Label) []byte {
 	b = appendVarintField(b, 6, uint64(knownTime(l.WatermarkMS)))
 	b = appendVarintField(b, 7, uint64(l.Version))
 	b = append(b, 8<<3|1)
-	return protowire.AppendFixed64(b, math.Float64bits(l.Weight))
+	b = protowire.AppendFixed64(b, math.Float64bits(l.Weight))
+	if suspect {
+		b = append(b, 9<<3, 1)
+	}
+	return b
 }
 
 // appendImpression appends the label's field 1. The length in front of it is known only behind it: two bytes of room

@@ -24,13 +24,13 @@ func TestCodecMatchesProto(t *testing.T) {
 		l.WatermarkMS = rapid.SampledFrom([]int64{window.None, 0, 1, 1_790_000_000_000, -5}).Draw(t, "watermark")
 		want := &eventpb.Label{
 			Impression: raw, Kind: l.Kind, Clicked: l.Clicked, ClickDelayMs: l.DelayMS, Clicks: l.Clicks,
-			WatermarkMs: knownTime(l.WatermarkMS), Version: l.Version, Weight: l.Weight,
+			WatermarkMs: knownTime(l.WatermarkMS), Version: l.Version, Weight: l.Weight, Suspect: rapid.Bool().Draw(t, "suspect"),
 		}
 		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(want)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := appendLabel(nil, &l); string(got) != string(b) {
+		if got := appendLabel(nil, &l, want.Suspect); string(got) != string(b) {
 			t.Fatalf("%+v:\n got %x\nwant %x", l, got, b)
 		}
 	})

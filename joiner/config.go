@@ -44,6 +44,8 @@ type Config struct {
 	CommitInterval time.Duration `yaml:"commit_interval"`
 	// MaxPoll bounds the records of one transaction.
 	MaxPoll int `yaml:"max_poll"`
+	// Breaker stops the learning when the traffic is not what it was.
+	Breaker Breaker `yaml:"breaker"`
 	// Segments keeps the state on a local disk besides, so that a restart is fast.
 	Segments Segments `yaml:"segments"`
 	// MemoryLimit is what the state may take in memory, in bytes, all partitions of the instance together. Beyond
@@ -78,6 +80,7 @@ func Default() Config {
 		// At the default window this adds a sixth to the memory of a backlog that drains unevenly.
 		MaxLead:           5 * time.Minute,
 		KeepOneNegativeIn: 1,
+		Breaker:           defaultBreaker(),
 		// Longer than an instance of ingest is away for a restart, a rebalance or a bad night's page.
 		SourceExpiry:   time.Hour,
 		CommitInterval: 250 * time.Millisecond,
@@ -110,6 +113,9 @@ func (c Config) Validate() error {
 	}
 	if c.Observe < 0 || c.Observe >= c.Window && c.Observe > 0 {
 		bad("observe: %s: want 0 (none) or less than the window of %s", c.Observe, c.Window)
+	}
+	if err := c.Breaker.rules().Validate(); c.Breaker.Enabled && err != nil {
+		bad("breaker: %w", err)
 	}
 	if c.KeepOneNegativeIn < 1 || c.KeepOneNegativeIn > 1000 {
 		bad("keep_one_negative_in: %d: want 1 (all) to 1000", c.KeepOneNegativeIn)

@@ -66,12 +66,12 @@ func (s *slab) keep(b []byte) { s.bytes[s.b] = b }
 const labelRoom = 512
 
 // label makes the record of a label: key and value lie side by side in the slab.
-func (s *slab) label(l *window.Label, partition int32) *stream.Record {
+func (s *slab) label(l *window.Label, partition int32, suspect bool) *stream.Record {
 	b := s.room(labelRoom)
 	start := len(b)
 	b = append(b, l.ID[:]...)
 	value := len(b)
-	b = appendLabel(b, l)
+	b = appendLabel(b, l, suspect)
 	s.keep(b)
 	r := s.record()
 	*r = stream.Record{

@@ -128,12 +128,12 @@ func checkUnlabelled(ctx context.Context, cfg Config, partition int32) error {
 }
 
 // rebuild makes the shard of one partition by replaying its inputs. step is called once per record.
-func rebuild(ctx context.Context, cfg Config, seed uint64, partition int32, p plan, step func() error) (*shard, error) {
+func rebuild(ctx context.Context, cfg Config, g *guard, seed uint64, partition int32, p plan, step func() error) (*shard, error) {
 	if p.fresh {
 		if err := checkUnlabelled(ctx, cfg, partition); err != nil {
 			return nil, err
 		}
-		return newShard(partition, window.New(cfg.window(seed)), p.next, 0), nil
+		return newShard(g, partition, window.New(cfg.window(seed)), p.next, 0), nil
 	}
 	w := window.Restore(cfg.window(seed), p.meta.Snapshot)
 	if err := replay(ctx, cfg, w, partition, p, p.meta.RewindOffset, step); err != nil {
@@ -143,7 +143,7 @@ func rebuild(ctx context.Context, cfg Config, seed uint64, partition int32, p pl
 		return nil, refuse("rebuild of partition %d from %s [%d, %d) and %s [%d, %d): %w: records of the inputs have changed or gone; %s",
 			partition, inputTopic[0], p.meta.RewindOffset[0], p.meta.NextOffset[0], inputTopic[1], p.meta.RewindOffset[1], p.meta.NextOffset[1], err, freshStart)
 	}
-	return newShard(partition, w, p.next, p.meta.Sequence), nil
+	return newShard(g, partition, w, p.next, p.meta.Sequence), nil
 }
 
 // settleEvery bounds what a replay keeps to undo, which it never does: at this pace the window seals what it has read.
@@ -155,7 +155,7 @@ func replay(ctx context.Context, cfg Config, w *window.Window, partition int32, 
 	for _, in := range []window.Input{window.Impressions, window.Clicks} {
 		from, to := start[in], p.meta.NextOffset[in]
 		err := stream.ReadRange(ctx, cfg.Kafka, inputTopic[in], partition, from, to, func(r *stream.Record) error {
-			if err := apply(w, in, r); err != nil {
+			if _, err := apply(w, in, r); err != nil {
 				if _, fatal := recordError(err); fatal != nil {
 					return fatal // what was a dead letter then is one now
 				}
@@ -179,7 +179,7 @@ func replay(ctx context.Context, cfg Config, w *window.Window, partition int32, 
 func (se *session) restore(ctx context.Context, partition int32, share int, p plan) (*shard, error) {
 	step := func() error { return se.fault(stepRebuild) }
 	if !se.cfg.Segments.on() {
-		return rebuild(ctx, se.cfg, se.seed, partition, p, step)
+		return rebuild(ctx, se.cfg, se.guard, se.seed, partition, p, step)
 	}
 	keeper := se.keeper(partition, share)
 	if !p.fresh {
@@ -201,7 +201,7 @@ func (se *session) restore(ctx context.Context, partition int32, share int, p pl
 		keeper = se.keeper(partition, share)
 	}
 	keeper.Clear(false)
-	sh, err := rebuild(ctx, se.cfg, se.seed, partition, p, step)
+	sh, err := rebuild(ctx, se.cfg, se.guard, se.seed, partition, p, step)
 	if err != nil {
 		return nil, err
 	}
@@ -247,7 +247,7 @@ func (se *session) load(ctx context.Context, keeper *segment.Keeper, partition i
 	if err := w.Restored(p.meta.Snapshot); err != nil {
 		return nil, &segment.Ignored{Reason: segment.ReasonHash, Err: err}
 	}
-	sh := newShard(partition, w, p.next, p.meta.Sequence)
+	sh := newShard(se.guard, partition, w, p.next, p.meta.Sequence)
 	sh.keep(keeper)
 	return sh, nil
 }

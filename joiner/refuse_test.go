@@ -188,8 +188,8 @@ func TestLedgerPageAndMetrics(t *testing.T) {
 		t.Errorf("lint: %v, %v", problems, err)
 	}
 	n, err := testutil.GatherAndCount(reg)
-	if err != nil || n != 15 {
-		t.Errorf("%d series of the ledger, want 5 + 5 outcomes, open, pending, watermark, lag, broken: %v", n, err)
+	if err != nil || n != 17 {
+		t.Errorf("%d series of the ledger, want 5 + 5 outcomes, open, pending, watermark, lag, state, spilled, broken: %v", n, err)
 	}
 	if got := testutil.ToFloat64(i.metrics.labels.WithLabelValues("positive")); got != float64(l.Total.Positive) {
 		t.Errorf("labels_total of positives is %v, the ledger says %d", got, l.Total.Positive)

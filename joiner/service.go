@@ -39,6 +39,7 @@ type Service struct {
 	log     zerolog.Logger
 	metrics *metrics
 	kept    *segment.Metrics
+	guard   *guard
 	ledgers ledgers
 	seed    uint64
 	// fault is asked at every step of the life of a transaction; tests return errors to break off there.
@@ -65,7 +66,7 @@ func New(cfg Config, log zerolog.Logger, reg prometheus.Registerer) (*Service, e
 	if cfg.MemoryLimit > 0 && !cfg.Segments.on() {
 		return nil, fmt.Errorf("joiner configuration: memory_limit: %d, but segments.dir is empty: cold windows have nowhere to go", cfg.MemoryLimit)
 	}
-	s := &Service{cfg: cfg, log: log, seed: rand.Uint64(), fault: func(step) error { return nil }, backoff: minBackoff}
+	s := &Service{cfg: cfg, log: log, seed: rand.Uint64(), guard: newGuard(cfg, log), fault: func(step) error { return nil }, backoff: minBackoff}
 	var err error
 	if s.metrics, err = newMetrics(reg, &s.ledgers); err != nil {
 		return nil, err
@@ -73,12 +74,25 @@ func New(cfg Config, log zerolog.Logger, reg prometheus.Registerer) (*Service, e
 	if s.kept, err = segment.NewMetrics(reg); err != nil {
 		return nil, err
 	}
+	if err := reg.Register(s.guard.tripped); err != nil {
+		return nil, fmt.Errorf("joiner metrics: %w", err)
+	}
 	return s, nil
 }
 
 // Run joins until ctx is done. It returns nil then, and otherwise an error that wraps ErrRefused or
 // stream.ErrBroker; whatever else fails is tried again from the last commit.
 func (s *Service) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		s.guard.run(ctx)
+	}()
+	defer func() {
+		cancel()
+		<-told
+	}()
 	backoff := s.backoff
 	for {
 		progress, err := s.session(ctx)
@@ -176,6 +190,7 @@ func (se *session) cycle(ctx context.Context) error {
 	}
 	se.open = false
 	se.align()
+	se.guard.judge(se.shards)
 	for _, sh := range se.shards {
 		se.ledgers.publish(sh)
 	}

@@ -333,6 +333,29 @@ func references(rec []byte) (refs [groups]reference, at int) {
 	return refs, at
 }
 
+// category finds field 9 of the impression that rec was made of, in the group of its campaign.
+func (d *dictionary) category(rec []byte) []byte {
+	refs, _ := references(rec)
+	var b []byte
+	switch r := refs[groupOf[stepCampaign]]; r {
+	case refEmpty:
+	case refInline:
+		var x walk
+		x.must(rec)
+		b = x.group[groupOf[stepCampaign]]
+	default:
+		b = d.bytes(r)
+	}
+	for at := 0; at < len(b); {
+		num, typ, value, end := field(b, at)
+		if num == 9 && typ == 2 {
+			return b[value:end]
+		}
+		at = end
+	}
+	return nil
+}
+
 // releaseRecord gives back what the record at the start of rec holds in the dictionary, and returns its length.
 func (d *dictionary) releaseRecord(rec []byte) int {
 	refs, _ := references(rec)

@@ -97,6 +97,10 @@ type Label struct {
 // AppendRaw appends the impression as received, byte for byte. It may be called until Commit or Rollback.
 func (l *Label) AppendRaw(b []byte) []byte { return l.names.appendRaw(b, l.record, &l.ID) }
 
+// Category is the impression's field of that name, nil if it has none or is not in the order of our schema. It may be
+// changed by nobody and read until Commit or Rollback.
+func (l *Label) Category() []byte { return l.names.category(l.record) }
+
 // Late is an event that made no label of its own.
 type Late struct {
 	Reason      schemas.LateReason

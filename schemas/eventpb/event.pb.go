@@ -404,6 +404,7 @@ type Label struct {
 	WatermarkMs   int64                  `protobuf:"varint,6,opt,name=watermark_ms,json=watermarkMs,proto3" json:"watermark_ms,omitempty"`      // of the partition, when the label was made
 	Version       uint32                 `protobuf:"varint,7,opt,name=version,proto3" json:"version,omitempty"`                                 // 1, then +1 with each correction
 	Weight        float64                `protobuf:"fixed64,8,opt,name=weight,proto3" json:"weight,omitempty"`                                  // sampling weight, 1 unless the joiner samples
+	Suspect       bool                   `protobuf:"varint,9,opt,name=suspect,proto3" json:"suspect,omitempty"`                                 // made while the circuit breaker of its slice was open: not to be learned from
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -492,6 +493,13 @@ func (x *Label) GetWeight() float64 {
 		return x.Weight
 	}
 	return 0
+}
+
+func (x *Label) GetSuspect() bool {
+	if x != nil {
+		return x.Suspect
+	}
+	return false
 }
 
 // Late: an event that the join could not use for a label. Topic late.v1.
@@ -814,7 +822,7 @@ const file_event_proto_rawDesc = "" +
 	"\x10low_watermark_ms\x18\x02 \x01(\x03R\x0elowWatermarkMs\x12\x16\n" +
 	"\x06covers\x18\x03 \x03(\rR\x06covers\x12\x14\n" +
 	"\x05parts\x18\x04 \x01(\rR\x05parts\x12\x16\n" +
-	"\x06closed\x18\x05 \x01(\bR\x06closed\"\xff\x01\n" +
+	"\x06closed\x18\x05 \x01(\bR\x06closed\"\x99\x02\n" +
 	"\x05Label\x12\x1e\n" +
 	"\n" +
 	"impression\x18\x01 \x01(\fR\n" +
@@ -825,7 +833,8 @@ const file_event_proto_rawDesc = "" +
 	"\x06clicks\x18\x05 \x01(\rR\x06clicks\x12!\n" +
 	"\fwatermark_ms\x18\x06 \x01(\x03R\vwatermarkMs\x12\x18\n" +
 	"\aversion\x18\a \x01(\rR\aversion\x12\x16\n" +
-	"\x06weight\x18\b \x01(\x01R\x06weight\"\xe1\x01\n" +
+	"\x06weight\x18\b \x01(\x01R\x06weight\x12\x18\n" +
+	"\asuspect\x18\t \x01(\bR\asuspect\"\xe1\x01\n" +
 	"\x04Late\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12#\n" +
 	"\rimpression_id\x18\x02 \x01(\fR\fimpressionId\x12\x17\n" +

@@ -313,13 +313,16 @@ func (a *App) holdout(product string) bool {
 }
 
 func (a *App) openLogs(ctx context.Context) (err error) {
-	if !a.needs(Pairer, Trainer, Serving) {
+	if !a.needs(Joiner, Pairer, Trainer, Serving) {
 		return nil
 	}
 	if a.control, err = controllog.Open(ctx, a.kafka, a.log, a.registry); err != nil {
 		return err
 	}
 	a.actors.onStop("control log", a.control.Close)
+	if !a.needs(Pairer, Trainer, Serving) {
+		return nil // the joiner's circuit breaker needs the control log alone
+	}
 	if a.ads, err = creativelog.Open(ctx, a.kafka, a.log, a.registry); err != nil {
 		return err
 	}
@@ -336,6 +339,7 @@ func (a *App) startJoiner(context.Context) (err error) {
 	if a.joiner, err = joiner.New(cfg, a.log, a.registry); err != nil {
 		return err
 	}
+	a.joiner.Guard(a.control)
 	a.actors.start("joiner", a.joiner.Run)
 	return nil
 }
