@@ -65,7 +65,7 @@ func (tr *traffic) feed(b *testing.B, w *Window, labels *int) {
 		if err := w.Impression(raw, id, int64(i)); err != nil {
 			b.Fatal(err)
 		}
-		if i%1000 != 999 {
+		if i%1000 != 999 && i != len(tr.imps)-1 {
 			continue
 		}
 		for ; c < len(tr.clks) && tr.clks[c].at <= id.UnixMilli(); c++ {
