@@ -200,13 +200,17 @@ func (g *guard) judge(shards map[int32]*shard) {
 
 // run holds the control log against the breaker, until they agree, after every change.
 func (g *guard) run(ctx context.Context) {
-	if g.control == nil || g.breaker == nil {
+	if g.control == nil {
 		return
 	}
 	const again = 5 * time.Second // after a failure, and in case an operator has reset what is still wrong
 	for {
-		if err := g.tell(ctx); err != nil && ctx.Err() == nil {
+		err := g.tell(ctx)
+		if err != nil && ctx.Err() == nil {
 			g.log.Error().Err(err).Msg("the circuit breaker's state could not be told; trying again")
+		}
+		if err == nil && g.breaker == nil {
+			return // it is off: what it had open is reset, and that was all
 		}
 		select {
 		case <-ctx.Done():
@@ -220,9 +224,11 @@ func (g *guard) run(ctx context.Context) {
 func (g *guard) tell(ctx context.Context) error {
 	g.mu.Lock()
 	want := map[string]control.Breaker{}
-	for _, c := range g.breaker.Tripped() {
-		name := g.name(c.Slice)
-		want[name] = control.Breaker{Slice: name, Reason: c.Reason, Value: c.Value, Trailing: c.Trailing.List()}
+	if g.breaker != nil {
+		for _, c := range g.breaker.Tripped() {
+			name := g.name(c.Slice)
+			want[name] = control.Breaker{Slice: name, Reason: c.Reason, Value: c.Value, Trailing: c.Trailing.List()}
+		}
 	}
 	g.mu.Unlock()
 	have := g.control.State().Breakers

@@ -128,6 +128,24 @@ func TestBreakerEndToEnd(t *testing.T) {
 	}
 }
 
+// TestBreakerSwitchedOff: what it had open must not stop the learning for ever. Slices of others are not its own.
+func TestBreakerSwitchedOff(t *testing.T) {
+	log := &memoryLog{state: control.NewState()}
+	for _, name := range []string{"all", "home@another"} {
+		e, err := control.NewEvent("trip-"+name, control.BreakerTripped, control.BreakerEntity(name), -1, "joiner", "", time.Now(), control.Breaker{Slice: name, Reason: "r"})
+		must(t, err)
+		must(t, log.Append(t.Context(), e))
+	}
+	cfg := Default()
+	cfg.Breaker.Enabled = false
+	g := newGuard(cfg, testLog(t))
+	g.control = log
+	g.run(t.Context())
+	if b := log.State().Breakers; len(b) != 1 || b["home@another"].Reason == "" {
+		t.Errorf("%v", b)
+	}
+}
+
 // TestBreakerOfSeveralInstances: each has its own slices, and leaves those of others alone.
 func TestBreakerOfSeveralInstances(t *testing.T) {
 	cfg := Default()
