@@ -72,12 +72,22 @@ func fieldID(v []byte) (schemas.ImpressionID, error) {
 // fields walks over a message. v begins at the field's value.
 func fields(b []byte, visit func(num protowire.Number, typ protowire.Type, v []byte) error) error {
 	for len(b) > 0 {
-		num, typ, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return fmt.Errorf("%w: %w", errWire, protowire.ParseError(n))
+		num, typ, n := protowire.Number(b[0]>>3), protowire.Type(b[0]&7), 1
+		if num == 0 || b[0] >= 0x80 {
+			if num, typ, n = protowire.ConsumeTag(b); n < 0 {
+				return fmt.Errorf("%w: %w", errWire, protowire.ParseError(n))
+			}
 		}
 		b = b[n:]
-		m := protowire.ConsumeFieldValue(num, typ, b)
+		var m int
+		switch { // nearly all fields are one of the first two
+		case typ == protowire.BytesType && len(b) > 0 && b[0] < 0x80 && int(b[0]) < len(b):
+			m = 1 + int(b[0])
+		case typ == protowire.Fixed64Type && len(b) >= 8:
+			m = 8
+		default:
+			m = protowire.ConsumeFieldValue(num, typ, b)
+		}
 		if m < 0 {
 			return fmt.Errorf("%w: field %d: %w", errWire, num, protowire.ParseError(m))
 		}

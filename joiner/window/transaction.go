@@ -122,7 +122,7 @@ func (w *Window) releaseAll(arena []byte) {
 
 func (w *Window) recycle(b *bucket) {
 	b.base = nil
-	if len(w.free) < maxFree {
+	if cap(b.arena) > 0 && len(w.free) < maxFree { // a sealed one has given its memory back already
 		w.free = append(w.free, b)
 	}
 }
