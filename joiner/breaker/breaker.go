@@ -54,18 +54,18 @@ func Default() Config {
 }
 
 // Validate returns every problem.
-func (c Config) Validate() error {
+func (cfg Config) Validate() error {
 	var errs []error
 	bad := func(ok bool, format string, args ...any) {
 		if !ok {
 			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
-	bad(c.Recent >= 1 && c.Hold >= 1, "recent %d and hold %d: want 1 minute or more", c.Recent, c.Hold)
-	bad(c.Warm >= 1 && c.Warm <= c.Baseline, "warm %d: want 1 to the baseline of %d minutes", c.Warm, c.Baseline)
-	bad(c.Drop > 0 && c.Drop < 1 && c.Rise > 1, "drop %g and rise %g: want them on both sides of 1", c.Drop, c.Rise)
-	bad(c.Cover > 0 && c.Cover < 1 && c.Orphan > 0 && c.Orphan < 1, "cover %g and orphan %g: want 0 to 1", c.Cover, c.Orphan)
-	bad(c.Sigma > 0, "sigma %g: want more than 0", c.Sigma)
+	bad(cfg.Recent >= 1 && cfg.Hold >= 1, "recent %d and hold %d: want 1 minute or more", cfg.Recent, cfg.Hold)
+	bad(cfg.Warm >= 1 && cfg.Warm <= cfg.Baseline, "warm %d: want 1 to the baseline of %d minutes", cfg.Warm, cfg.Baseline)
+	bad(cfg.Drop > 0 && cfg.Drop < 1 && cfg.Rise > 1, "drop %g and rise %g: want them on both sides of 1", cfg.Drop, cfg.Rise)
+	bad(cfg.Cover > 0 && cfg.Cover < 1 && cfg.Orphan > 0 && cfg.Orphan < 1, "cover %g and orphan %g: want 0 to 1", cfg.Cover, cfg.Orphan)
+	bad(cfg.Sigma > 0, "sigma %g: want more than 0", cfg.Sigma)
 	return errors.Join(errs...)
 }
 

@@ -334,7 +334,7 @@ func (k *Keeper) Clear(loaded bool) {
 	names, err := k.disk.list()
 	for _, name := range names {
 		ours := name == manifestName || strings.HasPrefix(name, "seg-") || strings.HasSuffix(name, ".tmp")
-		if ours && !held[name] && !(name == manifestName && loaded) {
+		if ours && !held[name] && (name != manifestName || !loaded) {
 			err = errors.Join(err, k.disk.remove(name))
 		}
 	}

@@ -53,14 +53,6 @@ func class(size int) int { return (size + cellStep - 1) / cellStep }
 
 func (d *dictionary) at(r reference) *entry { return &d.entries[r-refFirst] }
 
-// size of what a reference stands for; 0 for inline ones.
-func (d *dictionary) size(r reference) int {
-	if r < refFirst {
-		return 0
-	}
-	return int(d.at(r).size)
-}
-
 // bytes that a reference stands for. They may move with the next take.
 func (d *dictionary) bytes(r reference) []byte {
 	e := d.at(r)
