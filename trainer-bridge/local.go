@@ -89,16 +89,21 @@ type Local struct {
 // JobDir is the folder of a job: spec.json, job.log and out/.
 func (l *Local) JobDir(id string) string { return filepath.Join(l.Dir, id) }
 
-// Run writes spec.json and runs the trainer on it. A job that was interrupted finds its checkpoint in out/.
+// Run runs a job of the control log. A job that was interrupted finds its checkpoint in out/.
 func (l *Local) Run(ctx context.Context, job control.JobStatus) (string, error) {
-	dir := l.JobDir(job.ID)
-	out := filepath.Join(dir, "out")
-	if err := os.MkdirAll(out, 0o755); err != nil {
-		return "", fmt.Errorf("job folder: %w", err)
-	}
 	spec, err := l.spec(job)
 	if err != nil {
 		return "", &JobError{FailInput, err}
+	}
+	return l.Execute(ctx, spec)
+}
+
+// Execute writes spec.json and runs the trainer on it; it returns the folder out/ of the job.
+func (l *Local) Execute(ctx context.Context, spec TrainerSpec) (string, error) {
+	dir := l.JobDir(spec.ID)
+	out := filepath.Join(dir, "out")
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return "", fmt.Errorf("job folder: %w", err)
 	}
 	raw, err := json.MarshalIndent(spec, "", "  ")
 	if err != nil {
@@ -117,7 +122,7 @@ func (l *Local) Run(ctx context.Context, job control.JobStatus) (string, error) 
 	runCtx, cancel := context.WithTimeout(ctx, l.Timeout)
 	defer cancel()
 	err = process.Run(runCtx, process.Spec{
-		Name: job.ID, Path: l.Python, Args: []string{"-m", "ctrloop_trainer.job", specFile, "--out", out}, Dir: dir,
+		Name: spec.ID, Path: l.Python, Args: []string{"-m", "ctrloop_trainer.job", specFile, "--out", out}, Dir: dir,
 		Env:     []string{"PYTHONPATH=" + l.Trainer, "PYTHONUNBUFFERED=1", "PYTHONDONTWRITEBYTECODE=1", "HF_HUB_OFFLINE=1", "TOKENIZERS_PARALLELISM=false"},
 		Threads: l.Threads, Stdout: log, Stderr: log, Grace: l.StopGrace,
 	}, l.Log)
@@ -156,30 +161,31 @@ func (l *Local) Progress(id string) string {
 	return strings.Join(parts, " ")
 }
 
-// trainerSpec is the trainer's spec.json, see docs/jobs.md.
-type trainerSpec struct {
+// TrainerSpec is the trainer's spec.json, see docs/jobs.md: in paths of this machine. What is empty is not given.
+type TrainerSpec struct {
 	Kind          Kind           `json:"kind"`
 	ID            string         `json:"id"`
 	Seed          uint64         `json:"seed"`
 	Threads       int            `json:"threads"`
-	Base          string         `json:"base"`
-	BaseDigest    string         `json:"base_digest"`
-	Dataset       string         `json:"dataset"`
-	DatasetDigest string         `json:"dataset_digest"`
-	RewardModel   *string        `json:"reward_model"`
-	RefereeModel  *string        `json:"referee_model"`
+	Base          string         `json:"base,omitempty"`
+	BaseDigest    string         `json:"base_digest,omitempty"`
+	Dataset       string         `json:"dataset,omitempty"`
+	DatasetDigest string         `json:"dataset_digest,omitempty"`
+	RewardModel   string         `json:"reward_model,omitempty"`
+	RefereeModel  string         `json:"referee_model,omitempty"`
+	Truth         string         `json:"truth,omitempty"` // file: creative -> true click-through rate
 	Renderer      []string       `json:"renderer"`
 	Grammar       string         `json:"grammar"`
 	Catalogue     string         `json:"catalogue"`
 	Hyper         map[string]any `json:"hyper"`
 }
 
-func (l *Local) spec(job control.JobStatus) (trainerSpec, error) {
+func (l *Local) spec(job control.JobStatus) (TrainerSpec, error) {
 	var s Spec
 	if err := json.Unmarshal(job.Spec, &s); err != nil {
-		return trainerSpec{}, fmt.Errorf("job %s: spec: %w", job.ID, err)
+		return TrainerSpec{}, fmt.Errorf("job %s: spec: %w", job.ID, err)
 	}
-	t := trainerSpec{
+	t := TrainerSpec{
 		Kind: s.Kind, ID: job.ID, Seed: s.Seed, Threads: l.Threads, Base: l.Base, BaseDigest: s.Base,
 		Dataset: l.Store.Path(s.Dataset), DatasetDigest: s.Dataset,
 		Renderer: l.Renderer, Grammar: l.Grammar, Catalogue: l.Catalogue, Hyper: s.Hyper,
@@ -189,11 +195,10 @@ func (l *Local) spec(job control.JobStatus) (trainerSpec, error) {
 	}
 	for _, m := range []struct {
 		digest string
-		path   **string
+		path   *string
 	}{{s.Reward, &t.RewardModel}, {s.Referee, &t.RefereeModel}} {
 		if m.digest != "" {
-			p := filepath.Join(l.Store.Path(m.digest), "model")
-			*m.path = &p
+			*m.path = filepath.Join(l.Store.Path(m.digest), "model")
 		}
 	}
 	for _, d := range []string{s.Dataset, s.Reward, s.Referee} {

@@ -45,11 +45,11 @@ func TestLocalHandsOverTheSpec(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var s trainerSpec
+	var s TrainerSpec
 	if err := json.Unmarshal(b, &s); err != nil {
 		t.Fatal(err)
 	}
-	if s.Kind != KindReward || s.ID != "reward-x" || s.Dataset != l.Store.Path(s.DatasetDigest) || s.RewardModel != nil || s.Hyper["epochs"] != 3.0 {
+	if s.Kind != KindReward || s.ID != "reward-x" || s.Dataset != l.Store.Path(s.DatasetDigest) || s.RewardModel != "" || s.Hyper["epochs"] != 3.0 {
 		t.Errorf("spec.json: %s", b)
 	}
 }

@@ -13,10 +13,12 @@ import (
 // Kind of a training job, as the trainer names it.
 type Kind string
 
-// Kinds of jobs.
+// Kinds of jobs. A cycle of the loop has reward and rounds jobs; the others are for evaluation.
 const (
-	KindReward Kind = "reward"
-	KindRounds Kind = "rounds"
+	KindReward   Kind = "reward"
+	KindRounds   Kind = "rounds"
+	KindDescribe Kind = "describe"
+	KindEvaluate Kind = "evaluate"
 )
 
 // Spec is what a job is to do, in names that mean the same on every machine: digests, not paths. The runner

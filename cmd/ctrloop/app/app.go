@@ -354,7 +354,7 @@ func (a *App) startPairer(context.Context) error {
 	}
 	a.actors.onStop("pair producer", producer.Close)
 	a.pairer, err = pairer.New(a.cfg.Pairer, pairer.Deps{
-		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog, viewPx}, Control: a.control,
+		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog}, Control: a.control,
 		Publisher: pairTopic{producer}, Store: a.store, Log: a.log, Registry: a.registry,
 	})
 	if err != nil {
@@ -377,7 +377,7 @@ func (a *App) startTrainer(ctx context.Context) error {
 		return fmt.Errorf("find this binary: %w", err)
 	}
 	work := filepath.Join(a.opt.Dir, "jobs")
-	grammarFile, catalogueFile, err := a.writeVocabulary(work)
+	grammarFile, catalogueFile, err := WriteVocabulary(work, a.catalog, a.holdout)
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/cmd/ctrloop/lab"
 	"ctrloop/cmd/ctrloop/progress"
 	"ctrloop/ingest"
 	"ctrloop/internal/catalogue"
@@ -82,15 +83,6 @@ func planOf(quick bool) plan {
 			c.Experiment.Ramp.MaxImpressions = 700_000
 		}}
 }
-
-// The world of the demo: a shop with about sixty visits a second, watched in fast motion. The window is
-// short against a shop's usual half hour, so that the steps of a ramp fit into a demo.
-const (
-	joinWindow   = 5 * time.Minute
-	visitRate    = 60
-	demoUsers    = 60_000
-	worldStartMS = 1_767_225_600_000 // 2026-01-01 00:00 UTC
-)
 
 // demo is one attempt.
 type demo struct {
@@ -159,7 +151,7 @@ func (d *demo) start(ctx context.Context) error {
 	cfg.Products = products
 	cfg.Ingest.Clock = ingest.ClockEvent
 	cfg.Kafka.Retention = -1 // event times are the world's
-	cfg.Joiner.Window = joinWindow
+	cfg.Joiner.Window = lab.JoinWindow
 	cfg.Pairer.HoldoutFraction = d.opt.HoldoutFraction
 	cfg.Pairer.HoldoutProducts = held
 	cfg.Pairer.Interval = 5 * time.Second // a look is a scan of all labels
@@ -453,7 +445,7 @@ func (d *demo) settle(ctx context.Context) error {
 		return err
 	}
 	// The newest impression's window, half a window more for late clicks, lateness, and a bucket or two.
-	end := max(d.people.Stats().NowMS, d.clock.Now().UnixMilli()) + (2*joinWindow + 2*time.Minute).Milliseconds()
+	end := max(d.people.Stats().NowMS, d.clock.Now().UnixMilli()) + (2*lab.JoinWindow + 2*time.Minute).Milliseconds()
 	if err := d.shop.EndOfDay(ctx, end); err != nil {
 		return err
 	}
@@ -475,7 +467,7 @@ func (d *demo) traffic(ctx context.Context, name string, target int64, speed flo
 	start := d.impressions()
 	step := int64(10_000)
 	if speed > 0 {
-		step = max(1, int64(visitRate*speed*pollEvery.Seconds()))
+		step = max(1, int64(lab.VisitRate*speed*pollEvery.Seconds()))
 	}
 	for ctx.Err() == nil {
 		n := d.impressions()
@@ -516,9 +508,7 @@ func (d *demo) openTraffic() (err error) {
 }
 
 func (d *demo) trafficConfig() world.TrafficConfig {
-	cfg := world.DefaultTraffic(d.opt.Seed)
-	cfg.StartMS, cfg.RatePerSecond, cfg.Users, cfg.Window = worldStartMS, visitRate, demoUsers, joinWindow
-	return cfg
+	return lab.Traffic(d.opt.Seed)
 }
 
 func (d *demo) journal() string { return filepath.Join(d.opt.Dir, "world") }

@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 
 	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/cmd/ctrloop/lab"
 	"ctrloop/internal/imaging"
 	"ctrloop/internal/world"
 	"ctrloop/pairer/dataset"
@@ -371,7 +372,7 @@ func (d *demo) measureServing(ctx context.Context) error {
 	if live != nil && live.LabelsTo > 0 {
 		b.Freshness = float64(d.clock.Now().UnixMilli()-live.LabelsTo) / 1000
 	} else { // the live model has learned from no click of this world: its age is the whole run
-		b.Freshness = float64(d.clock.Now().UnixMilli()-worldStartMS) / 1000
+		b.Freshness = float64(d.clock.Now().UnixMilli()-lab.StartMS) / 1000
 	}
 	return nil
 }
