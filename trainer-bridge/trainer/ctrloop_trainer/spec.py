@@ -95,7 +95,8 @@ def hyper(cls: type, given: dict[str, Any]) -> Any:
     problems = [f"hyper.{k}: unknown, known are {', '.join(sorted(fields))}" for k in sorted(set(given) - set(fields))]
     values = {}
     for k in set(given) & set(fields):
-        default = fields[k].default
+        f = fields[k]
+        default = f.default_factory() if f.default is dataclasses.MISSING else f.default
         v = given[k]
         if isinstance(default, float) and isinstance(v, int) and not isinstance(v, bool):
             v = float(v)
