@@ -13,7 +13,7 @@ KINDS = ("pretrain", "trunk", "describe", "reward", "evaluate", "rounds", "diffu
 
 # What each kind must be given besides kind, id and seed.
 REQUIRED = {
-    "pretrain": ("renderer", "grammar", "catalogue"),
+    "pretrain": (),  # the job asks for the three below, or for a folder to learn from in `dataset`
     "trunk": ("renderer", "grammar", "catalogue"),
     "describe": ("base", "renderer", "grammar", "catalogue"),
     "reward": ("dataset", "grammar", "catalogue"),
