@@ -38,6 +38,7 @@ type Config struct {
 	MaxPerCell      int     // heaviest pairs kept per cell; 0: all
 	HoldoutFraction float64
 	HoldoutProducts map[string]bool // held out whatever the fraction says
+	CAIGFloor       int64           // impressions that policy caig wants more of; 0: its own 1,000
 }
 
 // Span is the event time that evidence covers, Unix milliseconds, [From, To].
@@ -186,7 +187,7 @@ func makePair(cfg Config, prior Prior, a, b Evidence, span Span) (schemas.Pair, 
 	}
 	weight := 2*ProbGreater(pa, pb) - 1
 	if cfg.Policy == PolicyCAIG {
-		if !caigKeeps(a, b) {
+		if !caigKeeps(a, b, cfg.CAIGFloor) {
 			return schemas.Pair{}, false
 		}
 		weight = 1
@@ -209,9 +210,13 @@ func makePair(cfg Config, prior Prior, a, b Evidence, span Span) (schemas.Pair, 
 	return p, true
 }
 
+// caigFloor is the floor of impressions in CAIG's published pre-processing.
+const caigFloor = 1000
+
 // caigKeeps is the rule of CAIG's published pre-processing.
-func caigKeeps(hi, lo Evidence) bool {
-	if hi.Impressions <= 1000 || lo.Impressions <= 1000 || hi.Clicks == 0 || lo.Clicks == 0 {
+func caigKeeps(hi, lo Evidence, floor int64) bool {
+	floor = cmp.Or(floor, caigFloor)
+	if hi.Impressions <= floor || lo.Impressions <= floor || hi.Clicks == 0 || lo.Clicks == 0 {
 		return false
 	}
 	ratio := (float64(hi.Clicks) / float64(hi.Impressions)) / (float64(lo.Clicks) / float64(lo.Impressions))

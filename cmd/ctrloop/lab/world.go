@@ -274,14 +274,19 @@ func (w *World) Caption(product string) (string, bool) {
 	return p.Caption(), true
 }
 
-// WriteDataset writes the data set and, beside its tables, the truth. The folder must not exist, or be empty. A policy
-// of "" is the world's own.
-func (w *World) WriteDataset(dir string, policy pairs.Policy) (dataset.Manifest, error) {
-	cfg := w.opt.Pairer
-	cfg.Policy = cmp.Or(policy, cfg.Policy)
-	ps, trained := w.pairs(cfg)
-	if len(ps) == 0 {
-		return dataset.Manifest{}, fmt.Errorf("the evidence of %d impressions gives no pair under policy %s: draw more", w.opt.Impressions, cfg.Policy)
+// PairRule says how training pairs are made. Test pairs are always made by the pairer's usual rule, so that models
+// that learned from other pairs are measured on the same ones.
+type PairRule struct {
+	Policy    pairs.Policy // empty: the usual one
+	CAIGFloor int64        // see pairs.Config
+}
+
+// WriteDataset writes the data set and, beside its tables, the truth. The folder must not exist, or be empty.
+func (w *World) WriteDataset(dir string, rule PairRule) (dataset.Manifest, error) {
+	policy := cmp.Or(rule.Policy, w.opt.Pairer.Policy)
+	ps, trained := w.pairs(rule)
+	if !slices.ContainsFunc(ps, func(p schemas.Pair) bool { return p.Split == "train" }) {
+		return dataset.Manifest{}, fmt.Errorf("the evidence of %d impressions gives no training pair under policy %s: draw more impressions, or fewer creatives per product", w.opt.Impressions, policy)
 	}
 	rows, err := pairer.CreativeRows(ps, trained, w)
 	if err != nil {
@@ -301,17 +306,29 @@ func (w *World) WriteDataset(dir string, policy pairs.Policy) (dataset.Manifest,
 	if err := os.WriteFile(filepath.Join(dir, TruthFile), append(raw, '\n'), 0o644); err != nil {
 		return dataset.Manifest{}, fmt.Errorf("write data set: %w", err)
 	}
-	return dataset.Write(dir, ps, rows, dataset.Manifest{FromMS: w.span.FromMS, ToMS: w.span.ToMS, Policy: string(cfg.Policy), Seed: w.opt.Seed})
+	return dataset.Write(dir, ps, rows, dataset.Manifest{FromMS: w.span.FromMS, ToMS: w.span.ToMS, Policy: string(policy), Seed: w.opt.Seed})
 }
 
 // pairs builds the pairs, and returns the evidence that creatives of the data set are described by: of products that
 // are learned from, what came before the cut.
-func (w *World) pairs(cfg pairer.Config) ([]schemas.Pair, []pairs.Evidence) {
-	pc := cfg.Pairs()
-	if w.opt.LaterFraction <= 0 {
-		return pairs.Build(pc, w.early, w.span), w.early
+func (w *World) pairs(rule PairRule) ([]schemas.Pair, []pairs.Evidence) {
+	usual := w.opt.Pairer.Pairs()
+	all, trained := w.split(usual)
+	if rule == (PairRule{}) || rule.Policy == usual.Policy {
+		return all, trained
 	}
-	trained := pairs.Sum(w.early, slices.DeleteFunc(slices.Clone(w.late), func(e pairs.Evidence) bool { return !pc.Held(e.Product) }))
+	other := usual
+	other.Policy, other.CAIGFloor = rule.Policy, rule.CAIGFloor
+	theirs, _ := w.split(other)
+	train := func(p schemas.Pair) bool { return p.Split == "train" }
+	return append(slices.DeleteFunc(theirs, func(p schemas.Pair) bool { return !train(p) }), slices.DeleteFunc(all, train)...), trained
+}
+
+func (w *World) split(cfg pairs.Config) ([]schemas.Pair, []pairs.Evidence) {
+	if w.opt.LaterFraction <= 0 {
+		return pairs.Build(cfg, w.early, w.span), w.early
+	}
+	trained := pairs.Sum(w.early, slices.DeleteFunc(slices.Clone(w.late), func(e pairs.Evidence) bool { return !cfg.Held(e.Product) }))
 	early, late := pairs.Span{FromMS: w.span.FromMS, ToMS: w.cut}, pairs.Span{FromMS: w.cut, ToMS: w.span.ToMS}
-	return pairs.BuildLater(pc, w.early, w.late, early, late), trained
+	return pairs.BuildLater(cfg, w.early, w.late, early, late), trained
 }
