@@ -139,6 +139,18 @@ def test_unusable_answers_abstain_and_are_counted(tmp_path):
     assert judged.about()["pairs_missing"] == 0
 
 
+def test_answers_that_max_tokens_cut_are_counted(stub, tmp_path):
+    def cut(stub, h, openai):
+        answer = stub.openai_answer("")
+        answer["choices"][0] |= {"finish_reason": "length"}
+        stubs.send(h, 200, answer)
+        return True
+
+    stub.faults = [cut]
+    about = ask(stub, tmp_path, pictures(1), concurrency=1).about()
+    assert (about["cut"], about["unparseable"]) == (1, 1)
+
+
 def test_refused_content_abstains(stub, tmp_path):
     stub.faults = [stubs.content_policy] * 2
     judged = ask(stub, tmp_path, pictures(2), concurrency=1)

@@ -23,6 +23,7 @@ from PIL import Image
 from .. import spec as specs
 from ..errors import BadInputError, InterruptedJobError, JobError
 from .judge_api import ANTHROPIC, Answer, Endpoint, Question, RefusedError, TryAgainError, UnsureError, Where
+from .judge_budget import Budget
 from .judge_cache import Cache
 
 BEFORE_LEFT = "Two advertising pictures of one product: {caption}\n\nLEFT picture:"
@@ -33,6 +34,7 @@ AFTER = (
 )
 CAPTION_CHARS = 500  # the rest is cut: one product with a novel for a title must not break the cost estimate
 GRAIN = 4096  # probabilities are multiples of 1/GRAIN, so that (p + 1 - p) / 2 is exactly 0.5 in floating point
+CUT = ("length", "max_tokens")  # finish reasons of an answer that max_tokens ended: raise it if these are many
 MASS = 0.5  # of the two words at the answering token: below, log-probabilities say nothing about them
 
 
@@ -138,74 +140,9 @@ def probability(answer: Answer | None, certainty: float) -> float | None:
     return round(p * GRAIN) / GRAIN
 
 
-class Budget:
-    """Dollars: what is spent, what is promised to requests under way, and whether one more fits. Thread-safe.
-
-    A promise is the most that a request can cost: a quarter more input than the largest seen so far (until one is
-    seen: Settings.guess_tokens, and one request at a time), and max_tokens of output, which the server enforces.
-    """
-
-    def __init__(self, s: Settings):
-        self._rates = max(0.0, s.usd_per_million_input) / 1e6, max(0.0, s.usd_per_million_output) / 1e6
-        self._cap, self._max_tokens, self._guess = s.max_cost_usd, s.max_tokens, s.guess_tokens
-        self._changed = threading.Condition()
-        self._largest: int | None = None
-        self._promised: list[float] = []
-        self.spent = 0.0
-
-    def cost(self, answer: Answer | None) -> float:
-        """Of one answer; what the server did not count is taken at its most."""
-        if answer is None:
-            return 0.0
-        tokens = answer.input_tokens, answer.output_tokens
-        most = self._largest or self._guess, self._max_tokens
-        return sum(r * (m if t is None else t) for r, t, m in zip(self._rates, tokens, most, strict=True))
-
-    def promise(self) -> float:
-        """The most that the next request can cost."""
-        tokens = math.ceil(1.25 * self._largest) if self._largest else self._guess
-        return tokens * self._rates[0] + self._max_tokens * self._rates[1]
-
-    def book(self, answer: Answer | None) -> None:
-        """An answer from the cache."""
-        with self._changed:
-            self._settle(self.cost(answer), answer)
-
-    def reserve(self, stopped: Callable[[], bool]) -> float | None:
-        """Waits until a request fits and promises it; None when it does not fit and nothing is under way."""
-        with self._changed:
-            while not stopped():
-                p = self.promise()
-                alone = not self._promised
-                if self.spent + sum(self._promised) + p <= self._cap and (alone or self._largest or not p):
-                    self._promised.append(p)
-                    return p
-                if alone:
-                    return None
-                self._changed.wait()
-        return None
-
-    def settle(self, promised: float, spent: float, answer: Answer | None = None) -> None:
-        """The request is over: its promise becomes what it did cost."""
-        with self._changed:
-            self._promised.remove(promised)
-            self._settle(spent, answer)
-
-    def lose(self, requests: int) -> None:
-        """Requests of an earlier run that may have been charged: counted at the most that one can cost."""
-        with self._changed:
-            self._settle(requests * self.promise(), None)
-
-    def _settle(self, spent: float, answer: Answer | None) -> None:
-        self.spent += spent
-        if answer is not None and answer.input_tokens:
-            self._largest = max(self._largest or 0, answer.input_tokens)
-        self._changed.notify_all()
-
-    def wake(self) -> None:
-        """Lets waiting threads look whether they were stopped."""
-        with self._changed:
-            self._changed.notify_all()
+def _budget(s: Settings) -> Budget:
+    prices = s.usd_per_million_input, s.usd_per_million_output
+    return Budget(prices, s.max_cost_usd, s.max_tokens, s.guess_tokens)
 
 
 class _Unit(NamedTuple):
@@ -237,7 +174,7 @@ class Judged:
     cost_usd: float  # of this run's pairs, whenever they were paid, lost requests included
     paid_now_usd: float
     why_missing: str  # empty when nothing is
-    counts: dict[str, int]  # requests, from_cache, lost_requests, unparseable, refused, input_tokens, output_tokens
+    counts: dict[str, int]  # requests, from_cache, lost_requests, unparseable, refused, cut, input_ and output_tokens
 
     @property
     def swap_consistency(self) -> float:
@@ -416,7 +353,7 @@ class _Run:
     """Book-keeping of one call: answers by key, money, counts."""
 
     def __init__(self, s: Settings, cache: Cache):
-        self._s, self._cache, self.budget = s, cache, Budget(s)
+        self._s, self._cache, self.budget = s, cache, _budget(s)
         self._answers: dict[str, Answer | None] = {}
         self._requests = self._lost = self._cached = 0
         self._before = 0.0
@@ -480,6 +417,7 @@ class _Run:
             "lost_requests": self._lost,
             "unparseable": int(unparseable),
             "refused": int(refused),
+            "cut": sum(a.finish in CUT for a in answers),
             "input_tokens": sum(a.input_tokens or 0 for a in answers),
             "output_tokens": sum(a.output_tokens or 0 for a in answers),
         }
