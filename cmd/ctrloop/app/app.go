@@ -381,12 +381,8 @@ func (a *App) startTrainer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	renderer := []string{exe, "render", "pipe"}
-	if a.cfg.Products != "" {
-		renderer = append(renderer, "--products", a.cfg.Products)
-	}
 	a.runner = &trainerbridge.Local{
-		Python: a.python, Trainer: a.trainerDir, Dir: work, Base: a.base, Grammar: grammarFile, Catalogue: catalogueFile, Renderer: renderer,
+		Python: a.python, Trainer: a.trainerDir, Dir: work, Base: a.base, Grammar: grammarFile, Catalogue: catalogueFile, Renderer: a.renderer(exe, grammarFile),
 		Threads: a.cfg.Trainer.Threads, Timeout: a.cfg.Trainer.Timeout, StopGrace: a.cfg.Trainer.StopGrace, Store: a.store, Log: a.log,
 	}
 	bridge, err := trainerbridge.New(a.cfg.Trainer, trainerbridge.Deps{

@@ -40,6 +40,7 @@ type Options struct {
 	HoldoutFraction float64 // of products that training never sees
 	Clickbait       float64 // strength of the clickbait direction
 	Speed           float64 // event time over wall time while the system trains
+	Images          app.ImageBackend
 	Dir             string
 	Home            string
 	Version         string
@@ -105,7 +106,7 @@ func Run(ctx context.Context, opt Options) (*Scoreboard, error) {
 	if err := os.MkdirAll(opt.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
-	st, err := openState(opt.Dir, settings{opt.Seed, opt.Quick, opt.Products, opt.Holdout, opt.HoldoutFraction, opt.Clickbait})
+	st, err := openState(opt.Dir, settings{opt.Seed, opt.Quick, opt.Products, opt.Holdout, opt.HoldoutFraction, opt.Clickbait, opt.Images})
 	if err != nil {
 		return nil, err
 	}
@@ -149,6 +150,9 @@ func (d *demo) start(ctx context.Context) error {
 
 	cfg := app.Default()
 	cfg.Products = products
+	if d.opt.Images != "" {
+		cfg.Images.Backend = d.opt.Images
+	}
 	cfg.Ingest.Clock = ingest.ClockEvent
 	cfg.Kafka.Retention = -1 // event times are the world's
 	cfg.Joiner.Window = lab.JoinWindow
