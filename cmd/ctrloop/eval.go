@@ -223,7 +223,6 @@ func (f *benchFlags) bench(g *Globals, out *output) (b *lab.Bench, done func(), 
 	b = &lab.Bench{Catalogue: cat, Dir: dir, World: f.options(0, nil), Reward: hyper(f.Reward), Rounds: map[string]any{}, Jobs: f.Jobs, Progress: out.stderr}
 	if f.Quick {
 		b.World.Impressions, b.World.PerProduct = min(b.World.Impressions, quickImpressions), min(b.World.PerProduct, quickPerProduct)
-		b.Reward = merge(map[string]any{"epochs": 4, "heads": 1}, b.Reward)
 		b.Rounds = map[string]any{"products": 48, "held_samples": 2}
 	}
 	if f.Descriptions != "" {

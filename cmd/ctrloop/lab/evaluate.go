@@ -50,6 +50,7 @@ type tableRow struct {
 	CalibrationError  *float64 `json:"calibration_error"`
 	LogLoss           *float64 `json:"log_loss"`
 	CostUSD           *float64 `json:"cost_usd"`
+	AccuracyTrue      *float64 `json:"accuracy_true"`
 	ByGap             []gapRow `json:"by_gap"`
 }
 
@@ -59,7 +60,10 @@ type RewardWorld struct {
 	Data  string          `json:"dataset,omitempty"`
 	Pairs int             `json:"test_pairs"`
 	Table json.RawMessage `json:"table"`
+	// Later is the same table on the split by time: training products, evidence from after the training span.
+	Later json.RawMessage `json:"later,omitempty"`
 
+	later []tableRow
 	rows  []tableRow
 	draws map[string][]float64 // accuracy by model, over products
 }
@@ -72,6 +76,9 @@ type ModelSummary struct {
 	SwapConsistency  *Over    `json:"swap_consistency,omitempty"`
 	CalibrationError *Over    `json:"calibration_error,omitempty"`
 	LogLoss          *Over    `json:"log_loss,omitempty"`
+	AccuracyTrue     *Over    `json:"accuracy_true,omitempty"`  // share of pairs whose true order it names
+	LaterAccuracy    *Over    `json:"later_accuracy,omitempty"` // on the split by time
+	LaterFraction    *Over    `json:"later_fraction_of_ceiling,omitempty"`
 	CostUSD          *float64 `json:"cost_usd,omitempty"`   // of all data sets
 	OursLess         *Over    `json:"ours_less,omitempty"`  // accuracy of ours less this model's, on the same pairs
 	ByGap            []gapRow `json:"by_gap,omitempty"`     // over the pairs of all data sets
@@ -88,16 +95,8 @@ type RewardReport struct {
 
 // RunReward trains and scores every reward model of the table on each data set.
 func (b *Bench) RunReward(ctx context.Context, opt RewardOptions) (*RewardReport, error) {
-	h := merged(opt.Hyper)
-	if len(opt.Judges) > 0 {
-		h["judges"] = opt.Judges
-		h["judge_cache"] = filepath.Join(b.Dir, "judges") // answers cost money: they outlive the job
-	}
-	if opt.MLLM {
-		h["mllm"] = true
-	}
 	if opt.Data != "" {
-		w, err := b.rewardOn(ctx, opt, h)
+		w, err := b.rewardOn(ctx, opt)
 		if err != nil {
 			return nil, err
 		}
@@ -109,7 +108,7 @@ func (b *Bench) RunReward(ctx context.Context, opt RewardOptions) (*RewardReport
 		if err != nil {
 			return err
 		}
-		w, err := t.evaluate(ctx, "evaluate", data, filepath.Join(data, TruthFile), h)
+		w, err := t.evaluate(ctx, data, filepath.Join(data, TruthFile), opt)
 		if err != nil {
 			return err
 		}
@@ -124,10 +123,10 @@ func (b *Bench) RunReward(ctx context.Context, opt RewardOptions) (*RewardReport
 }
 
 // rewardOn evaluates on a data set that is there.
-func (b *Bench) rewardOn(ctx context.Context, opt RewardOptions, hyper map[string]any) (*RewardWorld, error) {
+func (b *Bench) rewardOn(ctx context.Context, opt RewardOptions) (*RewardWorld, error) {
 	t := &trial{Bench: b, dir: b.Dir, tracker: newTracker(b.Progress, "reward", weightEvaluate)}
 	defer t.tracker.stop()
-	w, err := t.evaluate(ctx, "evaluate", opt.Data, opt.Truth, hyper)
+	w, err := t.evaluate(ctx, opt.Data, opt.Truth, opt)
 	if w != nil {
 		w.Data = filepath.Base(opt.Data)
 	}
@@ -135,8 +134,17 @@ func (b *Bench) rewardOn(ctx context.Context, opt RewardOptions, hyper map[strin
 }
 
 // evaluate runs an evaluate job and reads its table.
-func (t *trial) evaluate(ctx context.Context, id, data, truth string, hyper map[string]any) (*RewardWorld, error) {
-	spec := t.Trainer.Job(trainerbridge.KindEvaluate, id, t.seed, hyper)
+func (t *trial) evaluate(ctx context.Context, data, truth string, opt RewardOptions) (*RewardWorld, error) {
+	h := merged(opt.Hyper)
+	if len(opt.Judges) > 0 {
+		h["judges"] = opt.Judges
+		// Answers cost money: they outlive the run. A folder has one writer, hence one for each world.
+		h["judge_cache"] = filepath.Join(t.Trainer.home, "lab", "judges", filepath.Base(t.dir))
+	}
+	if opt.MLLM {
+		h["mllm"] = true
+	}
+	spec := t.Trainer.Job(trainerbridge.KindEvaluate, "evaluate", t.seed, h)
 	spec.Dataset, spec.Truth = data, truth
 	out, err := t.job(ctx, spec, weightEvaluate, data)
 	if err != nil {
@@ -149,6 +157,12 @@ func (t *trial) evaluate(ctx context.Context, id, data, truth string, hyper map[
 	w := &RewardWorld{Table: raw}
 	if err := json.Unmarshal(raw, &w.rows); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(out, "table.json"), err)
+	}
+	if w.Later, err = os.ReadFile(filepath.Join(out, "later.json")); err == nil {
+		err = json.Unmarshal(w.Later, &w.later)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(out, "later.json"), err)
 	}
 	rows, err := dataset.Pairs(data)
 	if err != nil {
@@ -209,11 +223,12 @@ func accuracyDraws(test []dataset.PairRow, predictions string, seed uint64) (map
 	return out, nil
 }
 
-// ceiling of a world: the oracle's accuracy on its labels.
-func (w RewardWorld) row(model string) *tableRow {
-	for i := range w.rows {
-		if w.rows[i].Model == model {
-			return &w.rows[i]
+func (w RewardWorld) row(model string) *tableRow { return rowOf(w.rows, model) }
+
+func rowOf(rows []tableRow, model string) *tableRow {
+	for i := range rows {
+		if rows[i].Model == model {
+			return &rows[i]
 		}
 	}
 	return nil
@@ -263,10 +278,12 @@ func summariseModel(name string, worlds []RewardWorld) ModelSummary {
 		m.ByGap = addGaps(m.ByGap, row.ByGap)
 	}
 	m.Accuracy = over(1, accuracy)
-	field := func(better float64, of func(*tableRow) *float64) *Over {
+	table := func(w RewardWorld) []tableRow { return w.rows }
+	later := func(w RewardWorld) []tableRow { return w.later }
+	field := func(better float64, of func(*tableRow) *float64, from func(RewardWorld) []tableRow) *Over {
 		var parts []part
 		for _, w := range worlds {
-			if row := w.row(name); row != nil && of(row) != nil {
+			if row := rowOf(from(w), name); row != nil && of(row) != nil {
 				parts = append(parts, part{value: *of(row)})
 			}
 		}
@@ -276,10 +293,13 @@ func summariseModel(name string, worlds []RewardWorld) ModelSummary {
 		o := over(better, parts)
 		return &o
 	}
-	m.Fraction = field(1, func(r *tableRow) *float64 { return r.FractionOfCeiling })
-	m.SwapConsistency = field(1, func(r *tableRow) *float64 { return r.SwapConsistency })
-	m.CalibrationError = field(-1, func(r *tableRow) *float64 { return r.CalibrationError })
-	m.LogLoss = field(-1, func(r *tableRow) *float64 { return r.LogLoss })
+	m.Fraction = field(1, func(r *tableRow) *float64 { return r.FractionOfCeiling }, table)
+	m.SwapConsistency = field(1, func(r *tableRow) *float64 { return r.SwapConsistency }, table)
+	m.CalibrationError = field(-1, func(r *tableRow) *float64 { return r.CalibrationError }, table)
+	m.LogLoss = field(-1, func(r *tableRow) *float64 { return r.LogLoss }, table)
+	m.AccuracyTrue = field(1, func(r *tableRow) *float64 { return r.AccuracyTrue }, table)
+	m.LaterAccuracy = field(1, func(r *tableRow) *float64 { return &r.Accuracy }, later)
+	m.LaterFraction = field(1, func(r *tableRow) *float64 { return r.FractionOfCeiling }, later)
 	if o := over(1, less); o.Worlds > 0 {
 		m.OursLess = &o
 	}
@@ -347,10 +367,10 @@ func (r *RewardReport) Print(w io.Writer) {
 		on = "worlds " + joined(r.Seeds)
 	}
 	fmt.Fprintf(w, "\nReward models on %s: pairs of products that training never saw. Median (worst); ours less: mean difference with 95 %% interval.\n\n", on)
-	t := newTable("model", "accuracy", "interval", "of ceiling", "swap", "ECE", "log-loss", "ours less", "ours above", "USD")
+	t := newTable("model", "accuracy", "interval", "of ceiling", "true order", "swap", "ECE", "log-loss", "later, of ceiling", "ours less", "ours above", "USD")
 	for _, m := range r.Models {
-		t.row(m.Model, both(&m.Accuracy), span2(m.Accuracy.Interval), both(m.Fraction), both(m.SwapConsistency), both(m.CalibrationError), both(m.LogLoss),
-			less(m.OursLess), wins(m, len(r.Worlds)), dollars(m.CostUSD))
+		t.row(m.Model, both(&m.Accuracy), span2(m.Accuracy.Interval), both(m.Fraction), both(m.AccuracyTrue), both(m.SwapConsistency),
+			both(m.CalibrationError), both(m.LogLoss), both(m.LaterFraction), less(m.OursLess), wins(m, len(r.Worlds)), dollars(m.CostUSD))
 	}
 	t.print(w)
 	r.printGaps(w)

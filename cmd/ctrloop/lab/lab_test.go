@@ -394,7 +394,7 @@ func TestRewardTableIsPooledAndHeldAgainstTargets(t *testing.T) {
 		}
 	}
 	var spec struct{ Hyper map[string]any }
-	if err := readJSON(filepath.Join(b.Dir, "seed-101", "jobs", "evaluate", "spec.json"), &spec); err != nil || spec.Hyper["judge_cache"] != filepath.Join(b.Dir, "judges") {
+	if err := readJSON(filepath.Join(b.Dir, "seed-101", "jobs", "evaluate", "spec.json"), &spec); err != nil || spec.Hyper["judge_cache"] != filepath.Join(b.Dir, "lab", "judges", "seed-101") {
 		t.Errorf("answers of judges cost money and must outlive the job: %v, %v", spec.Hyper, err)
 	}
 }

@@ -194,6 +194,7 @@ func bench(t *testing.T) *Bench {
 				Python: os.Args[0], Trainer: dir, Dir: dir, Catalogue: file, Grammar: file, Renderer: []string{"true"}, Threads: 1,
 				Timeout: jobTimeout, StopGrace: jobTimeout, Log: zerolog.Nop(),
 			},
+			home: dir,
 		},
 		Catalogue: testCatalogue(), Dir: dir, World: small(t), Described: Untrained(testCatalogue(), 7, 8), Jobs: 2, Progress: io.Discard,
 	}
