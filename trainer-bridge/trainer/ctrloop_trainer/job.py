@@ -6,13 +6,14 @@ Exit codes: 0 ok, 1 bug, 2 bad specification or input, 3 out of memory, 4 diverg
 import argparse
 import importlib
 import json
+import os
+import signal
 import sys
 import traceback
 from pathlib import Path
 
-import torch
-
-from . import errors, lineage
+# Nothing heavy here: main() must be able to answer SIGTERM before PyTorch is there, whose import takes seconds.
+from . import errors
 from . import spec as specs
 from .progress import Progress, write_json
 
@@ -31,13 +32,17 @@ MODULES = {
 
 def run(spec: specs.Spec, out: Path, echo: bool = False) -> None:
     """Runs a checked job in this process."""
+    import torch
+
+    from . import lineage
+
+    # Imported when it runs: a reward job does not need what a language model needs.
+    module = importlib.import_module(f".{MODULES[spec.kind]}", __package__)
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(spec.threads)
     progress = Progress(out, echo)
-    progress.catch_sigterm()
+    progress.catch_sigterm()  # from here on there may be something to checkpoint
     progress.log(stage="start", kind=spec.kind, id=spec.id, seed=spec.seed)
-    # Imported when it runs: a reward job does not need what a language model needs.
-    module = importlib.import_module(f".{MODULES[spec.kind]}", __package__)
     module.run(spec, out, progress)
     lineage.write(out, spec, module.parents(spec), module.ARTIFACT)
 
@@ -49,20 +54,30 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--echo", action="store_true", help="print the live curve, too")
     a = p.parse_args(argv)
+    signal.signal(signal.SIGTERM, _stop_at_once)
     try:
         run(specs.load(a.spec), a.out, a.echo)
     except errors.JobError as e:
         return _failed(a.out, e.exit_code, str(e))
-    except (MemoryError, torch.OutOfMemoryError) as e:
-        return _failed(a.out, errors.OUT_OF_MEMORY, f"out of memory: {e}; lower the batch or use a larger machine")
-    except RuntimeError as e:
-        # PyTorch's CPU allocator has no exception of its own.
-        if "can't allocate memory" in str(e) or "not enough memory" in str(e):
-            return _failed(a.out, errors.OUT_OF_MEMORY, f"out of memory: {e}")
+    except (MemoryError, RuntimeError) as e:
+        if _out_of_memory(e):
+            return _failed(a.out, errors.OUT_OF_MEMORY, f"out of memory: {e}; lower the batch or use a larger machine")
         return _failed(a.out, errors.BUG, traceback.format_exc())
     except Exception:
         return _failed(a.out, errors.BUG, traceback.format_exc())
     return errors.OK
+
+
+def _stop_at_once(*_: object) -> None:
+    """SIGTERM before the job has begun: nothing is written yet, and an exception might be swallowed by an import."""
+    os.write(2, b"stopped by SIGTERM before the job began; run the same command again\n")
+    os._exit(errors.INTERRUPTED)
+
+
+def _out_of_memory(e: Exception) -> bool:
+    # PyTorch's CPU allocator has no exception of its own, and the GPU's class may not be imported yet.
+    told = "can't allocate memory" in str(e) or "not enough memory" in str(e)
+    return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or told
 
 
 def _failed(out: Path, code: int, message: str) -> int:
