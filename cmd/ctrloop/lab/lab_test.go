@@ -195,6 +195,20 @@ func TestShareOfBest(t *testing.T) {
 	}
 }
 
+func TestScore(t *testing.T) {
+	var s Score
+	if s.Accuracy() != 0 {
+		t.Error("no answers have no accuracy")
+	}
+	s.Add(0.3, true)   // right
+	s.Add(-0.1, false) // right
+	s.Add(0.2, false)  // wrong
+	s.Add(0, true)     // a tie is half right
+	if got := s.Accuracy(); got != 2.5/4 {
+		t.Errorf("accuracy %v", got)
+	}
+}
+
 func TestOver(t *testing.T) {
 	parts := []part{{value: 0.1}, {value: 0.4}, {value: 0.2}, {value: math.NaN()}}
 	if o := over(1, parts); o.Median != 0.2 || o.Worst != 0.1 || o.Worlds != 3 || o.Interval != nil {

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"ctrloop/internal/catalogue"
 	"ctrloop/internal/world"
 	trainerbridge "ctrloop/trainer-bridge"
 )
@@ -172,15 +173,21 @@ func (t *trial) rounds(ctx context.Context, id string, models *rewardPair, opt R
 	if err != nil {
 		return nil, err
 	}
-	var m roundsMetrics
-	if err := readJSON(filepath.Join(out, "metrics.json"), &m); err != nil {
+	m, err := ReadRoundsMetrics(filepath.Join(out, "metrics.json"))
+	if err != nil {
 		return nil, err
 	}
-	return report(t.seed, models.figures, judged, best, m, opt.Arms), nil
+	w := Report(t.seed, judged, best, m, opt.Arms...)
+	w.Reward = models.figures
+	w.fill(judged, best, m)
+	return w, nil
 }
 
-// roundsMetrics is what is read of a rounds job's metrics.json.
-type roundsMetrics struct {
+// ReadRoundsMetrics reads a rounds job's metrics.json.
+func ReadRoundsMetrics(path string) (m RoundsMetrics, err error) { return m, readJSON(path, &m) }
+
+// RoundsMetrics is what is read of a rounds job's metrics.json.
+type RoundsMetrics struct {
 	Arm    string `json:"arm"`
 	Epoch  int    `json:"epoch"`
 	Passed bool   `json:"passed"`
@@ -188,17 +195,18 @@ type roundsMetrics struct {
 		Name   string `json:"name"`
 		Passed bool   `json:"passed"`
 	} `json:"gates"`
-	Base   roundsEpoch   `json:"base"`
-	Epochs []roundsEpoch `json:"epochs"`
+	Base   RoundsEpoch   `json:"base"`
+	Epochs []RoundsEpoch `json:"epochs"`
 }
 
-type roundsEpoch struct {
+// RoundsEpoch is what is read of an epoch in there.
+type RoundsEpoch struct {
 	Arm       string   `json:"arm"`
 	Epoch     int      `json:"epoch"`
 	MatchingB *float64 `json:"matching_b"`
 }
 
-func (m roundsMetrics) matchingB(arm string, epoch int) *float64 {
+func (m RoundsMetrics) matchingB(arm string, epoch int) *float64 {
 	if epoch == 0 {
 		return m.Base.MatchingB
 	}
@@ -210,7 +218,7 @@ func (m roundsMetrics) matchingB(arm string, epoch int) *float64 {
 	return nil
 }
 
-func (m roundsMetrics) shipped() Shipped {
+func (m RoundsMetrics) shipped() Shipped {
 	s := Shipped{Arm: m.Arm, Epoch: m.Epoch, Passed: m.Passed}
 	for _, g := range m.Gates {
 		if !g.Passed {
@@ -262,20 +270,8 @@ func (t *trial) best(ctx context.Context, products []string, budget int) ([]floa
 	file := filepath.Join(dir, "best.json")
 	err := t.tracker.step(t.seed, "best creatives", weightBest, nil, func() error {
 		return once(dir, []any{products, cfg, budget}, func() error {
-			w := world.New(cfg, t.Catalogue)
-			found := make([]float64, len(products))
-			var jobs errgroup.Group
-			jobs.SetLimit(min(runtime.GOMAXPROCS(0), 2))
-			for i, id := range products {
-				jobs.Go(func() error {
-					p, _ := t.Catalogue.Get(id)
-					if ctx.Err() == nil {
-						found[i], _ = w.Best(p, budget)
-					}
-					return ctx.Err()
-				})
-			}
-			if err := jobs.Wait(); err != nil {
+			found, err := Best(ctx, world.New(cfg, t.Catalogue), t.Catalogue, products, budget)
+			if err != nil {
 				return err
 			}
 			return writeJSON(file, found)
@@ -286,6 +282,27 @@ func (t *trial) best(ctx context.Context, products []string, budget int) ([]floa
 	}
 	var found []float64
 	return found, readJSON(file, &found)
+}
+
+// Best searches the grammar for each product's best creative by about budget drawings and returns its true
+// click-through rate. Four hundred drawings find 98 % of the gain of all 5,400 (six products of world 101).
+func Best(ctx context.Context, w *world.World, cat *catalogue.Catalogue, products []string, budget int) ([]float64, error) {
+	found := make([]float64, len(products))
+	var jobs errgroup.Group
+	jobs.SetLimit(min(runtime.GOMAXPROCS(0), 2))
+	for i, id := range products {
+		jobs.Go(func() error {
+			p, ok := cat.Get(id)
+			if !ok {
+				return fmt.Errorf("product %s is not in the catalogue", id)
+			}
+			if ctx.Err() == nil {
+				found[i], _ = w.Best(p, budget)
+			}
+			return ctx.Err()
+		})
+	}
+	return found, jobs.Wait()
 }
 
 func writeJSON(path string, v any) error {
@@ -319,9 +336,12 @@ func shareOfBest(p, base Point, best, weights []float64) float64 {
 	return got / reach
 }
 
-// report turns tallies into figures.
-func report(seed uint64, reward RewardFigures, j *Judged, best []float64, m roundsMetrics, arms []string) *RoundsWorld {
-	w := &RoundsWorld{Seed: seed, Reward: reward, Shipped: m.shipped(), figures: map[string]part{}}
+// Report turns what the world says of a rounds job into figures. best may be nil. Without names it has all arms.
+func Report(seed uint64, j *Judged, best []float64, m RoundsMetrics, arms ...string) *RoundsWorld {
+	if len(arms) == 0 {
+		arms = slices.Sorted(maps.Keys(j.Arms))
+	}
+	w := &RoundsWorld{Seed: seed, Shipped: m.shipped()}
 	for _, v := range best {
 		w.BestCTR += v / float64(len(best))
 	}
@@ -350,7 +370,6 @@ func report(seed uint64, reward RewardFigures, j *Judged, best []float64, m roun
 		}
 		w.Arms = append(w.Arms, r)
 	}
-	w.fill(j, best, m)
 	return w
 }
 
@@ -379,8 +398,9 @@ func differenceAtEqualLift(c, dpo Curve, weights []float64) float64 {
 }
 
 // fill computes the figures that are summarised over worlds, each with its draws by product.
-func (w *RoundsWorld) fill(j *Judged, best []float64, m roundsMetrics) {
+func (w *RoundsWorld) fill(j *Judged, best []float64, m RoundsMetrics) {
 	n := len(j.Products)
+	w.figures = map[string]part{}
 	add := func(key string, f func(weights []float64) float64) {
 		w.figures[key] = part{f(nil), bootstrap(w.Seed, n, f)}
 	}
