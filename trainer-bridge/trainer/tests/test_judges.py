@@ -18,6 +18,7 @@ from ctrloop_trainer import errors
 from ctrloop_trainer.reward import judges
 from ctrloop_trainer.reward.judge_api import Answer, Where, retry_after
 from ctrloop_trainer.reward.scorer import both_orders
+from ctrloop_trainer.reward.trunk import Trunk
 
 PRICE = {"usd_per_million_input": 1000.0, "usd_per_million_output": 1000.0, "max_tokens": 10, "guess_tokens": 600}
 EACH = (INPUT_TOKENS + OUTPUT_TOKENS) * 1e-3  # dollars that the stub's answer costs at PRICE
@@ -447,6 +448,70 @@ def test_bad_entries(given, message):
         judges.parse(given)
     assert "pass@" not in str(e.value)
     assert "12345@" not in str(e.value)
+
+
+# --- as rows of the evaluate job's table ---
+
+
+@pytest.fixture
+def evaluate(make_data, make_spec, grammar, tmp_path):
+    """evaluate(judges): an evaluate job on a miniature data set."""
+    Trunk(grammar.sizes).save(tmp_path / "trunk")
+    data = make_data(lambda x: 0.0, per=3, names=24).write(tmp_path / "data")
+
+    def make(*entries, **hyper) -> dict:
+        fast = {"baselines": False, "epochs": 2, "folds": 2, "penalties": "0.01"}
+        hyper = {"trunk": str(tmp_path / "trunk"), "judges": list(entries), **fast, **hyper}
+        return make_spec("evaluate", hyper, dataset=str(data))
+
+    return make
+
+
+def test_judges_are_rows_of_the_table(evaluate, run_job, tmp_path):
+    cache = str(tmp_path / "answers")
+    with Stub() as good, Stub(lambda *_: "LEFT") as left, Stub() as dear:
+        entries = (
+            entry(good, name="good", **PRICE, max_cost_usd=100.0),
+            entry(left, "anthropic", name="left"),
+            entry(dear, name="dear", **PRICE, max_cost_usd=0.1),
+            entry(dear, name="some", **PRICE, max_cost_usd=4 * EACH + MOST, extra={"seed": 1}),
+        )
+        code, out = run_job(evaluate(*entries, judge_cache=cache))
+        assert code == errors.OK
+        asked = len(good.requests)
+        code, again = run_job(evaluate(*entries[:2], judge_cache=cache), "again")
+        assert code == errors.OK
+        assert len(good.requests) == asked
+    rows = {r["model"]: r for r in json.loads((out / "table.json").read_text())}
+    assert rows["judge:left"]["accuracy"] == 0.5
+    assert rows["judge:left"]["swap_consistency"] == 0.0
+    assert rows["judge:good"]["cost_usd"] == pytest.approx(asked * EACH)
+    assert rows["judge:good"]["pairs"] == asked / 2
+    assert rows["judge:some"]["pairs"] == 2
+    assert rows["judge:some"]["pairs_missing"] == asked / 2 - 2
+    # The one whose budget was too small is told apart from one that is bad.
+    assert "judge:dear" not in rows
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert "would be exceeded" in metrics["unjudged"]["judge:dear"]["why_missing"]
+    told = [json.loads(x) for x in (out / "predictions.jsonl").read_text().splitlines()]
+    assert {r["p_left"] for r in told if r["model"] == "judge:left"} == {0.5}
+    same = {r["model"]: r["accuracy"] for r in json.loads((again / "table.json").read_text())}
+    assert same["judge:good"] == rows["judge:good"]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["gpt-4o"], "openai:BASE_URL:MODEL"),
+        (["openai:http://localhost:m"] * 2, "two judges are called m"),
+        ([{"judge": "openai:https://h:m", "usd_per_million_input": 1, "usd_per_million_output": 1}], "OPENAI_API_KEY"),
+    ],
+)
+def test_judges_are_checked_before_anything_is_trained(evaluate, run_job, capsys, entries, message):
+    code, out = run_job(evaluate(*entries))
+    assert code == errors.BAD_INPUT
+    assert message in capsys.readouterr().err
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 1  # started, and no more
 
 
 def test_an_empty_caption_is_refused(stub, tmp_path):

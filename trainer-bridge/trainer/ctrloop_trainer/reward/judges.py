@@ -22,7 +22,7 @@ from PIL import Image
 
 from .. import spec as specs
 from ..errors import BadInputError, InterruptedJobError, JobError
-from .judge_api import ANTHROPIC, Answer, Endpoint, Question, RefusedError, TryAgainError, UnsureError, Where
+from .judge_api import Answer, Endpoint, Question, RefusedError, TryAgainError, UnsureError, Where
 from .judge_budget import Budget
 from .judge_cache import Cache
 
@@ -98,6 +98,21 @@ def parse(entry: str | dict[str, Any]) -> tuple[Settings, Where]:
     if problems:
         raise BadInputError("the judge is not usable:\n  " + "\n  ".join(problems))
     return s, where
+
+
+def check_all(entries: list[str | dict[str, Any]]) -> None:
+    """Checks all entries, keys and equal names included, before anything is trained or paid for."""
+    names = []
+    for entry in entries:
+        s, where = parse(entry)
+        _endpoint(s, where)
+        names.append(s.name or where.model)
+    if twice := {n for n in names if names.count(n) > 1}:
+        raise BadInputError(f"two judges are called {min(twice)}: give one of them another name (judges.name)")
+
+
+def _endpoint(s: Settings, where: Where) -> Endpoint:
+    return Endpoint(where, s.max_tokens, s.logprobs, s.extra, s.key_env, s.timeout_s)
 
 
 def build(
@@ -220,12 +235,10 @@ class Judge:
     ):
         s = self.settings = settings
         self.name, self._check = s.name or where.model, check
-        self._endpoint = Endpoint(
-            where, s.max_tokens, s.logprobs and where.form != ANTHROPIC, s.extra, s.key_env, s.timeout_s
-        )
+        self._endpoint = _endpoint(s, where)
         self._identity = self._endpoint.identity()
         slug = re.sub(r"[^\w.-]+", "-", where.model)[:60]
-        self._cache = Cache(Path(cache) / f"{slug}-{hashlib.sha256(where.url.encode()).hexdigest()[:8]}.jsonl")
+        self._cache = Cache(Path(cache) / f"{slug}-{self._identity[:8]}.jsonl")
         self._stop = threading.Event()
         self._sleep = sleep or self._stop.wait
 
