@@ -16,36 +16,55 @@ from typing import Any
 
 HERE = Path(__file__).parent
 
+FINISH = {
+    **{"vision_steps": 0, "steps": 180, "lr": 1.5e-3, "warm_up": 20, "pictures": 3_000},
+    **{"image_share": 0.08, "content_share": 0.22, "clean": 0.0, "fit": 0.80, "harmony": 0.88},
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """One folder below weights/: the job that makes it, with the defaults of its Hyper."""
+    """One job of the chain: the folder below weights/ that it makes, or a parent of one."""
 
     name: str
     kind: str
     seed: int
     hues: int  # variants of every product in the catalogue: a colour is learnt from products of that colour
+    base: str | None = None  # name of the job that it continues
+    hyper: dict[str, Any] = dataclasses.field(default_factory=dict)  # where not the defaults of the job's Hyper
 
 
 CHAIN = (
-    Weights("prompt-base", "pretrain", 1, hues=12),
+    Weights("prompt-base-start", "pretrain", 1, hues=12),
+    # The finish: prompts above all, by a teacher whose mistakes are those that the model shall keep.
+    Weights("prompt-base", "pretrain", 2, hues=12, base="prompt-base-start", hyper=FINISH),
     Weights("reward-trunk", "trunk", 11, hues=5),
     Weights("referee-trunk", "trunk", 12, hues=5),
 )
 
 
-def specification(w: Weights, shop: Path, renderer: list[str], threads: int, hyper: dict[str, Any]) -> dict[str, Any]:
-    """The job of w; shop holds grammar.json and catalogue-<hues>.jsonl."""
+def specification(w: Weights, out: Path, renderer: list[str], threads: int, hyper: dict[str, Any]) -> dict[str, Any]:
+    """The job of w; out holds grammar.json, catalogue-<hues>.jsonl and the folders of the jobs before. hyper is laid
+    over w's own."""
     return {
         "kind": w.kind,
         "id": w.name,
         "seed": w.seed,
         "threads": threads,
+        **({"base": str(out / w.base / "model")} if w.base else {}),
         "renderer": renderer,
-        "grammar": str(shop / "grammar.json"),
-        "catalogue": str(shop / f"catalogue-{w.hues}.jsonl"),
-        "hyper": hyper,
+        "grammar": str(out / "grammar.json"),
+        "catalogue": str(out / f"catalogue-{w.hues}.jsonl"),
+        "hyper": {**w.hyper, **hyper},
     }
+
+
+def chosen(only: str | None) -> tuple[Weights, ...]:
+    """The jobs to run: all, or one with those that it continues."""
+    if only is None:
+        return CHAIN
+    w = next(w for w in CHAIN if w.name == only)
+    return (*(chosen(w.base) if w.base else ()), w)
 
 
 def open_shop(ctrloop: str, shop: Path, chain: tuple[Weights, ...]) -> None:
@@ -66,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--threads", type=int, default=1, help="of PyTorch")
     p.add_argument("--hyper", type=json.loads, default={}, help="JSON object laid over the defaults, for a try")
     a = p.parse_args(argv)
-    chain = tuple(w for w in CHAIN if a.only in (None, w.name))
+    chain = chosen(a.only)
     open_shop(a.ctrloop, a.out, chain)
     for w in chain:
         spec = a.out / f"{w.name}.json"
