@@ -39,7 +39,8 @@ CHAIN = (
     # The finish: prompts above all, by a teacher whose mistakes are those that the model shall keep.
     Weights("prompt-base", "pretrain", 2, hues=12, base="prompt-base-start", hyper=FINISH),
     Weights("reward-trunk", "trunk", 11, hues=5),
-    Weights("referee-trunk", "trunk", 12, hues=5),
+    Weights("referee-trunk", "trunk", 12, hues=5, hyper={"steps": 1400}),
+    Weights("image-model", "diffusion", 1, hues=5),
 )
 
 

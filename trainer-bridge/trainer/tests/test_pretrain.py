@@ -51,7 +51,7 @@ def test_the_script_says_what_made_the_shipped_weights(chain):
 
 
 def test_prompt_model_is_made_like_the_shipped_one(chain, shop, run_job, tmp_path):
-    tiny = {"steps": 50, "batch": 4, "vision_steps": 50, "vision_batch": 4, "pictures": 30, "warm_up": 10}
+    tiny = {"steps": 50, "batch": 4, "vision_steps": 25, "vision_batch": 4, "pictures": 30, "warm_up": 10}
     tiny |= {"eval_samples": 1, "eval_pictures": 4, "eval_examples": 2}
     jobs = chain.chosen("prompt-base")
     assert [w.name for w in jobs] == ["prompt-base-start", "prompt-base"]

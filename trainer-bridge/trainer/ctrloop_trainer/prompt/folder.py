@@ -28,8 +28,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import BadInputError
-from .model import Ask, PromptModel, question
-from .tasks import INSTRUCTIONS, NAME, REWRITE, SEE, TITLE, Example, Teacher
+from .model import INSTRUCTIONS, Ask, PromptModel, question
+from .tasks import NAME, REWRITE, SEE, TITLE, Example, Teacher
 
 FILE = "products.jsonl"
 REQUIRED = ("image", "title", "category")

@@ -31,7 +31,7 @@ from ..render import Renderer, Shot
 from ..spec import Spec, hyper
 from . import evaluate, fitting, tasks
 from . import folder as folders
-from .model import LORA_EXCLUDE, LORA_TARGETS, Prompting, PromptModel, Size, build, make_tokenizer
+from .model import INSTRUCTIONS, LORA_EXCLUDE, LORA_TARGETS, Prompting, PromptModel, Size, build, make_tokenizer
 from .tasks import FAULTLESS, Scene, Shop, Teacher
 
 ARTIFACT = "model"
@@ -224,7 +224,7 @@ def starting_point(spec: Spec, h: Hyper, inputs: Inputs) -> PromptModel:
         return PromptModel.load(Path(spec.base))
     size = Size(h.hidden, h.layers, h.feed_forward, h.vision_hidden, h.vision_layers, h.patch)
     model, processor = build(make_tokenizer(inputs.texts, h.vocabulary), size, spec.seed)
-    return PromptModel(model, processor, Prompting(tasks.INSTRUCTIONS))
+    return PromptModel(model, processor, Prompting(INSTRUCTIONS))
 
 
 def fingerprint(spec: Spec, h: Hyper) -> str:

@@ -14,15 +14,10 @@ from collections.abc import Hashable, Sequence
 
 from ..data import Product
 from ..grammar import Grammar, Tokens
-from .model import Ask, question
+from .model import INSTRUCTIONS, Ask, question
 
 FAMILIES = ("image", "content", "prompt")
 
-INSTRUCTIONS = (
-    "describe a background for this product",
-    "write a background prompt",
-    "which background suits this product",
-)
 SEE = "describe the background you see"
 NAME = "name this product"
 TITLE = "write a title for this product"
