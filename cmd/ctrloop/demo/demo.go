@@ -70,7 +70,7 @@ func planOf(quick bool) plan {
 				c.Pairer.MinEffectivePairs = 300
 				c.Pairer.MinImpressions = 50
 				// A reward model on this little evidence is sure of nothing: it may not abstain.
-				c.Trainer.Reward = map[string]any{"epochs": 12, "heads": 1, "learning_rates": "0.003", "tau": 0.0}
+				c.Trainer.Reward = map[string]any{"tau": 0.0}
 				c.Trainer.Rounds = map[string]any{"epochs": 2, "products": 160, "held_samples": 4}
 				c.Experiment.Ramp.MinImpressions = 1500
 				c.Experiment.Ramp.MaxImpressions = 60_000
