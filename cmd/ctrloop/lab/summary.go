@@ -71,14 +71,13 @@ type Target struct {
 	Aim       float64  `json:"aim"`
 	Met       bool     `json:"met"`
 	AimMet    bool     `json:"aim_met"`
-	Why       string   `json:"why,omitempty"` // it was not measured, or not met although the value looks like it
+	Why       string   `json:"why,omitempty"` // it was not measured, or not met although the value looks like it; or what to know of it
 }
 
 // target holds a value against its bounds. above says that the value must be more than the bound, not just as much.
 func target(figure, statistic string, o Over, value, atLeast, aim float64, above bool) Target {
 	t := Target{Figure: figure, Statistic: statistic, AtLeast: atLeast, Aim: aim}
 	if o.Worlds == 0 {
-		t.Why = "not measured"
 		return t
 	}
 	t.Value = &value
@@ -108,7 +107,11 @@ func printTargets(w io.Writer, targets []Target) {
 		if g.Value != nil {
 			value = fmt.Sprintf("%.3f", *g.Value)
 		}
-		t.row(g.Figure, g.Statistic, value, fmt.Sprintf("%.3g", g.AtLeast), fmt.Sprintf("%.3g", g.Aim), strings.TrimSpace(g.verdict()+" "+g.Why))
+		verdict := g.verdict()
+		if g.Why != "" {
+			verdict += ": " + g.Why
+		}
+		t.row(g.Figure, g.Statistic, value, fmt.Sprintf("%.3g", g.AtLeast), fmt.Sprintf("%.3g", g.Aim), verdict)
 	}
 	t.print(w)
 }
