@@ -173,6 +173,7 @@ type TrainerSpec struct {
 	DatasetDigest string         `json:"dataset_digest,omitempty"`
 	RewardModel   string         `json:"reward_model,omitempty"`
 	RefereeModel  string         `json:"referee_model,omitempty"`
+	Previous      string         `json:"previous,omitempty"`
 	Truth         string         `json:"truth,omitempty"` // file: creative -> true click-through rate
 	Renderer      []string       `json:"renderer"`
 	Grammar       string         `json:"grammar"`
@@ -196,12 +197,12 @@ func (l *Local) spec(job control.JobStatus) (TrainerSpec, error) {
 	for _, m := range []struct {
 		digest string
 		path   *string
-	}{{s.Reward, &t.RewardModel}, {s.Referee, &t.RefereeModel}} {
+	}{{s.Reward, &t.RewardModel}, {s.Referee, &t.RefereeModel}, {s.Previous, &t.Previous}} {
 		if m.digest != "" {
 			*m.path = filepath.Join(l.Store.Path(m.digest), "model")
 		}
 	}
-	for _, d := range []string{s.Dataset, s.Reward, s.Referee} {
+	for _, d := range []string{s.Dataset, s.Reward, s.Referee, s.Previous} {
 		if d != "" && !l.Store.Has(d) {
 			return t, fmt.Errorf("job %s needs artifact %s, which is not in the store: was the data folder moved or cleaned?", job.ID, d)
 		}
