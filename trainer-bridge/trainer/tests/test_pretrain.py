@@ -11,6 +11,7 @@ from conftest import STUB, WEIGHTS
 from safetensors.torch import load_file
 
 from ctrloop_trainer import errors
+from ctrloop_trainer.diffusion import train as diffusion_train
 from ctrloop_trainer.prompt import pretrain
 from ctrloop_trainer.prompt.model import Ask, PromptModel
 from ctrloop_trainer.reward import trunk
@@ -39,7 +40,7 @@ def chain():
 
 
 def test_the_script_says_what_made_the_shipped_weights(chain):
-    kinds = {"pretrain": pretrain.Hyper, "trunk": trunk.Hyper}
+    kinds = {"pretrain": pretrain.Hyper, "trunk": trunk.Hyper, "diffusion": diffusion_train.Hyper}
     jobs = {w.name: w for w in chain.CHAIN}
     for w in (jobs[d.name] for d in WEIGHTS.iterdir() if d.name in jobs):
         made = json.loads((WEIGHTS / w.name / "figures.json").read_text())

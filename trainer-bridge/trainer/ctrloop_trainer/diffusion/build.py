@@ -1,7 +1,7 @@
 """The shipped image model's parts with fresh weights, in the shapes that its size allows.
 
 Everything is a class of diffusers or transformers that Stable Diffusion 1.5 has too, only smaller: 64 px pictures,
-latents of 4 channels and a quarter of the side, 4 M parameters in all. So the pipeline, the server and the tests run
+latents of 4 channels and a quarter of the side, 3 M parameters in all. So the pipeline, the server and the tests run
 the very code that serves the real one.
 """
 

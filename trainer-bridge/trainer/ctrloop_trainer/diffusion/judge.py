@@ -28,8 +28,7 @@ def canvases(renderer: Renderer, products: list[str]) -> list[Canvas]:
 @torch.no_grad()
 def names(trunk: Trunk, images: np.ndarray) -> np.ndarray:
     """Most likely scene, palette, light and prop of every picture, (n, 4)."""
-    seen = trunk(to_pixels(images))
-    features = seen[0] if isinstance(seen, tuple) else seen
+    features, _ = trunk(to_pixels(images))
     return torch.stack([x.argmax(1) for x in trunk.names(features)], 1).numpy()
 
 

@@ -44,15 +44,15 @@ FREE_SPREAD = 0.7  # standard deviation of the fourth latent
 class Hyper:
     """Defaults made the weights that ship; the last four are the model's shape."""
 
-    pictures: int = 8_000  # rendered scenes
+    pictures: int = 4_000  # rendered scenes
     vae_steps: int = 300
     vae_batch: int = 16
     vae_lr: float = 2e-3
     vae_anchor: float = 0.3  # weight of what holds the latents: three to luma and chroma, the fourth to some spread
     vae_noise: float = 0.05  # added to the latents: a decoder that reads finer differences would see ghosts
-    steps: int = 2_500
+    steps: int = 1_200
     batch: int = 32
-    lr: float = 1.5e-3
+    lr: float = 2e-3
     weight_decay: float = 0.01
     ema: float = 0.998  # of the weights that are kept
     without_text: float = 0.1  # share of examples with an empty prompt, for classifier-free guidance
@@ -62,7 +62,7 @@ class Hyper:
     sample_steps: int = 6  # of the shipped settings
     guidance: float = 1.0  # of the shipped settings; 1 is none and half the work
     eval_pictures: int = 96  # of held-out products, named by the judge
-    unet_widths: str = "32,64,96"
+    unet_widths: str = "32,48,80"
     vae_width: int = 16
     text_width: int = 96
     vocabulary: int = 700
