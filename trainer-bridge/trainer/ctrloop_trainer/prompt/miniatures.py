@@ -169,7 +169,8 @@ def _qwen(texts: Iterable[str]) -> tuple[PreTrainedModel, ProcessorMixin]:
     )
     ids = tokenizer.convert_tokens_to_ids
     processor = Qwen2_5_VLProcessor(
-        Qwen2VLImageProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 112 * 112}, patch_size=14, merge_size=2),
+        # The published limits, in pixels.
+        Qwen2VLImageProcessor(size={"shortest_edge": 3136, "longest_edge": 12845056}, patch_size=14, merge_size=2),
         tokenizer,
         Qwen2VLVideoProcessor(),
         chat_template=_TEMPLATES["qwen2.5-vl"],

@@ -1,8 +1,9 @@
 """The prompt model: a Hugging Face folder of any image-text-to-text family, and what the jobs do with it.
 
 Everything goes through the processor and its chat template, so that this package's server, vLLM and a 7 B model see
-the same tokens; prompting.json beside it says how to ask and how to sample. The embedded model is a real LLaVA configuration of 1.7 M parameters; LLaVA-1.6 and Qwen2.5-VL are
-loaded by path and run through the same code (families.py has what differs).
+the same tokens; prompting.json beside it says how to ask and how to sample. The embedded model is a real LLaVA
+configuration of 1.7 M parameters; LLaVA-1.6 and Qwen2.5-VL are loaded by path and run through the same code
+(families.py has what differs).
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForImageTextToText,
@@ -180,10 +182,18 @@ def load_parts(folder: Path, placement: Placement | None = None) -> tuple[torch.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = AutoModelForImageTextToText.from_pretrained(folder, **placement.loading())
+            model, told = AutoModelForImageTextToText.from_pretrained(
+                folder, output_loading_info=True, **placement.loading()
+            )
             processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as e:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as e:
         raise BadInputError(f"cannot load the model in {folder}: {e}") from e
+    if missing := sorted(told["missing_keys"]):
+        # The library would fill them with random numbers and go on.
+        raise BadInputError(
+            f"{folder} lacks {len(missing)} weights of a {type(model).__name__}, such as {missing[0]}: "
+            "it is another model's folder, or was copied in part"
+        )
     check_finite(model, folder)
     families.plain_generation(model)
     model = placement.place(model)
@@ -281,9 +291,14 @@ class PromptModel:
 
     def pixels(self, keys: Sequence[Hashable]) -> torch.Tensor:
         """Normalised pixels of registered pictures, as the vision tower takes them: (n, 3, px, px) for LLaVA."""
-        return self._pixels(keys)["pixel_values"]
+        return self.pictures(keys)["pixel_values"]
 
-    def _pixels(self, keys: Sequence[Hashable]) -> dict[str, torch.Tensor]:
+    def size(self, key: Hashable) -> tuple[int, int]:
+        """(width, height) of a registered picture, in pixels."""
+        return self._sizes[key]
+
+    def pictures(self, keys: Sequence[Hashable]) -> dict[str, torch.Tensor]:
+        """All inputs of registered pictures, as one batch in this order, on the model's device."""
         try:
             inputs = families.join([self._pictures[k] for k in keys])
         except KeyError as e:
@@ -307,13 +322,17 @@ class PromptModel:
         if (text, size) not in self._prompts:
             if not text.strip():
                 raise BadInputError("an empty text cannot be asked: the product has no caption")
-            rendered = self.processor.apply_chat_template(messages(text), add_generation_prompt=True, tokenize=False)
-            # add_special_tokens=False: the template writes them, as in vLLM.
-            out = self.processor(text=[rendered], images=[Image.new("RGB", size)], add_special_tokens=False)
-            ids = list(out["input_ids"][0])
-            types = {k: list(v[0]) for k, v in out.items() if k.endswith("token_type_ids")}
-            self._prompts[text, size] = Prompt(ids, types)
+            self._prompts[text, size] = self.tokens(messages(text), [size])
         return self._prompts[text, size]
+
+    def tokens(self, conversation: list[dict], sizes: Sequence[tuple[int, int]]) -> Prompt:
+        """A conversation with pictures of these (width, height) as tokens, up to where the answer starts."""
+        rendered = self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        blanks = [Image.new("RGB", s) for s in sizes]
+        # add_special_tokens=False: the template writes them, as in vLLM.
+        out = self.processor(text=[rendered], images=blanks, add_special_tokens=False)
+        types = {k: list(v[0]) for k, v in out.items() if k.endswith("token_type_ids")}
+        return Prompt(list(out["input_ids"][0]), types)
 
     def answer_ids(self, text: str) -> list[int]:
         """Tokens of an answer, end token included."""
@@ -321,13 +340,16 @@ class PromptModel:
 
     def inputs(self, asks: Sequence[Ask], answers: Sequence[list[int]] | None = None) -> dict[str, torch.Tensor]:
         """Model inputs of requests, with the tokens of their answers when given, padded on the left."""
-        images = self._pixels([a.image for a in asks])
-        prompts = [self.prompt(a.text, self._sizes[a.image]) for a in asks]
-        tails = answers or [[]] * len(asks)
+        images = self.pictures([a.image for a in asks])
+        return {**self.padded([self.prompt(a.text, self._sizes[a.image]) for a in asks], answers), **images}
+
+    def padded(self, prompts: Sequence[Prompt], answers: Sequence[list[int]] | None = None) -> dict[str, torch.Tensor]:
+        """Token inputs of prompts with their answers' tokens, (n, longest), padded on the left."""
+        tails = answers or [[]] * len(prompts)
         n = max(len(p.ids) + len(t) for p, t in zip(prompts, tails, strict=True))
-        ids = torch.full((len(asks), n), self.pad)
-        mask = torch.zeros((len(asks), n), dtype=torch.long)
-        types = {k: torch.zeros((len(asks), n), dtype=torch.long) for k in prompts[0].types}
+        ids = torch.full((len(prompts), n), self.pad)
+        mask = torch.zeros((len(prompts), n), dtype=torch.long)
+        types = {k: torch.zeros((len(prompts), n), dtype=torch.long) for k in prompts[0].types}
         for i, (p, t) in enumerate(zip(prompts, tails, strict=True)):
             row = [*p.ids, *t]
             ids[i, n - len(row) :] = torch.tensor(row)
@@ -335,7 +357,7 @@ class PromptModel:
             for k, v in p.types.items():
                 types[k][i, n - len(row) : n - len(t)] = torch.tensor(v)
         tokens = {"input_ids": ids, "attention_mask": mask, **types}
-        return {**{k: x.to(self.device) for k, x in tokens.items()}, **images}
+        return {k: x.to(self.device) for k, x in tokens.items()}
 
     # ---- the model
 
