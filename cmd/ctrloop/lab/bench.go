@@ -172,19 +172,28 @@ func (e badInput) Unwrap() error { return e.error }
 // ExitCode is that of wrong usage.
 func (badInput) ExitCode() int { return 2 }
 
-// jobShare is how far a rounds job is, by the epochs it has reported; 0 for other kinds.
+// tableModels is how many models an evaluate job trains; judging them takes about as long as training one.
+const tableModels = 5
+
+// jobShare is how far a job is, by the lines of its live curve that end a part; 0 for kinds that tell nothing.
 func jobShare(spec trainerbridge.TrainerSpec, out string) float64 {
-	if spec.Kind != trainerbridge.KindRounds {
+	var mark string
+	var parts int
+	switch spec.Kind {
+	case trainerbridge.KindRounds:
+		arms, _ := spec.Hyper["arms"].(string)
+		epochs, _ := spec.Hyper["epochs"].(int)
+		mark, parts = `"stage": "epoch"`, len(strings.Split(arms, ","))*max(epochs, 1)+1
+	case trainerbridge.KindEvaluate:
+		mark, parts = `"stage": "reward"`, tableModels+1
+	default:
 		return 0
 	}
 	raw, err := os.ReadFile(filepath.Join(out, "metrics.jsonl"))
 	if err != nil {
 		return 0
 	}
-	arms, _ := spec.Hyper["arms"].(string)
-	epochs, _ := spec.Hyper["epochs"].(int)
-	all := len(strings.Split(arms, ",")) * max(epochs, 1)
-	return min(1, float64(strings.Count(string(raw), `"stage": "epoch"`))/float64(all+1))
+	return min(1, float64(strings.Count(string(raw), mark))/float64(parts))
 }
 
 // tracker adds up what all worlds have done.

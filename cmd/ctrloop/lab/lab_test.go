@@ -19,6 +19,7 @@ import (
 	"ctrloop/pairer/dataset"
 	"ctrloop/pairer/pairs"
 	"ctrloop/schemas"
+	trainerbridge "ctrloop/trainer-bridge"
 )
 
 const jobTimeout = time.Minute
@@ -448,5 +449,20 @@ func TestConvertHandsOverAndRefuses(t *testing.T) {
 		if !errors.As(err, &coded) || coded.ExitCode() != 2 {
 			t.Errorf("%s: %v", file, err)
 		}
+	}
+}
+
+func TestShareOfAJobFollowsItsCurve(t *testing.T) {
+	dir := t.TempDir()
+	spec := trainerbridge.TrainerSpec{Kind: trainerbridge.KindRounds, Hyper: map[string]any{"arms": "dpo,pcpo", "epochs": 2}}
+	if got := jobShare(spec, dir); got != 0 {
+		t.Errorf("before its first line: %v", got)
+	}
+	lines := strings.Repeat("{\"stage\": \"epoch\"}\n{\"stage\": \"rounds\"}\n", 2)
+	if err := os.WriteFile(filepath.Join(dir, "metrics.jsonl"), []byte(lines), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := jobShare(spec, dir); got != 2.0/5 { // the base and two arms of two epochs
+		t.Errorf("%v", got)
 	}
 }
