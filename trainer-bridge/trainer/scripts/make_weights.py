@@ -91,7 +91,11 @@ def main(argv: list[str] | None = None) -> int:
     for w in chain:
         spec = a.out / f"{w.name}.json"
         renderer = [a.ctrloop, "render", "pipe"]
-        spec.write_text(json.dumps(specification(w, a.out, renderer, a.threads, a.hyper), indent=2) + "\n")
+        text = json.dumps(specification(w, a.out, renderer, a.threads, a.hyper), indent=2) + "\n"
+        # lineage.json is the last file that a job writes.
+        if spec.is_file() and spec.read_text() == text and (a.out / w.name / "lineage.json").is_file():
+            continue
+        spec.write_text(text)
         job = [sys.executable, "-m", "ctrloop_trainer.job", str(spec), "--out", str(a.out / w.name), "--echo"]
         if code := subprocess.run(job, env=with_package()).returncode:
             return code
