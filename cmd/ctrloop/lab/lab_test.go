@@ -354,14 +354,23 @@ func TestAblationSharesWorkAndComparesWorldByWorld(t *testing.T) {
 	}
 }
 
-func TestEveryArmOfTheAblationIsKnownToTheTrainer(t *testing.T) {
-	raw, err := os.ReadFile("../../../trainer-bridge/trainer/ctrloop_trainer/rounds/settings.py")
-	if err != nil {
-		t.Fatal(err)
+func TestTheTrainerKnowsWhatTheAblationChanges(t *testing.T) {
+	read := func(file string) string {
+		raw, err := os.ReadFile(filepath.Join("../../../trainer-bridge/trainer/ctrloop_trainer", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(raw)
 	}
+	arms, reward := read("rounds/settings.py"), read("reward/train.py")
 	for _, v := range Variants() {
-		if !strings.Contains(string(raw), `"`+v.Arm+`": {`) {
+		if !strings.Contains(arms, `"`+v.Arm+`": {`) {
 			t.Errorf("variant %q: the trainer has no arm %q", v.Name, v.Arm)
+		}
+		for name := range v.Reward {
+			if !strings.Contains(reward, "\n    "+name+": ") {
+				t.Errorf("variant %q: the reward job has no hyper-parameter %q", v.Name, name)
+			}
 		}
 	}
 }
