@@ -13,7 +13,6 @@ Leaves model/, a diffusers folder that StableDiffusionControlNetInpaintPipeline.
 import copy
 import dataclasses
 import json
-import math
 import random
 import time
 from pathlib import Path
@@ -50,9 +49,9 @@ class Hyper:
     vae_lr: float = 2e-3
     vae_anchor: float = 0.3  # weight of what holds the latents: three to luma and chroma, the fourth to some spread
     vae_noise: float = 0.05  # added to the latents: a decoder that reads finer differences would see ghosts
-    steps: int = 1_200
-    batch: int = 32
-    lr: float = 2e-3
+    steps: int = 1_500
+    batch: int = 16
+    lr: float = 1.5e-3
     weight_decay: float = 0.01
     ema: float = 0.998  # of the weights that are kept
     without_text: float = 0.1  # share of examples with an empty prompt, for classifier-free guidance
@@ -290,8 +289,9 @@ def _widths(text: str) -> tuple[int, ...]:
 
 
 def _rate(optimizer: torch.optim.Optimizer, lr: float, step: int, steps: int) -> None:
-    """Warm-up, then a cosine."""
-    rate = lr * min(1, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+    """Warm-up, a plateau, and down to nothing over the last third: a run that is broken off on the plateau has an
+    average worth keeping."""
+    rate = lr * min(1, (step + 1) / 50, 3 * (steps - step) / steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
 
