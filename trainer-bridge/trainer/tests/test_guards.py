@@ -132,7 +132,7 @@ def test_the_bare_recipe_loses_its_form_and_the_defaults_keep_it(learn_from, gra
     """Validity collapse: no likelihood term, a fresh optimiser each epoch, steps too large. KL, falling chosen answers
     and validity each have a gate, and each fires."""
     judge = Loves((), (), grammar.lights[:2])
-    figures, base, failed = learn_from(judge, judge, "bare_dpo", **{**NEUTRAL, "lr": 1e-2, "epochs": 4})
+    figures, base, failed = learn_from(judge, judge, "bare_dpo", **{**NEUTRAL, "lr": 2e-2, "epochs": 2})
     assert base["valid"] >= 0.97
     assert figures["valid"] < 0.9
     assert figures["chosen"] < -1
