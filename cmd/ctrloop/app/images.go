@@ -1,6 +1,10 @@
 package app
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
+
 	"ctrloop/serving/creatives"
 	trainerbridge "ctrloop/trainer-bridge"
 )
@@ -10,6 +14,9 @@ func (a *App) openDrawer() (creatives.Drawer, error) {
 	im := a.cfg.Images
 	if im.Backend != ImagesDiffusion {
 		return creatives.Scene{}, nil
+	}
+	if err := a.checkImageModel(); err != nil {
+		return nil, err
 	}
 	server := im.Server
 	if server == "" {
@@ -27,14 +34,27 @@ func (a *App) openDrawer() (creatives.Drawer, error) {
 	return d, nil
 }
 
+// imageModel is the folder of the image model.
+func (a *App) imageModel() string {
+	if a.cfg.Images.Model != "" {
+		return a.cfg.Images.Model
+	}
+	return trainerbridge.ImageModel(a.trainerDir)
+}
+
+// checkImageModel finds out before anything starts what a server would say after five starts.
+func (a *App) checkImageModel() error {
+	index := filepath.Join(a.imageModel(), "model_index.json")
+	if _, err := os.Stat(index); err != nil {
+		return fmt.Errorf("images.model: %w: want a diffusers folder, or images.backend: scene", err)
+	}
+	return nil
+}
+
 // painter names the image model on a Python command line.
 func (a *App) painter() []string {
 	im := a.cfg.Images
-	model := im.Model
-	if model == "" {
-		model = trainerbridge.ImageModel(a.trainerDir)
-	}
-	args := []string{"--model", model, "--device", im.Device}
+	args := []string{"--model", a.imageModel(), "--device", im.Device}
 	if im.ControlNet != "" {
 		args = append(args, "--controlnet", im.ControlNet)
 	}
