@@ -127,11 +127,13 @@ func Build(cfg Config, evidence []Evidence, span Span) []schemas.Pair {
 
 // BuildLater makes the pairs of a split by time besides the one by product: training products are paired on early
 // evidence, and once more, as split "later", on evidence that came after it; products that are held out are paired
-// on both. Nothing that a "later" pair rests on is in a training pair.
+// on both. Nothing that a "later" pair rests on is in a training pair. Its floor of impressions is lower, as its span
+// is shorter.
 func BuildLater(cfg Config, early, late []Evidence, earlySpan, lateSpan Span) []schemas.Pair {
 	whole := Span{earlySpan.FromMS, lateSpan.ToMS}
 	train := slices.DeleteFunc(Build(cfg, early, earlySpan), func(p schemas.Pair) bool { return p.Split != "train" })
 	test := slices.DeleteFunc(Build(cfg, Sum(early, late), whole), func(p schemas.Pair) bool { return p.Split != "test" })
+	cfg.MinImpressions = int64(float64(cfg.MinImpressions) * float64(lateSpan.ToMS-lateSpan.FromMS) / float64(max(1, whole.ToMS-whole.FromMS)))
 	later := slices.DeleteFunc(Build(cfg, late, lateSpan), func(p schemas.Pair) bool { return p.Split != "train" })
 	for i := range later {
 		later[i].Split = "later"
