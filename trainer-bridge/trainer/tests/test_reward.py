@@ -149,10 +149,8 @@ def test_unseen_predictions_do_not_see_the_labels_of_their_fold(fold):
     rows = [i for i in fold.rows if fold.fold[fold.creatives.products[i]] == 0]
     fold.labels.target[rows] *= -1
     after = reward_train.train(fold, baselines.ours(), fold.h, Silent())
-    scale = before.unseen[at].std() / after.unseen[at].std()  # temperature and mix may change, the order may not
-    assert after.model.mix == before.model.mix or len(set(after.model.mix)) == 2
-    agree = np.corrcoef(before.unseen[at], after.unseen[at] * scale)[0, 1]
-    assert agree > 0.9
+    # Units and temperature come from all folds and may change; the order of the pairs hardly does.
+    assert np.corrcoef(before.unseen[at], after.unseen[at])[0, 1] > 0.9
     # The heads that did learn from the turned labels do change.
     assert not torch.equal(before.model.head.weight, after.model.head.weight)
     assert torch.equal(before.model.folds[0].weight, after.model.folds[0].weight)
@@ -257,8 +255,7 @@ def of(name):
 
 def test_ours_by_hand(lesson):
     c, x, out = lesson
-    z = np.log(c.posterior_mean / (1 - c.posterior_mean))
-    z = (z - z.mean()) / z.std()
+    z = 100 * c.clicks / c.impressions
     pair = 0
     for left, right, target in ((0, 1, 0.1), (3, 4, 0.7)):  # 1/2 -+ weight / 2
         p = 1 / (1 + np.exp(-(out[left, 0] - out[right, 0]).item()))
@@ -329,8 +326,9 @@ def test_two_stage_by_hand(lesson):
 def test_ctr_scales(lesson):
     c, _, _ = lesson
     everyone = np.arange(5)
-    assert baselines.targets(c, everyone, "raw") == pytest.approx(c.posterior_mean)
-    assert baselines.targets(c, everyone, "percent") == pytest.approx(100 * c.posterior_mean)
-    assert baselines.targets(c, everyone, "standard").std() == pytest.approx(1)
+    assert baselines.targets(c, everyone, "raw") == pytest.approx(c.clicks / c.impressions)
+    assert baselines.targets(c, everyone, "percent") == pytest.approx(100 * c.clicks / c.impressions)
+    z = np.log(c.posterior_mean / (1 - c.posterior_mean))
+    assert baselines.targets(c, everyone, "standard") == pytest.approx((z - z.mean()) / z.std())
     with pytest.raises(errors.BadInputError, match="ctr_scale"):
         baselines.targets(c, everyone, "log")

@@ -35,7 +35,7 @@ class Labels:
     impressions: Tensor
 
     @staticmethod
-    def of(c: Creatives, train: np.ndarray, scale: str = "standard") -> "Labels":
+    def of(c: Creatives, train: np.ndarray, scale: str = "percent") -> "Labels":
         """Labels of all creatives; train says which of them fix units and quantiles."""
         imp, clk = c.impressions.astype(float), c.clicks.astype(float)
         smoothed = 100 * (clk + VAM_ALPHA) / (imp + VAM_ALPHA + VAM_BETA)
@@ -50,19 +50,25 @@ class Labels:
         tensors = [torch.tensor(np.asarray(r), dtype=torch.float32) for r in (*rows, value, imp)]
         return Labels(*tensors[:3], torch.tensor(bucket), *tensors[3:])
 
+    def of_rows(self, rows: np.ndarray) -> "Labels":
+        """The labels of some creatives."""
+        each = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Labels(**{k: v if k == "bucket_value" else v[rows] for k, v in each.items()})
+
 
 def targets(c: Creatives, train: np.ndarray, scale: str) -> np.ndarray:
-    """What our click-through head is to say, (n,): log-odds of the Beta posterior, standardised over the training
-    creatives; or 100 x the posterior mean; or the raw posterior mean.
+    """What our click-through head is to say, (n,): 100 x clicks / impressions; or the log-odds of the Beta posterior,
+    standardised over the training creatives; or raw clicks / impressions.
 
-    Raw rates lie near 0.03: their squared error is below 0.001 and teaches nothing beside a cross-entropy of 0.69.
+    Raw rates lie near 0.03: their squared error is below 0.001 and teaches nothing beside a cross-entropy of 0.69. The
+    posterior is shrunk already, and our loss weighs by impressions besides: few impressions count for little twice.
     """
     if scale not in SCALES:
         raise BadInputError(f"hyper.ctr_scale: {scale!r} is unknown, use one of {', '.join(SCALES)}")
     if scale == "standard":
         z = log_odds(c.posterior_mean)
         return (z - z[train].mean()) / (z[train].std() + 1e-9)
-    return c.posterior_mean * (100 if scale == "percent" else 1)
+    return c.clicks / np.maximum(c.impressions, 1) * (100 if scale == "percent" else 1)
 
 
 def pair_targets(pairs: Pairs, evidence: str) -> tuple[Tensor, Tensor]:

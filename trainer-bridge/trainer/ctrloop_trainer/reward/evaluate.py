@@ -109,7 +109,7 @@ def _creatives_of(fold: train.Fold):
     return type(c)(*pick, c.images[:0], c.impressions[fold.rows], c.clicks[fold.rows], c.posterior_mean[fold.rows])
 
 
-# ------------------------------------------------------------------------------------------------- who sits at the table
+# ----------------------------------------------------------------------------------------------- who sits at the table
 
 
 def _trained(fold: train.Fold, h: train.Hyper, spec: Spec, progress: Progress) -> dict[str, Judge]:
@@ -194,7 +194,7 @@ def _mllm(fold: train.Fold, given: bool | dict[str, Any], spec: Spec, progress: 
     return mllm.train_mllm(fold.creatives, fold.pairs, rows, Path(spec.base), h, spec.seed, progress)
 
 
-# ------------------------------------------------------------------------------------------------------------ the table
+# ----------------------------------------------------------------------------------------------------------- the table
 
 
 def _row(

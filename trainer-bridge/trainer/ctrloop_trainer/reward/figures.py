@@ -4,6 +4,7 @@ Everything here is arithmetic on predictions: whoever made them is judged alike.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -176,7 +177,7 @@ def breakdowns(right: np.ndarray, exam: Exam) -> dict[str, list[dict[str, object
 
 def _by(values: np.ndarray, edges: Sequence[float], right: np.ndarray) -> list[dict[str, object]]:
     out = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         inside = (values >= low) & (values < high)
         if inside.any():
             top = None if math.isinf(high) else high

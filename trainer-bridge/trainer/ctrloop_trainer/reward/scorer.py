@@ -67,7 +67,7 @@ def vocabulary(captions: Sequence[str]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What a head reads, and in which units; saved beside its weights. Lists have one entry per column of describe()."""
+    """What a head reads, and in which units; saved beside its weights. Lists go by the columns of describe()."""
 
     columns: tuple[str, ...]  # names of what the trunk describes
     named: int  # how many of the first are soft names
