@@ -80,7 +80,7 @@ def make_shop(products, grammar):
 
 
 def hyper(**change):
-    return Hyper(**{"products": 8, "tau": 0.0, **change})
+    return Hyper(**{"products": 8, "descriptions": 2, "tau": 0.0, **change})
 
 
 def ranked(shop, product, texts, seed=3):

@@ -20,7 +20,7 @@ from ctrloop_trainer.rounds.settings import Hyper, arm_hyper
 from ctrloop_trainer.rounds.shop import Shop
 
 # Of eight descriptions of a product one has, by luck, what the planted model loves: enough to learn from in seconds.
-QUICK = {"products": 24, "descriptions": 8, "batch": 4, "warmup": 0, "lr": 3e-3, "epochs": 3, "tau": 0.0}
+QUICK = {"products": 24, "descriptions": 8, "batch": 4, "warmup": 0, "lr": 3e-3, "decay": 1.0, "epochs": 3, "tau": 0.0}
 QUICK |= {"held_samples": 6, "relevance_samples": 6, "w_nll": 1.0}
 
 # A taste for lights splits most pairs, so that two descriptions are enough.
@@ -108,7 +108,7 @@ def test_without_pcpo_descriptions_say_less_of_their_product(learn_from, grammar
     """A learning test that can fail: the corrupted row is what puts the product into the description. The placebo has
     that row, too, and only x is whole in it."""
     judge = Loves((), (), grammar.lights[:2])  # a taste that has nothing to do with products
-    arms = {a: learn_from(judge, judge, a, **NEUTRAL, w_pcpo=4.0)[0] for a in ("pcpo", "placebo")}
+    arms = {a: learn_from(judge, judge, a, **NEUTRAL, w_pcpo=1.0)[0] for a in ("pcpo", "placebo")}
     assert arms["pcpo"]["information"] > arms["placebo"]["information"] + 0.1
     assert arms["pcpo"]["corrupted"] < arms["pcpo"]["chosen"] - 0.5  # y+ has become likelier for x than for x~
     assert abs(arms["placebo"]["corrupted"] - arms["placebo"]["chosen"]) < 0.5
@@ -138,7 +138,7 @@ def test_the_bare_recipe_loses_its_form_and_the_defaults_keep_it(learn_from, gra
     assert figures["chosen"] < -1
     assert {"valid", "chosen_logp", "kl"} <= failed
     default = Hyper()
-    kept = {k: getattr(default, k) for k in ("lr", "batch", "warmup", "w_nll")}
+    kept = {k: getattr(default, k) for k in ("lr", "decay", "batch", "warmup", "w_nll")}
     figures, _, failed = learn_from(judge, judge, "pcpo", **{**NEUTRAL, **kept})
     assert figures["valid"] >= 0.97
     assert not {"valid", "chosen_logp", "kl"} & failed

@@ -129,10 +129,10 @@ def case_weighted_pair(x):
 
 
 def rounds_loss(x, **change):
-    h = settings.Hyper(**{"w_anchor": 0.5, "w_nll": 0.7, "w_pcpo": 2.0, "beta_pcpo": 0.6, **change})
-    ref = torch.stack([t(-5.5), t(-6.0), t(-8.0)])
-    length = torch.stack([t(3), t(4), t(3)])
-    return learn.loss_of(x[:3, None], ref, length, t(0.8), h)
+    weights = {"w_anchor": 0.5, "w_nll": 0.7, "w_pcpo": 2.0, "beta": 0.3, "beta_pcpo": 0.6, "w_form": 0.9}
+    ref = torch.stack([t(-5.5), t(-6.0), t(-8.0), t(-4.0)])
+    length = torch.stack([t(3), t(4), t(3), t(5)])
+    return learn.loss_of(x[:, None], ref, length, t(0.8), settings.Hyper(**{**weights, **change}))
 
 
 def case_rounds(x):
@@ -144,23 +144,25 @@ def case_soft_rounds(x):
 
 
 def test_the_rounds_loss_is_the_weighted_sum():
-    x = t(-5, -6.2, -9, 0)
+    x = t(-5, -6.2, -9, -8)
     want = {
         "dpo": sigmoid_loss(0.3 * (0.5 - -0.2)),
         "pcpo": sigmoid_loss(0.6 * (0.5 - -1.0)),
         "anchor": sigmoid_loss(0.3 * 0.5),
         "nll": 5 / 3,
+        "form": 8 / 5,
     }
     loss, parts = rounds_loss(x)
     for name, value in want.items():
         assert parts[name] == pytest.approx(value), name
-    assert loss.item() == pytest.approx(want["dpo"] + 2 * want["pcpo"] + 0.5 * want["anchor"] + 0.7 * want["nll"])
+    weights = {"dpo": 1, "pcpo": 2, "anchor": 0.5, "nll": 0.7, "form": 0.9}
+    assert loss.item() == pytest.approx(sum(weights[k] * v for k, v in want.items()))
     assert (parts["chosen"], parts["rejected"], parts["corrupted"]) == pytest.approx((0.5, -0.2, -1.0))
 
 
-@pytest.mark.parametrize("term", ["dpo", "pcpo", "anchor", "nll"])
+@pytest.mark.parametrize("term", ["dpo", "pcpo", "anchor", "nll", "form"])
 def test_every_weight_is_used(term):
-    x = t(-5, -6.2, -9, 0)
+    x = t(-5, -6.2, -9, -8)
     more, less = rounds_loss(x, **{f"w_{term}": 3.0})[0], rounds_loss(x, **{f"w_{term}": 1.0})[0]
     assert more.item() - less.item() == pytest.approx(2 * rounds_loss(x)[1][term])
 

@@ -23,7 +23,8 @@ from ctrloop_trainer.rounds import adapter, gates, learn, settings
 from ctrloop_trainer.rounds import train as rounds
 from ctrloop_trainer.rounds.draw import draw, show_masks
 
-TINY = {"epochs": 2, "products": 12, "batch": 4, "checkpoint": 2, "held_samples": 2, "probes": 2, "tau": 0.0}
+TINY = {"epochs": 2, "products": 12, "descriptions": 2, "batch": 4, "checkpoint": 2, "tau": 0.0}
+TINY |= {"held_samples": 2, "probes": 2}
 STEPS = 3  # of TINY's epochs: twelve products make at most twelve samples
 
 
@@ -34,7 +35,7 @@ def rewards(make_data, make_spec, tmp_path_factory):
 
     d = tmp_path_factory.mktemp("rewards")
     data = make_data(lambda x: 0.3 * np.sin(x.mean()), per=4).write(d / "data")
-    common = {"epochs": 2, "heads": 1, "baselines": False, "learning_rates": "0.003"}
+    common = {"epochs": 2, "baselines": False}
     out = []
     for name in ("reward", "referee"):
         hyper = {**common, "referee": name == "referee", "trunk": str(WEIGHTS / f"{name}-trunk")}
@@ -114,6 +115,10 @@ def test_in_tokens_nothing_but_the_product_changes(batch):
     assert seen["answers"][chosen] == seen["answers"][corrupted] == [s.chosen for s in samples]
     assert seen["answers"][n : 2 * n] == [s.rejected for s in samples]
     assert seen["asks"][chosen] == seen["asks"][n : 2 * n]
+    # The fourth row gives the form a hold under x~: an answer that was written for another product.
+    assert seen["asks"][3 * n :] == seen["asks"][corrupted]
+    assert seen["answers"][3 * n :] == [s.elsewhere for s in samples]
+    assert all(s.elsewhere in {o.chosen for o in samples if o.product != s.product} for s in samples)
     for s, a, b in zip(samples, seen["asks"][chosen], seen["asks"][corrupted], strict=True):
         x, y = v.prompt_ids(a.text), v.prompt_ids(b.text)
         if s.how == "image":
@@ -129,6 +134,7 @@ def test_a_placebo_leaves_x_whole(miniature):
     v = miniature.load_base()
     samples, _ = draw(v, miniature.shop, settings.arm_hyper(miniature.h, "placebo"), 5, 1)
     assert all(s.corrupted == s.ask for s in samples)
+    assert all(s.elsewhere == s.chosen for s in samples)
 
 
 @pytest.mark.parametrize(("arm", "how"), [("pcpo_image", "image"), ("pcpo_caption", "caption")])
@@ -356,6 +362,7 @@ def test_arms_replace_settings_that_exist():
         ({"beta": 0.0}, "hyper.beta"),
         ({"w_pcpo": -1.0}, "hyper.w_pcpo"),
         ({"w_nll": float("nan")}, "hyper.w_nll"),
+        ({"decay": 0.0}, "hyper.decay"),
         ({"mask_share": 1.5}, "hyper.mask_share"),
         ({"corrupt": "both"}, "hyper.corrupt"),
         ({"descriptions": 1}, "hyper.descriptions"),

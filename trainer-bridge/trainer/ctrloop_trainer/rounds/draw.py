@@ -38,6 +38,7 @@ class Sample:
     mask_seed: int  # of x~'s picture, where how is "image"
     chosen: str
     rejected: str
+    elsewhere: str  # y+ of another product of the epoch: something well-formed to say about x~
     p: float  # of the chosen, by the reward model
 
     @property
@@ -87,12 +88,23 @@ def draw(v: PromptModel, shop: Shop, h: Hyper, seed: int, epoch: int) -> tuple[l
         how, other = choose(h.corrupt, rng), other_product(products[i], shop.train, rng)
         corrupted = question(other.caption, instructions[i]) if how == "caption" else asks[i].text
         mask_seed = derive(seed, "mask", epoch, i)
-        out.append(Sample(products[i].id, asks[i].text, corrupted, how, mask_seed, hi, lo, float(max(p, 1 - p))))
+        sure = float(max(p, 1 - p))
+        out.append(Sample(products[i].id, asks[i].text, corrupted, how, mask_seed, hi, lo, "", sure))
     about |= {"ties": len(pairs) - len(out), "pairs": len(out)}
     about |= {"swap_consistency": judged.swap_consistency if h.both_orders else None}
     if not out:
         raise NothingToLearnError(f"epoch {epoch}: the reward model abstains on every pair (tau {tau}): lower tau")
-    return out, about
+    return _exchange(out, rng), about
+
+
+def _exchange(samples: list[Sample], rng: random.Random) -> list[Sample]:
+    """Fills elsewhere. Where x is whole there is nothing to say but y+; a lone product has its own y-."""
+    out = []
+    for s in samples:
+        others = [o.chosen for o in samples if o.product != s.product]
+        other = rng.choice(others) if others else s.rejected
+        out.append(dataclasses.replace(s, elsewhere=s.chosen if s.how == "none" else other))
+    return out
 
 
 def _pictures(shop: Shop, products: list[Product], texts: list[list[str]], seeds: list[int]) -> dict[Key, np.ndarray]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from .. import losses
+from ..accelerator import Accelerate
 from ..errors import BadInputError, InterruptedJobError
 from ..progress import Progress, check_loss
 from ..prompt.model import Ask, PromptModel
@@ -24,15 +25,16 @@ from .draw import Sample, draw, drop_masks, show_masks
 from .settings import Hyper
 from .shop import Shop
 
-CHOSEN, REJECTED, CORRUPTED = range(3)  # rows of every (rows, samples) tensor of log-probabilities
+CHOSEN, REJECTED, CORRUPTED, ELSEWHERE = range(4)  # rows of every (rows, samples) tensor of log-probabilities
 
 
 def rows(batch: Sequence[Sample], product_centric: bool) -> tuple[list[Ask], list[str]]:
-    """Requests and answers of one forward pass: y+|x, y-|x and, product-centric, the same y+|x~."""
-    asks, chosen = [s.ask for s in batch], [s.chosen for s in batch]
+    """Requests and answers of one forward pass: y+|x, y-|x and, product-centric, the same y+|x~ and another y|x~."""
+    asks, chosen, rejected = [s.ask for s in batch], [s.chosen for s in batch], [s.rejected for s in batch]
     if not product_centric:
-        return asks * 2, chosen + [s.rejected for s in batch]
-    return asks * 2 + [s.corrupted for s in batch], chosen + [s.rejected for s in batch] + chosen
+        return asks * 2, chosen + rejected
+    corrupted, elsewhere = [s.corrupted for s in batch], [s.elsewhere for s in batch]
+    return asks * 2 + corrupted * 2, chosen + rejected + chosen + elsewhere
 
 
 def logps(v: PromptModel, batch: Sequence[Sample], product_centric: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,7 +46,10 @@ def logps(v: PromptModel, batch: Sequence[Sample], product_centric: bool) -> tup
 def loss_of(
     logp: torch.Tensor, ref: torch.Tensor, length: torch.Tensor, p: torch.Tensor, h: Hyper
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """w_dpo L_DPO + w_pcpo L_PCPO + w_anchor L_anchor + w_nll L_nll, and the parts by name.
+    """w_dpo L_DPO + w_pcpo L_PCPO + w_anchor L_anchor + w_nll L_nll + w_form L_form, and the parts by name.
+
+    L_form is the per-token likelihood of another product's y+ under x~: PCPO takes y+|x~ away, and what it frees must
+    go to something well-formed.
 
     logp, ref and length are (rows, samples) as logps() gives them, p is (samples,).
     """
@@ -58,6 +63,7 @@ def loss_of(
     about = {"chosen": moved[CHOSEN].mean().item(), "rejected": moved[REJECTED].mean().item()}
     if len(logp) > CORRUPTED:
         parts["pcpo"] = (h.w_pcpo, losses.pcpo(chosen, logp[CORRUPTED], ref[CHOSEN], ref[CORRUPTED], h.beta_pcpo))
+        parts["form"] = (h.w_form, losses.token_nll(logp[ELSEWHERE], length[ELSEWHERE]))
         about["corrupted"] = moved[CORRUPTED].mean().item()
     if h.w_anchor:
         parts["anchor"] = (h.w_anchor, losses.anchor(chosen, ref[CHOSEN], h.beta))
@@ -66,10 +72,10 @@ def loss_of(
     return loss, {"loss": float(loss), **{k: x.item() for k, (_, x) in parts.items()}, **about}
 
 
-def learning_rate(h: Hyper, step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine down to 5 %, within each epoch."""
+def learning_rate(h: Hyper, epoch: int, step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine down to 5 %, within each epoch; each epoch begins lower than the one before."""
     warm = min(1.0, (step + 1) / h.warmup) if h.warmup else 1.0
-    return h.lr * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+    return h.lr * h.decay ** (epoch - 1) * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 @dataclasses.dataclass
@@ -93,6 +99,7 @@ class Learner:
         self.running: Running | None = None
         self.parameters = {n: p for n, p in v.model.named_parameters() if p.requires_grad}
         # One optimiser for all epochs: a fresh Adam per epoch kicks the weights while its moments fill.
+        v.accelerate = Accelerate.of(v.placement)
         self.optimizer = self._fresh()
 
     @property
@@ -101,7 +108,11 @@ class Learner:
         return self.h.w_pcpo > 0
 
     def _fresh(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters.values(), self.h.lr, betas=(0.9, 0.98), weight_decay=0.0)
+        adam = torch.optim.AdamW(self.parameters.values(), self.h.lr, betas=(0.9, 0.98), weight_decay=0.0)
+        prepared = self.v.accelerate.prepare(self.v, adam)
+        # FSDP puts shards in the place of parameters.
+        self.parameters = {n: p for n, p in self.v.model.named_parameters() if p.requires_grad}
+        return prepared
 
     def epoch(self, number: int) -> dict[str, Any]:
         """Draws and learns an epoch, or what is left of it. Returns the means over the later half of its steps."""
@@ -114,7 +125,7 @@ class Learner:
         steps = math.ceil(len(order) / self.h.batch)
         for step in range(run.step, steps):
             self._pause()
-            self._rate(learning_rate(self.h, step, steps))
+            self._rate(learning_rate(self.h, number, step, steps))
             torch.manual_seed(derive(self.seed, "dropout", number, step))
             point = self._step(order[step * self.h.batch : (step + 1) * self.h.batch])
             where = f"arm {self.arm}, epoch {number}, step {step}"
@@ -148,14 +159,15 @@ class Learner:
 
     def _step(self, at: list[int]) -> dict[str, float]:
         """One update on the samples at these positions."""
+        at = self.v.accelerate.share(at)
         self.v.model.train()
         batch = [self.running.samples[i] for i in at]
         logp, length = logps(self.v, batch, self.product_centric)
         p = torch.tensor([s.p for s in batch], dtype=logp.dtype, device=logp.device)
-        loss, point = loss_of(logp, self.running.reference[:, at], length, p, self.h)
+        loss, point = loss_of(logp, self.running.reference[:, at].to(logp.device), length, p, self.h)
         self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        self.v.accelerate.backward(loss)
+        self.v.accelerate.clip(list(self.parameters.values()), 1.0)
         self.optimizer.step()
         return point
 
@@ -195,7 +207,7 @@ class Learner:
         if not self.file.is_file():
             return 0
         try:
-            state = torch.load(self.file, weights_only=True)
+            state = torch.load(self.file, map_location="cpu", weights_only=True)
             saved = state["adapter"]
             if {n: p.shape for n, p in saved.items()} != {n: p.shape for n, p in self.parameters.items()}:
                 raise BadInputError(f"{self.file} is of another base or rank: use a new folder")
