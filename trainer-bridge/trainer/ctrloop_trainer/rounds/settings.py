@@ -13,7 +13,7 @@ class Hyper(gates.Thresholds):
 
     arms: str = "dpo,pcpo"  # names out of ARMS, trained from the same base on the same products and seeds
     main: str = ""  # the arm that ships; empty: pcpo if it is among the arms, else the first
-    epochs: int = 4
+    epochs: int = 5
     patience: int = 2  # the arm that ships ends after so many epochs in a row that failed a gate; 0: never
     products: int = 160  # per epoch, hue variants included
     # Drawn per product; of more than two, the best and the worst make the pair. 160 x 4 costs what 320 x 2 does to
@@ -23,7 +23,7 @@ class Hyper(gates.Thresholds):
     tau: float = -1.0  # abstention of the ranking; negative: as the reward model was trained
     batch: int = 8  # many small updates beat few large ones
     lr: float = 1.5e-3  # of the embedded model; a 7 B model wants 2e-5
-    decay: float = 0.75  # of lr from epoch to epoch: the late ones are where descriptions lost their form
+    decay: float = 0.85  # of lr from epoch to epoch: the late ones are where descriptions lost their form
     warmup: int = 4  # steps per epoch; an epoch has about 20
     rank: int = 16  # alpha is twice the rank
     dropout: float = 0.05
@@ -32,10 +32,10 @@ class Hyper(gates.Thresholds):
     # y+|x~ down without end, into answers to other questions ("touch screen"), and those leaked to x.
     beta_pcpo: float = 1.5
     w_dpo: float = 1.0
-    w_pcpo: float = 0.5
-    w_nll: float = 4.0  # per-token likelihood of y+: without it answers lose their form under DPO
+    w_pcpo: float = 1.0
+    w_nll: float = 3.0  # per-token likelihood of y+: without it answers lose their form under DPO
     # Per-token likelihood of some other description under x~, or what PCPO takes from y+|x~ goes to malformed answers.
-    w_form: float = 1.0
+    w_form: float = 0.4
     w_anchor: float = 0.0
     soft_labels: bool = False  # DPO towards the reward model's probability instead of towards certainty
     fresh_optimizer: bool = False  # a new Adam every epoch: its first steps kick the weights; for the ablation only
@@ -62,7 +62,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "one_order": {"both_orders": False},
     "soft": {"soft_labels": True},
     "two_descriptions": {"descriptions": 2, "products": 320},
-    "pushy": {"beta_pcpo": 0.5, "w_pcpo": 1.5},  # the same slope at the start, and no end to it
+    "pushy": {"beta_pcpo": 0.5, "w_pcpo": 3.0},  # the same slope at the start, and no end to it
     "no_nll": {"w_nll": 0.0},
     "no_form": {"w_form": 0.0},
     "bare_dpo": {"w_pcpo": 0.0, "w_nll": 0.0, "fresh_optimizer": True},  # the recipe in which answers lose their form
