@@ -5,14 +5,13 @@ Started plainly, everything here does nothing. Started as
     accelerate launch --config_file fsdp.yaml -m ctrloop_trainer.job SPEC.json --out DIR
 
 every process runs the same job: the same requests, pictures and random choices, each with its own renderer and its own
-folder (only the first one's is the result). They share the work in two places only: sampling (each answers its share,
-all get all answers, so that no process can take another path) and the gradient (each computes its share of every
-batch). Which of DDP, FSDP or DeepSpeed it is, the configuration file says.
+folder (the first one's is the result, the others write into out/processes/N). They share the work in two places only:
+sampling (each answers its share, all get all answers, so that no process can take another path) and the gradient (each
+computes its share of every batch). Which of DDP, FSDP or DeepSpeed it is, the configuration file says.
 """
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -70,8 +69,19 @@ class Accelerate:
         v.accelerate = self
         if self._a is None:
             return optimizer
+        if v.wrapped is not None:  # another optimizer for the same model
+            return self.prepared(optimizer)
         v.wrapped, optimizer = self._a.prepare(v.model, optimizer)
         return optimizer
+
+    def wrap(self, v: Any) -> None:
+        """Wraps a PromptModel's model alone (not for DeepSpeed, which wants model and optimizer together)."""
+        if self._a is not None:
+            v.wrapped = self._a.prepare_model(v.model)
+
+    def prepared(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """An optimizer of a wrapped model."""
+        return optimizer if self._a is None else self._a.prepare_optimizer(optimizer)
 
     def share(self, items: Sequence[T]) -> list[T]:
         """This process's part of items, an equal number in every process: the last ones are repeated where they do not
@@ -102,10 +112,6 @@ class Accelerate:
             torch.nn.utils.clip_grad_norm_(parameters, norm)
         else:
             self._a.clip_grad_norm_(parameters, norm)
-
-    def folder(self, out: Path) -> Path:
-        """Where this process writes: the first one into out, the others into folders that nobody reads."""
-        return out if self.is_main else out / "processes" / str(self.rank)
 
     def state_dict(self, v: Any) -> dict[str, torch.Tensor] | None:
         """The whole weights of a sharded model, gathered (all processes must ask); None: the model has them."""

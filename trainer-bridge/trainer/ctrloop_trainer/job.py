@@ -51,9 +51,17 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     p = argparse.ArgumentParser(prog="ctrloop_trainer.job", description=__doc__.splitlines()[0])
     p.add_argument("spec", type=Path)
-    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--out", type=Path)
     p.add_argument("--echo", action="store_true", help="print the live curve, too")
+    p.add_argument("--dry-run", action="store_true", help="say what the job would need: sizes, memory, steps, tokens")
+    p.add_argument("--processes", type=int, default=4, help="of the dry run's columns for FSDP")
     a = p.parse_args(argv)
+    if a.dry_run:
+        return _dry_run(a.spec, a.processes)
+    if a.out is None:
+        p.error("--out is required")
+    if int(os.environ.get("RANK", "0")) > 0:  # one of several under accelerate launch: the first one's is the result
+        a.out = a.out / "processes" / os.environ["RANK"]
     signal.signal(signal.SIGTERM, _stop_at_once)
     try:
         run(specs.load(a.spec), a.out, a.echo)
@@ -65,6 +73,17 @@ def main(argv: list[str] | None = None) -> int:
         return _failed(a.out, errors.BUG, traceback.format_exc())
     except Exception:
         return _failed(a.out, errors.BUG, traceback.format_exc())
+    return errors.OK
+
+
+def _dry_run(spec: Path, processes: int) -> int:
+    from . import dryrun
+
+    try:
+        dryrun.main(spec, processes)
+    except errors.JobError as e:
+        print(e, file=sys.stderr)
+        return e.exit_code
     return errors.OK
 
 

@@ -21,6 +21,16 @@ REQUIRED = {
     "diffusion": ("renderer", "grammar", "catalogue"),
     "rounds": ("base", "reward_model", "renderer", "grammar", "catalogue"),
 }
+TYPES = {
+    "seed": int,
+    "threads": int,
+    "hyper": dict,
+    "renderer": list,
+    "device": str,
+    "precision": str,
+    "quantize": str,
+    "checkpointing": bool,
+}
 FOLDERS = ("base", "dataset", "reward_model", "referee_model", "previous")
 FILES = ("grammar", "catalogue", "truth")
 
@@ -33,6 +43,10 @@ class Spec:
     id: str
     seed: int = 0
     threads: int = 1  # of PyTorch; one beats two on a machine that is busy with the stream
+    device: str = "cpu"  # cpu, cuda or auto; see placement.py for these four
+    precision: str = "fp32"  # fp32, bf16 or fp16
+    quantize: str = ""  # "4bit": QLoRA, needs bitsandbytes and a GPU
+    checkpointing: bool = False  # recompute activations: less memory, a third more time
     base: str | None = None  # folder of the base prompt model
     base_digest: str | None = None  # checked when given
     dataset: str | None = None
@@ -68,8 +82,8 @@ def check(raw: dict[str, Any]) -> Spec:
     if kind not in KINDS:
         raise BadInputError(f"kind: {kind!r} is unknown, use one of {', '.join(KINDS)}")
     problems += [f"{k}: missing, a {kind} job needs it" for k in ("id", *REQUIRED[kind]) if not raw.get(k)]
-    for k, want in (("seed", int), ("threads", int), ("hyper", dict), ("renderer", list)):
-        if raw.get(k) is not None and (not isinstance(raw[k], want) or isinstance(raw[k], bool)):
+    for k, want in TYPES.items():
+        if raw.get(k) is not None and (not isinstance(raw[k], want) or isinstance(raw[k], bool) != (want is bool)):
             problems.append(f"{k}: must be {want.__name__}, got {raw[k]!r}")
     for k in FOLDERS:
         if raw.get(k) and not Path(raw[k]).is_dir():

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ..accelerator import Accelerate
 from ..errors import BadInputError, InterruptedJobError
 from ..progress import Progress, check_loss
 from ..spec import derive
@@ -90,14 +91,17 @@ def fit(
     seed: int,
     checkpoints: Checkpoints,
     progress: Progress,
+    accelerate: Accelerate | None = None,
 ) -> list[float]:
     """Runs a stage, or what is left of it, and returns the loss of every step.
 
     stages are the names of the run's stages in order; parameters are trained (AdamW, cosine to 3 %, gradient norm 1);
     kept are those of earlier stages that a checkpoint must hold, too. SIGTERM leaves a checkpoint.
     """
+    accelerate = accelerate or Accelerate.none()
     stages, every = list(stages), {**kept, **parameters}
     optimizer = torch.optim.AdamW(list(parameters.values()), stage.lr, weight_decay=stage.weight_decay)
+    optimizer = accelerate.prepared(optimizer)
     losses, done = [], 0
     if (state := checkpoints.state) is not None:
         if stages.index(state.stage) > stages.index(stage.name):
@@ -126,8 +130,8 @@ def fit(
         loss = stage.loss(step, random.Random(f"{seed}/{stage.name}/{step}"))
         check_loss(loss.item(), f"{stage.name} step {step}")
         optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
+        accelerate.backward(loss)
+        accelerate.clip(list(parameters.values()), 1.0)
         optimizer.step()
         losses.append(loss.item())
         if (step + 1) % SMOOTHED == 0:

@@ -38,7 +38,7 @@ def save(v: PromptModel, folder: Path) -> None:
     """Writes adapter_model.safetensors and adapter_config.json, the same bytes for the same weights."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "no config file in prompt-base": a name, not a folder
-        v.model.save_pretrained(folder)
+        v.model.save_pretrained(folder, state_dict=v.accelerate.state_dict(v))
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card template: says nothing
     # PEFT writes sets in hash order, which differs from process to process, and the digest with it.
     config = json.loads((folder / "adapter_config.json").read_text())

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..digest import dir_digest
 from ..errors import BadInputError
+from ..placement import Placement
 from ..progress import Progress, write_json, write_lines
 from ..prompt.model import PromptModel, check_finite
 from ..render import Renderer
@@ -43,7 +44,7 @@ class Rounds:
 
     def load_base(self) -> PromptModel:
         """A fresh copy of the base, with every plain view registered."""
-        v = PromptModel.load(Path(self.spec.base))
+        v = PromptModel.load(Path(self.spec.base), Placement.of(self.spec))
         self.shop.show(v)
         return v
 
