@@ -15,11 +15,11 @@ class Thresholds:
     gate_valid: float = 0.985  # least share of well-formed descriptions; 3 of 256 may fail
     gate_referee_gain: float = 0.0  # least gain by the second reward model, in log-odds
     gate_matching_drop: float = 0.0  # most that the matching rate may lose against the base
-    # Least mean of logp(y+|x) - ref(y+|x) over the epoch's later half, in nats. Sound epochs had 0 to +1.3.
+    # Least mean of logp(y+|x) - ref(y+|x) over the epoch's later half, in nats. Sound epochs had 0 to +3.7.
     gate_chosen: float = -0.5
-    # Most nats per description that the model may be away from the base. Sound epochs had 0.1 to 1.2; the first ones
-    # to lose their form 4.2 and 5.7, plain DPO without a likelihood term 37.
-    gate_kl: float = 3.0
+    # Most nats per description that the model may be away from the base. Sound epochs had 0.1 to 3.3; those that lost
+    # their form 4.2 and 5.7, plain DPO on its way to clickbait 4.0 and 4.8.
+    gate_kl: float = 4.0
     gate_diversity: float = 0.5  # least share of the base's variety: how far two descriptions of a product differ
     gate_relevance: float = 0.7  # least share of the base's nats that a description tells of its product
     gate_referee_share: float = 0.3  # least gain by the referee for each unit of gain by the first reward model
