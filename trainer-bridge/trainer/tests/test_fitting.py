@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 from conftest import png
@@ -144,9 +145,9 @@ def test_lora_tunes_the_language_side_only_and_resumes(made, run_job, strike):
     assert same(weights(out), after)
 
 
-def test_a_folder_alone_makes_a_model(tmp_path, run_job, make_spec, products):
-    import numpy as np
-
+@pytest.fixture
+def own_folder(tmp_path, products):
+    """The miniature shop as somebody's own folder of pictures and texts."""
     d = tmp_path / "folder"
     d.mkdir()
     rows = []
@@ -155,16 +156,39 @@ def test_a_folder_alone_makes_a_model(tmp_path, run_job, make_spec, products):
         row = {"image": f"{i}.png", "title": p.title, "category": p.category, "background": f"table {i}, soft light"}
         rows.append({**row, "creative": f"{i}.png", "holdout": p.holdout})
     (d / "products.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    spec = make_spec("pretrain", TINY, dataset=str(d))
-    for k in ("renderer", "grammar", "catalogue"):
-        del spec[k]
-    code, out = run_job(spec)
+    return d
+
+
+def of_folder(make_spec, folder, hyper, **fields):
+    spec = make_spec("pretrain", hyper, dataset=str(folder), **fields)
+    return {k: x for k, x in spec.items() if k not in ("renderer", "grammar", "catalogue")}
+
+
+def test_a_folder_alone_makes_a_model(own_folder, run_job, make_spec):
+    code, out = run_job(of_folder(make_spec, own_folder, TINY))
     assert code == errors.OK
     figures = json.loads((out / "metrics.json").read_text())["figures"]
     tasks = figures["folder"]["tasks"]
     assert {t["family"] for t in tasks.values()} == {"image", "content", "prompt"}
     assert all(np.isfinite(t["loss"]) for t in tasks.values())
     assert PromptModel.load(out / "model").prompting.instructions
+
+
+@pytest.mark.parametrize(("kind", "tuning"), [("llava-1.6-mistral", "lora"), ("qwen2.5-vl", "full")])
+def test_real_architectures_continue_the_same_way(own_folder, tmp_path, run_job, make_spec, kind, tuning):
+    from ctrloop_trainer.prompt import miniatures
+    from ctrloop_trainer.prompt.model import INSTRUCTIONS, Prompting
+
+    base = miniatures.save(kind, tmp_path / "base", ["table, soft light"] * 3, Prompting(INSTRUCTIONS, view_px=56))
+    hyper = {"tuning": tuning, "vision_steps": 0, "steps": 2, "batch": 2, "lr": 0.01, "warm_up": 0}
+    hyper |= {"eval_examples": 1, "rank": 4}
+    code, out = run_job(of_folder(make_spec, own_folder, hyper, base=str(base)))
+    assert code == errors.OK
+    before, after = (load_file(d / "model.safetensors") for d in (base, out / "model"))
+    assert before.keys() == after.keys()
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert changed
+    assert not any("vision_tower" in k or "visual" in k for k in changed)
 
 
 @pytest.mark.parametrize(

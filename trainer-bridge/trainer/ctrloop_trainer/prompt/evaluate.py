@@ -126,7 +126,7 @@ def scores(v: PromptModel, asks: Sequence[Ask], answers: Sequence[str], batch: i
     out, tokens = [], 0
     for i in range(0, len(asks), batch):
         logp, length = v.token_logps(asks[i : i + batch], answers[i : i + batch])
-        out.append(logp.sum(1).numpy())
+        out.append(logp.sum(1).cpu().numpy())
         tokens += int(length.sum())
     return np.concatenate(out), tokens
 

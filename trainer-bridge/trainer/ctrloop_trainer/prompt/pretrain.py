@@ -22,10 +22,12 @@ import torch
 import torch.nn.functional as F
 
 from .. import lineage
+from ..accelerator import Accelerate
 from ..data import Product, load_catalogue, split
 from ..digest import dir_digest
 from ..errors import BadInputError
 from ..grammar import Grammar
+from ..placement import Placement
 from ..progress import Progress, write_json
 from ..render import Renderer, Shot
 from ..spec import Spec, hyper
@@ -120,6 +122,8 @@ def checked(h: Hyper, spec: Spec) -> Hyper:
         problems.append(f"hyper.tuning: {h.tuning!r} is unknown, use one of {', '.join(TUNINGS)}")
     if h.tuning == "lora" and not spec.base:
         problems.append("hyper.tuning: lora needs a base: a LoRA on fresh weights learns next to nothing")
+    if spec.quantize:
+        problems.append("quantize: the LoRA is merged into the base, which 4-bit weights cannot take; use bf16")
     problems += [f"hyper.{k}: must be at least 1" for k in ("steps", "batch") if getattr(h, k) < 1]
     shares = {k: getattr(h, k) for k in ("image_share", "content_share", "folder_share", "clean")}
     problems += [f"hyper.{k}: must be within 0 and 1, got {x}" for k, x in shares.items() if not 0 <= x <= 1]
@@ -221,10 +225,11 @@ def evaluated(v: PromptModel, inputs: Inputs, h: Hyper, seed: int) -> dict[str, 
 def starting_point(spec: Spec, h: Hyper, inputs: Inputs) -> PromptModel:
     """The base to continue from, or a fresh model."""
     if spec.base:
-        return PromptModel.load(Path(spec.base))
+        return PromptModel.load(Path(spec.base), Placement.of(spec, full=h.tuning != "lora"))
     size = Size(h.hidden, h.layers, h.feed_forward, h.vision_hidden, h.vision_layers, h.patch)
     model, processor = build(make_tokenizer(inputs.texts, h.vocabulary), size, spec.seed)
-    return PromptModel(model, processor, Prompting(INSTRUCTIONS))
+    placement = Placement.of(spec, full=True)
+    return PromptModel(placement.place(model), processor, Prompting(INSTRUCTIONS), placement)
 
 
 def fingerprint(spec: Spec, h: Hyper) -> str:
@@ -255,10 +260,12 @@ def train(
         # The tower stays as the first stage left it, as LLaVA's does: the few products would be learnt by heart.
         v.model.requires_grad_(True)
         for n, p in v.model.named_parameters():
-            p.requires_grad_("vision_tower" not in n)
+            p.requires_grad_(not n.startswith(f"{v.family.vision[0]}."))
     trained = {f"model.{n}": p for n, p in v.model.named_parameters() if p.requires_grad}
     v.model.train()
-    losses = fitting.fit(task_stage(v, inputs, h), stages, trained, tower, seed, checkpoints, progress)
+    v.accelerate = Accelerate.of(v.placement)
+    v.accelerate.wrap(v)
+    losses = fitting.fit(task_stage(v, inputs, h), stages, trained, tower, seed, checkpoints, progress, v.accelerate)
     v.model.requires_grad_(True).eval()
     return losses
 
@@ -281,11 +288,16 @@ def vision_stage(v: PromptModel, shop: Shop, h: Hyper) -> tuple[fitting.Stage, t
     """Teaches the vision tower to name scenes, and products by department, colour and harmonious palettes, before the
     language model joins: a classifier learns in a minute what the answer's few tokens would teach in an hour. The
     heads (second result) are thrown away."""
+    if v.family.name != "llava":
+        raise BadInputError(
+            f"hyper.vision_steps: the vision stage is for the embedded model; {type(v.model).__name__} comes with a "
+            "tower that sees, set vision_steps to 0"
+        )
     g = shop.g
     departments, colours = (sorted({getattr(p, k) for p in shop.products}) for k in ("department", "colour"))
     sizes = [*g.sizes, len(departments), len(colours), len(g.palettes)]
     tower = v.model.model.vision_tower
-    heads = torch.nn.Linear(tower.config.hidden_size, sum(sizes))
+    heads = torch.nn.Linear(tower.config.hidden_size, sum(sizes)).to(v.device)
 
     def loss(_: int, rng: random.Random) -> torch.Tensor:
         scenes = [rng.choice(shop.scenes) for _ in range(h.vision_batch)]
@@ -296,13 +308,14 @@ def vision_stage(v: PromptModel, shop: Shop, h: Hyper) -> tuple[fitting.Stage, t
         x[mirrored] = x[mirrored].flip(-1)
         # The projector reads the last layer's patch tokens, without the class token: so do the heads.
         logits = heads(tower(x).last_hidden_state[:, 1:].mean(1)).split(sizes, 1)
-        named = torch.tensor([s.tokens for s in scenes])
-        total = sum(F.cross_entropy(logits[i][: len(scenes)], named[:, i]) for i in range(4))
-        at = [part[len(scenes) :] for part in logits[4:]]
-        total = total + F.cross_entropy(at[0], torch.tensor([departments.index(p.department) for p in products]))
-        total = total + F.cross_entropy(at[1], torch.tensor([colours.index(p.colour) for p in products]))
-        suits = torch.tensor([[float(q in p.harmonious) for q in g.palettes] for p in products])
-        return total + h.suits_weight * F.binary_cross_entropy_with_logits(at[2], suits)
+        right = [torch.tensor([s.tokens[i] for s in scenes]) for i in range(4)]
+        right += [torch.tensor([departments.index(p.department) for p in products])]
+        right += [torch.tensor([colours.index(p.colour) for p in products])]
+        suits = torch.tensor([[float(q in p.harmonious) for q in g.palettes] for p in products], device=v.device)
+        parts = [*(part[: len(scenes)] for part in logits[:4]), *(part[len(scenes) :] for part in logits[4:])]
+        # The six names; the last part, the palettes that suit, is several yes-or-no questions.
+        total = sum(F.cross_entropy(x, y.to(v.device)) for x, y in zip(parts[:6], right, strict=True))
+        return total + h.suits_weight * F.binary_cross_entropy_with_logits(parts[6], suits)
 
     tower.requires_grad_(True).train()
     return fitting.Stage("vision", h.vision_steps, h.vision_lr, 0.05, 100, loss), heads
@@ -314,7 +327,7 @@ def task_stage(v: PromptModel, inputs: Inputs, h: Hyper) -> fitting.Stage:
 
     def loss(step: int, rng: random.Random) -> torch.Tensor:
         who = FAULTLESS if step < h.clean * h.steps else imperfect
-        batch = [draw(inputs, h, who, rng) for _ in range(h.batch)]
+        batch = v.accelerate.share([draw(inputs, h, who, rng) for _ in range(h.batch)])
         logp, length = v.token_logps([e.ask for e in batch], [e.answer for e in batch])
         return -logp.sum() / length.sum()
 
