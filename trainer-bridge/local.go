@@ -44,6 +44,7 @@ const (
 	FailMemory      FailureClass = "out_of_memory" // 3, or killed by the kernel
 	FailDiverged    FailureClass = "diverged"      // 4: not-a-number
 	FailInterrupted FailureClass = "interrupted"   // 5: stopped with a checkpoint; runs on when started again
+	FailEvidence    FailureClass = "no_evidence"   // 6: too few clicks to learn from; the next data set may have more
 	FailTimeout     FailureClass = "timeout"
 )
 
@@ -66,6 +67,8 @@ func classify(err error) FailureClass {
 		return FailDiverged
 	case 5:
 		return FailInterrupted
+	case 6:
+		return FailEvidence
 	}
 	return FailBug
 }

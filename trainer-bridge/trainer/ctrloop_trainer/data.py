@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.ipc
 from PIL import Image, UnidentifiedImageError
 
-from .errors import BadInputError
+from .errors import BadInputError, NoEvidenceError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +263,7 @@ def _check(c: Creatives, p: Pairs, folder: Path) -> None:
     if unknown:
         raise BadInputError(f"the dataset {folder} has a pair of split {unknown[0]!r}: known are {', '.join(SPLITS)}")
     if not p.training.any():
-        raise BadInputError(f"the dataset {folder} has no training pairs: wait for more clicks")
+        raise NoEvidenceError(f"the dataset {folder} has no training pairs: wait for more clicks")
     both = {c.products[i] for i in p.left[p.test]} & {c.products[i] for i in p.left[p.training]}
     if both:
         raise BadInputError(f"product {sorted(both)[0]} is in the training and in the test split of {folder}")

@@ -1,6 +1,7 @@
 """`python -m ctrloop_trainer.job SPEC.json --out DIR`: runs one job, leaves its artifacts, exits by failure class.
 
-Exit codes: 0 ok, 1 bug, 2 bad specification or input, 3 out of memory, 4 diverged, 5 interrupted (checkpointed).
+Exit codes: 0 ok, 1 bug, 2 bad specification or input, 3 out of memory, 4 diverged, 5 interrupted (checkpointed),
+6 too little evidence to learn from.
 """
 
 import argparse

@@ -177,7 +177,7 @@ def test_no_training_pairs(reward, refuses):
     def hold(data):
         data.pairs["split"] = ["test"] * len(data.pairs["split"])
 
-    refuses(reward(hold), "no training pairs", "wait for more clicks")
+    refuses(reward(hold), "no training pairs", "wait for more clicks", code=errors.NO_EVIDENCE)
 
 
 # --- weights ---

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import STUB
 
-from ctrloop_trainer.errors import BadInputError
+from ctrloop_trainer.errors import NoEvidenceError
 from ctrloop_trainer.render import Renderer, Shot
 from ctrloop_trainer.rounds.draw import draw
 from ctrloop_trainer.rounds.settings import Hyper
@@ -160,7 +160,7 @@ def test_both_pictures_of_a_pair_are_drawn_with_the_same_seed(make_shop):
 def test_a_preferred_side_is_no_preference(make_shop):
     """In both orders a judge with a favourite side has said nothing; asked once, its side becomes the label."""
     shop, writer = make_shop(Sided()), Writer(lambda p, n: TEXTS[n])
-    with pytest.raises(BadInputError, match="abstains"):
+    with pytest.raises(NoEvidenceError, match="abstains"):
         draw(writer, shop, hyper(), 1, 1)
     samples, about = draw(writer, shop, hyper(both_orders=False), 1, 1)
     assert {s.chosen for s in samples} == {TEXTS[0]}
@@ -194,5 +194,5 @@ def test_held_out_products_are_never_drawn(make_shop):
 
 
 def test_a_base_that_says_one_thing_only_is_refused(make_shop):
-    with pytest.raises(BadInputError, match="no product got two"):
+    with pytest.raises(NoEvidenceError, match="no product got two"):
         draw(Writer(lambda p, n: TEXTS[0]), make_shop(), hyper(), 1, 1)

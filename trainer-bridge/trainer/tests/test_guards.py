@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from conftest import STUB, WEIGHTS
 
+from ctrloop_trainer.errors import NoEvidenceError
 from ctrloop_trainer.progress import Progress
 from ctrloop_trainer.prompt.model import PromptModel
 from ctrloop_trainer.render import Renderer, Shot
 from ctrloop_trainer.rounds import adapter, gates
-from ctrloop_trainer.rounds.draw import NothingToLearnError
 from ctrloop_trainer.rounds.held import Held, variety
 from ctrloop_trainer.rounds.learn import Learner
 from ctrloop_trainer.rounds.settings import Hyper, arm_hyper
@@ -84,7 +84,7 @@ def learn_from(shop, products, grammar, tmp_path_factory):
             for epoch in range(1, h.epochs + 1):
                 try:
                     trained = learner.epoch(epoch)
-                except NothingToLearnError:  # it says nothing else any more
+                except NoEvidenceError:  # it says nothing else any more
                     break
             figures = {**around.figures(v, h.epochs)[0], **trained}
             failed = {g["name"] for g in gates.judge(figures, around.base_figures, h) if not g["passed"]}

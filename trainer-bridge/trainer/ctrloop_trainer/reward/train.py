@@ -18,7 +18,7 @@ import torch
 
 from ..data import LATER, TEST, TRAIN, Creatives, Pairs, load_dataset
 from ..digest import dir_digest
-from ..errors import BadInputError
+from ..errors import BadInputError, NoEvidenceError
 from ..progress import Progress, check_loss, write_json, write_lines
 from ..spec import Spec, derive, hyper
 from . import baselines, drift, figures
@@ -68,7 +68,7 @@ class Fold:
         self.train_pairs = pairs.of(TRAIN)
         products = sorted(set(self.train_pairs.products))
         if len(products) < 2:
-            raise BadInputError(
+            raise NoEvidenceError(
                 f"training pairs of {len(products)} product: at least 2 are needed, wait for more clicks"
             )
         self.fold = folds_of(products, h.folds, "referee" if h.referee else "reward")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data import Product
-from ..errors import BadInputError
+from ..errors import NoEvidenceError
 from ..prompt.model import Ask, PromptModel, question
 from ..render import Shot
 from ..reward.scorer import PairScorer, Scored, both_orders
@@ -20,11 +20,6 @@ from .shop import Shop
 
 ROUNDING = 1e-6  # (0.9 + 1 - 0.9) / 2 is not 0.5: a judge without an opinion must not get one from the last bit
 Key = tuple[int, str]  # position of a product in the epoch, description
-
-
-class NothingToLearnError(BadInputError):
-    """No pair came out of an epoch's drawing. In the first epoch the input is at fault; later the model has arrived:
-    it says one thing, or what it says is all the same to the reward model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +70,7 @@ def draw(v: PromptModel, shop: Shop, h: Hyper, seed: int, epoch: int) -> tuple[l
         "failed": sum(len(u) < 2 <= len(t) for u, t in zip(usable, texts, strict=True)),
     }
     if not pairs:
-        raise NothingToLearnError(
+        raise NoEvidenceError(
             f"epoch {epoch}: no product got two different well-formed descriptions: is the base trained?"
         )
     tau = h.tau if h.tau >= 0 else shop.reward.tau
@@ -93,7 +88,7 @@ def draw(v: PromptModel, shop: Shop, h: Hyper, seed: int, epoch: int) -> tuple[l
     about |= {"ties": len(pairs) - len(out), "pairs": len(out)}
     about |= {"swap_consistency": judged.swap_consistency if h.both_orders else None}
     if not out:
-        raise NothingToLearnError(f"epoch {epoch}: the reward model abstains on every pair (tau {tau}): lower tau")
+        raise NoEvidenceError(f"epoch {epoch}: the reward model abstains on every pair (tau {tau}): lower tau")
     return _exchange(out, rng), about
 
 

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from ..digest import dir_digest
-from ..errors import BadInputError
+from ..errors import BadInputError, NoEvidenceError
 from ..placement import Placement
 from ..progress import Progress, write_json, write_lines
 from ..prompt.model import PromptModel, check_finite
 from ..render import Renderer
 from ..spec import Spec, derive, hyper
 from . import adapter, gates, probe, settings
-from .draw import NothingToLearnError
 from .held import Held
 from .learn import Learner
 from .settings import Hyper
@@ -73,7 +72,7 @@ class Rounds:
             learner = learner or self.learner(arm)
             try:
                 done.append(self._epoch(arm, learner, len(done) + 1))
-            except NothingToLearnError as e:
+            except NoEvidenceError as e:
                 if not done:
                     raise
                 self.progress.log(stage="stopped", arm=arm, epoch=len(done), why=str(e))
