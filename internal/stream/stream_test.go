@@ -53,6 +53,7 @@ func TestEnsureTopicsIsIdempotentAndRefusesAnotherCount(t *testing.T) {
 }
 
 func TestCheckBroker(t *testing.T) {
+	streamtest.NeedFake(t)
 	b, ctx := streamtest.StartTopics(t, 1), testContext(t)
 	if err := stream.CheckBroker(ctx, b.Config); err != nil {
 		t.Fatal(err)
@@ -243,6 +244,9 @@ func TestTxUnderFaultsAndCrashes(t *testing.T) {
 		{name: "end: concurrent transactions", faults: []kfake.Fault{{Keys: []kmsg.Key{kmsg.EndTxn}, Err: kerr.ConcurrentTransactions, Count: 3}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			if len(test.faults) > 0 {
+				streamtest.NeedFake(t)
+			}
 			t.Parallel()
 			b, ctx := startCopy(t, 3, n), testContext(t)
 			if len(test.faults) > 0 {
