@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -162,16 +163,21 @@ func CommittedOffsets(ctx context.Context, c Config, group string) (map[TopicPar
 	return out, err
 }
 
+// unsettled are answers that become others by themselves: a transaction is being decided, or the group's
+// coordinator is on its way. The first question about groups that a fresh cluster ever gets makes it create the
+// topic where it keeps their offsets.
+var unsettled = []error{kerr.UnstableOffsetCommit, kerr.CoordinatorNotAvailable, kerr.CoordinatorLoadInProgress, kerr.NotCoordinator}
+
 func stableOffsets(ctx context.Context, adm *kadm.Client, group string) (map[TopicPartition]Committed, error) {
 	for {
 		out, err := committedOffsets(ctx, adm, group)
-		if !errors.Is(err, kerr.UnstableOffsetCommit) {
+		if err == nil || !slices.ContainsFunc(unsettled, func(e error) bool { return errors.Is(err, e) }) {
 			return out, err
 		}
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%w: %w", ctx.Err(), err)
-		case <-time.After(20 * time.Millisecond): // a transaction is being decided
+		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }

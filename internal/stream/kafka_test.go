@@ -92,6 +92,14 @@ func TestSecuredBroker(t *testing.T) {
 	}
 }
 
+// TestFirstQuestionOfAFreshCluster: no group has ever existed, so the broker must make the topic of their offsets.
+func TestFirstQuestionOfAFreshCluster(t *testing.T) {
+	b := streamtest.StartReal(t, nil)
+	if at, err := stream.CommittedOffsets(testContext(t), b.Config(), "nobody"); err != nil || len(at) != 0 {
+		t.Errorf("%v, %v", at, err)
+	}
+}
+
 // TestBrokerFaultsInsideATransaction stops, kills and stalls the real broker while a transaction is open, its
 // outputs written or on their way: what was read is copied once all the same. On one node each restart is also one
 // of the coordinators of groups and transactions.
@@ -136,6 +144,8 @@ func TestBrokerFaultsInsideATransaction(t *testing.T) {
 				if left == 0 {
 					break
 				}
+				// As the joiner does: an end that takes too long is given up, and a new life fences this one.
+				life, cancel := context.WithTimeout(ctx, 30*time.Second)
 				_, _, err := copier{conf: b.Config(), id: "t", max: 500, beforeCommit: func() bool {
 					if faults < 2 {
 						faults++
@@ -144,7 +154,8 @@ func TestBrokerFaultsInsideATransaction(t *testing.T) {
 						}
 					}
 					return true
-				}}.run(ctx, left)
+				}}.run(life, left)
+				cancel()
 				if err != nil {
 					t.Logf("ended with %v", err)
 				}
