@@ -91,6 +91,14 @@ KAFKA_RING := ./internal/stream/... ./joiner
 bench: ## Go benchmarks
 	go test -run '^$$' -bench . -benchmem ./...
 
+.PHONY: bench-join
+bench-join: build ## the join measured: loop alone and embedded (ARGS="--kafka HOST:PORT" adds a real broker)
+	bin/ctrloop bench join --json bin/bench-join.json $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: build kafka-jars ## the join beside Kafka Streams on one real broker and one log (needs a JDK and Maven)
+	bench/kafka-streams/run.sh .cache/kafka-streams --json bin/bench-peers.json $(ARGS)
+
 .PHONY: docs
 docs: build ## generated reference pages
 	@mkdir -p .cache

@@ -129,6 +129,42 @@ func ensureTopic(ctx context.Context, adm *kadm.Client, t schemas.Topic, partiti
 	}
 }
 
+// DeleteTopics deletes topics with all their records, and returns when they are gone. Those that do not exist are
+// no error. It is for tests and benchmarks.
+func DeleteTopics(ctx context.Context, c Config, topics ...string) error {
+	return admin(ctx, c, func(ctx context.Context, adm *kadm.Client) error {
+		deleted, err := adm.DeleteTopics(ctx, topics...)
+		if err != nil {
+			return fmt.Errorf("delete topics %v: %w", topics, err)
+		}
+		for _, r := range deleted {
+			if r.Err != nil && !errors.Is(r.Err, kerr.UnknownTopicOrPartition) {
+				return fmt.Errorf("delete topic %s: %w", r.Topic, r.Err)
+			}
+		}
+		for {
+			left := 0
+			details, err := adm.ListTopics(ctx, topics...)
+			if err != nil {
+				return fmt.Errorf("look at topics %v: %w", topics, err)
+			}
+			for _, d := range details {
+				if !errors.Is(d.Err, kerr.UnknownTopicOrPartition) {
+					left++
+				}
+			}
+			if left == 0 {
+				return nil
+			}
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("%d of the topics %v are still there: %w", left, topics, ctx.Err())
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	})
+}
+
 func topicConfigs(t schemas.Topic, retention time.Duration) map[string]*string {
 	if t.Retention != 0 {
 		retention = t.Retention
