@@ -37,6 +37,7 @@ type CLI struct {
 	Replay  ReplayCmd  `cmd:"" help:"Feed recorded ad logs through edge, join and warehouse."`
 	Stats   StatsCmd   `cmd:"" help:"The statistics on a file, no server."`
 	Status  StatusCmd  `cmd:"" help:"One screen about a running instance."`
+	Trace   TraceCmd   `cmd:"" help:"Where an impression is, and what happened to it."`
 	SQL     SQLCmd     `cmd:"" name:"sql" help:"Ask the warehouse, running or at rest."`
 	Config  ConfigCmd  `cmd:"" help:"Check, show or document the configuration."`
 	Version VersionCmd `cmd:"" help:"Print the version of this binary."`
