@@ -34,9 +34,9 @@ const (
 	historyPartitions = 3
 )
 
-func newHistory(t *testing.T, seed uint64) (*history, Config) {
+func newHistory(t *testing.T, seed uint64, secure *kafkatest.Secure) (*history, Config) {
 	t.Helper()
-	b := streamtest.StartReal(t, nil)
+	b := streamtest.StartReal(t, secure)
 	if err := stream.EnsureTopics(t.Context(), b.Config(), schemas.Topics(), historyPartitions, -1); err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +69,7 @@ func (h *history) finish(t *testing.T, cfg Config) {
 // TestRealBrokerFaults stops, kills and stalls the real broker under a working joiner, in the middle of
 // transactions. On one node that restarts both coordinators too.
 func TestRealBrokerFaults(t *testing.T) {
-	h, cfg := newHistory(t, 31)
+	h, cfg := newHistory(t, 31, nil)
 	i := start(t, cfg, nil)
 	for k := range historyParts {
 		h.write(t)
@@ -169,8 +169,13 @@ func spawn(t *testing.T, cfg Config) *joinerProcess {
 	if err != nil {
 		t.Fatal(err)
 	}
-	yaml := fmt.Sprintf("kafka: {brokers: [%q], partitions: %d, retention: -1s}\njoiner: {window: %s, lateness: %s, bucket: %s, commit_interval: 20ms, max_poll: %d, instance_id: %s}\n",
-		cfg.Kafka.Brokers[0], historyPartitions, cfg.Window, cfg.Lateness, cfg.Bucket, 100, cfg.InstanceID)
+	k := cfg.Kafka
+	yaml := fmt.Sprintf("kafka:\n  brokers: [%q]\n  partitions: %d\n  retention: -1s\n", k.Brokers[0], historyPartitions)
+	if k.TLS.Enabled {
+		yaml += fmt.Sprintf("  tls: {enabled: true, ca_file: %q}\n  sasl: {mechanism: %s, user: %s, password_file: %q}\n", k.TLS.CAFile, k.SASL.Mechanism, k.SASL.User, k.SASL.PasswordFile)
+	}
+	yaml += fmt.Sprintf("joiner: {window: %s, lateness: %s, bucket: %s, commit_interval: 20ms, max_poll: %d, instance_id: %s}\n",
+		cfg.Window, cfg.Lateness, cfg.Bucket, 100, cfg.InstanceID)
 	file := filepath.Join(t.TempDir(), "ctrloop.yaml")
 	if err := os.WriteFile(file, []byte(yaml), 0o644); err != nil {
 		t.Fatal(err)
@@ -219,7 +224,7 @@ func awaitProgress(t *testing.T, cfg Config, was int64, ps ...*joinerProcess) in
 
 // TestBinarySurvivesKillNine kills the shipped binary at random moments while it works against the real broker.
 func TestBinarySurvivesKillNine(t *testing.T) {
-	h, cfg := newHistory(t, 32)
+	h, cfg := newHistory(t, 32, nil)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -227,7 +232,7 @@ func TestBinarySurvivesKillNine(t *testing.T) {
 	for range historyParts {
 		h.write(t)
 		p := spawn(t, cfg)
-		was = awaitProgress(t, cfg, was, p)
+		awaitProgress(t, cfg, was, p)
 		time.Sleep(time.Duration(r.IntN(100)) * time.Millisecond) // somewhere in its transactions
 		p.end(syscall.SIGKILL)
 		was = progress(t, cfg)
@@ -238,7 +243,7 @@ func TestBinarySurvivesKillNine(t *testing.T) {
 // TestBinaryZombieIsFenced stops the shipped binary with SIGSTOP in the middle of its work, lets another one with the
 // same ids take over, and wakes the first: what it had in hand must not get in.
 func TestBinaryZombieIsFenced(t *testing.T) {
-	h, cfg := newHistory(t, 33)
+	h, cfg := newHistory(t, 33, nil)
 	h.write(t)
 	h.write(t)
 	zombie := spawn(t, cfg)
@@ -274,7 +279,7 @@ func fencedIn(log string) bool {
 // TestTwoBinariesWithOneID runs two instances that somebody gave the same ids: they throw one another out, and every
 // label is there once all the same.
 func TestTwoBinariesWithOneID(t *testing.T) {
-	h, cfg := newHistory(t, 34)
+	h, cfg := newHistory(t, 34, nil)
 	h.write(t)
 	first, second := spawn(t, cfg), spawn(t, cfg)
 	was := int64(0)
@@ -288,4 +293,45 @@ func TestTwoBinariesWithOneID(t *testing.T) {
 	first.end(syscall.SIGTERM)
 	second.end(syscall.SIGTERM)
 	h.finish(t, cfg)
+}
+
+// TestBinaryOverTLSAndSASL joins over an encrypted connection as a user with a password; with a wrong one the binary
+// ends at once and says why.
+func TestBinaryOverTLSAndSASL(t *testing.T) {
+	streamtest.NeedReal(t)
+	dir := t.TempDir()
+	ca, server, err := kafkatest.WriteCertificates(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, plain := newHistory(t, 35, &kafkatest.Secure{PEMFile: server, Users: map[string]string{"joiner": "s3cret"}})
+	password := func(text string) string {
+		file := filepath.Join(t.TempDir(), "password")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	cfg := plain
+	cfg.Kafka.Brokers = []string{h.broker.SecureAddress()}
+	cfg.Kafka.TLS = stream.TLS{Enabled: true, CAFile: ca}
+	cfg.Kafka.SASL = stream.SASL{Mechanism: "SCRAM-SHA-512", User: "joiner", PasswordFile: password("s3cret\n")}
+	h.write(t)
+	p := spawn(t, cfg)
+	was := awaitProgress(t, plain, 0, p)
+	h.write(t)
+	awaitProgress(t, plain, was, p)
+	p.end(syscall.SIGTERM)
+	h.finish(t, cfg)
+
+	cfg.Kafka.SASL.PasswordFile = password("guess")
+	p = spawn(t, cfg)
+	select {
+	case <-p.done:
+	case <-time.After(time.Minute):
+		t.Fatalf("it goes on with a wrong password:\n%s", p.log())
+	}
+	if p.cmd.ProcessState.ExitCode() != 1 || !strings.Contains(p.log(), "SASL_AUTHENTICATION_FAILED") {
+		t.Errorf("exit %d:\n%s", p.cmd.ProcessState.ExitCode(), p.log())
+	}
 }
