@@ -77,9 +77,11 @@ var idle struct {
 	brokers []*kafkatest.Broker
 	dirs    []string
 	leases  chan struct{}
+	held    map[string]int // by test
 }
 
-// maxReal bounds the brokers that run side by side, at 0.5 GB each. Parallel tests wait for one another.
+// maxReal bounds the brokers that run side by side, at 0.5 GB each. Parallel tests wait for one another; a test that
+// has one and asks for more does not wait, since nobody but itself could end the wait.
 const maxReal = 2
 
 // lease gives the test a real broker without topics or groups, for as long as it runs.
@@ -87,20 +89,31 @@ func lease(t testing.TB) stream.Config {
 	t.Helper()
 	idle.Lock()
 	if idle.leases == nil {
-		idle.leases = make(chan struct{}, maxReal)
+		idle.leases, idle.held = make(chan struct{}, maxReal), map[string]int{}
 	}
+	idle.held[t.Name()]++
+	first := idle.held[t.Name()] == 1
 	idle.Unlock()
-	idle.leases <- struct{}{}
+	if first {
+		idle.leases <- struct{}{}
+	}
+	release := func() {
+		idle.Lock()
+		defer idle.Unlock()
+		if idle.held[t.Name()]--; first {
+			<-idle.leases
+		}
+	}
 	b, err := takeReal()
 	if err != nil {
-		<-idle.leases
+		release()
 		if errors.Is(err, kafkatest.ErrMissing) {
 			t.Skip(err)
 		}
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		defer func() { <-idle.leases }()
+		defer release()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := empty(ctx, b.Config()); err != nil {
