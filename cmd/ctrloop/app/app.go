@@ -144,6 +144,7 @@ type Addresses struct {
 const (
 	RunFile      = "run.json"   // where it answers while it runs: Addresses
 	EngineFolder = "clickhouse" // the embedded ClickHouse
+	KafkaFolder  = "kafka"      // the embedded broker
 )
 
 // Start builds and starts everything and returns when it is ready. What was started is stopped again on an error.
@@ -237,7 +238,7 @@ func (a *App) startAdmin(context.Context) error {
 func (a *App) startKafka(ctx context.Context) error {
 	a.kafka = a.cfg.Kafka.Config
 	if len(a.kafka.Brokers) == 0 {
-		e, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: filepath.Join(a.opt.Dir, "kafka"), Port: a.cfg.Kafka.EmbeddedPort})
+		e, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: filepath.Join(a.opt.Dir, KafkaFolder), Port: a.cfg.Kafka.EmbeddedPort})
 		if err != nil {
 			return err
 		}
