@@ -26,6 +26,7 @@ from ctrloop_trainer.progress import Progress
 from ctrloop_trainer.prompt import families, miniatures
 from ctrloop_trainer.prompt.model import LORA_EXCLUDE, LORA_TARGETS, Ask, Prompting, PromptModel, load_parts
 from ctrloop_trainer.render import Renderer
+from ctrloop_trainer.rounds import shop
 from ctrloop_trainer.rounds import train as rounds
 from ctrloop_trainer.serve import Engine, Server
 
@@ -269,22 +270,20 @@ def test_a_round_trains_both_terms(folder, make_spec, grammar, tmp_path, monkeyp
     Descriptions are drawn from the grammar, since a random model writes none; pictures come from the stub renderer.
     """
     drawn = random.Random(1)
-    monkeypatch.setattr(rounds.RewardModel, "load", staticmethod(lambda _: Judge()))
+    monkeypatch.setattr(shop.RewardModel, "load", staticmethod(lambda _: Judge()))
     monkeypatch.setattr(
         PromptModel, "sample", lambda self, asks, *a, **k: [grammar.describe(grammar.random(drawn)) for _ in asks]
     )
-    hyper = {"epochs": 1, "products": 16, "batch": 8, "rank": 8, "lr": 1e-2, "held_samples": 1, "dropout": 0.0}
-    hyper |= {"w_nll": 0.0, "arms": "pcpo"}
+    hyper = {"epochs": 1, "products": 16, "descriptions": 2, "batch": 8, "rank": 8, "lr": 1e-2, "dropout": 0.0}
+    hyper |= {"held_samples": 1, "relevance_samples": 1, "w_nll": 0.0, "w_form": 0.0, "arms": "pcpo"}
+    hyper |= {"beta": 0.3, "beta_pcpo": 0.3}
     spec = specs.Spec(**make_spec("rounds", hyper, base=str(folder), reward_model=str(tmp_path)))
     with Renderer(STUB) as renderer:
         r = rounds.Rounds(spec, specs.hyper(rounds.Hyper, hyper), tmp_path, renderer, Progress(tmp_path))
-        r.start()
-        model = r.adapted()
-        samples, _ = r.samples(model, 1)
-        parameters = [p for p in model.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, hyper["lr"])
+        learner = r.learner("pcpo")
         for _ in range(3):  # the same samples again: there is no other way to fall within seconds
-            last = r.train_epoch(model, "pcpo", 1, samples, optimizer)
+            last = learner.epoch(1)
+            learner.running.step, learner.running.curve = 0, []
     log2 = float(np.log(2))  # where both losses begin
     assert last["dpo"] < 0.8 * log2
     assert last["pcpo"] < 0.97 * log2

@@ -29,7 +29,11 @@ def base(request, tmp_path_factory, products):
 @pytest.fixture
 def data(make_data, tmp_path):
     """Bright right halves (the background) are clicked more."""
-    return load_dataset(make_data(lambda x: (x[:, 32:].mean() - 128) / 12, per=6, names=12).write(tmp_path / "data"))
+    return load_dataset(
+        make_data(lambda x: float(np.clip((x[:, 32:].mean() - 128) / 15, -1.5, 1.5)), per=6, names=12).write(
+            tmp_path / "data"
+        )
+    )
 
 
 def train(data, base, out, **hyper):

@@ -165,6 +165,11 @@ class ImageModel:
             part.load_state_dict(weights)
         for file in Path(folder).rglob("README.md"):
             file.unlink()  # a model card template
+        for file in (*Path(folder).glob("*.json"), *Path(folder).glob("*/config.json")):
+            # Where a part was loaded from: a path of this machine, and another digest for the same weights.
+            told = json.loads(file.read_text())
+            if told.pop("_name_or_path", None) is not None:
+                write_json(file, told)
         write_json(Path(folder) / "generation.json", dataclasses.asdict(self.settings))
 
     def check_prompt(self, prompt: str) -> str:

@@ -67,6 +67,10 @@ class TwoHeads(nn.Module):
         self.norm = nn.LayerNorm(hidden)  # hidden states of a frozen base have any size
         self.preference = nn.Linear(hidden, 2)
         self.rate = nn.Linear(hidden, 2)
+        # From zero: random heads begin with an opinion on sides, which takes longer to unlearn than the rest to learn.
+        for head in (self.preference, self.rate):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
 
     def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, hidden) -> logits (n, 2) and click-through rates (n, 2); columns are left, right."""
@@ -341,12 +345,12 @@ class _Fit:
         self.step += 1
 
     def _loss(self, p: Pairs) -> torch.Tensor:
-        swap = np.array([self.rng.random() < 0.5 for _ in range(len(p))])
-        left, right = np.where(swap, p.right, p.left), np.where(swap, p.left, p.right)
+        # Both orders of every pair in one batch: whatever favours a side costs in one of them.
+        left, right = np.concatenate([p.left, p.right]), np.concatenate([p.right, p.left])
         logits, rates = self.reward.forward([self.c.captions[i] for i in left], left.tolist(), right.tolist())
         device = logits.device
-        wins = torch.tensor(p.left_wins != swap, device=device)
-        weight = torch.tensor(p.weight, dtype=torch.float32, device=device)
+        wins = torch.tensor(np.concatenate([p.left_wins, ~p.left_wins]), device=device)
+        weight = torch.tensor(p.weight, dtype=torch.float32, device=device).repeat(2)
         choice = losses.weighted_pair(logits[:, 0], logits[:, 1], wins, weight)
         wanted = torch.stack([self.target[left], self.target[right]], 1)
         return choice + self.h.point * nn.functional.mse_loss(rates, wanted)
