@@ -4,8 +4,9 @@ The prompt holds the left picture, the right picture and the text (caption with 
 click-through rate). Two heads read the last hidden state of the last token: logits (left, right) and click-through
 rates (left, right). L = CE(logits, label) + 0.5 MSE(rates, targets).
 
-The model knows sides, and small models learn them before they learn to see. So every pair is shown in a random order
-each time it is trained on, and judged in both orders; scorer.both_orders averages.
+Such a model knows sides, and learns them before it learns to see: so a batch holds every pair in both orders, the heads
+start from zero, and both orders are averaged when it judges (scorer.both_orders). Without the first two, winners
+followed the side in nine pairs of ten, and the validation loss stayed at that of a coin.
 
 The vision side stays frozen, as in CAIG's rounds: a creative's features are computed once and kept.
 """
@@ -47,7 +48,7 @@ class Hyper:
     epochs: int = 6  # at most; training stops early
     patience: int = 2  # epochs without a lower validation loss
     pairs: int = 4_000  # drawn per epoch; more pairs of the same products hardly help
-    batch: int = 32  # pairs
+    batch: int = 32  # pairs, each in both orders
     lr: float = 1e-3  # of the adapter, or of all language weights
     head_lr: float = 2e-3  # of the two heads, which start from nothing
     weight_decay: float = 0.05
@@ -320,7 +321,7 @@ class _Fit:
         self.step = 0
 
     def epoch(self, epoch: int, progress: Progress) -> float:
-        """One pass over a draw of the pairs, each in a random order; returns the mean loss."""
+        """One pass over a draw of the pairs; returns the mean loss."""
         order = self.rng.sample(range(len(self.train)), min(self.h.pairs, len(self.train)))
         torch.manual_seed(self.seed + 1 + epoch)
         total = []
