@@ -397,7 +397,8 @@ class PromptModel:
         """One answer per request, by the folder's sampling settings, or greedily. In several processes each answers
         its share, and all get the whole."""
         self.model.eval()
-        torch.manual_seed(seed)
+        # Requests for one product are neighbours and go to different processes: one seed would answer them alike.
+        torch.manual_seed(seed + self.accelerate.rank)
         batch = batch or self.sample_batch
         # Sorted by length: less padding, and the order is a function of the requests alone.
         order = sorted(range(len(asks)), key=lambda i: (len(self.prompt_ids(asks[i].text, asks[i].image)), i))
