@@ -46,7 +46,7 @@ class Work:
     products: int
     epochs: int
     arms: int
-    batch: int  # samples (pairs) of a step and process
+    batch: int  # samples (pairs) of a step, shared by the processes
     rows: int  # sequences per sample: y+, y- and, with PCPO, y+ under x~
     prompt: int  # tokens of a prompt, pictures included
     answer: int  # tokens of an answer
@@ -158,12 +158,13 @@ def memory(s: Shape, w: Work, plan: Plan) -> dict[str, float]:
         weights = s.parameters * weight
     weights += 0 if plan.full else s.adapter * 4
     gathered = 2 * s.largest_layer * weight if plan.processes > 1 else 0.0  # this layer and the next
-    tokens = w.batch * w.rows * (w.prompt + w.answer)
+    rows = math.ceil(w.batch / plan.processes) * w.rows
+    tokens = rows * (w.prompt + w.answer)
     one_layer = tokens * _kept_per_token(s, plan)
     # With checkpointing: every layer's input, and the layer that is being recomputed.
     activations = tokens * s.hidden * 2 * s.layers + one_layer if plan.checkpointing else one_layer * s.layers
     # Logits of the answers' positions: 16 bit as computed, then fp32, its log-softmax and its gradient.
-    logits = w.batch * w.rows * (w.answer + 1) * s.vocabulary * (2 + 3 * 4)
+    logits = rows * (w.answer + 1) * s.vocabulary * (2 + 3 * 4)
     cache = w.sampled * (w.prompt + w.answer) * s.layers * 2 * s.keys * 2
     parts = {
         "weights": weights / plan.processes + gathered,

@@ -107,6 +107,7 @@ def test_memory_by_part(published):
     assert four["weights"] < 0.45 * lora["weights"]
     sharded = dryrun.memory(s, w, dryrun.Plan("c", processes=8))
     assert sharded["weights"] < lora["weights"] / 4
+    assert sharded["activations"] == lora["activations"] / 2  # a batch of 2 is shared
     loose = dryrun.memory(s, w, dryrun.Plan("d", checkpointing=False))
     assert loose["activations"] > 5 * lora["activations"]
     everything = dryrun.memory(s, w, dryrun.Plan("e", full=True))
