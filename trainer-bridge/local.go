@@ -5,10 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -140,8 +138,11 @@ func (l *Local) Execute(ctx context.Context, spec TrainerSpec) (string, error) {
 	return "", &JobError{classify(err), err}
 }
 
-// Progress is the last line of a job's metrics.jsonl, as "name value" pairs of its numbers and words; empty
-// before there is one.
+// watched are the fields of a training curve that fit a progress line, in its order.
+var watched = []string{"stage", "model", "arm", "epoch", "step", "loss", "matching", "valid"}
+
+// Progress is the last line of a job's metrics.jsonl, as "name value" pairs of what is watched; empty before there
+// is one.
 func (l *Local) Progress(id string) string {
 	b, err := os.ReadFile(filepath.Join(l.JobDir(id), "out", "metrics.jsonl"))
 	if err != nil {
@@ -153,10 +154,10 @@ func (l *Local) Progress(id string) string {
 		return "" // the line is still being written
 	}
 	var parts []string
-	for _, k := range slices.Sorted(maps.Keys(m)) {
+	for _, k := range watched {
 		switch v := m[k].(type) {
 		case float64:
-			parts = append(parts, fmt.Sprintf("%s %.4g", k, v))
+			parts = append(parts, fmt.Sprintf("%s %.3g", k, v))
 		case string:
 			parts = append(parts, k+" "+v)
 		}
