@@ -356,29 +356,45 @@ func (c *EvalRewardCmd) given(ctx context.Context, b *lab.Bench) (data, truth st
 	return data, "", b.Trainer.Convert(ctx, form, from, c.Images, data)
 }
 
-// EvalRoundsCmd is `ctrloop eval rounds`.
-type EvalRoundsCmd struct {
+// roundsFlags are what the commands share that run preference rounds.
+type roundsFlags struct {
 	benchFlags
 	Epochs int               `help:"Epochs of every arm." default:"4"`
-	Arms   []string          `help:"Arms of the trainer; each is compared with dpo." default:"dpo,pcpo"`
 	Best   int               `help:"Drawings per held-out product in the search for its best creative; 0 leaves that figure out." default:"400"`
 	Rounds map[string]string `help:"Hyper-parameters of rounds jobs, as the trainer names them." placeholder:"NAME=VALUE"`
 }
 
+// bench is ready to run rounds; done must be called.
+func (f *roundsFlags) bench(g *Globals, out *output) (b *lab.Bench, done func(), err error) {
+	if f.Epochs < 1 {
+		return nil, nil, usageError{fmt.Errorf("--epochs %d: want at least 1", f.Epochs)}
+	}
+	if f.Best < 0 {
+		return nil, nil, usageError{fmt.Errorf("--best %d: want 0 (leave it out) or more", f.Best)}
+	}
+	if b, done, err = f.benchFlags.bench(g, out); err != nil {
+		return nil, nil, err
+	}
+	b.Rounds = merge(b.Rounds, hyper(f.Rounds))
+	if f.Quick {
+		f.Epochs, f.Best = 1, min(f.Best, 60)
+	}
+	return b, done, nil
+}
+
+// EvalRoundsCmd is `ctrloop eval rounds`.
+type EvalRoundsCmd struct {
+	roundsFlags
+	Arms []string `help:"Arms of the trainer; each is compared with dpo." default:"dpo,pcpo"`
+}
+
 // Run runs the rounds and prints what the worlds say of them.
 func (c *EvalRoundsCmd) Run(ctx context.Context, g *Globals, out *output) error {
-	if err := checkRounds(c.Epochs, c.Best); err != nil {
-		return err
-	}
 	b, done, err := c.bench(g, out)
 	if err != nil {
 		return err
 	}
 	defer done()
-	b.Rounds = merge(b.Rounds, hyper(c.Rounds))
-	if c.Quick {
-		c.Epochs, c.Best = 1, min(c.Best, 60)
-	}
 	r, err := b.RunRounds(ctx, lab.RoundsOptions{Seeds: c.Seeds, Epochs: c.Epochs, Arms: c.Arms, Budget: c.Best})
 	if err != nil {
 		return err
@@ -386,30 +402,14 @@ func (c *EvalRoundsCmd) Run(ctx context.Context, g *Globals, out *output) error 
 	return out.answer(c.JSON, r, r.Print)
 }
 
-func checkRounds(epochs, best int) error {
-	if epochs < 1 {
-		return usageError{fmt.Errorf("--epochs %d: want at least 1", epochs)}
-	}
-	if best < 0 {
-		return usageError{fmt.Errorf("--best %d: want 0 (leave it out) or more", best)}
-	}
-	return nil
-}
-
 // EvalAblationCmd is `ctrloop eval ablation`.
 type EvalAblationCmd struct {
-	benchFlags
-	Epochs int               `help:"Epochs of every variant." default:"4"`
-	Best   int               `help:"Drawings per held-out product in the search for its best creative; 0 leaves that figure out." default:"400"`
-	Only   []string          `help:"Variants beside the full method, by name; all without it." placeholder:"NAME"`
-	Rounds map[string]string `help:"Hyper-parameters of rounds jobs, as the trainer names them." placeholder:"NAME=VALUE"`
+	roundsFlags
+	Only []string `help:"Variants beside the full method, by name; all without it." placeholder:"NAME"`
 }
 
 // Run runs the variants and prints the table.
 func (c *EvalAblationCmd) Run(ctx context.Context, g *Globals, out *output) error {
-	if err := checkRounds(c.Epochs, c.Best); err != nil {
-		return err
-	}
 	variants, err := only(lab.Variants(), c.Only)
 	if err != nil {
 		return err
@@ -419,10 +419,6 @@ func (c *EvalAblationCmd) Run(ctx context.Context, g *Globals, out *output) erro
 		return err
 	}
 	defer done()
-	b.Rounds = merge(b.Rounds, hyper(c.Rounds))
-	if c.Quick {
-		c.Epochs, c.Best = 1, min(c.Best, 60)
-	}
 	r, err := b.RunAblation(ctx, lab.AblationOptions{Seeds: c.Seeds, Epochs: c.Epochs, Budget: c.Best, Variants: variants})
 	if err != nil {
 		return err
