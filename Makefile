@@ -72,9 +72,32 @@ e2e: setup ## tests of the shipped binary only
 chaos: setup ## kill -9 of a whole demo at KILLS random moments (20), resumed and held against the oracle
 	CTRLOOP_E2E_KILLS=$(or $(KILLS),20) go test -count 1 -timeout 90m -run DemoSurvivesKill -v ./e2e
 
+.PHONY: kafka-jars
+kafka-jars: ## fetch Apache Kafka's jars with Maven (43 MB, once; needs Java 17 or newer)
+	go run ./internal/stream/kafkatest/broker --fetch
+
+.PHONY: kafka
+kafka: ## run a real Kafka broker on 127.0.0.1:KAFKA_PORT (9092) until Ctrl-C
+	go run ./internal/stream/kafkatest/broker --port $(or $(KAFKA_PORT),9092)
+
+# -p 1: one real broker at a time is enough for two cores.
+.PHONY: kafka-ring
+kafka-ring: kafka-jars ## tests of stream and joiner against a real Kafka broker (minutes; RUN selects)
+	CTRLOOP_TEST_KAFKA=real go test -p 1 -count 1 -timeout 40m $(if $(RUN),-run '$(RUN)') $(KAFKA_RING)
+
+KAFKA_RING := ./internal/stream/... ./joiner
+
 .PHONY: bench
 bench: ## Go benchmarks
 	go test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: bench-join
+bench-join: build ## the join measured: loop alone and embedded (ARGS="--kafka HOST:PORT" adds a real broker)
+	bin/ctrloop bench join --json bin/bench-join.json $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: build kafka-jars ## the join beside Kafka Streams on one real broker and one log (needs a JDK and Maven)
+	bench/kafka-streams/run.sh .cache/kafka-streams --json bin/bench-peers.json $(ARGS)
 
 .PHONY: docs
 docs: build ## generated reference pages

@@ -153,6 +153,36 @@ func TestReplayCountsTwiceTheSame(t *testing.T) {
 	}
 }
 
+// TestTraceAfterReplay follows one clicked impression through the stores of a run that has ended.
+func TestTraceAfterReplay(t *testing.T) {
+	needEngine(t)
+	dir := t.TempDir()
+	replay(t, "--dir", dir, banditLog(t, 300, 9, 3))
+	id := sql(t, dir, "SELECT toString(impression_id) FROM labels WHERE clicked = 1 LIMIT 1")
+	out, stderr, code := ctrloop(t, "trace", "--dir", dir, "--json", id)
+	var rep struct {
+		State     string
+		Steps     []struct{ What, Topic string }
+		Warehouse []struct{ Kind string }
+	}
+	if err := json.Unmarshal([]byte(out), &rep); code != 0 || err != nil {
+		t.Fatalf("exit %d, %v: %s%s", code, err, out, stderr)
+	}
+	var steps []string
+	for _, s := range rep.Steps {
+		if !strings.HasPrefix(s.Topic, "raw.") { // whose record times are those of the replay
+			steps = append(steps, s.What)
+		}
+	}
+	if got := strings.Join(steps, ", "); rep.State != "labelled" || got != "impression, click, label positive" || len(rep.Warehouse) != 1 || rep.Warehouse[0].Kind != "positive" {
+		t.Errorf("%s: %s", got, out)
+	}
+	out, _, _ = ctrloop(t, "trace", "--dir", dir, "--everywhere", id)
+	if !strings.Contains(out, "impression received") || !strings.Contains(out, "kind=positive") {
+		t.Error(out)
+	}
+}
+
 func TestReplaySaysWhatIsWrong(t *testing.T) {
 	bad := filepath.Join(t.TempDir(), "bad.csv")
 	if err := os.WriteFile(bad, []byte("a,b\n1,2\n"), 0o644); err != nil {

@@ -23,7 +23,7 @@ import (
 	"ctrloop/schemas"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(streamtest.M{M: m, After: removeBinary}) }
 
 func testConfig(b *streamtest.Broker) Config {
 	c := Default()
@@ -87,11 +87,20 @@ func (i *instance) close(t testing.TB) {
 // settle waits until the instances have joined everything that is in the topics, and returns their ledger.
 func settle(t testing.TB, kafka stream.Config, is ...*instance) Ledger {
 	t.Helper()
+	patience := 30 * time.Second
+	if streamtest.Ring() { // a real broker has timeouts of its own, up to that of a transaction
+		patience *= 4
+	}
+	return settleWithin(t, kafka, patience, is...)
+}
+
+func settleWithin(t testing.TB, kafka stream.Config, patience time.Duration, is ...*instance) Ledger {
+	t.Helper()
 	ends, err := stream.EndOffsets(t.Context(), kafka, inputTopic[:]...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(patience)
 	for time.Now().Before(deadline) {
 		var all Ledger
 		all.Balanced = true
@@ -217,6 +226,7 @@ func run(t *testing.T, seed uint64, fault func(step) error, brokers func(*stream
 
 // TestBrokerFaults lets the broker answer with errors, some of them lies: the request was carried out.
 func TestBrokerFaults(t *testing.T) {
+	streamtest.NeedFake(t)
 	for _, f := range []struct {
 		name string
 		key  kmsg.Key

@@ -103,6 +103,7 @@ func portOf(t *testing.T, address string) int {
 // TestAbortsWithoutEnd: a broker that refuses every record must not make the joiner spin, and when it
 // recovers everything is there once.
 func TestAbortsWithoutEnd(t *testing.T) {
+	streamtest.NeedFake(t)
 	b := streamtest.Start(t, 1)
 	cfg := testConfig(b)
 	tr := newTruth(23, cfg, 1, 500, 5*time.Minute)

@@ -68,7 +68,8 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-func (c Config) pairs() pairs.Config {
+// Pairs is the configuration of pair building.
+func (c Config) Pairs() pairs.Config {
 	held := make(map[string]bool, len(c.HoldoutProducts))
 	for _, p := range c.HoldoutProducts {
 		held[p] = true

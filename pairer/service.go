@@ -1,7 +1,6 @@
 package pairer
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -126,7 +125,7 @@ func (s *Service) look(ctx context.Context) (outcome string, err error) {
 		if evidence, span, err = s.d.Source.Evidence(ctx); err != nil {
 			return "error", fmt.Errorf("read evidence: %w", err)
 		}
-		ps = pairs.Build(s.cfg.pairs(), evidence, span)
+		ps = pairs.Build(s.cfg.Pairs(), evidence, span)
 		if err := s.readDatasets(st); err != nil {
 			return "error", err
 		}
@@ -176,7 +175,7 @@ func (s *Service) fresh(ps []schemas.Pair) []schemas.Pair {
 // announce stores the data set, publishes its pairs and tells the control log. Each step may be repeated:
 // the store and the event are named by content, pairs by id.
 func (s *Service) announce(ctx context.Context, ps []schemas.Pair, evidence []pairs.Evidence, span pairs.Span, reason string) error {
-	rows, err := s.creativeRows(ps, evidence)
+	rows, err := CreativeRows(ps, evidence, s.d.Creatives)
 	if err != nil {
 		return err
 	}
@@ -208,41 +207,4 @@ func (s *Service) announce(ctx context.Context, ps []schemas.Pair, evidence []pa
 	s.m.datasets.Inc()
 	s.d.Log.Info().Str("dataset", digest[:12]).Int("pairs", m.Pairs).Int("products", m.Products).Float64("effective", m.Effective).Msg(reason)
 	return nil
-}
-
-// creativeRows describes each creative that a pair names, with its evidence summed over placements.
-func (s *Service) creativeRows(ps []schemas.Pair, evidence []pairs.Evidence) ([]dataset.CreativeRow, error) {
-	total := map[string]pairs.Evidence{}
-	for _, e := range evidence {
-		t := total[e.Creative]
-		t.Impressions, t.Clicks = t.Impressions+e.Impressions, t.Clicks+e.Clicks
-		total[e.Creative] = t
-	}
-	prior := pairs.FitPrior(evidence)
-	named := map[string]bool{}
-	for _, p := range ps {
-		named[p.Chosen.Creative], named[p.Rejected.Creative] = true, true
-	}
-	rows := make([]dataset.CreativeRow, 0, len(named))
-	for id := range named {
-		c, ok := s.d.Creatives.Creative(id)
-		if !ok {
-			return nil, fmt.Errorf("creative %s has labels but is not in %s: was the topic truncated? restore it or exclude the product", id, schemas.TopicCreatives)
-		}
-		caption, ok := s.d.Creatives.Caption(c.Product)
-		if !ok {
-			return nil, fmt.Errorf("product %s of creative %s is not in the catalogue: start with the catalogue that the creatives were made from", c.Product, id)
-		}
-		png, err := s.d.Creatives.View(c)
-		if err != nil {
-			return nil, fmt.Errorf("picture of creative %s: %w", id, err)
-		}
-		t := total[id]
-		rows = append(rows, dataset.CreativeRow{
-			Creative: id, Product: c.Product, Caption: caption, Description: c.Description, Seed: c.Seed, ImagePNG: png,
-			Impressions: t.Impressions, Clicks: t.Clicks, PosteriorMean: prior.Posterior(t).Mean(),
-		})
-	}
-	slices.SortFunc(rows, func(a, b dataset.CreativeRow) int { return cmp.Compare(a.Creative, b.Creative) })
-	return rows, nil
 }

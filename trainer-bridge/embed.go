@@ -11,7 +11,8 @@ import (
 	"path/filepath"
 )
 
-// Named by pattern, so that caches of Python and of its tools stay out of the binary.
+// Named by pattern, so that caches of Python and of its tools stay out of the binary. A folder below weights/*/ (the
+// parts of the image model) comes whole.
 //
 //go:embed trainer/ctrloop_trainer/*.py trainer/ctrloop_trainer/*/*.py trainer/requirements.txt trainer/weights/*/*
 var files embed.FS
@@ -72,6 +73,9 @@ func Extract(dir string) (string, error) {
 
 // BaseModel is the shipped base prompt model inside an extracted trainer.
 func BaseModel(extracted string) string { return filepath.Join(extracted, "weights", "prompt-base") }
+
+// ImageModel is the shipped image model inside an extracted trainer.
+func ImageModel(extracted string) string { return filepath.Join(extracted, "weights", "image-model") }
 
 func walk(f func(path string, b []byte) error) error {
 	return fs.WalkDir(files, "trainer", func(p string, d fs.DirEntry, err error) error {

@@ -5,10 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -44,6 +42,7 @@ const (
 	FailMemory      FailureClass = "out_of_memory" // 3, or killed by the kernel
 	FailDiverged    FailureClass = "diverged"      // 4: not-a-number
 	FailInterrupted FailureClass = "interrupted"   // 5: stopped with a checkpoint; runs on when started again
+	FailEvidence    FailureClass = "no_evidence"   // 6: too few clicks to learn from; the next data set may have more
 	FailTimeout     FailureClass = "timeout"
 )
 
@@ -66,6 +65,8 @@ func classify(err error) FailureClass {
 		return FailDiverged
 	case 5:
 		return FailInterrupted
+	case 6:
+		return FailEvidence
 	}
 	return FailBug
 }
@@ -89,16 +90,21 @@ type Local struct {
 // JobDir is the folder of a job: spec.json, job.log and out/.
 func (l *Local) JobDir(id string) string { return filepath.Join(l.Dir, id) }
 
-// Run writes spec.json and runs the trainer on it. A job that was interrupted finds its checkpoint in out/.
+// Run runs a job of the control log. A job that was interrupted finds its checkpoint in out/.
 func (l *Local) Run(ctx context.Context, job control.JobStatus) (string, error) {
-	dir := l.JobDir(job.ID)
-	out := filepath.Join(dir, "out")
-	if err := os.MkdirAll(out, 0o755); err != nil {
-		return "", fmt.Errorf("job folder: %w", err)
-	}
 	spec, err := l.spec(job)
 	if err != nil {
 		return "", &JobError{FailInput, err}
+	}
+	return l.Execute(ctx, spec)
+}
+
+// Execute writes spec.json and runs the trainer on it; it returns the folder out/ of the job.
+func (l *Local) Execute(ctx context.Context, spec TrainerSpec) (string, error) {
+	dir := l.JobDir(spec.ID)
+	out := filepath.Join(dir, "out")
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return "", fmt.Errorf("job folder: %w", err)
 	}
 	raw, err := json.MarshalIndent(spec, "", "  ")
 	if err != nil {
@@ -117,7 +123,7 @@ func (l *Local) Run(ctx context.Context, job control.JobStatus) (string, error) 
 	runCtx, cancel := context.WithTimeout(ctx, l.Timeout)
 	defer cancel()
 	err = process.Run(runCtx, process.Spec{
-		Name: job.ID, Path: l.Python, Args: []string{"-m", "ctrloop_trainer.job", specFile, "--out", out}, Dir: dir,
+		Name: spec.ID, Path: l.Python, Args: []string{"-m", "ctrloop_trainer.job", specFile, "--out", out}, Dir: dir,
 		Env:     []string{"PYTHONPATH=" + l.Trainer, "PYTHONUNBUFFERED=1", "PYTHONDONTWRITEBYTECODE=1", "HF_HUB_OFFLINE=1", "TOKENIZERS_PARALLELISM=false"},
 		Threads: l.Threads, Stdout: log, Stderr: log, Grace: l.StopGrace,
 	}, l.Log)
@@ -132,8 +138,11 @@ func (l *Local) Run(ctx context.Context, job control.JobStatus) (string, error) 
 	return "", &JobError{classify(err), err}
 }
 
-// Progress is the last line of a job's metrics.jsonl, as "name value" pairs of its numbers and words; empty
-// before there is one.
+// watched are the fields of a training curve that fit a progress line, in its order.
+var watched = []string{"stage", "model", "arm", "epoch", "step", "loss", "matching", "valid"}
+
+// Progress is the last line of a job's metrics.jsonl, as "name value" pairs of what is watched; empty before there
+// is one.
 func (l *Local) Progress(id string) string {
 	b, err := os.ReadFile(filepath.Join(l.JobDir(id), "out", "metrics.jsonl"))
 	if err != nil {
@@ -145,10 +154,10 @@ func (l *Local) Progress(id string) string {
 		return "" // the line is still being written
 	}
 	var parts []string
-	for _, k := range slices.Sorted(maps.Keys(m)) {
+	for _, k := range watched {
 		switch v := m[k].(type) {
 		case float64:
-			parts = append(parts, fmt.Sprintf("%s %.4g", k, v))
+			parts = append(parts, fmt.Sprintf("%s %.3g", k, v))
 		case string:
 			parts = append(parts, k+" "+v)
 		}
@@ -156,30 +165,32 @@ func (l *Local) Progress(id string) string {
 	return strings.Join(parts, " ")
 }
 
-// trainerSpec is the trainer's spec.json, see docs/jobs.md.
-type trainerSpec struct {
+// TrainerSpec is the trainer's spec.json, see docs/jobs.md: in paths of this machine. What is empty is not given.
+type TrainerSpec struct {
 	Kind          Kind           `json:"kind"`
 	ID            string         `json:"id"`
 	Seed          uint64         `json:"seed"`
 	Threads       int            `json:"threads"`
-	Base          string         `json:"base"`
-	BaseDigest    string         `json:"base_digest"`
-	Dataset       string         `json:"dataset"`
-	DatasetDigest string         `json:"dataset_digest"`
-	RewardModel   *string        `json:"reward_model"`
-	RefereeModel  *string        `json:"referee_model"`
+	Base          string         `json:"base,omitempty"`
+	BaseDigest    string         `json:"base_digest,omitempty"`
+	Dataset       string         `json:"dataset,omitempty"`
+	DatasetDigest string         `json:"dataset_digest,omitempty"`
+	RewardModel   string         `json:"reward_model,omitempty"`
+	RefereeModel  string         `json:"referee_model,omitempty"`
+	Previous      string         `json:"previous,omitempty"`
+	Truth         string         `json:"truth,omitempty"` // file: creative -> true click-through rate
 	Renderer      []string       `json:"renderer"`
 	Grammar       string         `json:"grammar"`
 	Catalogue     string         `json:"catalogue"`
 	Hyper         map[string]any `json:"hyper"`
 }
 
-func (l *Local) spec(job control.JobStatus) (trainerSpec, error) {
+func (l *Local) spec(job control.JobStatus) (TrainerSpec, error) {
 	var s Spec
 	if err := json.Unmarshal(job.Spec, &s); err != nil {
-		return trainerSpec{}, fmt.Errorf("job %s: spec: %w", job.ID, err)
+		return TrainerSpec{}, fmt.Errorf("job %s: spec: %w", job.ID, err)
 	}
-	t := trainerSpec{
+	t := TrainerSpec{
 		Kind: s.Kind, ID: job.ID, Seed: s.Seed, Threads: l.Threads, Base: l.Base, BaseDigest: s.Base,
 		Dataset: l.Store.Path(s.Dataset), DatasetDigest: s.Dataset,
 		Renderer: l.Renderer, Grammar: l.Grammar, Catalogue: l.Catalogue, Hyper: s.Hyper,
@@ -189,14 +200,13 @@ func (l *Local) spec(job control.JobStatus) (trainerSpec, error) {
 	}
 	for _, m := range []struct {
 		digest string
-		path   **string
-	}{{s.Reward, &t.RewardModel}, {s.Referee, &t.RefereeModel}} {
+		path   *string
+	}{{s.Reward, &t.RewardModel}, {s.Referee, &t.RefereeModel}, {s.Previous, &t.Previous}} {
 		if m.digest != "" {
-			p := filepath.Join(l.Store.Path(m.digest), "model")
-			*m.path = &p
+			*m.path = filepath.Join(l.Store.Path(m.digest), "model")
 		}
 	}
-	for _, d := range []string{s.Dataset, s.Reward, s.Referee} {
+	for _, d := range []string{s.Dataset, s.Reward, s.Referee, s.Previous} {
 		if d != "" && !l.Store.Has(d) {
 			return t, fmt.Errorf("job %s needs artifact %s, which is not in the store: was the data folder moved or cleaned?", job.ID, d)
 		}

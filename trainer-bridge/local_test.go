@@ -30,7 +30,7 @@ func local(t *testing.T, script string) (*Local, control.JobStatus) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw, _ := json.Marshal(Spec{Kind: KindReward, Dataset: data, Hyper: map[string]any{"epochs": 3}})
+	raw, _ := json.Marshal(Spec{Kind: KindReward, Dataset: data, Previous: data, Hyper: map[string]any{"epochs": 3}})
 	return &Local{Python: py, Dir: filepath.Join(dir, "jobs"), Threads: 1, Timeout: 20 * time.Second, StopGrace: 5 * time.Second, Store: store},
 		control.JobStatus{Job: control.Job{ID: "reward-x", Spec: raw}}
 }
@@ -45,18 +45,18 @@ func TestLocalHandsOverTheSpec(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var s trainerSpec
+	var s TrainerSpec
 	if err := json.Unmarshal(b, &s); err != nil {
 		t.Fatal(err)
 	}
-	if s.Kind != KindReward || s.ID != "reward-x" || s.Dataset != l.Store.Path(s.DatasetDigest) || s.RewardModel != nil || s.Hyper["epochs"] != 3.0 {
+	if s.Kind != KindReward || s.ID != "reward-x" || s.Dataset != l.Store.Path(s.DatasetDigest) || s.RewardModel != "" || s.Previous != filepath.Join(s.Dataset, "model") || s.Hyper["epochs"] != 3.0 {
 		t.Errorf("spec.json: %s", b)
 	}
 }
 
 func TestLocalClassifiesFailures(t *testing.T) {
 	for script, want := range map[string]FailureClass{
-		"echo no such file >&2; exit 2": FailInput, "exit 3": FailMemory, "exit 4": FailDiverged, "exit 5": FailInterrupted,
+		"echo no such file >&2; exit 2": FailInput, "exit 3": FailMemory, "exit 4": FailDiverged, "exit 5": FailInterrupted, "exit 6": FailEvidence,
 		"exit 1": FailBug, "kill -9 $$": FailMemory,
 	} {
 		l, j := local(t, script)

@@ -13,22 +13,27 @@ import (
 // Kind of a training job, as the trainer names it.
 type Kind string
 
-// Kinds of jobs.
+// Kinds of jobs. A cycle of the loop has reward and rounds jobs; the others are for evaluation.
 const (
-	KindReward Kind = "reward"
-	KindRounds Kind = "rounds"
+	KindReward   Kind = "reward"
+	KindRounds   Kind = "rounds"
+	KindDescribe Kind = "describe"
+	KindEvaluate Kind = "evaluate"
 )
 
 // Spec is what a job is to do, in names that mean the same on every machine: digests, not paths. The runner
 // turns it into the trainer's spec.json.
 type Spec struct {
-	Kind    Kind           `json:"kind"`
-	Seed    uint64         `json:"seed"`
-	Dataset string         `json:"dataset"`           // digest
-	Base    string         `json:"base"`              // digest of the base prompt model
-	Reward  string         `json:"reward,omitempty"`  // digest of the reward job's artifact
-	Referee string         `json:"referee,omitempty"` // digest of the referee job's artifact
-	Hyper   map[string]any `json:"hyper,omitempty"`
+	Kind    Kind   `json:"kind"`
+	Seed    uint64 `json:"seed"`
+	Dataset string `json:"dataset"`           // digest
+	Base    string `json:"base"`              // digest of the base prompt model
+	Reward  string `json:"reward,omitempty"`  // digest of the reward job's artifact
+	Referee string `json:"referee,omitempty"` // digest of the referee job's artifact
+	// Previous is the digest of the artifact that the same stage of an earlier cycle made: a warm start, and whose drift
+	// on the fresh pairs is reported.
+	Previous string         `json:"previous,omitempty"`
+	Hyper    map[string]any `json:"hyper,omitempty"`
 }
 
 // stage is one job of a cycle.
@@ -59,12 +64,13 @@ func Plan(cfg Config, st *control.State, baseDigest string) (*control.Job, error
 	slices.SortFunc(sets, func(a, b control.Dataset) int {
 		return cmp.Or(cmp.Compare(a.ToMS, b.ToMS), cmp.Compare(a.Digest, b.Digest))
 	})
+	previous := map[string]string{} // stage -> artifact of the newest cycle before that has one
 	for _, d := range sets {
 		results := map[string]string{}
 		for _, s := range stages {
 			j := st.Jobs[JobID(s.name, d.Digest)]
 			if j == nil {
-				return newJob(cfg, s, d, baseDigest, results)
+				return newJob(cfg, s, d, baseDigest, results, previous[s.name])
 			}
 			if j.State == control.JobBroken {
 				break
@@ -74,16 +80,19 @@ func Plan(cfg Config, st *control.State, baseDigest string) (*control.Job, error
 			}
 			results[s.name] = j.Update.Artifact
 		}
+		maps.Copy(previous, results)
 	}
 	return nil, nil
 }
 
-func newJob(cfg Config, s stage, d control.Dataset, base string, results map[string]string) (*control.Job, error) {
+func newJob(cfg Config, s stage, d control.Dataset, base string, results map[string]string, previous string) (*control.Job, error) {
 	spec := Spec{Kind: s.kind, Seed: cfg.Seed, Dataset: d.Digest, Base: base, Hyper: map[string]any{}}
 	hyper := cfg.Reward
 	if s.kind == KindRounds {
 		hyper = cfg.Rounds
 		spec.Reward, spec.Referee = results["reward"], results["referee"]
+	} else {
+		spec.Previous = previous
 	}
 	maps.Copy(spec.Hyper, hyper)
 	if s.name == "referee" {

@@ -66,6 +66,28 @@ func TestACycleIsRewardRefereeRounds(t *testing.T) {
 	}
 }
 
+func TestTheNextCycleKnowsTheModelsBefore(t *testing.T) {
+	st := control.NewState()
+	for i, digest := range []string{digestA, digestB} {
+		apply(t, st, "d"+digest, control.DatasetBuilt, control.DatasetEntity(digest), control.Dataset{Digest: digest, ToMS: int64(5 + i)})
+		for _, stage := range []string{"reward", "referee", "rounds"} {
+			j := submit(t, st, Default())
+			var s Spec
+			if err := json.Unmarshal(j.Spec, &s); err != nil {
+				t.Fatal(err)
+			}
+			want := ""
+			if i == 1 && stage != "rounds" {
+				want = "artifact-of-" + JobID(stage, digestA)
+			}
+			if s.Previous != want {
+				t.Errorf("%s works with previous %q, want %q", j.ID, s.Previous, want)
+			}
+			apply(t, st, "f"+j.ID, control.JobFinished, control.JobEntity(j.ID), control.JobUpdate{Artifact: "artifact-of-" + j.ID})
+		}
+	}
+}
+
 func TestAFailedStageEndsItsCycleOnly(t *testing.T) {
 	st := control.NewState()
 	apply(t, st, "d", control.DatasetBuilt, control.DatasetEntity(digestA), control.Dataset{Digest: digestA, ToMS: 5})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 
+	"ctrloop/cmd/ctrloop/app"
 	"ctrloop/cmd/ctrloop/demo"
 	"ctrloop/internal/setup"
 )
@@ -18,6 +19,7 @@ type DemoCmd struct {
 	Holdout         string  `help:"Folder of products that training never sees, besides --holdout-fraction." type:"existingdir" placeholder:"DIR"`
 	HoldoutFraction float64 `help:"Share of the products that training never sees." default:"0.2"`
 	Clickbait       float64 `help:"How strongly garish backgrounds pull clicks: 1.5 is mild, 2.2 strong." default:"1.5"`
+	Images          string  `help:"What draws the creatives: the scene renderer, or diffusion with the small weights that ship." enum:"scene,diffusion" default:"scene"`
 	Speed           float64 `help:"Event time over wall time while the system trains." default:"5"`
 	Dir             string  `help:"Folder of the run. A run that was interrupted there goes on. Without it the run is thrown away." type:"path" placeholder:"DIR"`
 	Stay            bool    `help:"Leave the console open when done."`
@@ -47,7 +49,7 @@ func (c *DemoCmd) Run(ctx context.Context, g *Globals, out *output) error {
 		defer os.RemoveAll(dir)
 	}
 	_, err = demo.Run(ctx, demo.Options{
-		Seed: c.Seed, Quick: c.Quick, Products: c.Products, Holdout: c.Holdout, HoldoutFraction: c.HoldoutFraction, Clickbait: c.Clickbait,
+		Seed: c.Seed, Quick: c.Quick, Products: c.Products, Holdout: c.Holdout, HoldoutFraction: c.HoldoutFraction, Clickbait: c.Clickbait, Images: app.ImageBackend(c.Images),
 		Speed: c.Speed, Dir: dir, Home: home, Version: version, API: c.API, Log: out.quietLogger(g), Out: out.stderr, Stay: c.Stay,
 		Report: func(b *demo.Scoreboard) error { return out.writeJSON(c.JSON, b) },
 	})

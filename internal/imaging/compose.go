@@ -243,6 +243,29 @@ func Alpha(p *catalogue.Product, px int) []uint8 {
 	return out
 }
 
+// Cutout is the product in its place on an otherwise transparent canvas: what is sent to whoever paints behind it.
+func Cutout(p *catalogue.Product, px int) *image.NRGBA {
+	out := image.NewNRGBA(image.Rect(0, 0, px, px))
+	l := layerOf(p, px)
+	draw.Draw(out, l.im.Rect.Add(l.at), l.im, image.Point{}, draw.Src)
+	return out
+}
+
+// KeepProduct copies the product's pixels into a picture that was painted around it elsewhere, wherever the product
+// covers fully. Its blended rim stays as the painter left it: pasting that again would blend it twice.
+func KeepProduct(im *image.NRGBA, p *catalogue.Product) {
+	l := layerOf(p, im.Rect.Dx())
+	for y := range l.im.Rect.Dy() {
+		src := l.im.Pix[y*l.im.Stride:]
+		dst := im.Pix[im.PixOffset(l.at.X, l.at.Y+y):]
+		for x := 0; x < 4*l.im.Rect.Dx(); x += 4 {
+			if src[x+3] == 255 {
+				copy(dst[x:x+4], src[x:x+4])
+			}
+		}
+	}
+}
+
 // MaxProductError is the largest difference of any channel, 0..255, between im and the product over the
 // pixels that the product covers fully. For pictures made by Compose it is 0.
 func MaxProductError(im *image.NRGBA, p *catalogue.Product) int {

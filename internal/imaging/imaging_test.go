@@ -232,3 +232,65 @@ func TestGrammarMatchesTheDrawingTables(t *testing.T) {
 		}
 	}
 }
+
+func TestAPictureThatWasPaintedElsewhereGetsItsProductBack(t *testing.T) {
+	for _, p := range catalogue.Embedded().Products()[:8] {
+		cut := Cutout(p, 96)
+		alpha := Alpha(p, 96)
+		for i, a := range alpha {
+			if got := cut.Pix[4*i+3]; got != a {
+				t.Fatalf("%s: coverage of pixel %d is %d in the cut-out, %d in Alpha", p.ID, i, got, a)
+			}
+		}
+		if worst := MaxProductError(cut, p); worst != 0 {
+			t.Errorf("%s: the cut-out's own pixels differ by %d", p.ID, worst)
+		}
+		im := image.NewNRGBA(cut.Rect)
+		for i := range im.Pix {
+			im.Pix[i] = 100
+		}
+		KeepProduct(im, p)
+		if worst := MaxProductError(im, p); worst != 0 {
+			t.Errorf("%s: product pixels differ by %d", p.ID, worst)
+		}
+		for i, a := range alpha {
+			if a < 255 && im.Pix[4*i] != 100 {
+				t.Fatalf("%s: pixel %d of coverage %d was touched", p.ID, i, a)
+			}
+		}
+	}
+}
+
+func TestPipeGivesCoverage(t *testing.T) {
+	p := catalogue.Embedded().Products()[0]
+	ask := func(view string) (string, error) {
+		var out bytes.Buffer
+		err := Pipe(strings.NewReader(`[{"product":"`+p.ID+`","text":"","px":16,"view":"`+view+`"}]`+"\n"), &out, catalogue.Embedded(), 1)
+		return out.String(), err
+	}
+	got, err := ask("alpha")
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, pixels, _ := strings.Cut(got, "\n")
+	if head != `{"n":1,"px":16,"valid":[true]}` || len(pixels) != 16*16*3 {
+		t.Fatalf("header %s and %d bytes", head, len(pixels))
+	}
+	alpha := Alpha(p, drawPx(16))
+	for i := range 16 * 16 {
+		var sum int
+		for y := range 8 {
+			for x := range 8 {
+				sum += int(alpha[(i/16*8+y)*128+i%16*8+x])
+			}
+		}
+		for c := range 3 {
+			if want := (sum + 32) / 64; int(pixels[3*i+c]) != want {
+				t.Fatalf("pixel %d is %d, want the mean coverage %d", i, pixels[3*i+c], want)
+			}
+		}
+	}
+	if _, err := ask("depth"); err == nil || !strings.Contains(err.Error(), `view "depth"`) {
+		t.Errorf("an unknown view: %v", err)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"image"
 	"io"
 
 	"golang.org/x/sync/errgroup"
@@ -24,8 +25,12 @@ type PipeItem struct {
 	Product string `json:"product"`
 	Text    string `json:"text"` // a description; empty for the plain view
 	Seed    uint64 `json:"seed"`
-	Px      int    `json:"px"` // side of the picture in pixels, 64 if 0; the same for all items of a request
+	Px      int    `json:"px"`             // side of the picture in pixels, 64 if 0; the same for all items of a request
+	View    string `json:"view,omitempty"` // empty: the picture; "alpha": the product's coverage as grey, for who paints behind it
 }
+
+// ViewAlpha asks for the product's coverage instead of a picture.
+const ViewAlpha = "alpha"
 
 // PipeHeader precedes the pixels of an answer.
 type PipeHeader struct {
@@ -79,6 +84,17 @@ func readLine(in *bufio.Reader) ([]byte, error) {
 	}
 }
 
+func drawItem(p *catalogue.Product, it PipeItem, px int) (*image.NRGBA, bool) {
+	if it.View != ViewAlpha {
+		return Render(p, it.Text, it.Seed, px)
+	}
+	im := image.NewNRGBA(image.Rect(0, 0, px, px))
+	for i, a := range Alpha(p, px) {
+		im.Pix[4*i], im.Pix[4*i+1], im.Pix[4*i+2], im.Pix[4*i+3] = a, a, a, 255
+	}
+	return im, true
+}
+
 func serve(line []byte, out *bufio.Writer, c *catalogue.Catalogue, workers int) error {
 	var items []PipeItem
 	if err := json.Unmarshal(line, &items); err != nil {
@@ -99,6 +115,9 @@ func serve(line []byte, out *bufio.Writer, c *catalogue.Catalogue, workers int) 
 		if items[i].Px != h.Px || h.Px < 8 || h.Px > 512 {
 			return fmt.Errorf("item %d: px %d: want one size from 8 to 512 for the whole request", i, items[i].Px)
 		}
+		if v := items[i].View; v != "" && v != ViewAlpha {
+			return fmt.Errorf("item %d: view %q: want none or %q", i, v, ViewAlpha)
+		}
 		p, ok := c.Get(items[i].Product)
 		if !ok {
 			return fmt.Errorf("item %d: unknown product %q (see `ctrloop render catalogue`)", i, items[i].Product)
@@ -110,7 +129,7 @@ func serve(line []byte, out *bufio.Writer, c *catalogue.Catalogue, workers int) 
 	g.SetLimit(max(workers, 1))
 	for i := range items {
 		g.Go(func() error {
-			im, valid := Render(products[i], items[i].Text, items[i].Seed, drawPx(h.Px))
+			im, valid := drawItem(products[i], items[i], drawPx(h.Px))
 			h.Valid[i] = valid
 			copy(pixels[i*h.Px*h.Px*3:], View(im, h.Px))
 			return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -128,6 +129,42 @@ func ensureTopic(ctx context.Context, adm *kadm.Client, t schemas.Topic, partiti
 	}
 }
 
+// DeleteTopics deletes topics with all their records, and returns when they are gone. Those that do not exist are
+// no error. It is for tests and benchmarks.
+func DeleteTopics(ctx context.Context, c Config, topics ...string) error {
+	return admin(ctx, c, func(ctx context.Context, adm *kadm.Client) error {
+		deleted, err := adm.DeleteTopics(ctx, topics...)
+		if err != nil {
+			return fmt.Errorf("delete topics %v: %w", topics, err)
+		}
+		for _, r := range deleted {
+			if r.Err != nil && !errors.Is(r.Err, kerr.UnknownTopicOrPartition) {
+				return fmt.Errorf("delete topic %s: %w", r.Topic, r.Err)
+			}
+		}
+		for {
+			left := 0
+			details, err := adm.ListTopics(ctx, topics...)
+			if err != nil {
+				return fmt.Errorf("look at topics %v: %w", topics, err)
+			}
+			for _, d := range details {
+				if !errors.Is(d.Err, kerr.UnknownTopicOrPartition) {
+					left++
+				}
+			}
+			if left == 0 {
+				return nil
+			}
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("%d of the topics %v are still there: %w", left, topics, ctx.Err())
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	})
+}
+
 func topicConfigs(t schemas.Topic, retention time.Duration) map[string]*string {
 	if t.Retention != 0 {
 		retention = t.Retention
@@ -162,16 +199,21 @@ func CommittedOffsets(ctx context.Context, c Config, group string) (map[TopicPar
 	return out, err
 }
 
+// unsettled are answers that become others by themselves: a transaction is being decided, or the group's
+// coordinator is on its way. The first question about groups that a fresh cluster ever gets makes it create the
+// topic where it keeps their offsets.
+var unsettled = []error{kerr.UnstableOffsetCommit, kerr.CoordinatorNotAvailable, kerr.CoordinatorLoadInProgress, kerr.NotCoordinator}
+
 func stableOffsets(ctx context.Context, adm *kadm.Client, group string) (map[TopicPartition]Committed, error) {
 	for {
 		out, err := committedOffsets(ctx, adm, group)
-		if !errors.Is(err, kerr.UnstableOffsetCommit) {
+		if err == nil || !slices.ContainsFunc(unsettled, func(e error) bool { return errors.Is(err, e) }) {
 			return out, err
 		}
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%w: %w", ctx.Err(), err)
-		case <-time.After(20 * time.Millisecond): // a transaction is being decided
+		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }

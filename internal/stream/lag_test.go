@@ -68,6 +68,9 @@ func TestLag(t *testing.T) {
 	commit(last)
 	k.Close()
 	var reads atomic.Int64
+	if b.Cluster == nil { // the rest counts requests
+		return
+	}
 	b.Cluster.ControlKey(int16(kmsg.Fetch), func(kmsg.Request) (kmsg.Response, error, bool) {
 		b.Cluster.KeepControl()
 		reads.Add(1)

@@ -52,7 +52,22 @@ func TestEnsureTopicsIsIdempotentAndRefusesAnotherCount(t *testing.T) {
 	}
 }
 
+func TestDeleteTopicsAndMakeThemAnew(t *testing.T) {
+	b, ctx := streamtest.StartTopics(t, 2, schemas.Topic{Name: "a"}), testContext(t)
+	streamtest.Produce(t, b.Config, &stream.Record{Topic: "a", Value: []byte("x")})
+	if err := stream.DeleteTopics(ctx, b.Config, "a", "never there"); err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.EnsureTopics(ctx, b.Config, []schemas.Topic{{Name: "a"}}, 3, -1); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(streamtest.Records(t, b.Config, "a")); n != 0 {
+		t.Errorf("%d partitions have records", n)
+	}
+}
+
 func TestCheckBroker(t *testing.T) {
+	streamtest.NeedFake(t)
 	b, ctx := streamtest.StartTopics(t, 1), testContext(t)
 	if err := stream.CheckBroker(ctx, b.Config); err != nil {
 		t.Fatal(err)
@@ -243,6 +258,9 @@ func TestTxUnderFaultsAndCrashes(t *testing.T) {
 		{name: "end: concurrent transactions", faults: []kfake.Fault{{Keys: []kmsg.Key{kmsg.EndTxn}, Err: kerr.ConcurrentTransactions, Count: 3}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			if len(test.faults) > 0 {
+				streamtest.NeedFake(t)
+			}
 			t.Parallel()
 			b, ctx := startCopy(t, 3, n), testContext(t)
 			if len(test.faults) > 0 {

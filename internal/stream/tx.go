@@ -170,6 +170,10 @@ func (t *Tx) Produce(r *Record) {
 // even if it did not move; false keeps what the last commit of this Tx stored. It is asked only for
 // partitions that gave a record since they were assigned. committed is false after an abort, see the
 // package documentation for what the caller owes then.
+//
+// ctx needs a deadline. After the brokers were away for longer than the client tries (about a second), its place in
+// the group has ended, which it may tell only between transactions; the end of this one waits for a heartbeat that
+// does not come any more, until ctx is done.
 func (t *Tx) Commit(ctx context.Context, meta func(topic string, partition int32) (string, bool)) (committed bool, err error) {
 	return t.CommitUpTo(ctx, nil, meta)
 }

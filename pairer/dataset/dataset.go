@@ -57,7 +57,8 @@ type Manifest struct {
 	Pairs     int               `json:"pairs"`
 	Train     int               `json:"train"`
 	Test      int               `json:"test"`
-	Effective float64           `json:"effective"` // sum of training weights
+	Later     int               `json:"later,omitempty"` // pairs of training products on evidence after the training span
+	Effective float64           `json:"effective"`       // sum of training weights
 	Creatives int               `json:"creatives"`
 	Products  int               `json:"products"`
 	FromMS    int64             `json:"from_ms"` // span of the evidence, event time
@@ -86,14 +87,17 @@ func Rows(pairs []schemas.Pair) []PairRow {
 // Write fills an empty folder; m's counts and checksums are computed here.
 func Write(dir string, pairs []schemas.Pair, creatives []CreativeRow, m Manifest) (Manifest, error) {
 	m.Schema, m.Pairs, m.Creatives, m.SHA256 = 1, len(pairs), len(creatives), map[string]string{}
-	m.Train, m.Test, m.Effective = 0, 0, 0
+	m.Train, m.Test, m.Later, m.Effective = 0, 0, 0, 0
 	products := map[string]bool{}
 	for _, p := range pairs {
 		products[p.Product] = true
-		if p.Split == "train" {
+		switch p.Split {
+		case "train":
 			m.Train++
 			m.Effective += p.Weight
-		} else {
+		case "later":
+			m.Later++
+		default:
 			m.Test++
 		}
 	}

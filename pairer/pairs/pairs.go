@@ -38,6 +38,7 @@ type Config struct {
 	MaxPerCell      int     // heaviest pairs kept per cell; 0: all
 	HoldoutFraction float64
 	HoldoutProducts map[string]bool // held out whatever the fraction says
+	CAIGFloor       int64           // impressions that policy caig wants more of; 0: its own 1,000
 }
 
 // Span is the event time that evidence covers, Unix milliseconds, [From, To].
@@ -124,6 +125,43 @@ func Build(cfg Config, evidence []Evidence, span Span) []schemas.Pair {
 	return out
 }
 
+// BuildLater makes the pairs of a split by time besides the one by product: training products are paired on early
+// evidence, and once more, as split "later", on evidence that came after it; products that are held out are paired
+// on both. Nothing that a "later" pair rests on is in a training pair. Its floor of impressions is lower, as its span
+// is shorter.
+func BuildLater(cfg Config, early, late []Evidence, earlySpan, lateSpan Span) []schemas.Pair {
+	whole := Span{earlySpan.FromMS, lateSpan.ToMS}
+	train := slices.DeleteFunc(Build(cfg, early, earlySpan), func(p schemas.Pair) bool { return p.Split != "train" })
+	test := slices.DeleteFunc(Build(cfg, Sum(early, late), whole), func(p schemas.Pair) bool { return p.Split != "test" })
+	cfg.MinImpressions = int64(float64(cfg.MinImpressions) * float64(lateSpan.ToMS-lateSpan.FromMS) / float64(max(1, whole.ToMS-whole.FromMS)))
+	later := slices.DeleteFunc(Build(cfg, late, lateSpan), func(p schemas.Pair) bool { return p.Split != "train" })
+	for i := range later {
+		later[i].Split = "later"
+	}
+	return slices.Concat(train, test, later)
+}
+
+// Sum adds up the evidence of each creative and cell.
+func Sum(parts ...[]Evidence) []Evidence {
+	at := map[[3]string]int{}
+	var out []Evidence
+	for _, e := range slices.Concat(parts...) {
+		k := [3]string{e.Product, e.Placement, e.Creative}
+		if i, ok := at[k]; ok {
+			out[i].Impressions, out[i].Clicks = out[i].Impressions+e.Impressions, out[i].Clicks+e.Clicks
+			continue
+		}
+		at[k] = len(out)
+		out = append(out, e)
+	}
+	return out
+}
+
+// Held says whether a product is held out of training.
+func (c Config) Held(product string) bool {
+	return c.HoldoutProducts[product] || schemas.Holdout(product, c.HoldoutFraction)
+}
+
 func buildCell(cfg Config, prior Prior, cell []Evidence, span Span) []schemas.Pair {
 	slices.SortFunc(cell, func(a, b Evidence) int { return cmp.Compare(a.Creative, b.Creative) })
 	var out []schemas.Pair
@@ -151,7 +189,7 @@ func makePair(cfg Config, prior Prior, a, b Evidence, span Span) (schemas.Pair, 
 	}
 	weight := 2*ProbGreater(pa, pb) - 1
 	if cfg.Policy == PolicyCAIG {
-		if !caigKeeps(a, b) {
+		if !caigKeeps(a, b, cfg.CAIGFloor) {
 			return schemas.Pair{}, false
 		}
 		weight = 1
@@ -164,7 +202,7 @@ func makePair(cfg Config, prior Prior, a, b Evidence, span Span) (schemas.Pair, 
 		Rejected: schemas.PairSide{Creative: b.Creative, Impressions: b.Impressions, Clicks: b.Clicks, Mean: pb.Mean()},
 		Weight:   weight, Split: "train", Policy: string(cfg.Policy),
 	}
-	if cfg.HoldoutProducts[p.Product] || schemas.Holdout(p.Product, cfg.HoldoutFraction) {
+	if cfg.Held(p.Product) {
 		p.Split = "test"
 	}
 	h := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%s\x00%s\x00%d\x00%d\x00%d\x00%d\x00%d\x00%d\x00%s",
@@ -174,9 +212,13 @@ func makePair(cfg Config, prior Prior, a, b Evidence, span Span) (schemas.Pair, 
 	return p, true
 }
 
+// caigFloor is the floor of impressions in CAIG's published pre-processing.
+const caigFloor = 1000
+
 // caigKeeps is the rule of CAIG's published pre-processing.
-func caigKeeps(hi, lo Evidence) bool {
-	if hi.Impressions <= 1000 || lo.Impressions <= 1000 || hi.Clicks == 0 || lo.Clicks == 0 {
+func caigKeeps(hi, lo Evidence, floor int64) bool {
+	floor = cmp.Or(floor, caigFloor)
+	if hi.Impressions <= floor || lo.Impressions <= floor || hi.Clicks == 0 || lo.Clicks == 0 {
 		return false
 	}
 	ratio := (float64(hi.Clicks) / float64(hi.Impressions)) / (float64(lo.Clicks) / float64(lo.Impressions))

@@ -1,6 +1,7 @@
 package pairs
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"testing"
@@ -150,5 +151,33 @@ func TestSplitIsByProduct(t *testing.T) {
 	}
 	if test != held || held == 0 {
 		t.Errorf("%d test pairs, %d products held out", test, held)
+	}
+}
+
+func TestLaterPairsRestOnLaterEvidence(t *testing.T) {
+	held := func(p string) bool { return schemas.Holdout(p, 0.5) }
+	var early, late []Evidence
+	for i := range 40 {
+		p := fmt.Sprintf("p-%d", i)
+		for c := range 2 {
+			id := fmt.Sprintf("c-%d-%d", i, c)
+			early = append(early, Evidence{p, "x/y", "home", id, 800, int64(20 + 30*c)})
+			late = append(late, Evidence{p, "x/y", "home", id, 200, int64(12 - 8*c)}) // taste has turned
+		}
+	}
+	cfg := Config{Policy: PolicyPosterior, MinImpressions: 500, HoldoutFraction: 0.5}
+	count := map[string]int{}
+	for _, p := range BuildLater(cfg, early, late, Span{0, 800}, Span{800, 1000}) {
+		count[p.Split]++
+		impressions := p.Chosen.Impressions
+		switch {
+		case p.Split == "test" && (!held(p.Product) || impressions != 1000 || p.FromMS != 0 || p.ToMS != 1000),
+			p.Split == "train" && (held(p.Product) || impressions != 800 || p.ToMS != 800),
+			p.Split == "later" && (held(p.Product) || impressions != 200 || p.FromMS != 800 || p.Chosen.Clicks != 12):
+			t.Fatalf("pair %+v", p)
+		}
+	}
+	if count["train"] == 0 || count["test"] == 0 || count["later"] != count["train"] || count["train"]+count["test"] != 40 {
+		t.Errorf("pairs by split: %v", count)
 	}
 }

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ctrloop_trainer import probe
-from ctrloop_trainer.model import LORA_EXCLUDE, LORA_TARGETS, Ask, PromptModel
+from ctrloop_trainer.prompt.model import LORA_EXCLUDE, LORA_TARGETS, Ask, PromptModel
+from ctrloop_trainer.rounds import probe
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 

@@ -144,6 +144,7 @@ type Addresses struct {
 const (
 	RunFile      = "run.json"   // where it answers while it runs: Addresses
 	EngineFolder = "clickhouse" // the embedded ClickHouse
+	KafkaFolder  = "kafka"      // the embedded broker
 )
 
 // Start builds and starts everything and returns when it is ready. What was started is stopped again on an error.
@@ -237,7 +238,7 @@ func (a *App) startAdmin(context.Context) error {
 func (a *App) startKafka(ctx context.Context) error {
 	a.kafka = a.cfg.Kafka.Config
 	if len(a.kafka.Brokers) == 0 {
-		e, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: filepath.Join(a.opt.Dir, "kafka"), Port: a.cfg.Kafka.EmbeddedPort})
+		e, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: filepath.Join(a.opt.Dir, KafkaFolder), Port: a.cfg.Kafka.EmbeddedPort})
 		if err != nil {
 			return err
 		}
@@ -361,7 +362,7 @@ func (a *App) startPairer(context.Context) error {
 	}
 	a.actors.onStop("pair producer", producer.Close)
 	a.pairer, err = pairer.New(a.cfg.Pairer, pairer.Deps{
-		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog, viewPx}, Control: a.control,
+		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog}, Control: a.control,
 		Publisher: pairTopic{producer}, Store: a.store, Log: a.log, Registry: a.registry,
 	})
 	if err != nil {
@@ -384,16 +385,12 @@ func (a *App) startTrainer(ctx context.Context) error {
 		return fmt.Errorf("find this binary: %w", err)
 	}
 	work := filepath.Join(a.opt.Dir, "jobs")
-	grammarFile, catalogueFile, err := a.writeVocabulary(work)
+	grammarFile, catalogueFile, err := WriteVocabulary(work, a.catalog, a.holdout)
 	if err != nil {
 		return err
 	}
-	renderer := []string{exe, "render", "pipe"}
-	if a.cfg.Products != "" {
-		renderer = append(renderer, "--products", a.cfg.Products)
-	}
 	a.runner = &trainerbridge.Local{
-		Python: a.python, Trainer: a.trainerDir, Dir: work, Base: a.base, Grammar: grammarFile, Catalogue: catalogueFile, Renderer: renderer,
+		Python: a.python, Trainer: a.trainerDir, Dir: work, Base: a.base, Grammar: grammarFile, Catalogue: catalogueFile, Renderer: a.renderer(exe, grammarFile),
 		Threads: a.cfg.Trainer.Threads, Timeout: a.cfg.Trainer.Timeout, StopGrace: a.cfg.Trainer.StopGrace, Store: a.store, Log: a.log,
 	}
 	bridge, err := trainerbridge.New(a.cfg.Trainer, trainerbridge.Deps{

@@ -14,6 +14,7 @@ import (
 	"ctrloop/pairer"
 	"ctrloop/serving"
 	"ctrloop/serving/console"
+	"ctrloop/serving/creatives"
 	"ctrloop/serving/experiment"
 	"ctrloop/serving/rollout"
 	trainerbridge "ctrloop/trainer-bridge"
@@ -27,6 +28,8 @@ type Config struct {
 	ClickHouse ClickHouse `yaml:"clickhouse"`
 	// Models: where prompt models are served. Without addresses, an embedded server runs as a child process.
 	Models Models `yaml:"models"`
+	// Images: what draws creatives. Without a server's address, the painting one runs as a child process.
+	Images Images `yaml:"images"`
 	// Products is a folder with a catalogue (products.jsonl and images); empty: the built-in one.
 	Products string `yaml:"products"`
 	// Listen: the addresses of the HTTP listeners.
@@ -110,6 +113,62 @@ func (m Models) Validate() error {
 	return nil
 }
 
+// ImageBackend names what draws creatives. The list is closed.
+type ImageBackend string
+
+// Image backends.
+const (
+	// ImagesScene is the scene renderer in this process. It is no diffusion model.
+	ImagesScene ImageBackend = "scene"
+	// ImagesDiffusion is Stable Diffusion with a ControlNet behind an image server.
+	ImagesDiffusion ImageBackend = "diffusion"
+)
+
+// Images says what draws creatives.
+type Images struct {
+	// Backend is scene (drawn in this process) or diffusion (painted by an image server).
+	Backend ImageBackend `yaml:"backend"`
+	// Server that answers POST /v1/images/edits, as a URL. Empty: an embedded one. Training draws with Model in any case.
+	Server string `yaml:"server"`
+	// Model is a diffusers folder, such as Stable Diffusion 1.5's; empty: the small one that ships.
+	Model string `yaml:"model"`
+	// ControlNet is the folder of a canny ControlNet, where Model has none inside.
+	ControlNet string `yaml:"controlnet"`
+	// Device of the embedded server and of training's painter: cpu, cuda, cuda:1.
+	Device string `yaml:"device"`
+	// Threads of the embedded server on the CPU.
+	Threads int `yaml:"threads"`
+	// Timeout of one picture, waiting for others included.
+	Timeout time.Duration `yaml:"timeout"`
+	// Patience with a server that is full or starting, per picture.
+	Patience time.Duration `yaml:"patience"`
+}
+
+// Validate returns every problem of the section.
+func (i Images) Validate() error {
+	var errs []error
+	if i.Backend != ImagesScene && i.Backend != ImagesDiffusion {
+		errs = append(errs, fmt.Errorf("backend: %q: want %s or %s", i.Backend, ImagesScene, ImagesDiffusion))
+	}
+	if i.Device == "" {
+		errs = append(errs, errors.New("device: want cpu, cuda or cuda:N"))
+	}
+	if i.Threads < 1 {
+		errs = append(errs, fmt.Errorf("threads: %d: want at least 1", i.Threads))
+	}
+	for key, d := range map[string]time.Duration{"timeout": i.Timeout, "patience": i.Patience} {
+		if d <= 0 {
+			errs = append(errs, fmt.Errorf("%s: %v: want more than 0", key, d))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func defaultImages() Images {
+	d := creatives.DefaultDiffusionConfig("")
+	return Images{Backend: ImagesScene, Device: "cpu", Threads: 1, Timeout: d.Timeout, Patience: d.Patience}
+}
+
 // Listen has the addresses of the HTTP listeners, host:port; port 0 takes a free one.
 type Listen struct {
 	// API of serving, experiments and the console.
@@ -144,6 +203,7 @@ func Default() Config {
 		Kafka:      Kafka{Config: stream.Config{ClientID: "ctrloop"}, Partitions: 4, Retention: 7 * 24 * time.Hour},
 		ClickHouse: ClickHouse{MaxMemoryBytes: 2 << 30},
 		Models:     Models{Threads: 1},
+		Images:     defaultImages(),
 		Listen:     Listen{API: "127.0.0.1:0", Edge: "127.0.0.1:0"},
 		Admin:      telemetry.DefaultAdminConfig(),
 		Ingest:     ingest.Default(),

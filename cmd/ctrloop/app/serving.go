@@ -19,7 +19,6 @@ import (
 	"ctrloop/schemas/control"
 	"ctrloop/serving"
 	"ctrloop/serving/console"
-	"ctrloop/serving/creatives"
 	"ctrloop/serving/experiment"
 	"ctrloop/serving/experiment/ramp"
 	"ctrloop/serving/rollout"
@@ -51,7 +50,7 @@ func (a *App) startServing(ctx context.Context) error {
 	}
 	replicas := a.cfg.Models.Servers
 	if len(replicas) == 0 {
-		address, err := a.startModelServer(ctx)
+		address, err := a.startModelServer()
 		if err != nil {
 			return err
 		}
@@ -60,8 +59,12 @@ func (a *App) startServing(ctx context.Context) error {
 	cfg := a.cfg.Serving
 	cfg.Replicas, cfg.Swap.BaseDir, cfg.Creatives.Dir = replicas, a.base, filepath.Join(a.opt.Dir, "creatives")
 	parts := &servingParts{}
-	var err error
-	if parts.service, err = serving.New(cfg, serving.Deps{Control: a.control, Creatives: a.ads, Store: a.store, Products: a.catalog}, a.log, a.registry); err != nil {
+	drawer, err := a.openDrawer()
+	if err != nil {
+		return err
+	}
+	deps := serving.Deps{Control: a.control, Creatives: a.ads, Store: a.store, Products: a.catalog, Drawer: drawer}
+	if parts.service, err = serving.New(cfg, deps, a.log, a.registry); err != nil {
 		return err
 	}
 	a.serving = parts
@@ -152,45 +155,49 @@ func (a *App) append(ctx context.Context, id string, typ control.Type, entity, n
 	return a.control.Append(ctx, e)
 }
 
-// startModelServer starts the embedded prompt-model server and returns its address, which stays the same when
-// the server is restarted. It does not wait: the swap controller polls its replicas.
-func (a *App) startModelServer(context.Context) (string, error) {
+// startModelServer starts the embedded prompt-model server and returns its address.
+func (a *App) startModelServer() (string, error) {
+	return a.startPythonServer("prompt-model", a.cfg.Models.Threads, "ctrloop_trainer.serve",
+		"--model", a.base, "--served-model-name", a.cfg.Serving.Swap.ServedBase)
+}
+
+// startPythonServer starts a supervised server of the trainer's package and returns its address, which stays the
+// same when the server is restarted. It does not wait: whoever uses it is patient.
+func (a *App) startPythonServer(name string, threads int, module string, args ...string) (string, error) {
 	// Should another process take the port before the server binds it, the server fails and the supervisor
 	// says so.
 	port, err := loopback.FreePort()
 	if err != nil {
-		return "", fmt.Errorf("model server: %w", err)
+		return "", fmt.Errorf("%s server: %w", name, err)
 	}
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	client := &http.Client{Timeout: 2 * time.Second}
-	server, err := process.NewServer("prompt-model", process.DefaultServerConfig(), func() (process.Spec, func(context.Context) error, error) {
-		spec := process.Spec{
-			Name: "prompt-model", Path: a.python, Threads: a.cfg.Models.Threads, LogLevel: zerolog.DebugLevel,
-			Args: []string{"-m", "ctrloop_trainer.serve", "--model", a.base, "--host", "127.0.0.1", "--port", strconv.Itoa(port),
-				"--served-model-name", a.cfg.Serving.Swap.ServedBase},
-			Env: []string{"PYTHONPATH=" + a.trainerDir, "PYTHONDONTWRITEBYTECODE=1", "HF_HUB_OFFLINE=1", "TOKENIZERS_PARALLELISM=false"},
+	ready := func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/health", nil)
+		if err != nil {
+			return err
 		}
-		ready := func(ctx context.Context) error {
-			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/health", nil)
-			if err != nil {
-				return err
-			}
-			resp, err := client.Do(req)
-			if err != nil {
-				return err
-			}
-			defer resp.Body.Close()
-			if resp.StatusCode != http.StatusOK {
-				return fmt.Errorf("health: %s", resp.Status)
-			}
-			return nil
+		resp, err := client.Do(req)
+		if err != nil {
+			return err
 		}
-		return spec, ready, nil
-	}, a.log, a.registry)
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("health: %s", resp.Status)
+		}
+		return nil
+	}
+	spec := process.Spec{
+		Name: name, Path: a.python, Threads: threads, LogLevel: zerolog.DebugLevel,
+		Args: append([]string{"-m", module, "--host", "127.0.0.1", "--port", strconv.Itoa(port), "--threads", strconv.Itoa(threads)}, args...),
+		Env:  []string{"PYTHONPATH=" + a.trainerDir, "PYTHONDONTWRITEBYTECODE=1", "HF_HUB_OFFLINE=1", "TOKENIZERS_PARALLELISM=false"},
+	}
+	launch := func() (process.Spec, func(context.Context) error, error) { return spec, ready, nil }
+	server, err := process.NewServer(name, process.DefaultServerConfig(), launch, a.log, a.registry)
 	if err != nil {
 		return "", err
 	}
-	a.actors.start("model server", server.Run)
+	a.actors.start(name+" server", server.Run)
 	return address, nil
 }
 
@@ -198,7 +205,7 @@ func (a *App) startModelServer(context.Context) (string, error) {
 func (a *App) CreativesReady(version string) bool { return a.serving.rollout.Ready(version) }
 
 // ImageBackend names what draws creatives.
-func (a *App) ImageBackend() string { return creatives.Scene{}.Name() }
+func (a *App) ImageBackend() string { return string(a.cfg.Images.Backend) }
 
 // ServingStats of this process.
 func (a *App) ServingStats() serving.Stats { return a.serving.service.Stats() }

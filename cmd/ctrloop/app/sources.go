@@ -60,7 +60,6 @@ type pairCreatives struct {
 	log     *creativelog.Log
 	store   *artifact.Store
 	catalog *catalogue.Catalogue
-	viewPx  int
 }
 
 // Creative implements pairer.Creatives.
@@ -72,14 +71,19 @@ func (c pairCreatives) View(cr schemas.Creative) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	px := imaging.View(im, c.viewPx)
-	view := image.NewNRGBA(image.Rect(0, 0, c.viewPx, c.viewPx))
-	for i := range c.viewPx * c.viewPx {
+	return View(im)
+}
+
+// View is a picture as the embedded models see it, PNG.
+func View(im *image.NRGBA) ([]byte, error) {
+	px := imaging.View(im, viewPx)
+	view := image.NewNRGBA(image.Rect(0, 0, viewPx, viewPx))
+	for i := range viewPx * viewPx {
 		copy(view.Pix[4*i:], px[3*i:3*i+3])
 		view.Pix[4*i+3] = 255
 	}
 	var buf bytes.Buffer
-	err = imaging.EncodePNG(&buf, view)
+	err := imaging.EncodePNG(&buf, view)
 	return buf.Bytes(), err
 }
 

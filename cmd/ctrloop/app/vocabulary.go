@@ -18,9 +18,9 @@ const (
 	hueVariants = 5
 )
 
-// writeVocabulary writes what training jobs know of the shop: the grammar of backgrounds, and the catalogue
+// WriteVocabulary writes what training jobs know of the shop: the grammar of backgrounds, and the catalogue
 // with hue variants and this run's held-out products.
-func (a *App) writeVocabulary(dir string) (grammarFile, catalogueFile string, err error) {
+func WriteVocabulary(dir string, cat *catalogue.Catalogue, holdout func(product string) bool) (grammarFile, catalogueFile string, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", "", fmt.Errorf("write vocabulary: %w", err)
 	}
@@ -34,10 +34,10 @@ func (a *App) writeVocabulary(dir string) (grammarFile, catalogueFile string, er
 	}
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
-	for _, p := range a.catalog.Products() {
-		for _, v := range append([]*catalogue.Product{p}, a.catalog.Variants(p, hueVariants)...) {
+	for _, p := range cat.Products() {
+		for _, v := range append([]*catalogue.Product{p}, cat.Variants(p, hueVariants)...) {
 			e := v.Entry()
-			e.Holdout = a.holdout(p.ID)
+			e.Holdout = holdout(p.ID)
 			if err := enc.Encode(e); err != nil {
 				return "", "", fmt.Errorf("write vocabulary: %w", err)
 			}

@@ -21,6 +21,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/cmd/ctrloop/lab"
 	"ctrloop/cmd/ctrloop/progress"
 	"ctrloop/ingest"
 	"ctrloop/internal/catalogue"
@@ -39,6 +40,7 @@ type Options struct {
 	HoldoutFraction float64 // of products that training never sees
 	Clickbait       float64 // strength of the clickbait direction
 	Speed           float64 // event time over wall time while the system trains
+	Images          app.ImageBackend
 	Dir             string
 	Home            string
 	Version         string
@@ -68,7 +70,7 @@ func planOf(quick bool) plan {
 				c.Pairer.MinEffectivePairs = 300
 				c.Pairer.MinImpressions = 50
 				// A reward model on this little evidence is sure of nothing: it may not abstain.
-				c.Trainer.Reward = map[string]any{"epochs": 12, "heads": 1, "learning_rates": "0.003", "tau": 0.0}
+				c.Trainer.Reward = map[string]any{"tau": 0.0}
 				c.Trainer.Rounds = map[string]any{"epochs": 2, "products": 160, "held_samples": 4}
 				c.Experiment.Ramp.MinImpressions = 1500
 				c.Experiment.Ramp.MaxImpressions = 60_000
@@ -82,15 +84,6 @@ func planOf(quick bool) plan {
 			c.Experiment.Ramp.MaxImpressions = 700_000
 		}}
 }
-
-// The world of the demo: a shop with about sixty visits a second, watched in fast motion. The window is
-// short against a shop's usual half hour, so that the steps of a ramp fit into a demo.
-const (
-	joinWindow   = 5 * time.Minute
-	visitRate    = 60
-	demoUsers    = 60_000
-	worldStartMS = 1_767_225_600_000 // 2026-01-01 00:00 UTC
-)
 
 // demo is one attempt.
 type demo struct {
@@ -113,7 +106,7 @@ func Run(ctx context.Context, opt Options) (*Scoreboard, error) {
 	if err := os.MkdirAll(opt.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
-	st, err := openState(opt.Dir, settings{opt.Seed, opt.Quick, opt.Products, opt.Holdout, opt.HoldoutFraction, opt.Clickbait})
+	st, err := openState(opt.Dir, settings{opt.Seed, opt.Quick, opt.Products, opt.Holdout, opt.HoldoutFraction, opt.Clickbait, opt.Images})
 	if err != nil {
 		return nil, err
 	}
@@ -157,9 +150,12 @@ func (d *demo) start(ctx context.Context) error {
 
 	cfg := app.Default()
 	cfg.Products = products
+	if d.opt.Images != "" {
+		cfg.Images.Backend = d.opt.Images
+	}
 	cfg.Ingest.Clock = ingest.ClockEvent
 	cfg.Kafka.Retention = -1 // event times are the world's
-	cfg.Joiner.Window = joinWindow
+	cfg.Joiner.Window = lab.JoinWindow
 	cfg.Pairer.HoldoutFraction = d.opt.HoldoutFraction
 	cfg.Pairer.HoldoutProducts = held
 	cfg.Pairer.Interval = 5 * time.Second // a look is a scan of all labels
@@ -453,7 +449,7 @@ func (d *demo) settle(ctx context.Context) error {
 		return err
 	}
 	// The newest impression's window, half a window more for late clicks, lateness, and a bucket or two.
-	end := max(d.people.Stats().NowMS, d.clock.Now().UnixMilli()) + (2*joinWindow + 2*time.Minute).Milliseconds()
+	end := max(d.people.Stats().NowMS, d.clock.Now().UnixMilli()) + (2*lab.JoinWindow + 2*time.Minute).Milliseconds()
 	if err := d.shop.EndOfDay(ctx, end); err != nil {
 		return err
 	}
@@ -475,7 +471,7 @@ func (d *demo) traffic(ctx context.Context, name string, target int64, speed flo
 	start := d.impressions()
 	step := int64(10_000)
 	if speed > 0 {
-		step = max(1, int64(visitRate*speed*pollEvery.Seconds()))
+		step = max(1, int64(lab.VisitRate*speed*pollEvery.Seconds()))
 	}
 	for ctx.Err() == nil {
 		n := d.impressions()
@@ -516,9 +512,7 @@ func (d *demo) openTraffic() (err error) {
 }
 
 func (d *demo) trafficConfig() world.TrafficConfig {
-	cfg := world.DefaultTraffic(d.opt.Seed)
-	cfg.StartMS, cfg.RatePerSecond, cfg.Users, cfg.Window = worldStartMS, visitRate, demoUsers, joinWindow
-	return cfg
+	return lab.Traffic(d.opt.Seed)
 }
 
 func (d *demo) journal() string { return filepath.Join(d.opt.Dir, "world") }

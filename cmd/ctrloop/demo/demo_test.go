@@ -45,20 +45,6 @@ func TestAResumedDemoKeepsItsOptionsAndItsEnding(t *testing.T) {
 	}
 }
 
-func TestTally(t *testing.T) {
-	var y tally
-	if y.accuracy() != 0 {
-		t.Error("no answers have no accuracy")
-	}
-	y.add(0.3, true)   // right
-	y.add(-0.1, false) // right
-	y.add(0.2, false)  // wrong
-	y.add(0, true)     // a tie is half right
-	if got := y.accuracy(); got != 2.5/4 {
-		t.Errorf("accuracy %v", got)
-	}
-}
-
 func TestSwapsOfAttemptsAddUp(t *testing.T) {
 	got := add(Swap{Count: 1, Requests: 10, Failed: 1, FlipP99MS: 3}, Swap{Count: 2, Requests: 5, WrongVersion: 1, FlipP99MS: 1})
 	if want := (Swap{Count: 3, Requests: 15, Failed: 1, WrongVersion: 1, FlipP99MS: 3}); got != want {

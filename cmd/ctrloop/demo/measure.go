@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 
 	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/cmd/ctrloop/lab"
 	"ctrloop/internal/imaging"
 	"ctrloop/internal/world"
 	"ctrloop/pairer/dataset"
@@ -199,18 +200,18 @@ func (d *demo) measureReward(context.Context) error {
 		return err
 	}
 	test := map[string]dataset.PairRow{}
-	var oracle, coin tally
+	var oracle, coin lab.Score
 	for _, r := range rows {
 		if r.Split != "test" {
 			continue
 		}
 		test[r.PairID] = r
-		oracle.add(d.truth.CTR(r.Left)-d.truth.CTR(r.Right), r.LeftWins)
+		oracle.Add(d.truth.CTR(r.Left)-d.truth.CTR(r.Right), r.LeftWins)
 		h := fnv.New32a()
 		_, _ = h.Write([]byte(r.PairID))
-		coin.add(float64(h.Sum32()%2)-0.5, r.LeftWins)
+		coin.Add(float64(h.Sum32()%2)-0.5, r.LeftWins)
 	}
-	models := map[string]*tally{}
+	models, real := map[string]*lab.Score{}, lab.Score{}
 	err = readLines(filepath.Join(d.app.Artifacts().Path(j.Update.Artifact), "predictions.jsonl"), func(p struct {
 		PairID string  `json:"pair_id"`
 		Model  string  `json:"model"`
@@ -221,126 +222,94 @@ func (d *demo) measureReward(context.Context) error {
 			return fmt.Errorf("predictions name pair %s, which is not in the test split", p.PairID)
 		}
 		if models[p.Model] == nil {
-			models[p.Model] = &tally{}
+			models[p.Model] = &lab.Score{}
 		}
-		models[p.Model].add(p.PLeft-0.5, r.LeftWins)
+		models[p.Model].Add(p.PLeft-0.5, r.LeftWins)
+		if gap := d.truth.CTR(r.Left) - d.truth.CTR(r.Right); p.Model == "ours" && gap != 0 {
+			real.Add(p.PLeft-0.5, gap > 0)
+		}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	b := Reward{TestPairs: oracle.n, Ceiling: oracle.accuracy(), Baselines: map[string]float64{"random": coin.accuracy()}}
+	b := Reward{TestPairs: oracle.N, Ceiling: oracle.Accuracy(), Baselines: map[string]float64{"random": coin.Accuracy()}}
 	for name, t := range models {
 		if name == "ours" {
-			b.Accuracy = t.accuracy()
+			b.Accuracy = t.Accuracy()
 		} else {
-			b.Baselines[name] = t.accuracy()
+			b.Baselines[name] = t.Accuracy()
 		}
 	}
 	if v, ok := j.Update.Metrics["swap_consistency"].(float64); ok {
 		b.SwapConsistency = v
 	}
+	b.FractionOfCeiling, b.TrueAccuracy = lab.FractionOfCeiling(b.Accuracy, b.Ceiling), real.Accuracy()
+	b.Drift = d.drift()
 	d.board.Reward = b
 	return nil
 }
 
-// tally counts right answers; a tie is half a right one.
-type tally struct {
-	n     int64
-	right float64
-}
-
-func (t *tally) add(score float64, leftWins bool) {
-	t.n++
-	switch {
-	case score == 0:
-		t.right += 0.5
-	case (score > 0) == leftWins:
-		t.right++
+// drift is what the newest reward job found out about the model before it; nil after a single cycle.
+func (d *demo) drift() any {
+	var newest *control.JobStatus
+	for _, j := range d.app.Control().Jobs {
+		if j.Kind == string(trainerbridge.KindReward) && j.State == control.JobSucceeded && j.Update.Metrics["drift"] != nil && (newest == nil || j.Queued.After(newest.Queued)) {
+			newest = j
+		}
 	}
-}
-
-func (t *tally) accuracy() float64 {
-	if t.n == 0 {
-		return 0
+	if newest == nil {
+		return nil
 	}
-	return t.right / float64(t.n)
+	return newest.Update.Metrics["drift"]
 }
 
-// samplePx is the size at which descriptions of the rounds are drawn for the world: it stands for every larger one.
-const samplePx = 128
+// bestBudget is how many drawings the search for a product's best creative may make. A quick run leaves it out.
+const bestBudget = 400
 
 // measureRounds has the oracle judge what each arm wrote for unseen products after each epoch.
-func (d *demo) measureRounds(context.Context) error {
+func (d *demo) measureRounds(ctx context.Context) error {
 	j := d.job("rounds")
 	if j == nil {
 		return nil
 	}
-	type key struct {
-		arm   string
-		epoch int
-	}
-	arms := map[key]*Arm{}
-	valid := map[key]int{}
-	err := readLines(filepath.Join(d.app.Artifacts().Path(j.Update.Artifact), "samples.jsonl"), func(s struct {
-		Arm     string `json:"arm"`
-		Epoch   int    `json:"epoch"`
-		Product string `json:"product"`
-		Text    string `json:"text"`
-	}) error {
-		p, ok := d.cat.Get(s.Product)
-		if !ok {
-			return fmt.Errorf("samples name product %s, which is not in the catalogue", s.Product)
-		}
-		k := key{s.Arm, s.Epoch}
-		a := arms[k]
-		if a == nil {
-			a = &Arm{}
-			arms[k] = a
-		}
-		a.Samples++
-		desc, _, ok := imaging.Parse(s.Text)
-		if !ok {
-			return nil
-		}
-		valid[k]++
-		a.TrueCTR += d.world.CTROf(p, desc, 0, samplePx)
-		if d.world.Matches(p, s.Text) {
-			a.MatchingRate++
-		}
-		if d.world.IsClickbait(s.Text) {
-			a.Clickbait++
-		}
-		return nil
-	})
+	dir := d.app.Artifacts().Path(j.Update.Artifact)
+	var samples []lab.Sample
+	err := readLines(filepath.Join(dir, "samples.jsonl"), func(s lab.Sample) error { samples = append(samples, s); return nil })
 	if err != nil {
 		return err
 	}
-	byEpoch := map[int]*Epoch{}
-	for k, a := range arms {
-		n := float64(a.Samples)
-		a.Valid = float64(valid[k]) / n
-		a.MatchingRate /= n
-		a.Clickbait /= n
-		a.TrueCTR /= float64(max(1, valid[k]))
-		e := byEpoch[k.epoch]
-		if e == nil {
-			e = &Epoch{Epoch: k.epoch}
-			byEpoch[k.epoch] = e
-		}
-		switch k.arm {
-		case "dpo":
-			e.DPO = a
-		case "pcpo":
-			e.PCPO = a
-		case "base":
-			e.DPO, e.PCPO = a, a // both arms start from it
-		default:
-			return fmt.Errorf("samples name arm %q: want base, dpo or pcpo", k.arm)
+	judged, err := lab.NewJudge(d.world, d.cat).Judge(samples)
+	if err != nil {
+		return err
+	}
+	var best []float64
+	if !d.opt.Quick {
+		if best, err = lab.Best(ctx, d.world, d.cat, judged.Products, bestBudget); err != nil {
+			return err
 		}
 	}
-	for _, n := range slices.Sorted(maps.Keys(byEpoch)) {
-		d.board.Epochs = append(d.board.Epochs, *byEpoch[n])
+	m, err := lab.ReadRoundsMetrics(filepath.Join(dir, "metrics.json"))
+	if err != nil {
+		return err
+	}
+	rounds := lab.Report(d.opt.Seed, judged, best, m)
+	d.board.Shipped, d.board.BestCTR = rounds.Shipped, rounds.BestCTR
+	for _, a := range rounds.Arms {
+		for _, e := range a.Epochs {
+			for len(d.board.Epochs) <= e.Epoch {
+				d.board.Epochs = append(d.board.Epochs, Epoch{Epoch: len(d.board.Epochs)})
+			}
+			arm := &Arm{EpochReport: e}
+			switch a.Arm {
+			case "dpo":
+				d.board.Epochs[e.Epoch].DPO = arm
+			case "pcpo":
+				d.board.Epochs[e.Epoch].PCPO = arm
+				d.board.EqualLift = a.AgainstDPO
+			default: // further arms are for evaluations: `ctrloop eval rounds`
+			}
+		}
 	}
 	return nil
 }
@@ -371,7 +340,7 @@ func (d *demo) measureServing(ctx context.Context) error {
 	if live != nil && live.LabelsTo > 0 {
 		b.Freshness = float64(d.clock.Now().UnixMilli()-live.LabelsTo) / 1000
 	} else { // the live model has learned from no click of this world: its age is the whole run
-		b.Freshness = float64(d.clock.Now().UnixMilli()-worldStartMS) / 1000
+		b.Freshness = float64(d.clock.Now().UnixMilli()-lab.StartMS) / 1000
 	}
 	return nil
 }

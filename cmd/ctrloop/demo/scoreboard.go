@@ -6,28 +6,34 @@ import (
 	"sort"
 	"strings"
 	"time"
+
+	"ctrloop/cmd/ctrloop/lab"
 )
 
 // Scoreboard is what a run of the demo measured. Each field is a measurement of this run: a stage that was
 // not reached leaves its part at zero and Outcome says why.
 type Scoreboard struct {
-	Seed        uint64     `json:"seed"`
-	WallSeconds float64    `json:"wall_seconds"`
-	Outcome     string     `json:"outcome"` // promoted, rolled back, inconclusive, or why no candidate came so far
-	Resumed     int        `json:"resumed"` // how often the run was interrupted and went on
-	Quick       bool       `json:"quick"`
-	Images      string     `json:"images"` // what drew the creatives
-	Stream      Stream     `json:"stream"`
-	Warehouse   Warehouse  `json:"warehouse"`
-	Pairs       Pairs      `json:"pairs"`
-	Reward      Reward     `json:"reward"`
-	Epochs      []Epoch    `json:"epochs"`
-	Generation  Generation `json:"generation"`
-	Swap        Swap       `json:"swap"`
-	Experiment  Experiment `json:"experiment"`
-	Freshness   float64    `json:"freshness_seconds"` // event time between the newest click and the newest one the live model learned from
-	Versions    []Version  `json:"versions"`
-	Phases      []Phase    `json:"phases"`
+	Seed        uint64    `json:"seed"`
+	WallSeconds float64   `json:"wall_seconds"`
+	Outcome     string    `json:"outcome"` // promoted, rolled back, inconclusive, or why no candidate came so far
+	Resumed     int       `json:"resumed"` // how often the run was interrupted and went on
+	Quick       bool      `json:"quick"`
+	Images      string    `json:"images"` // what drew the creatives
+	Stream      Stream    `json:"stream"`
+	Warehouse   Warehouse `json:"warehouse"`
+	Pairs       Pairs     `json:"pairs"`
+	Reward      Reward    `json:"reward"`
+	Epochs      []Epoch   `json:"epochs"`
+	// EqualLift is the matching rate of PCPO less DPO's at the largest true lift that both reach.
+	EqualLift  *lab.EqualLift `json:"equal_lift,omitempty"`
+	Shipped    lab.Shipped    `json:"shipped"`            // the epoch that the gates chose
+	BestCTR    float64        `json:"best_ctr,omitempty"` // the oracle's best creatives of unseen products, mean
+	Generation Generation     `json:"generation"`
+	Swap       Swap           `json:"swap"`
+	Experiment Experiment     `json:"experiment"`
+	Freshness  float64        `json:"freshness_seconds"` // event time between the newest click and the newest one the live model learned from
+	Versions   []Version      `json:"versions"`
+	Phases     []Phase        `json:"phases"`
 }
 
 // Stream compares labels with the oracle.
@@ -63,6 +69,10 @@ type Reward struct {
 	SwapConsistency float64            `json:"swap_consistency"`
 	Baselines       map[string]float64 `json:"baselines"`
 	TestPairs       int64              `json:"test_pairs"`
+	// FractionOfCeiling is (accuracy - 0.5) / (ceiling - 0.5).
+	FractionOfCeiling float64 `json:"fraction_of_ceiling"`
+	TrueAccuracy      float64 `json:"true_accuracy"`   // share of pairs whose true order it names
+	Drift             any     `json:"drift,omitempty"` // of the model before on fresh pairs, once a second cycle ran
 }
 
 // Epoch of the preference rounds, on products that training never saw.
@@ -72,15 +82,8 @@ type Epoch struct {
 	PCPO  *Arm `json:"pcpo,omitempty"`
 }
 
-// Arm is one model at one epoch, judged by the oracle. Rates are over all descriptions: one that is not
-// valid does not match. TrueCTR is over the valid ones, each drawn and read by the world.
-type Arm struct {
-	MatchingRate float64 `json:"matching_rate"`
-	TrueCTR      float64 `json:"true_ctr"`
-	Valid        float64 `json:"valid"`
-	Clickbait    float64 `json:"clickbait"`
-	Samples      int     `json:"samples"`
-}
+// Arm is one model at one epoch, judged by the oracle, see lab.EpochReport.
+type Arm struct{ lab.EpochReport }
 
 // Generation of creatives.
 type Generation struct {
@@ -148,7 +151,8 @@ func (s *Scoreboard) Print(w io.Writer) {
 	line("warehouse", "%d rows, audit mismatches %d", s.Warehouse.Rows, s.Warehouse.AuditMismatch)
 	line("pairs", "%d, mean weight %.2f", s.Pairs.Count, s.Pairs.MeanWeight)
 	if s.Reward.TestPairs > 0 {
-		line("reward", "accuracy %.3f on %d unseen pairs, noise ceiling %.3f, swap consistency %.3f", s.Reward.Accuracy, s.Reward.TestPairs, s.Reward.Ceiling, s.Reward.SwapConsistency)
+		line("reward", "accuracy %.3f on %d unseen pairs, noise ceiling %.3f (%.2f of it), true order %.3f, swap consistency %.3f",
+			s.Reward.Accuracy, s.Reward.TestPairs, s.Reward.Ceiling, s.Reward.FractionOfCeiling, s.Reward.TrueAccuracy, s.Reward.SwapConsistency)
 		names := make([]string, 0, len(s.Reward.Baselines))
 		for n := range s.Reward.Baselines {
 			names = append(names, n)
@@ -161,6 +165,9 @@ func (s *Scoreboard) Print(w io.Writer) {
 		line("", "baselines: %s", strings.Join(parts, ", "))
 	}
 	s.printEpochs(w)
+	if e := s.EqualLift; e != nil && e.Difference != nil {
+		line("", "PCPO matches %+.3f against DPO where both have a lift of %s", *e.Difference, percent(e.Lift))
+	}
 	line("generation", "%d images by %s, largest error on product pixels %d", s.Generation.Images, s.Images, s.Generation.ProductPixelMaxError)
 	line("swap", "%d swaps, %d requests, failed %d, wrong version %d, flip p99 %.2f ms", s.Swap.Count, s.Swap.Requests, s.Swap.Failed, s.Swap.WrongVersion, s.Swap.FlipP99MS)
 	if s.Experiment.ID != "" {
@@ -184,7 +191,7 @@ func (s *Scoreboard) printEpochs(w io.Writer) {
 		if a == nil {
 			return "-"
 		}
-		return fmt.Sprintf("%.3f  %.4f  %.2f  %.2f", a.MatchingRate, a.TrueCTR, a.Valid, a.Clickbait)
+		return fmt.Sprintf("%.3f  %.4f  %.2f  %.2f", a.Matching, a.TrueCTR, a.Valid, a.Clickbait)
 	}
 	for _, e := range s.Epochs {
 		fmt.Fprintf(w, "  %-12s %5d  %28s   %28s\n", "", e.Epoch, cell(e.DPO), cell(e.PCPO))

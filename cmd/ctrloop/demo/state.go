@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"ctrloop/cmd/ctrloop/app"
 )
 
 // state is what a demo remembers between attempts, besides what the system and the world's journal remember.
@@ -33,6 +35,8 @@ type settings struct {
 	Holdout         string  `json:"holdout"`
 	HoldoutFraction float64 `json:"holdout_fraction"`
 	Clickbait       float64 `json:"clickbait"`
+
+	Images app.ImageBackend `json:"images"`
 }
 
 // openState reads the state of an interrupted demo in dir, or starts one.

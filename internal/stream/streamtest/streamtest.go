@@ -1,5 +1,5 @@
 // Package streamtest starts brokers for tests: the embedded broker without a disk, with a way to inject
-// faults.
+// faults; or, in the ring of `make kafka-ring`, a real Apache Kafka.
 package streamtest
 
 import (
@@ -15,7 +15,8 @@ import (
 
 // Broker is a broker that lives as long as the test.
 type Broker struct {
-	// Cluster gives access to faults (Cluster.Fault), controls and leader shuffles.
+	// Cluster gives access to faults (Cluster.Fault), controls and leader shuffles. It is nil in the ring: tests
+	// that need it call NeedFake.
 	Cluster *kfake.Cluster
 	Config  stream.Config
 }
@@ -30,21 +31,25 @@ func Start(t testing.TB, partitions int32) *Broker {
 // StartTopics starts a broker with these topics.
 func StartTopics(t testing.TB, partitions int32, topics ...schemas.Topic) *Broker {
 	t.Helper()
-	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.BrokerConfigs(map[string]string{"log.retention.ms": "-1"}))
-	if err != nil {
-		t.Fatalf("start broker: %v", err)
+	b := &Broker{Config: stream.Default()}
+	if Ring() {
+		b.Config = lease(t)
+	} else {
+		c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.BrokerConfigs(map[string]string{"log.retention.ms": "-1"}))
+		if err != nil {
+			t.Fatalf("start broker: %v", err)
+		}
+		t.Cleanup(c.Close)
+		b.Cluster, b.Config.Brokers = c, c.ListenAddrs()
 	}
-	t.Cleanup(c.Close)
-	conf := stream.Default()
-	conf.Brokers = c.ListenAddrs()
 	if len(topics) > 0 {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		if err := stream.EnsureTopics(ctx, conf, topics, partitions, -1); err != nil {
+		if err := stream.EnsureTopics(ctx, b.Config, topics, partitions, -1); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return &Broker{Cluster: c, Config: conf}
+	return b
 }
 
 // Records reads everything committed in a topic, by partition.

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.ipc
 from PIL import Image, UnidentifiedImageError
 
-from .errors import BadInputError
+from .errors import BadInputError, NoEvidenceError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def load_catalogue(path: Path) -> list[Product]:
         except (json.JSONDecodeError, KeyError, TypeError) as e:
             raise BadInputError(f"{path}:{n}: not a product: {e!r}; write it with `ctrloop render catalogue`") from e
         product = Product(**values)
-        if not product.caption.strip():
+        if not (product.caption or "").strip():
             raise BadInputError(f"{path}:{n}: product {product.id} has an empty caption: models need one")
         out.append(product)
     if not out:
@@ -88,6 +88,9 @@ class Creatives:
     posterior_mean: np.ndarray  # of the click-through rate
 
 
+TRAIN, TEST, LATER = SPLITS = ("train", "test", "later")
+
+
 @dataclasses.dataclass
 class Pairs:
     """Columns of pairs.arrow; left and right are rows of Creatives."""
@@ -98,11 +101,30 @@ class Pairs:
     right: np.ndarray
     left_wins: np.ndarray  # bool
     weight: np.ndarray  # evidence, 2 P(hi > lo) - 1
-    test: np.ndarray  # bool: held-out products
+    split: (
+        np.ndarray
+    )  # one of SPLITS: products never trained on are "test"; "later" is evidence after the training span
+    # (n, 2), left and right, within the pair's own cell (placement, window); None where the data set does not tell.
+    impressions: np.ndarray | None = None
+    clicks: np.ndarray | None = None
+
+    @property
+    def test(self) -> np.ndarray:
+        """bool: pairs of held-out products."""
+        return self.split == TEST
+
+    @property
+    def training(self) -> np.ndarray:
+        """bool: pairs that a model may learn from."""
+        return self.split == TRAIN
+
+    def of(self, split: str) -> "Pairs":
+        """The pairs of one split."""
+        return self.take(np.flatnonzero(self.split == split))
 
     def take(self, keep: np.ndarray) -> "Pairs":
         """The pairs at these positions."""
-        ix = np.asarray(keep)
+        ix = np.asarray(keep, int)
         return Pairs(
             [self.ids[i] for i in ix],
             [self.products[i] for i in ix],
@@ -110,16 +132,39 @@ class Pairs:
             self.right[ix],
             self.left_wins[ix],
             self.weight[ix],
-            self.test[ix],
+            self.split[ix],
+            None if self.impressions is None else self.impressions[ix],
+            None if self.clicks is None else self.clicks[ix],
         )
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
+# What the tables must hold beside captions, descriptions and pictures; a null in one of these has no meaning.
+CREATIVE_COLUMNS = {
+    "creative": pa.string(),
+    "product": pa.string(),
+    "impressions": pa.int64(),
+    "clicks": pa.int64(),
+    "posterior_mean": pa.float64(),
+}
+PAIR_COLUMNS = {
+    "pair_id": pa.string(),
+    "product": pa.string(),
+    "left": pa.string(),
+    "right": pa.string(),
+    "left_wins": pa.bool_(),
+    "weight": pa.float64(),
+    "split": pa.string(),
+}
+MAX_VIEW_PX = 2048  # a side of a picture; larger ones are no view but an original, or an attack on the memory
+
+
 def load_dataset(folder: Path) -> tuple[Creatives, Pairs]:
     """Reads and checks a dataset folder; BadInputError names file, row and remedy."""
-    c, p = _table(Path(folder) / "creatives.arrow"), _table(Path(folder) / "pairs.arrow")
+    c = _table(Path(folder) / "creatives.arrow", CREATIVE_COLUMNS)
+    p = _table(Path(folder) / "pairs.arrow", PAIR_COLUMNS)
     try:
         creatives = Creatives(
             c["creative"].to_pylist(),
@@ -139,7 +184,9 @@ def load_dataset(folder: Path) -> tuple[Creatives, Pairs]:
             np.array([row[k] for k in p["right"].to_pylist()], int),
             np.array(p["left_wins"].to_pylist(), bool),
             p["weight"].to_numpy(),
-            np.array([s == "test" for s in p["split"].to_pylist()], bool),
+            np.array(p["split"].to_pylist(), object),
+            _sides(p, "impressions"),
+            _sides(p, "clicks"),
         )
     except KeyError as e:
         raise BadInputError(f"the dataset {folder} lacks {e}: a column, or a creative that pairs.arrow names") from e
@@ -147,12 +194,31 @@ def load_dataset(folder: Path) -> tuple[Creatives, Pairs]:
     return creatives, pairs
 
 
-def _table(path: Path) -> pa.Table:
+def _table(path: Path, columns: dict[str, pa.DataType]) -> pa.Table:
+    """Reads a table; those of the columns that it has are of their type and without nulls."""
     try:
         with pa.memory_map(str(path)) as f:
-            return pa.ipc.open_file(f).read_all()
+            table = pa.ipc.open_file(f).read_all()
     except (OSError, pa.ArrowInvalid) as e:
         raise BadInputError(f"cannot read {path}: {e}") from e
+    for at, name in enumerate(table.column_names):
+        if name not in columns:
+            continue
+        column = table.column(at)
+        if column.null_count:
+            row = column.is_null().index(True).as_py()
+            raise BadInputError(f"{path}: {name} of row {row} is missing: every row needs one")
+        try:
+            table = table.set_column(at, name, column.cast(columns[name]))
+        except pa.ArrowException as e:
+            raise BadInputError(f"{path}: column {name} is {column.type}, it must be {columns[name]}: {e}") from e
+    return table
+
+
+def _sides(p: pa.Table, what: str) -> np.ndarray | None:
+    """Columns left_<what> and right_<what>, (n, 2); older data sets and foreign ones lack them."""
+    names = (f"left_{what}", f"right_{what}")
+    return np.stack([p[n].to_numpy() for n in names], 1) if set(names) <= set(p.schema.names) else None
 
 
 def _images(ids: list[str], pngs: list[bytes | None]) -> np.ndarray:
@@ -161,9 +227,17 @@ def _images(ids: list[str], pngs: list[bytes | None]) -> np.ndarray:
         if not png:
             raise BadInputError(f"creative {i} has no image: every creative of a dataset needs its 64 px view")
         try:
-            out.append(np.asarray(Image.open(io.BytesIO(png)).convert("RGB")))
+            picture = Image.open(io.BytesIO(png))
+            if max(picture.size) > MAX_VIEW_PX:
+                size = f"{picture.width} x {picture.height}"
+                raise BadInputError(f"the image of creative {i} is {size} px: views have at most {MAX_VIEW_PX} a side")
+            out.append(np.asarray(picture.convert("RGB")))
+        except Image.DecompressionBombError as e:
+            raise BadInputError(f"the image of creative {i} is too large to be a view: {e}") from e
         except UnidentifiedImageError as e:
             raise BadInputError(f"the image of creative {i} is not a picture: {e}") from e
+        except (OSError, SyntaxError, ValueError) as e:
+            raise BadInputError(f"the image of creative {i} is damaged: {e}; build the dataset again") from e
     shapes = {x.shape for x in out}
     if len(shapes) > 1:
         raise BadInputError(f"images of the dataset differ in size: {sorted(shapes)}")
@@ -174,14 +248,23 @@ def _check(c: Creatives, p: Pairs, folder: Path) -> None:
     for i, caption in zip(c.ids, c.captions, strict=True):
         if not (caption or "").strip():
             raise BadInputError(f"creative {i} has an empty caption: the reward model reads it")
+    if len(set(c.ids)) < len(c.ids):
+        twice = next(i for i in c.ids if c.ids.count(i) > 1)
+        raise BadInputError(f"creative {twice} is twice in {folder}: which row a pair means is not known")
+    for i, k, n in zip(c.ids, c.clicks, c.impressions, strict=True):
+        if not 0 <= k <= n:
+            raise BadInputError(f"creative {i} has {k} clicks on {n} impressions: count again")
     bad = [i for i, m in zip(c.ids, c.posterior_mean, strict=True) if not 0 < m < 1]
     if bad:
         raise BadInputError(f"posterior_mean of creative {bad[0]} is not inside (0, 1)")
     if not np.isfinite(p.weight).all() or (p.weight < 0).any() or (len(p) and p.weight.max() > 1 + 1e-9):
         raise BadInputError(f"the dataset {folder} has a pair weight outside [0, 1]")
-    if not len(p) or p.test.all():
-        raise BadInputError(f"the dataset {folder} has no training pairs: wait for more clicks")
-    both = {c.products[i] for i in p.left[p.test]} & {c.products[i] for i in p.left[~p.test]}
+    unknown = sorted({str(x) for x in p.split} - set(SPLITS))
+    if unknown:
+        raise BadInputError(f"the dataset {folder} has a pair of split {unknown[0]!r}: known are {', '.join(SPLITS)}")
+    if not p.training.any():
+        raise NoEvidenceError(f"the dataset {folder} has no training pairs: wait for more clicks")
+    both = {c.products[i] for i in p.left[p.test]} & {c.products[i] for i in p.left[p.training]}
     if both:
         raise BadInputError(f"product {sorted(both)[0]} is in the training and in the test split of {folder}")
 

@@ -1,6 +1,6 @@
 """Failure classes of a job, and the exit codes by which the Go side tells them apart."""
 
-OK, BUG, BAD_INPUT, OUT_OF_MEMORY, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 4, 5
+OK, BUG, BAD_INPUT, OUT_OF_MEMORY, DIVERGED, INTERRUPTED, NO_EVIDENCE = range(7)
 
 
 class JobError(Exception):
@@ -13,6 +13,12 @@ class BadInputError(JobError):
     """The specification, a file it names or the data is wrong: repeating the job cannot help."""
 
     exit_code = BAD_INPUT
+
+
+class NoEvidenceError(JobError):
+    """The data are in order but say too little to learn from: the next data set may say more."""
+
+    exit_code = NO_EVIDENCE
 
 
 class DivergedError(JobError):

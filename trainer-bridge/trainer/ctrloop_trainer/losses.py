@@ -9,9 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def dpo(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float) -> Tensor:
-    """-log sigmoid(beta [(logp(y+|x) - ref(y+|x)) - (logp(y-|x) - ref(y-|x))]), mean over the batch (Rafailov 2023)."""
-    return -F.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected))).mean()
+def dpo(
+    chosen: Tensor,
+    rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    beta: float,
+    p: Tensor | None = None,
+) -> Tensor:
+    """-log sigmoid(beta [(logp(y+|x) - ref(y+|x)) - (logp(y-|x) - ref(y-|x))]), mean over the batch (Rafailov 2023).
+
+    With p, P(y+ wins) by the reward model, the cross-entropy against that probability instead of against certainty
+    (conservative DPO, Mitchell 2023): -p log sigmoid(z) - (1 - p) log sigmoid(-z), least at z = log(p / (1 - p)).
+    """
+    z = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
+    if p is None:
+        return -F.logsigmoid(z).mean()
+    return -(p * F.logsigmoid(z) + (1 - p) * F.logsigmoid(-z)).mean()
 
 
 def pcpo(chosen: Tensor, corrupted: Tensor, ref_chosen: Tensor, ref_corrupted: Tensor, beta: float) -> Tensor:

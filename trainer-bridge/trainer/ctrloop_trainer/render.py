@@ -1,5 +1,6 @@
 """Client of `ctrloop render pipe`: pictures of products in front of described backgrounds, by a child process."""
 
+import contextlib
 import json
 import subprocess
 import threading
@@ -17,6 +18,7 @@ class Shot(NamedTuple):
     product: str
     text: str
     seed: int = 0  # of the drawing: equal seeds differ only by their descriptions
+    view: str = ""  # "alpha": the product's coverage as grey instead of a picture
 
 
 class Renderer:
@@ -48,6 +50,9 @@ class Renderer:
 
     def _request(self, shots: Sequence[Shot]) -> tuple[np.ndarray, np.ndarray]:
         ask = [{"product": s.product, "text": s.text, "seed": s.seed, "px": self.px} for s in shots]
+        for row, s in zip(ask, shots, strict=True):
+            if s.view:
+                row["view"] = s.view
         try:
             self._child.stdin.write(json.dumps(ask).encode() + b"\n")
             self._child.stdin.flush()
@@ -72,7 +77,8 @@ class Renderer:
 
     def close(self) -> None:
         """Ends the child."""
-        self._child.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # a child that has died already has said why elsewhere
+            self._child.stdin.close()
         try:
             self._child.wait(timeout=5)
         except subprocess.TimeoutExpired:

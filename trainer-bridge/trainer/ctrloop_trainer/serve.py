@@ -386,6 +386,8 @@ class Engine:
         # Imported here: the import costs seconds, and --help should not.
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        from .prompt.families import plain_generation
+
         torch.set_num_threads(threads)
         self.root, self.served_name, self.max_rows, self.max_rank = model_dir, served_name, max_rows, max_rank
         self.created = int(time.time())
@@ -393,6 +395,7 @@ class Engine:
         self.tokenizer = self.processor.tokenizer
         self.tokenizer.padding_side = "left"  # generation appends on the right
         self.model = AutoModelForImageTextToText.from_pretrained(model_dir, local_files_only=True).eval()
+        plain_generation(self.model)  # a request's settings are all there is
         self.text_config = self.model.config.get_text_config()
         self.max_len = int(getattr(self.text_config, "max_position_embeddings", 2048))
         self.shapes = {

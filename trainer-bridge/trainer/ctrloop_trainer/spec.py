@@ -13,13 +13,23 @@ KINDS = ("pretrain", "trunk", "describe", "reward", "evaluate", "rounds", "diffu
 
 # What each kind must be given besides kind, id and seed.
 REQUIRED = {
-    "pretrain": ("renderer", "grammar", "catalogue"),
+    "pretrain": (),  # the job asks for the three below, or for a folder to learn from in `dataset`
     "trunk": ("renderer", "grammar", "catalogue"),
     "describe": ("base", "renderer", "grammar", "catalogue"),
     "reward": ("dataset", "grammar", "catalogue"),
     "evaluate": ("dataset",),
     "diffusion": ("renderer", "grammar", "catalogue"),
     "rounds": ("base", "reward_model", "renderer", "grammar", "catalogue"),
+}
+TYPES = {
+    "seed": int,
+    "threads": int,
+    "hyper": dict,
+    "renderer": list,
+    "device": str,
+    "precision": str,
+    "quantize": str,
+    "checkpointing": bool,
 }
 FOLDERS = ("base", "dataset", "reward_model", "referee_model", "previous")
 FILES = ("grammar", "catalogue", "truth")
@@ -33,6 +43,10 @@ class Spec:
     id: str
     seed: int = 0
     threads: int = 1  # of PyTorch; one beats two on a machine that is busy with the stream
+    device: str = "cpu"  # cpu, cuda or auto; see placement.py for these four
+    precision: str = "fp32"  # fp32, bf16 or fp16
+    quantize: str = ""  # "4bit": QLoRA, needs bitsandbytes and a GPU
+    checkpointing: bool = False  # recompute activations: less memory, a third more time
     base: str | None = None  # folder of the base prompt model
     base_digest: str | None = None  # checked when given
     dataset: str | None = None
@@ -68,8 +82,8 @@ def check(raw: dict[str, Any]) -> Spec:
     if kind not in KINDS:
         raise BadInputError(f"kind: {kind!r} is unknown, use one of {', '.join(KINDS)}")
     problems += [f"{k}: missing, a {kind} job needs it" for k in ("id", *REQUIRED[kind]) if not raw.get(k)]
-    for k, want in (("seed", int), ("threads", int), ("hyper", dict), ("renderer", list)):
-        if raw.get(k) is not None and (not isinstance(raw[k], want) or isinstance(raw[k], bool)):
+    for k, want in TYPES.items():
+        if raw.get(k) is not None and (not isinstance(raw[k], want) or isinstance(raw[k], bool) != (want is bool)):
             problems.append(f"{k}: must be {want.__name__}, got {raw[k]!r}")
     for k in FOLDERS:
         if raw.get(k) and not Path(raw[k]).is_dir():
@@ -95,7 +109,8 @@ def hyper(cls: type, given: dict[str, Any]) -> Any:
     problems = [f"hyper.{k}: unknown, known are {', '.join(sorted(fields))}" for k in sorted(set(given) - set(fields))]
     values = {}
     for k in set(given) & set(fields):
-        default = fields[k].default
+        f = fields[k]
+        default = f.default_factory() if f.default is dataclasses.MISSING else f.default
         v = given[k]
         if isinstance(default, float) and isinstance(v, int) and not isinstance(v, bool):
             v = float(v)

@@ -97,7 +97,7 @@ class Data:
         return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_data(products, grammar):
     """make_data(value): a dataset in which the log of a creative's click-through rate moves with value(picture)."""
 
@@ -144,7 +144,7 @@ def make_data(products, grammar):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_spec(shop):
     """make_spec(kind, **fields): a specification as a dictionary."""
 

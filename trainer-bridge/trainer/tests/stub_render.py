@@ -16,6 +16,10 @@ def colour(text: str) -> list[int]:
 
 
 def picture(shot: dict, px: int) -> tuple[np.ndarray, bool]:
+    if shot.get("view") == "alpha":
+        out = np.zeros((px, px, 3), np.uint8)
+        out[px // 4 : -px // 4, 4 : px // 2] = 255
+        return out, True
     out = np.full((px, px, 3), 245, np.uint8)
     parts = [p.strip() for p in shot["text"].split(",")] if shot["text"] else []
     valid = not parts or len(parts) == 4

@@ -4,8 +4,9 @@ import pytest
 
 from ctrloop_trainer.rounds import gates
 
-BASE = {"matching": 0.6, "distinct": 0.9}
-GOOD = {"valid": 0.99, "referee_gain": 0.2, "matching": 0.62, "chosen": 1.0, "kl": 3.0, "distinct": 0.8}
+BASE = {"matching": 0.6, "variety": 0.8, "information_base": 1.0}
+GOOD = {"valid": 0.99, "reward_gain": 0.3, "referee_gain": 0.2, "matching": 0.62, "chosen": 1.0, "kl": 1.0}
+GOOD |= {"variety": 0.7, "information_base": 1.1}
 
 
 def judged(**change):
@@ -19,17 +20,34 @@ def test_a_good_epoch_passes_all():
 @pytest.mark.parametrize(
     ("change", "gate"),
     [
-        ({"referee_gain": 0.0}, "referee_gain"),
-        ({"referee_gain": None}, "referee_gain"),
+        ({"reward_gain": 0.0, "referee_gain": 0.0}, "referee_gain"),
+        ({"reward_gain": 0.9}, "referee_share"),
         ({"valid": 0.96}, "valid"),
         ({"matching": 0.5}, "matching"),
         ({"chosen": -5.0}, "chosen_logp"),
         ({"kl": 40.0}, "kl"),
-        ({"distinct": 0.1}, "diversity"),
+        ({"variety": 0.1}, "diversity"),
+        ({"information_base": 0.3}, "relevance"),
     ],
 )
 def test_each_gate_stops_its_own_fault_only(change, gate):
     assert [name for name, passed in judged(**change).items() if not passed] == [gate]
+
+
+def test_without_a_referee_nothing_passes():
+    told = {g["name"]: g for g in gates.judge({**GOOD, "referee_gain": None}, BASE, gates.Thresholds())}
+    assert [n for n, g in told.items() if not g["passed"]] == ["referee_gain", "referee_share"]
+    assert "no referee" in told["referee_gain"]["why"]
+
+
+def test_an_arm_is_exhausted_by_failures_in_a_row_that_were_measured():
+    bad, good = {"gates": [{"passed": False, "value": 1.0}]}, {"gates": [{"passed": True, "value": 1.0}]}
+    unmeasured = {"gates": [{"passed": False, "value": None}]}
+    assert gates.exhausted([good, bad, bad], 2)
+    assert not gates.exhausted([bad, good, bad], 2)
+    assert not gates.exhausted([bad], 2)
+    assert not gates.exhausted([bad] * 9, 0)
+    assert not gates.exhausted([unmeasured] * 9, 2)
 
 
 def epoch(gain, *passed):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ctrloop_trainer import losses
+from ctrloop_trainer.rounds import learn, settings
 
 T = torch.float64
 
@@ -26,6 +27,17 @@ def test_dpo_is_the_formula():
     want = [sigmoid_loss(0.3 * ((-5 + 5.5) - (-6 + 5))), sigmoid_loss(0.3 * ((-7 + 6) - (-6.5 + 8)))]
     got = losses.dpo(t(*CHOSEN), t(*REJECTED), t(*REF_CHOSEN), t(*REF_REJECTED), 0.3)
     assert got.item() == pytest.approx(sum(want) / 2)
+
+
+def test_soft_dpo_is_the_cross_entropy_with_the_judges_probability():
+    z = 0.3 * ((-5 + 5.5) - (-6 + 5))
+    want = 0.8 * sigmoid_loss(z) + 0.2 * sigmoid_loss(-z)
+    got = losses.dpo(t(-5), t(-6), t(-5.5), t(-5), 0.3, t(0.8))
+    assert got.item() == pytest.approx(want)
+    sure = losses.dpo(t(*CHOSEN), t(*REJECTED), t(*REF_CHOSEN), t(*REF_REJECTED), 0.3, t(1, 1))
+    assert sure.item() == pytest.approx(
+        losses.dpo(t(*CHOSEN), t(*REJECTED), t(*REF_CHOSEN), t(*REF_REJECTED), 0.3).item()
+    )
 
 
 def test_pcpo_is_the_formula():
@@ -108,7 +120,65 @@ def case_listwise(x):
     return losses.listwise(x, t(3, 1, 2, 0), t(1, 2, 1, 3))
 
 
-@pytest.mark.parametrize("loss", [case_dpo, case_pcpo, case_anchor, case_nll, case_two_head, case_listwise])
+def case_soft_dpo(x):
+    return losses.dpo(x[:2], x[2:4], t(*REF_CHOSEN), t(*REF_REJECTED), 0.3, t(0.7, 0.9))
+
+
+def case_weighted_pair(x):
+    return losses.weighted_pair(x[:2], x[2:4], torch.tensor([True, False]), t(0.9, 0.2))
+
+
+def rounds_loss(x, **change):
+    weights = {"w_anchor": 0.5, "w_nll": 0.7, "w_pcpo": 2.0, "beta": 0.3, "beta_pcpo": 0.6, "w_form": 0.9}
+    ref = torch.stack([t(-5.5), t(-6.0), t(-8.0), t(-4.0)])
+    length = torch.stack([t(3), t(4), t(3), t(5)])
+    return learn.loss_of(x[:, None], ref, length, t(0.8), settings.Hyper(**{**weights, **change}))
+
+
+def case_rounds(x):
+    return rounds_loss(x)[0]
+
+
+def case_soft_rounds(x):
+    return rounds_loss(x, soft_labels=True)[0]
+
+
+def test_the_rounds_loss_is_the_weighted_sum():
+    x = t(-5, -6.2, -9, -8)
+    want = {
+        "dpo": sigmoid_loss(0.3 * (0.5 - -0.2)),
+        "pcpo": sigmoid_loss(0.6 * (0.5 - -1.0)),
+        "anchor": sigmoid_loss(0.3 * 0.5),
+        "nll": 5 / 3,
+        "form": 8 / 5,
+    }
+    loss, parts = rounds_loss(x)
+    for name, value in want.items():
+        assert parts[name] == pytest.approx(value), name
+    weights = {"dpo": 1, "pcpo": 2, "anchor": 0.5, "nll": 0.7, "form": 0.9}
+    assert loss.item() == pytest.approx(sum(weights[k] * v for k, v in want.items()))
+    assert (parts["chosen"], parts["rejected"], parts["corrupted"]) == pytest.approx((0.5, -0.2, -1.0))
+
+
+@pytest.mark.parametrize("term", ["dpo", "pcpo", "anchor", "nll", "form"])
+def test_every_weight_is_used(term):
+    x = t(-5, -6.2, -9, -8)
+    more, less = rounds_loss(x, **{f"w_{term}": 3.0})[0], rounds_loss(x, **{f"w_{term}": 1.0})[0]
+    assert more.item() - less.item() == pytest.approx(2 * rounds_loss(x)[1][term])
+
+
+def test_without_the_third_row_there_is_no_pcpo():
+    h = settings.Hyper(w_nll=0.0)
+    loss, parts = learn.loss_of(torch.stack([t(-5), t(-6)]), torch.stack([t(-5), t(-6)]), t(3, 4)[:, None], t(1), h)
+    assert "pcpo" not in parts
+    assert loss.item() == pytest.approx(math.log(2))
+
+
+CASES = [case_dpo, case_soft_dpo, case_pcpo, case_anchor, case_nll, case_two_head, case_listwise]
+CASES += [case_weighted_pair, case_rounds, case_soft_rounds]
+
+
+@pytest.mark.parametrize("loss", CASES)
 def test_gradients_are_finite_differences(loss):
     x = t(-5.0, -7.0, -6.2, -6.9).requires_grad_()
     loss(x).backward()

@@ -29,7 +29,7 @@ def base_spec(make_spec, **fields):
         ({"base_digest": "0" * 64}, "base_digest"),
         ({"hyper": {"epoch": 3}}, "hyper.epoch: unknown"),
         ({"hyper": {"epochs": "3"}}, "hyper.epochs: must be int"),
-        ({"hyper": {"arms": "dpo,ppo"}}, "not a list of dpo and pcpo"),
+        ({"hyper": {"arms": "dpo,ppo"}}, "unknown: ppo"),
     ],
 )
 def test_bad_specifications(make_spec, run_job, capsys, change, message):

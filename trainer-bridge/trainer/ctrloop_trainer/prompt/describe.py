@@ -9,6 +9,7 @@ import numpy as np
 from ..data import load_catalogue
 from ..grammar import Grammar
 from ..matching import text_figures
+from ..placement import Placement
 from ..progress import Progress, write_json, write_lines
 from ..render import Renderer, Shot
 from ..spec import Spec, derive, hyper
@@ -33,7 +34,7 @@ def run(spec: Spec, out: Path, progress: Progress) -> None:
     """Writes descriptions.jsonl ({"product", "text"}, samples lines per product, hue variants left out)."""
     h: Hyper = hyper(Hyper, spec.hyper)
     products = [p for p in load_catalogue(Path(spec.catalogue)) if not p.is_variant]
-    v = PromptModel.load(Path(spec.base))
+    v = PromptModel.load(Path(spec.base), Placement.of(spec))
     with Renderer(spec.renderer) as renderer:
         plain = renderer.render([Shot(p.id, "") for p in products])[0]
     v.add_images([p.id for p in products], np.asarray(plain))

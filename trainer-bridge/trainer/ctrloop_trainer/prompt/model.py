@@ -1,7 +1,9 @@
-"""The prompt model: a Hugging Face folder (LLaVA type) plus prompting.json, and what the jobs do with it.
+"""The prompt model: a Hugging Face folder of any image-text-to-text family, and what the jobs do with it.
 
-Everything goes through the processor and its chat template, so that this package's server, vLLM and a large LLaVA
-see the same tokens. The embedded model is a real LLaVA configuration of 1.7 M parameters.
+Everything goes through the processor and its chat template, so that this package's server, vLLM and a 7 B model see
+the same tokens; prompting.json beside it says how to ask and how to sample. The embedded model is a real LLaVA
+configuration of 1.7 M parameters; LLaVA-1.6 and Qwen2.5-VL are loaded by path and run through the same code
+(families.py has what differs).
 """
 
 import dataclasses
@@ -13,20 +15,27 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     CLIPImageProcessor,
     CLIPVisionConfig,
+    GenerationConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    ProcessorMixin,
 )
 
+from ..accelerator import Accelerate
 from ..errors import BadInputError
+from ..placement import Placement
+from . import families
+from .families import LORA_EXCLUDE
 
 VIEW_PX = 64
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<|user|>", "<|assistant|>", "<|system|>"]
@@ -37,10 +46,14 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% endif %}{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-# Language-side linear layers, as CAIG has it. The vision tower has layers of the same names: LORA_EXCLUDE keeps
-# them out. A list and not a regular expression, because vLLM reads target_modules as a list of names.
-LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LORA_EXCLUDE = r".*(vision_tower|multi_modal_projector).*"
+LORA_TARGETS = list(families.LORA_TARGETS)
+# How a model that was never told is asked (a folder without prompting.json).
+INSTRUCTIONS = (
+    "describe a background for this product",
+    "write a background prompt",
+    "which background suits this product",
+)
+__all__ = ["LORA_EXCLUDE", "LORA_TARGETS", "Ask", "PromptModel", "Prompting"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,21 +170,41 @@ def build(
     return model, processor
 
 
-def load_parts(folder: Path) -> tuple[torch.nn.Module, LlavaProcessor, Prompting]:
-    """Model, processor and prompting of a folder, on the CPU, ready to answer. Checks that weights are finite."""
-    folder = Path(folder)
+def load_parts(folder: Path, placement: Placement | None = None) -> tuple[torch.nn.Module, ProcessorMixin, Prompting]:
+    """Model, processor and prompting of a folder, ready to answer (on the CPU in fp32 unless told otherwise).
+
+    Checks that weights are finite. A folder without prompting.json, as downloaded, gets INSTRUCTIONS and its family's
+    picture size.
+    """
+    folder, placement = Path(folder), placement or Placement()
     if not (folder / "config.json").is_file():
         raise BadInputError(f"{folder} is not a model folder: no config.json")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+            model, told = AutoModelForImageTextToText.from_pretrained(
+                folder, output_loading_info=True, **placement.loading()
+            )
             processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as e:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as e:
         raise BadInputError(f"cannot load the model in {folder}: {e}") from e
+    if missing := sorted(told["missing_keys"]):
+        # The library would fill them with random numbers and go on.
+        raise BadInputError(
+            f"{folder} lacks {len(missing)} weights of a {type(model).__name__}, such as {missing[0]}: "
+            "it is another model's folder, or was copied in part"
+        )
     check_finite(model, folder)
+    families.plain_generation(model)
+    model = placement.place(model)
     processor.tokenizer.padding_side = "left"
-    return model.eval(), processor, Prompting.load(folder)
+    if processor.tokenizer.pad_token_id is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    if (folder / "prompting.json").is_file():
+        prompting = Prompting.load(folder)
+    else:
+        prompting = Prompting(INSTRUCTIONS, view_px=families.of(model).view_px, max_tokens=64)
+    return model.eval(), processor, prompting
 
 
 def check_finite(model: torch.nn.Module, where: object) -> None:
@@ -189,129 +222,196 @@ class Ask:
     image: Hashable
 
 
-class PromptModel:
-    """A loaded model with cached inputs: token ids by text, pixels by picture."""
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A request as tokens."""
 
-    def __init__(self, model: torch.nn.Module, processor: LlavaProcessor, prompting: Prompting):
+    ids: list[int]
+    types: dict[str, list[int]]  # further inputs of one number a token, zero for text (mm_token_type_ids)
+
+
+class PromptModel:
+    """A loaded model with cached inputs: tokens by text and picture size, pixels by picture.
+
+    model may be wrapped in PEFT by assignment; wrapped is what accelerate made of it (FSDP, DDP) when it runs in
+    several processes, and forward passes go through it.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        processor: ProcessorMixin,
+        prompting: Prompting,
+        placement: Placement | None = None,
+    ):
         self.model, self.processor, self.prompting = model, processor, prompting
+        self.placement = placement or Placement()
+        self.accelerate = Accelerate.none()
+        self.wrapped: torch.nn.Module | None = None
+        self.family = families.of(model)
         self.tokenizer = processor.tokenizer
         self.eos, self.pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        self._pixels: dict[Hashable, dict[str, torch.Tensor]] = {}
-        self._ids: dict[str, list[int]] = {}
-        # Any picture of the view's size gives the same number of image tokens, so ids depend on the text alone.
-        self._blank = Image.new("RGB", (prompting.view_px, prompting.view_px))
+        # Answers sampled together: keys and values of 256 long prompts do not fit beside a 7 B model.
+        self.sample_batch = 256 if sum(p.numel() for p in model.parameters()) < 50_000_000 else 16
+        told = model.generation_config.eos_token_id
+        self._stops = sorted({self.eos, *(told if isinstance(told, list) else [told])} - {None})
+        self._pictures: dict[Hashable, dict[str, torch.Tensor]] = {}
+        self._sizes: dict[Hashable, tuple[int, int]] = {}
+        self._prompts: dict[tuple[str, tuple[int, int]], Prompt] = {}
 
     @staticmethod
-    def load(folder: Path) -> "PromptModel":
-        return PromptModel(*load_parts(folder))
+    def load(folder: Path, placement: Placement | None = None) -> "PromptModel":
+        return PromptModel(*load_parts(folder, placement), placement)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.model.parameters()).device
+
+    # ---- pictures
 
     def add_image(self, key: Hashable, image: np.ndarray) -> None:
-        """Registers a picture, uint8 (px, px, 3); adding a key twice replaces it."""
-        out = self.processor.image_processor(images=[Image.fromarray(image)], return_tensors="pt")
-        self._pixels[key] = dict(out)
+        """Registers a picture, uint8 (height, width, 3); adding a key twice replaces it."""
+        self.add_images([key], image[None])
 
     def add_images(self, keys: Sequence[Hashable], images: np.ndarray) -> None:
-        """Registers many pictures of one size at once."""
+        """Registers many pictures of one size at once, uint8 (n, height, width, 3)."""
         for i in range(0, len(keys), 256):
             batch = [Image.fromarray(x) for x in images[i : i + 256]]
-            out = self.processor.image_processor(images=batch, return_tensors="pt")
-            for j, key in enumerate(keys[i : i + 256]):
-                self._pixels[key] = {k: v[j : j + 1] for k, v in out.items()}
+            out = dict(self.processor.image_processor(images=batch, return_tensors="pt"))
+            for key, inputs in zip(keys[i : i + 256], self.family.split(out, len(batch)), strict=True):
+                self._pictures[key] = inputs
+                self._sizes[key] = batch[0].size
 
     def drop_images(self, keys: Iterable[Hashable]) -> None:
         """Forgets pictures that are not needed any more."""
         for key in keys:
-            self._pixels.pop(key, None)
+            self._pictures.pop(key, None)
+            self._sizes.pop(key, None)
 
     def pixels(self, keys: Sequence[Hashable]) -> torch.Tensor:
-        """Normalised pixels of registered pictures, (n, 3, px, px)."""
-        return torch.cat([self._pixels[k]["pixel_values"] for k in keys])
+        """Normalised pixels of registered pictures, as the vision tower takes them: (n, 3, px, px) for LLaVA."""
+        return self.pictures(keys)["pixel_values"]
 
-    def prompt_ids(self, text: str) -> list[int]:
-        """Tokens of one user message, picture first, up to where the answer starts."""
-        if text not in self._ids:
+    def size(self, key: Hashable) -> tuple[int, int]:
+        """(width, height) of a registered picture, in pixels."""
+        return self._sizes[key]
+
+    def pictures(self, keys: Sequence[Hashable]) -> dict[str, torch.Tensor]:
+        """All inputs of registered pictures, as one batch in this order, on the model's device."""
+        try:
+            inputs = families.join([self._pictures[k] for k in keys])
+        except KeyError as e:
+            raise BadInputError(f"no picture for {e}: every product needs its plain view") from e
+        dtype = self.placement.dtype
+        return {k: x.to(self.device, dtype if x.is_floating_point() else None) for k, x in inputs.items()}
+
+    # ---- tokens
+
+    def prompt_ids(self, text: str, image: Hashable = None) -> list[int]:
+        """Tokens of one user message, picture first, up to where the answer starts.
+
+        How many of them are the picture's depends on its size; without a picture's key it is the view's size.
+        """
+        view = self.prompting.view_px
+        return self.prompt(text, self._sizes.get(image, (view, view))).ids
+
+    def prompt(self, text: str, size: tuple[int, int]) -> Prompt:
+        """Tokens of one user message about a picture of that (width, height): in every family the number of picture
+        tokens is a function of the size alone, so a blank picture stands for all of it."""
+        if (text, size) not in self._prompts:
             if not text.strip():
                 raise BadInputError("an empty text cannot be asked: the product has no caption")
-            rendered = self.processor.apply_chat_template(messages(text), add_generation_prompt=True, tokenize=False)
-            out = self.processor(text=[rendered], images=[self._blank], add_special_tokens=False)
-            self._ids[text] = list(out["input_ids"][0])
-        return self._ids[text]
+            self._prompts[text, size] = self.tokens(messages(text), [size])
+        return self._prompts[text, size]
+
+    def tokens(self, conversation: list[dict], sizes: Sequence[tuple[int, int]]) -> Prompt:
+        """A conversation with pictures of these (width, height) as tokens, up to where the answer starts."""
+        rendered = self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        blanks = [Image.new("RGB", s) for s in sizes]
+        # add_special_tokens=False: the template writes them, as in vLLM.
+        out = self.processor(text=[rendered], images=blanks, add_special_tokens=False)
+        types = {k: list(v[0]) for k, v in out.items() if k.endswith("token_type_ids")}
+        return Prompt(list(out["input_ids"][0]), types)
 
     def answer_ids(self, text: str) -> list[int]:
         """Tokens of an answer, end token included."""
         return [*self.tokenizer.encode(text, add_special_tokens=False), self.eos]
 
-    def _inputs(self, rows: list[list[int]], asks: Sequence[Ask], left: bool) -> dict[str, torch.Tensor]:
-        n = max(len(r) for r in rows)
-        ids = torch.full((len(rows), n), self.pad)
-        mask = torch.zeros((len(rows), n), dtype=torch.long)
-        for i, r in enumerate(rows):
-            at = slice(n - len(r), n) if left else slice(0, len(r))
-            ids[i, at] = torch.tensor(r)
-            mask[i, at] = 1
-        try:
-            pixels = [self._pixels[a.image] for a in asks]
-        except KeyError as e:
-            raise BadInputError(f"no picture for {e}: every product needs its plain view") from e
-        images = {k: torch.cat([p[k] for p in pixels]) for k in pixels[0]}
-        return {"input_ids": ids, "attention_mask": mask, **images}
+    def inputs(self, asks: Sequence[Ask], answers: Sequence[list[int]] | None = None) -> dict[str, torch.Tensor]:
+        """Model inputs of requests, with the tokens of their answers when given, padded on the left."""
+        images = self.pictures([a.image for a in asks])
+        return {**self.padded([self.prompt(a.text, self._sizes[a.image]) for a in asks], answers), **images}
+
+    def padded(self, prompts: Sequence[Prompt], answers: Sequence[list[int]] | None = None) -> dict[str, torch.Tensor]:
+        """Token inputs of prompts with their answers' tokens, (n, longest), padded on the left."""
+        tails = answers or [[]] * len(prompts)
+        n = max(len(p.ids) + len(t) for p, t in zip(prompts, tails, strict=True))
+        ids = torch.full((len(prompts), n), self.pad)
+        mask = torch.zeros((len(prompts), n), dtype=torch.long)
+        types = {k: torch.zeros((len(prompts), n), dtype=torch.long) for k in prompts[0].types}
+        for i, (p, t) in enumerate(zip(prompts, tails, strict=True)):
+            row = [*p.ids, *t]
+            ids[i, n - len(row) :] = torch.tensor(row)
+            mask[i, n - len(row) :] = 1
+            for k, v in p.types.items():
+                types[k][i, n - len(row) : n - len(t)] = torch.tensor(v)
+        tokens = {"input_ids": ids, "attention_mask": mask, **types}
+        return {k: x.to(self.device) for k, x in tokens.items()}
+
+    # ---- the model
 
     def token_logps(self, asks: Sequence[Ask], answers: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities of the answers' tokens, (n, longest), zero where padded, and the answers' lengths."""
-        prompts = [self.prompt_ids(a.text) for a in asks]
+        """Log-probabilities of the answers' tokens, fp32 (n, longest), zero after an answer's end, and the answers'
+        lengths in tokens, (n,); with gradient."""
         replies = [self.answer_ids(t) for t in answers]
-        inputs = self._inputs([p + r for p, r in zip(prompts, replies, strict=True)], asks, left=False)
-        hidden = self._hidden(inputs)
-        longest = max(len(r) for r in replies)
-        at = torch.zeros((len(asks), longest), dtype=torch.long)
-        target = torch.zeros((len(asks), longest), dtype=torch.long)
-        keep = torch.zeros((len(asks), longest), dtype=torch.bool)
-        for i, (p, r) in enumerate(zip(prompts, replies, strict=True)):
-            # The token at position t is predicted by the output at t - 1.
-            at[i, : len(r)] = torch.arange(len(p) - 1, len(p) - 1 + len(r))
-            target[i, : len(r)] = torch.tensor(r)
-            keep[i, : len(r)] = True
-        picked = hidden[torch.arange(len(asks))[:, None], at][keep]
-        logp = torch.log_softmax(self._head(picked).float(), -1).gather(1, target[keep][:, None])[:, 0]
-        out = torch.zeros(at.shape).masked_scatter(keep, logp)
-        return out, keep.sum(1)
-
-    def _hidden(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        # The vocabulary projection runs over the answer's positions only: prompts are three quarters of the tokens.
-        return self._core().model(**inputs, use_cache=False).last_hidden_state
-
-    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._core().lm_head(hidden)
-
-    def _core(self) -> torch.nn.Module:
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        lengths = torch.tensor([len(r) for r in replies], device=self.device)
+        longest = int(lengths.max())
+        # Padded on the left, answers end together: the vocabulary projection runs over the last positions only
+        # (prompts are three quarters of the tokens and more), and through the model's own forward pass, which FSDP and
+        # DDP hook into. The token at position t is predicted by the output at t - 1.
+        with self.placement.computing():
+            logits = (self.wrapped or self.model)(
+                **self.inputs(asks, replies), use_cache=False, logits_to_keep=longest + 1
+            ).logits[:, :-1]
+        place = torch.arange(longest, device=self.device)
+        at_end, at_start = place >= longest - lengths[:, None], place < lengths[:, None]
+        target = torch.tensor([t for r in replies for t in r], device=self.device)
+        logp = torch.log_softmax(logits[at_end].float(), -1).gather(1, target[:, None])[:, 0]
+        return torch.zeros(at_start.shape, device=self.device).masked_scatter(at_start, logp), lengths
 
     def logps(self, asks: Sequence[Ask], answers: Sequence[str]) -> torch.Tensor:
         """Sums over the answers' tokens, (n,), with gradient."""
         return self.token_logps(asks, answers)[0].sum(1)
 
+    def generation(self, greedy: bool) -> GenerationConfig:
+        """How answers are generated: from the distribution that token_logps measures, cut by min_p only."""
+        about = {"max_new_tokens": self.prompting.max_tokens, "pad_token_id": self.pad, "eos_token_id": self._stops}
+        if greedy:
+            return GenerationConfig(do_sample=False, **about)
+        p = self.prompting
+        return GenerationConfig(do_sample=True, temperature=p.temperature, min_p=p.min_p, top_k=0, top_p=1.0, **about)
+
     @torch.no_grad()
-    def sample(self, asks: Sequence[Ask], seed: int, batch: int = 256, greedy: bool = False) -> list[str]:
-        """One answer per request, by the folder's sampling settings, or greedily."""
+    def sample(self, asks: Sequence[Ask], seed: int, batch: int | None = None, greedy: bool = False) -> list[str]:
+        """One answer per request, by the folder's sampling settings, or greedily. In several processes each answers
+        its share, and all get the whole."""
         self.model.eval()
-        torch.manual_seed(seed)
-        settings: dict = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if not greedy:
-            p = self.prompting
-            settings = {"do_sample": True, "temperature": p.temperature, "min_p": p.min_p, "top_k": 0, "top_p": 1.0}
+        # Requests for one product are neighbours and go to different processes: one seed would answer them alike.
+        torch.manual_seed(seed + self.accelerate.rank)
+        batch = batch or self.sample_batch
         # Sorted by length: less padding, and the order is a function of the requests alone.
-        order = sorted(range(len(asks)), key=lambda i: (len(self.prompt_ids(asks[i].text)), i))
-        out = [""] * len(asks)
-        for s in range(0, len(order), batch):
-            part = order[s : s + batch]
-            prompts = [self.prompt_ids(asks[i].text) for i in part]
-            inputs = self._inputs(prompts, [asks[i] for i in part], left=True)
-            ids = self.model.generate(**inputs, max_new_tokens=self.prompting.max_tokens, **settings)
+        order = sorted(range(len(asks)), key=lambda i: (len(self.prompt_ids(asks[i].text, asks[i].image)), i))
+        mine, texts = self.accelerate.share(order), []
+        for s in range(0, len(mine), batch):
+            inputs = self.inputs([asks[i] for i in mine[s : s + batch]])
+            ids = self.model.generate(
+                **inputs, generation_config=self.generation(greedy), synced_gpus=self.accelerate.sharded
+            )
             replies = ids[:, inputs["input_ids"].shape[1] :]
-            texts = self.tokenizer.batch_decode(replies, skip_special_tokens=True)
-            for i, text in zip(part, texts, strict=True):
-                out[i] = text.strip()
-        return out
+            texts += [t.strip() for t in self.tokenizer.batch_decode(replies, skip_special_tokens=True)]
+        said = dict(self.accelerate.gather(list(zip(mine, texts, strict=True))))
+        return [said[i] for i in range(len(asks))]
 
 
 def messages(text: str) -> list[dict]:

@@ -5,10 +5,11 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -16,7 +17,9 @@ from ..errors import BadInputError
 from ..progress import write_json
 from .trunk import Trunk
 
-BOTH = 2  # RewardModel.column: the two heads' outputs are added; which is best, validation products say
+FORM = "siamese"  # reward.json's "form": other forms are other classes
+BOTH = 2  # of the two-image form's column: the two heads' outputs are added
+NAME_SCALE = 0.3  # of a soft name, about the spread of one among ten: a share that no rare name escapes from
 
 
 class Scored(NamedTuple):
@@ -46,10 +49,17 @@ def words(text: str) -> list[str]:
     return re.findall(r"[a-z]+", text.lower())
 
 
-def vocabulary(captions_by_product: dict[str, str]) -> list[str]:
-    """Words that at least two products share: the others could only be learnt by heart."""
+def category_path(caption: str) -> tuple[str, ...]:
+    """Levels of the category that ends a caption ("title, colour. department/category"), the coarsest first; a caption
+    without a path has none."""
+    last = caption.rsplit(". ", 1)[-1]
+    return tuple(x.strip().lower() for x in last.split("/")) if "/" in last else ()
+
+
+def vocabulary(captions: Sequence[str]) -> list[str]:
+    """Words that at least two captions (one per product) share: the others could only be learnt by heart."""
     count: dict[str, int] = {}
-    for caption in captions_by_product.values():
+    for caption in captions:
         for w in set(words(caption)):
             count[w] = count.get(w, 0) + 1
     return sorted(w for w, n in count.items() if n > 1)
@@ -57,58 +67,104 @@ def vocabulary(captions_by_product: dict[str, str]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Of a head; saved beside its weights."""
+    """What a head reads, and in which units; saved beside its weights. Lists go by the columns of describe()."""
 
+    columns: tuple[str, ...]  # names of what the trunk describes
+    named: int  # how many of the first are soft names
+    scenes: int  # how many of those name the scene
     vocabulary: tuple[str, ...]
-    described: int  # columns of Trunk.describe
-    names: int  # how many of them are soft names
-    first_name: int  # where those start
-    text: int = 48
-    hidden: int = 96
-    dropout: float = 0.2
+    departments: tuple[str, ...]  # first levels of the category paths
+    centre: tuple[float, ...]  # over the training creatives
+    scale: tuple[float, ...]
+    fit_scale: float = 1.0  # of department x scene beside one column: larger is a weaker prior on fit
+    word_scale: float = 0.3
+
+    @staticmethod
+    def of(trunk: Trunk, described: torch.Tensor, captions: Sequence[str], fit_scale: float = 1.0) -> "Shape":
+        """The shape for training creatives with these descriptions (n, trunk.described) and captions."""
+        named = sum(trunk.sizes)
+        scale = described.std(0).clamp_min(1e-3)
+        scale[:named] = NAME_SCALE
+        departments = tuple(sorted({p[0] for p in map(category_path, captions) if p}))
+        units = tuple(described.mean(0).tolist()), tuple(scale.tolist())
+        shared = tuple(vocabulary(sorted(set(captions))))
+        return Shape(trunk.columns, named, trunk.sizes[0], shared, departments, *units, fit_scale)
+
+    @property
+    def names(self) -> list[str]:
+        """A name per feature, in order: what weights are matched by when one model starts from another."""
+        cross = [f"{d} x {n}" for d in self.departments for n in self.columns[: self.scenes]]
+        return [*self.columns, *cross, *(f"word {w}" for w in self.vocabulary)]
+
+    def features(self, described: torch.Tensor, captions: Sequence[str]) -> torch.Tensor:
+        """(n, len(names)): what is in the picture; which scene it is for this department; the words.
+
+        "What the picture shows" times "what is sold" is what fit is made of. The words are the same for all pictures
+        of a product: they carry its own level, which the losses on single creatives have to explain.
+        """
+        z = (described - torch.tensor(self.centre)) / torch.tensor(self.scale)
+        department = {v: i for i, v in enumerate(self.departments)}
+        at = torch.zeros(len(captions), len(department))
+        row = {w: i for i, w in enumerate(self.vocabulary)}
+        bag = torch.zeros(len(captions), len(row))
+        for i, c in enumerate(captions):
+            path = category_path(c)
+            if path and path[0] in department:
+                at[i, department[path[0]]] = self.fit_scale
+            known = [row[w] for w in words(c) if w in row]
+            bag[i, known] = self.word_scale / max(1, len(known)) ** 0.5
+        fit = (at[:, :, None] * z[:, None, : self.scenes]).flatten(1)
+        return torch.cat([z, fit, bag], 1)
 
 
 class Head(nn.Module):
-    """Picture and caption features -> preference score and (standardised) click-through rate."""
+    """Two linear heads on the frozen features: preference score and click-through rate.
 
-    def __init__(self, shape: Shape):
+    buckets > 0 adds a classifier of click-through buckets whose expectation, too, the first output may use (the
+    two-stage baseline).
+    """
+
+    def __init__(self, features: int, buckets: int = 0):
         super().__init__()
-        self.shape = shape
-        self.words = nn.EmbeddingBag(len(shape.vocabulary) + 1, shape.text, mode="mean")  # row 0: no known word
-        self.wanted = nn.Linear(shape.text, shape.names)
-        width = shape.described + shape.names + shape.text
-        self.mlp = nn.Sequential(nn.Linear(width, shape.hidden), nn.GELU(), nn.Dropout(shape.dropout))
-        self.out = nn.Linear(shape.hidden, 2)
-        self._row = {w: i + 1 for i, w in enumerate(shape.vocabulary)}
+        self.weight = nn.Parameter(torch.zeros(features, 2))
+        self.bias = nn.Parameter(torch.zeros(2))
+        self.buckets = buckets
+        if buckets:
+            self.bucket_weight = nn.Parameter(torch.zeros(features, buckets))
+            self.bucket_bias = nn.Parameter(torch.zeros(buckets))
+            self.bucket_use = nn.Parameter(torch.zeros(1))
+            self.register_buffer("bucket_value", torch.zeros(buckets))
 
-    def encode(self, caption: str) -> list[int]:
-        """Rows of the caption's known words."""
-        return [self._row[w] for w in words(caption) if w in self._row] or [0]
+    def bucket_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, buckets)."""
+        return x @ self.bucket_weight + self.bucket_bias
 
-    def forward(self, described: torch.Tensor, text: Sequence[list[int]]) -> torch.Tensor:
-        """(n, 2): preference score, click-through rate in standard deviations."""
-        flat = torch.tensor([i for t in text for i in t])
-        starts = torch.tensor(np.cumsum([0, *(len(t) for t in text[:-1])]))
-        e = self.words(flat, starts) * 3  # a mean of many words is small beside the picture's features
-        first = self.shape.first_name
-        names = described[:, first : first + self.shape.names]
-        # "What the picture shows" times "what this product wants": the interaction that fit is made of.
-        return self.out(self.mlp(torch.cat([described, names * self.wanted(e), e], 1)))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (n, f) -> (n, 2): preference score, click-through rate in the units of the objective."""
+        out = x @ self.weight + self.bias
+        if self.buckets:
+            expected = self.bucket_logits(x).softmax(1) @ self.bucket_value
+            out = torch.stack([out[:, 0] + self.bucket_use * expected, out[:, 1]], 1)
+        return out
 
 
 @dataclasses.dataclass
 class RewardModel:
-    """Frozen trunk and trained heads (their mean counts); implements PairScorer, order-consistent by construction."""
+    """Frozen trunk and a trained head; implements PairScorer, order-consistent by construction."""
 
     trunk: Trunk
-    heads: list[Head]
+    shape: Shape
+    head: Head
+    mix: tuple[float, float] = (1.0, 0.0)  # how the two outputs are added; validation products say
     temperature: float = 1.0  # divides score differences: calibrated on products that the fit did not see
     tau: float = 0.0  # pairs with |p - 0.5| below it say nothing
-    column: int = 0  # which head output ranks: 0 preference, 1 click-through rate, BOTH their sum
+    # For the cycle after: heads that did not see a fold of products (see train.folds_of), and what the model scored.
+    folds: list[Head] = dataclasses.field(default_factory=list)
+    reference: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @torch.no_grad()
     def scores(self, captions: Sequence[str], images: np.ndarray) -> np.ndarray:
-        """One number per creative, comparable within a product."""
+        """One number per creative, comparable within a product. images: uint8 (n, 64, 64, 3)."""
         return self.scores_of(self.trunk.describe(images), captions)
 
     @torch.no_grad()
@@ -116,12 +172,8 @@ class RewardModel:
         """scores() of pictures that the trunk has described already."""
         if any(not c.strip() for c in captions):
             raise BadInputError("empty caption: the reward model reads it, every product needs at least a title")
-        out = []
-        for head in self.heads:
-            head.eval()
-            y = head(described, [head.encode(c) for c in captions])
-            out.append(y.sum(1) if self.column == BOTH else y[:, self.column])
-        return torch.stack(out).mean(0).numpy() / self.temperature
+        y = self.head(self.shape.features(described, captions)).double().numpy()
+        return (y @ np.array(self.mix)) / self.temperature
 
     def p_left(self, captions: Sequence[str], left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """P(left wins); see PairScorer."""
@@ -130,11 +182,13 @@ class RewardModel:
     def save(self, folder: Path) -> None:
         """Writes trunk, heads and reward.json."""
         self.trunk.save(folder)
-        state = {f"{i}.{k}": v for i, head in enumerate(self.heads) for k, v in head.state_dict().items()}
-        save_file(state, folder / "heads.safetensors")
-        shape = dataclasses.asdict(self.heads[0].shape)
-        about = {"temperature": self.temperature, "tau": self.tau, "column": self.column, "heads": len(self.heads)}
-        write_json(folder / "reward.json", {**about, "shape": shape})
+        state = {f"head.{k}": v for k, v in self.head.state_dict().items()}
+        for i, head in enumerate(self.folds):
+            state |= {f"fold{i}.{k}": v for k, v in head.state_dict().items()}
+        save_file({k: v.contiguous() for k, v in state.items()}, folder / "heads.safetensors")
+        about = {"form": FORM, "temperature": self.temperature, "tau": self.tau, "mix": list(self.mix)}
+        about |= {"folds": len(self.folds), "shape": dataclasses.asdict(self.shape), "reference": self.reference}
+        write_json(folder / "reward.json", about)
 
     @staticmethod
     def load(folder: Path) -> "RewardModel":
@@ -142,19 +196,27 @@ class RewardModel:
         folder = Path(folder)
         try:
             about = json.loads((folder / "reward.json").read_text())
-            shape = Shape(**{**about["shape"], "vocabulary": tuple(about["shape"]["vocabulary"])})
+            if about.get("form") != FORM:
+                raise BadInputError(f"{folder} holds no siamese reward model: reward.json says {about.get('form')!r}")
+            shape = Shape(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["shape"].items()})
             state = load_file(folder / "heads.safetensors")
-            heads = []
-            for i in range(about["heads"]):
-                head = Head(shape)
-                head.load_state_dict({k.split(".", 1)[1]: v for k, v in state.items() if k.startswith(f"{i}.")})
-                heads.append(head.requires_grad_(False).eval())
-        except (OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as e:
+            heads = [_head(state, shape, name) for name in ("head", *(f"fold{i}" for i in range(about["folds"])))]
+        except (OSError, KeyError, TypeError, RuntimeError, SafetensorError, json.JSONDecodeError) as e:
             raise BadInputError(f"cannot load the reward model in {folder}: {e}") from e
         if not all(torch.isfinite(v).all() for v in state.values()):
             raise BadInputError(f"weights of the reward model in {folder} are not finite: train it again")
-        return RewardModel(Trunk.load(folder), heads, about["temperature"], about["tau"], about["column"])
+        trunk = Trunk.load(folder)
+        model = RewardModel(trunk, shape, heads[0], tuple(about["mix"]), about["temperature"], about["tau"])
+        model.folds, model.reference = heads[1:], about["reference"]
+        return model
+
+
+def _head(state: dict[str, torch.Tensor], shape: Shape, name: str) -> Head:
+    head = Head(len(shape.names))
+    head.load_state_dict({k.split(".", 1)[1]: v for k, v in state.items() if k.startswith(f"{name}.")})
+    return head.requires_grad_(False).eval()
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)) without overflow."""
     return 0.5 * (1 + np.tanh(np.asarray(x, np.float64) / 2))

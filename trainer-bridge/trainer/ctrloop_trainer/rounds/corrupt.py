@@ -1,7 +1,7 @@
 """Product-centric corruption: x -> x~, everything else untouched.
 
 A coin per sample: three quarters of the product picture's patches masked, or the caption of a *different* product.
-The answer y+ is not this module's business: it stays the same object on both sides of the PCPO loss.
+The answer y+ is not this module's business: it stays the same string on both sides of the PCPO loss.
 """
 
 import random
@@ -11,7 +11,15 @@ import numpy as np
 
 from ..data import Product
 
+KINDS = ("coin", "image", "caption", "none")  # hyper.corrupt; of a sample, one of the last three
 MASK_GREY = 127  # zero after the processor's normalisation: "nothing there", not "a black thing"
+
+
+def choose(kind: str, rng: random.Random) -> str:
+    """How one sample is corrupted under hyper.corrupt. The coin is thrown for every kind, so that arms that differ
+    in the kind alone draw the rest of their randomness alike."""
+    coin = "image" if rng.random() < 0.5 else "caption"
+    return coin if kind == "coin" else kind
 
 
 def mask_patches(image: np.ndarray, rng: random.Random, share: float, patch: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from ..prompt.model import Ask, PromptModel, messages
 def greedy(v: PromptModel, ask: Ask) -> tuple[str, list[float]]:
     """Greedy answer and the log-probability of each generated token, end token included."""
     v.model.eval()
-    inputs = v._inputs([v.prompt_ids(ask.text)], [ask], left=True)
+    inputs = v.inputs([ask])
     out = v.model.generate(
         **inputs,
         max_new_tokens=v.prompting.max_tokens,

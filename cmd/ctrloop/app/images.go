@@ -1,0 +1,76 @@
+package app
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"ctrloop/serving/creatives"
+	trainerbridge "ctrloop/trainer-bridge"
+)
+
+// openDrawer returns what draws creatives, and starts its server where it needs one of ours.
+func (a *App) openDrawer() (creatives.Drawer, error) {
+	im := a.cfg.Images
+	if im.Backend != ImagesDiffusion {
+		return creatives.Scene{}, nil
+	}
+	if err := a.checkImageModel(); err != nil {
+		return nil, err
+	}
+	server := im.Server
+	if server == "" {
+		address, err := a.startPythonServer("image", im.Threads, "ctrloop_trainer.diffusion.serve", a.painter()...)
+		if err != nil {
+			return nil, err
+		}
+		server = "http://" + address
+	}
+	d, err := creatives.NewDiffusion(creatives.DiffusionConfig{Address: server, Timeout: im.Timeout, Patience: im.Patience})
+	if err != nil {
+		return nil, err
+	}
+	a.actors.onStop("image server connections", d.Close)
+	return d, nil
+}
+
+// imageModel is the folder of the image model.
+func (a *App) imageModel() string {
+	if a.cfg.Images.Model != "" {
+		return a.cfg.Images.Model
+	}
+	return trainerbridge.ImageModel(a.trainerDir)
+}
+
+// checkImageModel finds out before anything starts what a server would say after five starts.
+func (a *App) checkImageModel() error {
+	index := filepath.Join(a.imageModel(), "model_index.json")
+	if _, err := os.Stat(index); err != nil {
+		return fmt.Errorf("images.model: %w: want a diffusers folder, or images.backend: scene", err)
+	}
+	return nil
+}
+
+// painter names the image model on a Python command line.
+func (a *App) painter() []string {
+	im := a.cfg.Images
+	args := []string{"--model", a.imageModel(), "--device", im.Device}
+	if im.ControlNet != "" {
+		args = append(args, "--controlnet", im.ControlNet)
+	}
+	return args
+}
+
+// renderer is the command with which training draws: what it learns to please must look like what is served.
+func (a *App) renderer(exe, grammarFile string) []string {
+	scene := []string{exe, "render", "pipe"}
+	if a.cfg.Products != "" {
+		scene = append(scene, "--products", a.cfg.Products)
+	}
+	if a.cfg.Images.Backend != ImagesDiffusion {
+		return scene
+	}
+	// Jobs run with the trainer on PYTHONPATH, and so does what they start.
+	paint := append([]string{a.python, "-m", "ctrloop_trainer.diffusion.pipe", "--grammar", grammarFile}, a.painter()...)
+	return append(append(paint, "--"), scene...)
+}

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/cmd/ctrloop/trace"
+	"ctrloop/internal/config"
+	"ctrloop/internal/stream"
+	"ctrloop/internal/warehouse"
+	"ctrloop/schemas"
+)
+
+// TraceCmd is `ctrloop trace`.
+type TraceCmd struct {
+	ID         string        `arg:"" help:"The impression: a UUIDv7 or a ULID."`
+	Dir        string        `help:"Folder of the instance; what is needed of it is started for the question where nothing runs." default:"ctrloop-data" env:"CTRLOOP_DIR" type:"path"`
+	Config     string        `help:"Configuration file of the instance: its brokers and its warehouse by address, and the join's window." type:"existingfile" placeholder:"FILE"`
+	Slack      time.Duration `help:"How long after the end of its window records are still looked for." default:"1h"`
+	Everywhere bool          `help:"Read the topics whole: for replayed logs, whose raw records have other times."`
+	JSON       bool          `name:"json" help:"Print JSON."`
+}
+
+// Run looks the impression up.
+func (c *TraceCmd) Run(ctx context.Context, g *Globals, out *output) error {
+	id, err := schemas.ParseImpressionID(c.ID)
+	if err != nil {
+		return usageError{fmt.Errorf("%q: %w", c.ID, err)}
+	}
+	if c.Slack < 0 {
+		return usageError{fmt.Errorf("--slack %v: want 0 or more", c.Slack)}
+	}
+	cfg, err := config.Load(c.Config, app.Default())
+	if err != nil {
+		return err
+	}
+	kafka, stop, err := c.kafka(cfg)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	finder := trace.Finder{Kafka: kafka, Group: cfg.Joiner.Group, Window: cfg.Joiner.Window, Slack: c.Slack, Everywhere: c.Everywhere}
+	rep, err := finder.Trace(ctx, id)
+	if err != nil {
+		return err
+	}
+	if err := c.rows(ctx, g, out, cfg, id, &rep); err != nil {
+		return err
+	}
+	if c.JSON {
+		err = out.printJSON(rep)
+	} else {
+		err = printTrace(out.stdout, rep)
+	}
+	if err == nil && rep.State == trace.Unknown && (rep.Warehouse == nil || len(*rep.Warehouse) == 0) {
+		err = withHint(fmt.Errorf("%w: %s", trace.ErrUnknown, rep.ID), "widen the search with --slack or --everywhere; is --dir or --config that of the right instance?")
+	}
+	return err
+}
+
+// kafka returns the topics' broker: the configured one, the running instance's, or the folder's own, started.
+func (c *TraceCmd) kafka(cfg app.Config) (conf stream.Config, stop func(), err error) {
+	conf = cfg.Kafka.Config
+	if len(conf.Brokers) > 0 {
+		return conf, func() {}, nil
+	}
+	running, err := readInstance(c.Dir)
+	if err == nil && running.Kafka != "" {
+		conf.Brokers = strings.Split(running.Kafka, ",")
+	} else if err != nil && !errors.Is(err, errNotRunning) {
+		return conf, nil, err
+	}
+	data := filepath.Join(c.Dir, app.KafkaFolder)
+	if _, err := os.Stat(data); err != nil {
+		if len(conf.Brokers) > 0 { // of a cluster: the instance's configuration has it
+			return conf, func() {}, nil
+		}
+		return conf, nil, withHint(fmt.Errorf("there are no topics in %s: %w", c.Dir, err), "name the folder of an instance with --dir, or its configuration with --config")
+	}
+	// A run.json may be all that is left of an instance that was killed: whether the folder can be taken tells.
+	e, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: data})
+	switch {
+	case errors.Is(err, stream.ErrInUse) && len(conf.Brokers) > 0:
+		return conf, func() {}, nil
+	case errors.Is(err, stream.ErrInUse):
+		return conf, nil, withHint(err, "another ctrloop works on this folder; wait for it to start or to end")
+	case err != nil:
+		return conf, nil, err
+	}
+	conf.Brokers = e.Brokers()
+	return conf, e.Close, nil
+}
+
+// rows asks the warehouse, where there is one.
+func (c *TraceCmd) rows(ctx context.Context, g *Globals, out *output, cfg app.Config, id schemas.ImpressionID, rep *trace.Report) error {
+	dsn := cfg.ClickHouse.ReadOnlyDSN
+	if dsn == "" {
+		dsn = cfg.ClickHouse.DSN
+	}
+	if dsn == "" {
+		if _, err := os.Stat(filepath.Join(c.Dir, app.EngineFolder)); err != nil {
+			return nil // this instance has none
+		}
+		var stop func() error
+		var err error
+		if dsn, stop, err = (&SQLCmd{Dir: c.Dir}).warehouse(ctx, g, out); err != nil {
+			return err
+		}
+		defer func() {
+			if err := stop(); err != nil {
+				log := out.logger(g)
+				log.Warn().Err(err).Msg("stop the engine")
+			}
+		}()
+	}
+	db, err := warehouse.Open(ctx, dsn)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = db.Close() }() // it was only read from
+	rows := []trace.Row{}
+	if err := db.Select(ctx, &rows, trace.RowsQuery, id.String(), id.UnixMilli()); err != nil {
+		return err
+	}
+	rep.Warehouse = &rows
+	return nil
+}
+
+// printTrace shows a report on one screen.
+func printTrace(w io.Writer, rep trace.Report) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "impression\t%s\n", rep.ID)
+	fmt.Fprintf(t, "event time\t%s\n", rep.EventTime.Format(time.RFC3339Nano))
+	fmt.Fprintf(t, "window closes\t%s\n", rep.ClosesAt.Format(time.RFC3339Nano))
+	fmt.Fprintf(t, "state\t%s: %s\n", rep.State, rep.Explanation)
+	if rep.From.IsZero() {
+		fmt.Fprintln(t, "searched\teverything")
+	} else {
+		fmt.Fprintf(t, "searched\trecords of %s to %s\n", rep.From.Format(time.RFC3339), rep.To.Format(time.RFC3339))
+	}
+	for _, s := range rep.Steps {
+		fmt.Fprintf(t, "%s\t%s/%d@%d\t%s\n", s.What, s.Topic, s.Partition, s.Offset, details(s.Detail))
+	}
+	switch {
+	case rep.Warehouse == nil:
+		fmt.Fprintln(t, "warehouse\tnot asked: this instance has none")
+	case len(*rep.Warehouse) == 0:
+		fmt.Fprintln(t, "warehouse\tno row")
+	default:
+		for _, r := range *rep.Warehouse {
+			fmt.Fprintf(t, "warehouse\t%s/%d@%d\tkind=%s version=%d clicked=%d clicks=%d inserted_at=%s\n",
+				schemas.TopicLabels, r.Partition, r.Offset, r.Kind, r.Version, r.Clicked, r.Clicks, r.InsertedAt.UTC().Format(time.RFC3339))
+		}
+	}
+	return t.Flush()
+}
+
+func details(d map[string]any) string {
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(d)) {
+		switch v := d[name].(type) {
+		case time.Time:
+			parts = append(parts, name+"="+v.Format(time.RFC3339))
+		case string:
+			if v != "" {
+				parts = append(parts, name+"="+v)
+			}
+		default:
+			if raw, ok := v.(interface{ MarshalJSON() ([]byte, error) }); ok {
+				if text, err := raw.MarshalJSON(); err == nil {
+					parts = append(parts, string(text))
+					continue
+				}
+			}
+			parts = append(parts, fmt.Sprintf("%s=%v", name, v))
+		}
+	}
+	return strings.Join(parts, " ")
+}

@@ -1,0 +1,337 @@
+package joiner
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"ctrloop/internal/stream"
+	"ctrloop/internal/stream/kafkatest"
+	"ctrloop/internal/stream/streamtest"
+	"ctrloop/schemas"
+)
+
+// This file holds what only a real broker can do to a joiner, and what only the shipped binary can suffer. It runs
+// in `make kafka-ring`.
+
+// history is a truth that is written to a real broker slice by slice.
+type history struct {
+	*truth
+	broker *kafkatest.Broker
+	part   int
+}
+
+const (
+	historyParts      = 8
+	historyPartitions = 3
+)
+
+func newHistory(t *testing.T, seed uint64, secure *kafkatest.Secure) (*history, Config) {
+	t.Helper()
+	b := streamtest.StartReal(t, secure)
+	if err := stream.EnsureTopics(t.Context(), b.Config(), schemas.Topics(), historyPartitions, -1); err != nil {
+		t.Fatal(err)
+	}
+	cfg := testConfig(&streamtest.Broker{Config: b.Config()})
+	cfg.InstanceID = "joiner-0" // static: a successor takes the place in the group at once
+	return &history{truth: newTruth(seed, cfg, historyPartitions, 12_000, 10*time.Minute), broker: b}, cfg
+}
+
+// write writes the next part; the last one closes every window.
+func (h *history) write(t *testing.T) {
+	t.Helper()
+	ni, nc := len(h.imps), len(h.clks)
+	streamtest.Produce(t, h.broker.Config(), h.imps[h.part*ni/historyParts:(h.part+1)*ni/historyParts]...)
+	streamtest.Produce(t, h.broker.Config(), h.clks[h.part*nc/historyParts:(h.part+1)*nc/historyParts]...)
+	if h.part++; h.part == historyParts {
+		streamtest.Produce(t, h.broker.Config(), h.punctuation(h.endMS)...)
+	}
+}
+
+// finish lets a joiner in this process do what is left, and holds everything against the truth.
+func (h *history) finish(t *testing.T, cfg Config) {
+	t.Helper()
+	for h.part < historyParts {
+		h.write(t)
+	}
+	i := start(t, cfg, nil)
+	h.verify(t, h.broker.Config(), settleWithin(t, h.broker.Config(), 2*time.Minute, i))
+}
+
+// TestRealBrokerFaults stops, kills and stalls the real broker under a working joiner, in the middle of
+// transactions. On one node that restarts both coordinators too.
+func TestRealBrokerFaults(t *testing.T) {
+	h, cfg := newHistory(t, 31, nil)
+	i := start(t, cfg, nil)
+	for k := range historyParts {
+		h.write(t)
+		switch k % 4 {
+		case 0:
+			h.broker.Kill()
+			if err := h.broker.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		case 1:
+			if err := h.broker.Stop(); err != nil {
+				t.Fatal(err)
+			}
+			if err := h.broker.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		case 2:
+			if err := h.broker.Signal(syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+			if err := h.broker.Signal(syscall.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	h.verify(t, h.broker.Config(), settleWithin(t, h.broker.Config(), 2*time.Minute, i))
+}
+
+// binaryDir holds the shipped binary once a test has built it.
+var binaryDir string
+
+func removeBinary() {
+	if binaryDir != "" {
+		_ = os.RemoveAll(binaryDir)
+	}
+}
+
+// ctrloop is the shipped binary, built once.
+var ctrloop = sync.OnceValues(func() (_ string, err error) {
+	if binaryDir, err = os.MkdirTemp("", "ctrloop-binary-*"); err != nil {
+		return "", err
+	}
+	path := filepath.Join(binaryDir, "ctrloop")
+	build := exec.Command("go", "build", "-o", path, "ctrloop/cmd/ctrloop")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the binary: %w: %s", err, out)
+	}
+	return path, nil
+})
+
+// joinerProcess is the shipped binary, joining only.
+type joinerProcess struct {
+	cmd  *exec.Cmd
+	mu   sync.Mutex
+	text bytes.Buffer
+	done chan struct{}
+}
+
+// Write takes its log.
+func (p *joinerProcess) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.text.Write(b)
+}
+
+func (p *joinerProcess) log() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.text.String()
+}
+
+func (p *joinerProcess) signal(t *testing.T, s syscall.Signal) {
+	t.Helper()
+	if err := syscall.Kill(-p.cmd.Process.Pid, s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// end stops it in order, or with kill -9, and waits for its end.
+func (p *joinerProcess) end(s syscall.Signal) {
+	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGCONT)
+	_ = syscall.Kill(-p.cmd.Process.Pid, s)
+	select {
+	case <-p.done:
+	case <-time.After(30 * time.Second):
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+		<-p.done
+	}
+}
+
+// spawn starts the binary with a configuration that says what cfg says.
+func spawn(t *testing.T, cfg Config) *joinerProcess {
+	t.Helper()
+	path, err := ctrloop()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := cfg.Kafka
+	yaml := fmt.Sprintf("kafka:\n  brokers: [%q]\n  partitions: %d\n  retention: -1s\n", k.Brokers[0], historyPartitions)
+	if k.TLS.Enabled {
+		yaml += fmt.Sprintf("  tls: {enabled: true, ca_file: %q}\n  sasl: {mechanism: %s, user: %s, password_file: %q}\n", k.TLS.CAFile, k.SASL.Mechanism, k.SASL.User, k.SASL.PasswordFile)
+	}
+	yaml += fmt.Sprintf("joiner: {window: %s, lateness: %s, bucket: %s, commit_interval: 20ms, max_poll: %d, instance_id: %s}\n",
+		cfg.Window, cfg.Lateness, cfg.Bucket, 100, cfg.InstanceID)
+	file := filepath.Join(t.TempDir(), "ctrloop.yaml")
+	if err := os.WriteFile(file, []byte(yaml), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p := &joinerProcess{done: make(chan struct{})}
+	p.cmd = exec.Command(path, "up", "--dir", t.TempDir(), "--target", "joiner", "--config", file)
+	p.cmd.Stdout, p.cmd.Stderr = p, p
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = p.cmd.Wait(); close(p.done) }()
+	t.Cleanup(func() { p.end(syscall.SIGKILL) })
+	return p
+}
+
+// progress is the sum of the group's committed offsets.
+func progress(t *testing.T, cfg Config) (n int64) {
+	t.Helper()
+	at, err := stream.CommittedOffsets(t.Context(), cfg.Kafka, cfg.Group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range at {
+		n += c.Offset
+	}
+	return n
+}
+
+// awaitProgress waits until more is committed than was.
+func awaitProgress(t *testing.T, cfg Config, was int64, ps ...*joinerProcess) int64 {
+	t.Helper()
+	deadline := time.Now().Add(90 * time.Second)
+	for time.Now().Before(deadline) {
+		if n := progress(t, cfg); n > was {
+			return n
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	for _, p := range ps {
+		t.Log(p.log())
+	}
+	t.Fatalf("nothing was committed beyond %d", was)
+	return 0
+}
+
+// TestBinarySurvivesKillNine kills the shipped binary at random moments while it works against the real broker.
+func TestBinarySurvivesKillNine(t *testing.T) {
+	h, cfg := newHistory(t, 32, nil)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	was := int64(0)
+	for range historyParts {
+		h.write(t)
+		p := spawn(t, cfg)
+		awaitProgress(t, cfg, was, p)
+		time.Sleep(time.Duration(r.IntN(100)) * time.Millisecond) // somewhere in its transactions
+		p.end(syscall.SIGKILL)
+		was = progress(t, cfg)
+	}
+	h.finish(t, cfg)
+}
+
+// TestBinaryZombieIsFenced stops the shipped binary with SIGSTOP in the middle of its work, lets another one with the
+// same ids take over, and wakes the first: what it had in hand must not get in.
+func TestBinaryZombieIsFenced(t *testing.T) {
+	h, cfg := newHistory(t, 33, nil)
+	h.write(t)
+	h.write(t)
+	zombie := spawn(t, cfg)
+	was := awaitProgress(t, cfg, 0, zombie)
+	zombie.signal(t, syscall.SIGSTOP)
+	h.write(t)
+	h.write(t)
+	second := spawn(t, cfg)
+	awaitProgress(t, cfg, was, zombie, second)
+	zombie.signal(t, syscall.SIGCONT)
+	deadline := time.Now().Add(time.Minute)
+	for !fencedIn(zombie.log()) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the zombie was not fenced:\n%s", zombie.log())
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	zombie.end(syscall.SIGKILL)
+	second.end(syscall.SIGTERM)
+	h.finish(t, cfg)
+}
+
+// fencedIn says whether a log tells of being fenced, by the group or by the transaction coordinator.
+func fencedIn(log string) bool {
+	for _, word := range []string{"FENCED_INSTANCE_ID", "INVALID_PRODUCER_EPOCH", "PRODUCER_FENCED", "INVALID_PRODUCER_ID_MAPPING", "ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID"} {
+		if strings.Contains(log, word) {
+			return true
+		}
+	}
+	return false
+}
+
+// TestTwoBinariesWithOneID runs two instances that somebody gave the same ids: they throw one another out, and every
+// label is there once all the same.
+func TestTwoBinariesWithOneID(t *testing.T) {
+	h, cfg := newHistory(t, 34, nil)
+	h.write(t)
+	first, second := spawn(t, cfg), spawn(t, cfg)
+	was := int64(0)
+	for range historyParts - 2 {
+		h.write(t)
+		was = awaitProgress(t, cfg, was, first, second)
+	}
+	if !fencedIn(first.log()) && !fencedIn(second.log()) {
+		t.Errorf("neither was fenced:\n%s\n%s", first.log(), second.log())
+	}
+	first.end(syscall.SIGTERM)
+	second.end(syscall.SIGTERM)
+	h.finish(t, cfg)
+}
+
+// TestBinaryOverTLSAndSASL joins over an encrypted connection as a user with a password; with a wrong one the binary
+// ends at once and says why.
+func TestBinaryOverTLSAndSASL(t *testing.T) {
+	streamtest.NeedReal(t)
+	dir := t.TempDir()
+	ca, server, err := kafkatest.WriteCertificates(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, plain := newHistory(t, 35, &kafkatest.Secure{PEMFile: server, Users: map[string]string{"joiner": "s3cret"}})
+	password := func(text string) string {
+		file := filepath.Join(t.TempDir(), "password")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	cfg := plain
+	cfg.Kafka.Brokers = []string{h.broker.SecureAddress()}
+	cfg.Kafka.TLS = stream.TLS{Enabled: true, CAFile: ca}
+	cfg.Kafka.SASL = stream.SASL{Mechanism: "SCRAM-SHA-512", User: "joiner", PasswordFile: password("s3cret\n")}
+	h.write(t)
+	p := spawn(t, cfg)
+	was := awaitProgress(t, plain, 0, p)
+	h.write(t)
+	awaitProgress(t, plain, was, p)
+	p.end(syscall.SIGTERM)
+	h.finish(t, cfg)
+
+	cfg.Kafka.SASL.PasswordFile = password("guess")
+	p = spawn(t, cfg)
+	select {
+	case <-p.done:
+	case <-time.After(time.Minute):
+		t.Fatalf("it goes on with a wrong password:\n%s", p.log())
+	}
+	if p.cmd.ProcessState.ExitCode() != 1 || !strings.Contains(p.log(), "SASL_AUTHENTICATION_FAILED") {
+		t.Errorf("exit %d:\n%s", p.cmd.ProcessState.ExitCode(), p.log())
+	}
+}
