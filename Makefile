@@ -22,6 +22,8 @@ PYTHON = $$(bin/ctrloop setup --python-path)
 # Options of `make demo`, such as ARGS="--quick --seed 7".
 ARGS ?=
 FUZZTIME ?= 20s
+# The embedded broker, a module of its own in third_party, with the tests of what is changed in it.
+KFAKE := github.com/twmb/franz-go/pkg/kfake
 
 .PHONY: help
 help: ## list the targets
@@ -41,7 +43,7 @@ demo: setup ## the whole loop on the built-in world, scoreboard in bin/demo.json
 
 .PHONY: test
 test: setup ## all tests, Go and Python
-	$(GOTEST) ./...
+	$(GOTEST) ./... $(KFAKE)
 	cd $(TRAINER) && OMP_NUM_THREADS=1 "$(PYTHON_FROM_TRAINER)" -m pytest
 
 # As PYTHON, from inside the trainer's folder.

@@ -1,7 +1,6 @@
 package kfake
 
 import (
-	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -435,12 +434,15 @@ type (
 	}
 
 	pidLogEntry struct {
-		Type    string `json:"type"` // init, endtx, timeout
+		Type    string `json:"type"` // init, endtx, timeout; ctrloop: begin, prepare
 		PID     int64  `json:"pid"`
 		Epoch   int16  `json:"epoch"`
 		TxID    string `json:"txid,omitempty"`
 		Timeout int32  `json:"timeout,omitempty"`
 		Commit  *bool  `json:"commit,omitempty"`
+
+		// ctrloop: what prepare commits, by group, topic and partition
+		Offsets map[string]map[string]map[int32]sessionTxStagedOffsetCommit `json:"offsets,omitempty"`
 	}
 )
 
@@ -804,6 +806,15 @@ func (c *Cluster) rebuildSegments(pd *partData, batches []*partBatch) {
 
 	pd.closeAllFiles(false)
 
+	// ctrloop: on disk, the new files are written beside the old ones and
+	// take their place in one step: upstream deletes first.
+	if c.persist() {
+		if err := c.swapSegments(pd, pdir, batches); err != nil {
+			c.cfg.logger.Logf(LogLevelWarn, "rebuildSegments %s-%d: %v", pd.t, pd.p, err)
+		}
+		return
+	}
+
 	// Delete old segment + index files
 	for _, seg := range pd.segments {
 		c.fs.Remove(filepath.Join(pdir, segmentFileName(seg.base)))
@@ -968,6 +979,11 @@ func (c *Cluster) savePIDsLog(fsys fs, dir string) error {
 		if _, err := appendLogEntry(f, entry, c.cfg.syncWrites); err != nil {
 			return err
 		}
+		if pidinf.inTx { // ctrloop
+			if _, err := appendLogEntry(f, pidLogEntry{Type: "begin", PID: pidinf.id, Epoch: pidinf.epoch}, c.cfg.syncWrites); err != nil {
+				return err
+			}
+		}
 	}
 	return fsys.Rename(tmpPath, path)
 }
@@ -1065,27 +1081,18 @@ func (c *Cluster) loadFromDisk() (bool, error) {
 	// Load broker configs first (segment configs needed by topics),
 	// then topics (needed by partitions), then partitions (may
 	// detect crash-aborted PIDs).
-	var (
-		crashAbortedMu   sync.Mutex
-		crashAbortedPIDs = make(map[int64]struct{})
-	)
+	var crash crashState // ctrloop
 	if err := errors.Join(
 		c.loadBrokerConfigs(fsys, dir),
 		c.loadTopics(fsys, dir),
-		c.loadPartitions(fsys, dir, &crashAbortedMu, crashAbortedPIDs),
+		c.loadPartitions(fsys, dir, &crash),
 	); err != nil {
 		return false, err
 	}
 
-	// Load PIDs, then bump epoch for PIDs that had in-flight
-	// transactions at crash time.
-	if err := c.loadPIDsLog(fsys, dir); err != nil {
+	// Load PIDs.
+	if err := c.loadPIDsLog(fsys, dir, &crash); err != nil {
 		return false, err
-	}
-	for pid := range crashAbortedPIDs {
-		if pidinf, ok := c.pids.ids[pid]; ok {
-			pidinf.epoch++
-		}
 	}
 
 	if err := errors.Join(
@@ -1101,6 +1108,9 @@ func (c *Cluster) loadFromDisk() (bool, error) {
 	if err := c.loadSessionState(); err != nil {
 		c.cfg.logger.Logf(LogLevelWarn, "load session state: %v", err)
 	}
+
+	// ctrloop: end what a crash left open.
+	c.endCrashed(&crash)
 
 	return true, nil
 }
@@ -1156,14 +1166,17 @@ func (c *Cluster) loadTopics(fsys fs, dir string) error {
 	return nil
 }
 
-func (c *Cluster) loadPartitions(fsys fs, dir string, crashAbortedMu *sync.Mutex, crashAbortedPIDs map[int64]struct{}) error {
+func (c *Cluster) loadPartitions(fsys fs, dir string, crash *crashState) error {
 	return c.forEachPartition(func(topic string, part int32, pd *partData) error {
-		return c.loadPartition(fsys, dir, topic, part, pd, crashAbortedMu, crashAbortedPIDs)
+		return c.loadPartition(fsys, dir, topic, part, pd, crash)
 	})
 }
 
-func (c *Cluster) loadPartition(fsys fs, dir, topic string, part int32, pd *partData, crashAbortedMu *sync.Mutex, crashAbortedPIDs map[int64]struct{}) error {
+func (c *Cluster) loadPartition(fsys fs, dir, topic string, part int32, pd *partData, crash *crashState) error {
 	pdir := partDir(dir, topic, part)
+	if err := finishSwap(fsys, pdir); err != nil { // ctrloop
+		return err
+	}
 
 	// Try snapshot first
 	snapData, err := fsys.ReadFile(filepath.Join(pdir, "snapshot.json"))
@@ -1196,14 +1209,18 @@ func (c *Cluster) loadPartition(fsys fs, dir, topic string, part int32, pd *part
 	if snapData != nil && len(segFiles) > 0 {
 		var snap persistPartSnapshot
 		if err := json.Unmarshal(snapData, &snap); err == nil && snap.Version <= currentPersistVersion {
-			if snapshotMatchesSegments(snap, segFiles, fsys, pdir) {
+			// ctrloop: the open transactions of a snapshot are in the session
+			// state, which is read once; without it, the log has them.
+			_, statErr := fsys.Stat(filepath.Join(dir, "session_state.json"))
+			settled := statErr == nil || snap.LastStableOffset >= snap.HighWatermark
+			if settled && snapshotMatchesSegments(snap, segFiles, fsys, pdir) {
 				return c.loadPartitionFromSnapshot(pd, snap, segFiles, fsys, pdir)
 			}
 		}
 	}
 
 	// Full replay - scan all segments
-	return c.loadPartitionFullReplay(pd, segFiles, fsys, pdir, crashAbortedMu, crashAbortedPIDs)
+	return c.loadPartitionFullReplay(pd, segFiles, fsys, pdir, crash)
 }
 
 func snapshotMatchesSegments(snap persistPartSnapshot, segFiles []int64, fsys fs, pdir string) bool {
@@ -1294,7 +1311,7 @@ func (c *Cluster) loadPartitionFromSnapshot(pd *partData, snap persistPartSnapsh
 	return nil
 }
 
-func (c *Cluster) loadPartitionFullReplay(pd *partData, segFiles []int64, fsys fs, pdir string, crashAbortedMu *sync.Mutex, crashAbortedPIDs map[int64]struct{}) error {
+func (c *Cluster) loadPartitionFullReplay(pd *partData, segFiles []int64, fsys fs, pdir string, crash *crashState) error {
 	// Load segments, getting full batches for crash recovery txn state.
 	var batches []*partBatch
 	for _, base := range segFiles {
@@ -1370,38 +1387,16 @@ func (c *Cluster) loadPartitionFullReplay(pd *partData, segFiles []int64, fsys f
 		delete(activeTxns, b.ProducerID)
 	}
 
-	// Implicitly abort in-flight transactions. Any producer still in
-	// activeTxns had a transaction open when the crash happened. We
-	// treat these as aborted so the LSO is not stuck forever.
+	// ctrloop: any producer still in activeTxns had a transaction open
+	// when the crash happened. They stay open here, and endCrashed ends
+	// them with a marker in the log. Upstream adds them to abortedTxns in
+	// memory only: without a marker, clients take what the producer commits
+	// next for aborted too, and the next start takes what was aborted for
+	// committed.
 	if len(activeTxns) > 0 {
-		crashAbortedMu.Lock()
-		for pid, firstOff := range activeTxns {
-			last := firstOff
-			for _, b := range batches {
-				if b.ProducerID == pid && b.inTx {
-					end := b.FirstOffset + int64(b.LastOffsetDelta)
-					if end > last {
-						last = end
-					}
-				}
-			}
-			pd.abortedTxns = append(pd.abortedTxns, abortedTxnEntry{
-				producerID:  pid,
-				firstOffset: firstOff,
-				lastOffset:  last,
-			})
-			crashAbortedPIDs[pid] = struct{}{}
-		}
-		crashAbortedMu.Unlock()
+		pd.uncommittedPIDs = activeTxns
 	}
-
-	// abortedTxns must be sorted by lastOffset for binary search in
-	// isBatchAborted and trimLeft. Implicit aborts (appended above) can
-	// have earlier lastOffset values than control-batch-derived entries,
-	// so we re-sort.
-	slices.SortFunc(pd.abortedTxns, func(a, b abortedTxnEntry) int {
-		return cmp.Compare(a.lastOffset, b.lastOffset)
-	})
+	crash.add(pd, batches)
 
 	// Rebuild LSO and other metadata
 	pd.recalculateLSO()
@@ -1476,8 +1471,8 @@ func (c *Cluster) loadSegmentBatches(pd *partData, fsys fs, pdir string, base in
 
 	// Parse RecordBatch entries from segment file.
 	var result []*partBatch
+	var idxWant []byte // ctrloop
 	pos := 0
-	batchIdx := 0
 	for {
 		// Need at least FirstOffset(8) + Length(4) = 12 bytes.
 		if pos+12 > len(raw) {
@@ -1499,12 +1494,13 @@ func (c *Cluster) loadSegmentBatches(pd *partData, fsys fs, pdir string, base in
 		// Read metadata from index file (if available). The stored
 		// maxEarlierTimestamp is not used: rebuildMaxTimestampMeta
 		// recomputes it once every segment is loaded.
-		var epoch int32
-		var inTx bool
-		idxOff := batchIdx * indexEntrySize
-		if idxOff+indexEntrySize <= len(idxRaw) {
-			epoch, _, inTx, _ = decodeIndexEntry(idxRaw[idxOff : idxOff+indexEntrySize])
-		}
+		// ctrloop: both fields are in the batch, and the index, which is
+		// written after it, may lack the last entry after a crash: without
+		// it, an open transaction would read as plain records.
+		epoch := rb.PartitionLeaderEpoch
+		inTx := rb.Attributes&0b0011_0000 == 0b0001_0000 // transactional, not control
+		idx := encodeIndexEntry(epoch, 0, inTx)
+		idxWant = append(idxWant, idx[:]...)
 
 		batch := &partBatch{
 			RecordBatch: *rb,
@@ -1520,7 +1516,6 @@ func (c *Cluster) loadSegmentBatches(pd *partData, fsys fs, pdir string, base in
 			seg.updateMaxBatch(meta, pos == 0)
 		}
 		pos += batchSize
-		batchIdx++
 	}
 
 	if pos < len(raw) {
@@ -1537,13 +1532,12 @@ func (c *Cluster) loadSegmentBatches(pd *partData, fsys fs, pdir string, base in
 		}
 	}
 
-	// Truncate orphaned index entries that may remain from a prior
-	// crash where the index write succeeded but the segment did not.
-	expectedIdxBytes := int64(batchIdx * indexEntrySize)
-	if int64(len(idxRaw)) > expectedIdxBytes {
+	// ctrloop: an index that has not exactly one entry for each batch is
+	// written anew, or entries and batches would not pair up from here on.
+	if len(idxRaw) != len(idxWant) {
 		idxPath := filepath.Join(pdir, indexFileName(base))
-		if f, err := fsys.OpenFile(idxPath, os.O_WRONLY, 0o644); err == nil {
-			f.Truncate(expectedIdxBytes)
+		if f, err := fsys.OpenFile(idxPath, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644); err == nil {
+			f.Write(idxWant)
 			f.Close()
 		}
 	}
@@ -1551,7 +1545,7 @@ func (c *Cluster) loadSegmentBatches(pd *partData, fsys fs, pdir string, base in
 	return result, nil
 }
 
-func (c *Cluster) loadPIDsLog(fsys fs, dir string) error {
+func (c *Cluster) loadPIDsLog(fsys fs, dir string, crash *crashState) error {
 	raw, err := fsys.ReadFile(filepath.Join(dir, "pids.log"))
 	if err != nil {
 		if os.IsNotExist(err) {
@@ -1559,18 +1553,22 @@ func (c *Cluster) loadPIDsLog(fsys fs, dir string) error {
 		}
 		return err
 	}
-	c.pidsLogSize = int64(len(raw))
 
 	entries, validBytes := readEntries(raw)
 	if validBytes < len(raw) {
 		c.cfg.logger.Logf(LogLevelWarn, "pids.log: discarding %d corrupt trailing bytes", len(raw)-validBytes)
+		if err := truncateLog(fsys, filepath.Join(dir, "pids.log"), validBytes); err != nil {
+			return err
+		}
 	}
+	c.pidsLogSize = int64(validBytes)
 	for _, e := range entries {
 		var entry pidLogEntry
 		if err := json.Unmarshal(e.data, &entry); err != nil {
 			c.cfg.logger.Logf(LogLevelWarn, "pids.log: skipping corrupt entry: %v", err)
 			continue
 		}
+		crash.entry(entry) // ctrloop
 		switch entry.Type {
 		case "init":
 			pidinf := &pidinfo{
@@ -1616,12 +1614,14 @@ func (c *Cluster) loadGroupsLog(fsys fs, dir string) error {
 		}
 		return err
 	}
-	c.groupsLogSize = int64(len(raw))
-
 	entries, validBytes := readEntries(raw)
 	if validBytes < len(raw) {
 		c.cfg.logger.Logf(LogLevelWarn, "groups.log: discarding %d corrupt trailing bytes", len(raw)-validBytes)
+		if err := truncateLog(fsys, filepath.Join(dir, "groups.log"), validBytes); err != nil {
+			return err
+		}
 	}
+	c.groupsLogSize = int64(validBytes)
 	r := replayGroupsLog(entries)
 
 	// Initialize groups from replayed state
@@ -1902,6 +1902,7 @@ func (c *Cluster) persistGroupEntry(entry groupLogEntry) error {
 	n, err := appendLogEntry(c.groupsLogFile, entry, c.cfg.syncWrites)
 	if err != nil {
 		c.cfg.logger.Logf(LogLevelWarn, "persist group entry write: %v", err)
+		c.groupsLogFile.Truncate(c.groupsLogSize) // ctrloop: nothing behind a torn entry would be read
 		c.groupsLogFile.Close()
 		c.groupsLogFile = nil
 		return err
@@ -1931,12 +1932,15 @@ func (c *Cluster) persistPIDEntry(entry pidLogEntry) error {
 	n, err := appendLogEntry(c.pidsLogFile, entry, c.cfg.syncWrites)
 	if err != nil {
 		c.cfg.logger.Logf(LogLevelWarn, "persist pid entry write: %v", err)
+		c.pidsLogFile.Truncate(c.pidsLogSize) // ctrloop: as for groups
 		c.pidsLogFile.Close()
 		c.pidsLogFile = nil
 		return err
 	}
 	c.pidsLogSize += int64(n)
-	if c.pidsLogSize >= c.stateLogCompactBytes() {
+	// ctrloop: not between prepare and what it announces, which compaction
+	// does not write.
+	if c.pidsLogSize >= c.stateLogCompactBytes() && entry.Type != "prepare" {
 		c.compactPIDsLog()
 	}
 	return nil

@@ -106,6 +106,17 @@ func (m *memFS) OpenFile(name string, flag int, _ os.FileMode) (file, error) {
 func (m *memFS) Rename(oldpath, newpath string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.dirs[oldpath] { // ctrloop: a folder, with the files in it
+		for name, d := range m.files {
+			if rest, ok := strings.CutPrefix(name, oldpath+"/"); ok {
+				m.files[newpath+"/"+rest] = d
+				delete(m.files, name)
+			}
+		}
+		m.dirs[newpath] = true
+		delete(m.dirs, oldpath)
+		return nil
+	}
 	d, ok := m.files[oldpath]
 	if !ok {
 		return &os.PathError{Op: "rename", Path: oldpath, Err: os.ErrNotExist}

@@ -263,6 +263,8 @@ func (pidinf *pidinfo) maybeStart() {
 	pidinf.inTx = true
 	pidinf.txStart = time.Now()
 	pidinf.pids.txs[pidinf] = struct{}{}
+	// ctrloop: a transaction is known before anything of it is written.
+	pidinf.pids.c.persistPIDEntry(pidLogEntry{Type: "begin", PID: pidinf.id, Epoch: pidinf.epoch})
 }
 
 func (pids *pids) doAddPartitions(creq *clientReq) kmsg.Response {
@@ -587,6 +589,14 @@ func (pids *pids) doEnd(creq *clientReq) kmsg.Response {
 
 	nBatches, nGroups := pidinf.txBatchCount, len(pidinf.txGroups)
 	endTxStart := time.Now()
+	// ctrloop: from here on the transaction is committed, whatever becomes
+	// of this process: loading finishes it.
+	if req.Commit {
+		if err := pids.c.persistPIDEntry(pidinf.prepareEntry()); err != nil {
+			resp.ErrorCode = kerr.CoordinatorNotAvailable.Code
+			return resp
+		}
+	}
 	pidinf.endTx(req.Commit)
 	if elapsed := time.Since(endTxStart); elapsed > 5*time.Millisecond {
 		pids.c.cfg.logger.Logf(LogLevelWarn, "txn: EndTxn slow pid=%d epoch=%d elapsed=%dms batches=%d groups=%d",
@@ -601,7 +611,9 @@ func (pids *pids) doEnd(creq *clientReq) kmsg.Response {
 		pidinf = pids.bumpEpoch(pidinf)
 		resp.ProducerID = pidinf.id
 		resp.ProducerEpoch = pidinf.epoch
-		pids.c.persistPIDEntry(pidLogEntry{Type: "init", PID: pidinf.id, Epoch: pidinf.epoch, TxID: pidinf.txid, Timeout: pidinf.txTimeout})
+		// ctrloop: with the outcome, for an EndTxn that is sent again
+		// after a crash.
+		pids.c.persistPIDEntry(pidLogEntry{Type: "init", PID: pidinf.id, Epoch: pidinf.epoch, TxID: pidinf.txid, Timeout: pidinf.txTimeout, Commit: &commit})
 	}
 
 	return resp
