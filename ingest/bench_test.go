@@ -38,7 +38,7 @@ func BenchmarkDecode(b *testing.B) {
 // BenchmarkMerge is the merge alone: 16 partitions, decoded already.
 func BenchmarkMerge(b *testing.B) {
 	const sources, chunk = 16, 1000
-	m := newMerger(time.Second)
+	m := newMerger(time.Second, false)
 	var at []*source
 	for p := range int32(sources) {
 		tp := stream.TopicPartition{Topic: schemas.TopicRawImpressions, Partition: p}

@@ -107,7 +107,7 @@ func (s *Service) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := &session{Service: s, partitions: partitions, parts: parts, sent: map[stream.TopicPartition]int64{}, merge: newMerger(s.cfg.Merge.IdleAfter)}
+	r := &session{Service: s, partitions: partitions, parts: parts, sent: map[stream.TopicPartition]int64{}, merge: newMerger(s.cfg.Merge.IdleAfter, s.cfg.Clock == ClockEvent)}
 	r.tx, err = stream.NewTx(s.kafka, stream.TxConfig{
 		Group: Group, TransactionalID: "ctrloop-ingest-" + s.instance, InstanceID: s.instance,
 		Topics:     []string{schemas.TopicRawImpressions, schemas.TopicRawClicks},
