@@ -74,6 +74,11 @@ e2e: setup ## tests of the shipped binary only
 chaos: setup ## kill -9 of a whole demo at KILLS random moments (20), resumed and held against the oracle
 	CTRLOOP_E2E_KILLS=$(or $(KILLS),20) go test -count 1 -timeout 90m -run DemoSurvivesKill -v ./e2e
 
+.PHONY: chaos-join
+chaos-join: ## the join under drawn faults, EVENTS events (10 million), held against the oracle; SEED= repeats a run
+	CTRLOOP_CHAOS_EVENTS=$(or $(EVENTS),10000000) CTRLOOP_CHAOS_SEED=$(SEED) \
+	  go test -count 1 -timeout 180m -run '^TestChaos$$' -v ./joiner
+
 .PHONY: kafka-jars
 kafka-jars: ## fetch Apache Kafka's jars with Maven (43 MB, once; needs Java 17 or newer)
 	go run ./internal/stream/kafkatest/broker --fetch

@@ -46,9 +46,9 @@ type merger struct {
 	idleAfter time.Duration
 	// promises says that watermark events, once there are any, are all that tells how far a source is: see limit.
 	promises bool
-	sources   map[stream.TopicPartition]*source
-	ready     readyHeap        // sources with items, by the time of the first
-	empty     map[*source]bool // the others
+	sources  map[stream.TopicPartition]*source
+	ready    readyHeap        // sources with items, by the time of the first
+	empty    map[*source]bool // the others
 	// until caches limit while known is set; every change of the sources clears it.
 	until int64
 	known bool

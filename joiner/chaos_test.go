@@ -81,7 +81,6 @@ type chaos struct {
 	calm    atomic.Bool // no more faults
 	crashes atomic.Int64
 	cuts    atomic.Int64
-	started int
 }
 
 func newChaos(t *testing.T, seed, round uint64, events int) *chaos {
@@ -127,7 +126,7 @@ func (c *chaos) fault(seed uint64) func(step) error {
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		odds := 30
+		odds := 12
 		if s == stepProducing || s == stepRebuild {
 			odds = perRecord
 		}
@@ -143,7 +142,7 @@ func (c *chaos) fault(seed uint64) func(step) error {
 func (c *chaos) start(name, transactionalID string) {
 	cfg := c.cfg
 	cfg.TransactionalID = transactionalID
-	if c.started++; cfg.Segments.Dir != "" {
+	if cfg.Segments.Dir != "" {
 		cfg.Segments.Dir = c.t.TempDir()
 	}
 	c.members[name] = start(c.t, cfg, c.fault(c.r.Uint64()))
@@ -215,6 +214,26 @@ func (c *chaos) await(name string) {
 	}
 }
 
+// work lets the instances get somewhere, or gives them a little while.
+func (c *chaos) work() {
+	done := func() (n uint64) {
+		for _, i := range c.members {
+			l := i.Ledger().Total
+			n += l.ImpressionsIn + l.ClicksIn
+		}
+		return n
+	}
+	was, moves := done(), c.r.IntN(4)
+	for range 200 {
+		if n := done(); n != was {
+			if was, moves = n, moves-1; moves < 0 {
+				return
+			}
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
 // run writes the history slice by slice, with an act after each, and returns the number of events.
 func (c *chaos) run() int {
 	c.t.Helper()
@@ -226,6 +245,7 @@ func (c *chaos) run() int {
 		ni, nc := len(c.tr.imps), len(c.tr.clks)
 		streamtest.Produce(c.t, quiet, c.tr.imps[k*ni/slices:(k+1)*ni/slices]...)
 		streamtest.Produce(c.t, quiet, c.tr.clks[k*nc/slices:(k+1)*nc/slices]...)
+		c.work()
 		for {
 			if act := acts[c.r.IntN(len(acts))]; act.do(c) {
 				c.did[act.name]++
