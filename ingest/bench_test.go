@@ -91,7 +91,7 @@ func BenchmarkService(b *testing.B) {
 		}
 		last := int64(start + n*10)
 		streamtest.Produce(b, e.Config(), watermarks(b, partitions, last)...)
-		s, err := New(Default(), e.Config(), "bench", zerolog.Nop(), prometheus.NewRegistry())
+		s, err := New(Default(), e.Config(), zerolog.Nop(), prometheus.NewRegistry())
 		if err != nil {
 			b.Fatal(err)
 		}
