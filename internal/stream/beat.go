@@ -34,16 +34,12 @@ func (b *beats) OnBrokerE2E(_ kgo.BrokerMetadata, key int16, e2e kgo.BrokerE2E) 
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	switch kmsg.Key(key) {
-	case kmsg.TxnOffsetCommit:
-		if b.cancel != nil && b.timer == nil {
-			cancel := b.cancel
-			b.timer = time.AfterFunc(silence, func() { cancel(errSilence) })
-		}
-	case kmsg.Heartbeat, kmsg.ConsumerGroupHeartbeat:
-		if b.timer != nil {
-			b.timer.Stop()
-		}
+	switch k := kmsg.Key(key); {
+	case k == kmsg.TxnOffsetCommit && b.cancel != nil && b.timer == nil:
+		cancel := b.cancel
+		b.timer = time.AfterFunc(silence, func() { cancel(errSilence) })
+	case (k == kmsg.Heartbeat || k == kmsg.ConsumerGroupHeartbeat) && b.timer != nil:
+		b.timer.Stop()
 	}
 }
 
