@@ -15,9 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kgo"
-
 	"ctrloop/internal/loopback"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/stream/streamtest"
@@ -61,8 +58,8 @@ func TestChaos(t *testing.T) {
 		c := newChaos(t, uint64(seed), uint64(round), int(perRound))
 		n := c.run()
 		total += n
-		t.Logf("round %d: %d events, %d partitions, %v in %s, %d crashes, %d answers lost, %d looks at an open transaction; %d events so far",
-			round, n, c.tr.partitions, c.did, time.Since(began).Round(time.Millisecond), c.crashes.Load(), c.cuts.Load(), c.waited, total)
+		t.Logf("round %d: %d events, %d partitions, %v in %s, %d crashes, %d answers lost; %d events so far",
+			round, n, c.tr.partitions, c.did, time.Since(began).Round(time.Millisecond), c.crashes.Load(), c.cuts.Load(), total)
 		if t.Failed() {
 			t.Fatalf("to run it again: %s=%d %s=%d %s=%d", chaosSeedEnv, seed, chaosRoundEnv, round, chaosEventsEnv, events)
 		}
@@ -84,7 +81,6 @@ type chaos struct {
 	calm    atomic.Bool // no more faults
 	crashes atomic.Int64
 	cuts    atomic.Int64
-	waited  int // for open transactions in the end, in looks
 }
 
 func newChaos(t *testing.T, seed, round uint64, events int) *chaos {
@@ -238,44 +234,6 @@ func (c *chaos) work() {
 	}
 }
 
-// stable waits until no transaction is open any more: an instance that stopped in the middle of one has left it to the
-// broker's timeout, and until then nobody reads what others have written behind it.
-func (c *chaos) stable(kafka stream.Config) {
-	c.t.Helper()
-	cl, err := kgo.NewClient(kgo.SeedBrokers(kafka.Brokers...))
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	defer cl.Close()
-	adm := kadm.NewClient(cl)
-	outputs := []string{schemas.TopicLabels, schemas.TopicLate, schemas.TopicAudit, schemas.TopicDeadLetters}
-	deadline := time.Now().Add(time.Minute) // three times the timeout
-	for {
-		ends, err := adm.ListEndOffsets(c.t.Context(), outputs...)
-		if err != nil {
-			c.t.Fatal(err)
-		}
-		committed, err := adm.ListCommittedOffsets(c.t.Context(), outputs...)
-		if err != nil {
-			c.t.Fatal(err)
-		}
-		open := ""
-		ends.Each(func(o kadm.ListedOffset) {
-			if at, _ := committed.Lookup(o.Topic, o.Partition); at.Offset != o.Offset {
-				open = fmt.Sprintf("%s/%d: committed up to %d of %d", o.Topic, o.Partition, at.Offset, o.Offset)
-			}
-		})
-		if open == "" {
-			return
-		}
-		if time.Now().After(deadline) {
-			c.t.Fatalf("a transaction stays open: %s", open)
-		}
-		c.waited++
-		time.Sleep(50 * time.Millisecond)
-	}
-}
-
 // run writes the history slice by slice, with an act after each, and returns the number of events.
 func (c *chaos) run() int {
 	c.t.Helper()
@@ -301,9 +259,7 @@ func (c *chaos) run() int {
 	for _, i := range c.members {
 		left = append(left, i)
 	}
-	l := settleWithin(c.t, quiet, 3*time.Minute, left...)
-	c.stable(quiet)
-	c.tr.verify(c.t, quiet, l)
+	c.tr.verify(c.t, quiet, settleWithin(c.t, quiet, 3*time.Minute, left...))
 	for name := range c.members {
 		c.stop(name)
 	}
