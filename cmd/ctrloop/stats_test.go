@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"math"
@@ -18,7 +19,7 @@ func runStats(t *testing.T, args ...string) (stdout string, err error) {
 	t.Helper()
 	var cmd StatsCmd
 	var out bytes.Buffer
-	p, err := kong.New(&cmd, kong.Name("stats"), kong.Writers(&out, io.Discard), kong.Bind(&output{stdout: &out, stderr: io.Discard}), kong.Exit(func(int) { t.Fatal("exit while parsing") }))
+	p, err := kong.New(&cmd, kong.Name("stats"), kong.Writers(&out, io.Discard), kong.BindTo(t.Context(), (*context.Context)(nil)), kong.Bind(&Globals{}), kong.Bind(&output{stdout: &out, stderr: io.Discard}), kong.Exit(func(int) { t.Fatal("exit while parsing") }))
 	if err != nil {
 		t.Fatal(err)
 	}
