@@ -122,20 +122,18 @@ func value(v *float64) float64 {
 }
 
 func powerPlots(out statsPower, q stats.Sequence) []statsPlot {
-	most := value(out.UnitsToTarget)
-	for _, e := range out.Effects {
-		if u := value(e.Units); !math.IsInf(u, 0) && u < most {
-			most = max(most/20, u) // small effects would flatten the rest
+	most, least := float64(out.Units), math.Max(2, float64(out.Units)/50)
+	for _, u := range append([]statsEffect{{Units: out.UnitsToTarget}}, out.Effects...) {
+		if n := value(u.Units); !math.IsInf(n, 0) {
+			most, least = max(most, 2*n), min(least, max(2, n/50))
 		}
 	}
-	if math.IsInf(most, 0) {
-		most = 10 * float64(out.Units)
-	}
-	xs := make([]float64, 80)
+	xs := make([]float64, 100)
 	for i := range xs {
-		xs[i] = most * float64(i+1) / float64(len(xs))
+		xs[i] = least * math.Pow(most/least, float64(i)/float64(len(xs)-1))
 	}
-	c := statplot.Curves{Title: "Probability of finding a lift", XAxis: "units of both arms", YAxis: "power at that size", Level: out.Power, YFormat: func(v float64) string { return fmt.Sprintf("%.0f%%", 100*v) }}
+	units := func(v float64) string { return fmt.Sprintf("%.0f", v) }
+	c := statplot.Curves{Title: "Probability of finding a lift", XAxis: "units of both arms", YAxis: "power at that size", Level: out.Power, LogX: true, XFormat: units, YFormat: func(v float64) string { return fmt.Sprintf("%.0f%%", 100*v) }}
 	for _, e := range out.Effects[:min(4, len(out.Effects))] {
 		k := statplot.Curve{Label: fmt.Sprintf("%+g %%", 100*e.Effect), X: xs}
 		for _, x := range xs {
@@ -143,10 +141,12 @@ func powerPlots(out statsPower, q stats.Sequence) []statsPlot {
 		}
 		c.Curves = append(c.Curves, k)
 	}
-	w := statplot.Curves{Title: "Half-width of the interval", XAxis: "units of both arms", YAxis: "relative", Level: out.Target, YFormat: percentShort}
-	k := statplot.Curve{Label: "half-width", X: xs[4:]}
-	for _, x := range k.X {
-		k.Y = append(k.Y, q.HalfWidth(x, out.Sigma/math.Sqrt(x))/out.CTR)
+	w := statplot.Curves{Title: "Half-width of the interval", XAxis: "units of both arms", YAxis: "relative", Level: out.Target, LogX: true, XFormat: units, YFormat: percentShort}
+	k := statplot.Curve{Label: "half-width"}
+	for _, x := range xs {
+		if y := q.HalfWidth(x, out.Sigma/math.Sqrt(x)) / out.CTR; y < 20*out.Target || y < 0.5 { // wider ones would flatten the rest
+			k.X, k.Y = append(k.X, x), append(k.Y, y)
+		}
 	}
 	w.Curves = append(w.Curves, k)
 	return []statsPlot{{"power", "power over the number of units", c.SVG()}, {"width", "half-width of the interval over the number of units", w.SVG()}}

@@ -106,7 +106,7 @@ func srmPlots(data statcsv.Phases) []statsPlot {
 }
 
 func opePlots(out statsOPE) []statsPlot {
-	f := statplot.Forest{Title: "Value of the policy by estimator", Axis: fmt.Sprintf("rewards a decision; effective sample size %.0f of %d rows", out.ESS, out.Rows), Reference: math.NaN()}
+	f := statplot.Forest{Title: "Value of the policy by estimator", Format: func(v float64) string { return fmt.Sprintf("%.5f", v) }, Axis: fmt.Sprintf("rewards a decision; effective sample size %.0f of %d rows", out.ESS, out.Rows), Reference: math.NaN()}
 	for _, name := range stats.Estimators() {
 		e := out.Estimators[name]
 		f.Rows = append(f.Rows, statplot.Row{Label: string(name), Value: e.Value, Low: e.Low, High: e.High})
@@ -118,6 +118,8 @@ func percentShort(v float64) string {
 	switch {
 	case math.IsInf(v, 0):
 		return "no bound"
+	case v == 0:
+		return "0%"
 	case math.Abs(v) < 0.1:
 		return fmt.Sprintf("%+.2f%%", 100*v)
 	}

@@ -28,9 +28,9 @@ type Forest struct {
 
 const (
 	width      = 760.0
-	labelWidth = 170.0
+	labelWidth = 160.0
 	rowHeight  = 26.0
-	textWidth  = 190.0 // of the numbers at the right
+	textWidth  = 220.0 // of the numbers at the right
 )
 
 const style = `<style>
@@ -132,6 +132,7 @@ type Curves struct {
 	XFormat, YFormat    func(v float64) string // %.4g where nil
 	Curves              []Curve
 	Level               float64 // of a horizontal line; none where NaN
+	LogX                bool    // X over a logarithmic axis: all positive
 }
 
 // SVG draws the plot.
@@ -165,10 +166,15 @@ func (c Curves) SVG() string {
 	}
 	yhi *= 1.04
 	px := func(v float64) float64 { return left + (right-left)*(v-xlo)/(xhi-xlo) }
+	xticks := ticks(xlo, xhi, 6)
+	if c.LogX && xlo > 0 {
+		px = func(v float64) float64 { return left + (right-left)*math.Log(v/xlo)/math.Log(xhi/xlo) }
+		xticks = decades(xlo, xhi)
+	}
 	py := func(v float64) float64 { return bottom - (bottom-top)*(v-ylo)/(yhi-ylo) }
 	var b strings.Builder
 	begin(&b, c.Title, height)
-	for _, v := range ticks(xlo, xhi, 6) {
+	for _, v := range xticks {
 		fmt.Fprintf(&b, `<line class="grid" x1="%.1f" x2="%.1f" y1="%g" y2="%g"/><text class="tick" text-anchor="middle" x="%.1f" y="%g">%s</text>`+"\n", px(v), px(v), top, bottom, px(v), bottom+16, html.EscapeString(c.XFormat(v)))
 	}
 	for _, v := range ticks(ylo, yhi, 5) {
@@ -216,6 +222,18 @@ func ticks(lo, hi float64, n int) []float64 {
 	return out
 }
 
+// decades are 1, 3 and 10 times powers of ten inside [lo, hi].
+func decades(lo, hi float64) (out []float64) {
+	for p := math.Floor(math.Log10(lo)); p <= math.Log10(hi); p++ {
+		for _, m := range []float64{1, 3} {
+			if v := m * math.Pow(10, p); v >= lo && v <= hi {
+				out = append(out, v)
+			}
+		}
+	}
+	return out
+}
+
 func pad(lo, hi float64) (float64, float64) {
 	if math.IsInf(lo, 0) || math.IsInf(hi, 0) {
 		return 0, 1
@@ -232,7 +250,7 @@ func interval(r Row, format func(float64) string) string {
 	if math.IsNaN(r.Value) {
 		return "-"
 	}
-	return format(r.Value) + "  " + format(r.Low) + " to " + format(r.High)
+	return format(r.Value) + " (" + format(r.Low) + " to " + format(r.High) + ")"
 }
 
 func short(v float64) string {

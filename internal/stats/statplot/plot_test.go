@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -57,6 +58,11 @@ func TestCurvesLeaveOutWhatIsNotFinite(t *testing.T) {
 		t.Errorf("%d lines, want 2", n["polyline"])
 	}
 	parse(t, Curves{Level: math.NaN()}.SVG())
+	c.LogX = true
+	parse(t, c.SVG())
+	if got := decades(2, 150); !slices.Equal(got, []float64{3, 10, 30, 100}) {
+		t.Errorf("ticks %v", got)
+	}
 }
 
 func TestTicksAreRoundAndInside(t *testing.T) {
