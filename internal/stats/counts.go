@@ -82,6 +82,48 @@ func SampleRatioRamp(phases []SharePhase, planned int, prior float64) (RampMisma
 	return out, nil
 }
 
+// UnitsToAlarm is the number of units after which a split by actual shares, planned as shares, raises the alarm of
+// error alpha: where [SampleRatio] of the expected counts reaches ln(1/alpha). Of real tests about half have raised it
+// by then. +Inf where the shares are as planned.
+func UnitsToAlarm(actual, shares []float64, alpha, prior float64) (float64, error) {
+	if _, err := SampleRatio(make([]int64, len(actual)), shares, prior); err != nil {
+		return 0, err
+	}
+	sum := 0.0
+	for _, a := range actual {
+		if !(a >= 0) {
+			return 0, fmt.Errorf("%w: actual share %g", ErrShares, a)
+		}
+		sum += a
+	}
+	if math.Abs(sum-1) > 1e-6 || !(alpha > 0 && alpha < 1) {
+		return 0, fmt.Errorf("%w: actual shares add up to %g, alpha is %g", ErrShares, sum, alpha)
+	}
+	missing := func(n float64) float64 {
+		ln := lnGamma(prior) - lnGamma(prior+n)
+		for k, a := range actual {
+			ln += lnGamma(prior*shares[k]+n*a) - lnGamma(prior*shares[k]) - n*a*math.Log(shares[k])
+		}
+		return -math.Log(alpha) - ln
+	}
+	// The factor falls before it rises: look for the first doubling that alarms, then inside it. Beyond 1e12 units
+	// the gamma functions have no digits left, and nobody waits for it.
+	for hi := 1.0; hi < 1e12; hi *= 2 {
+		if missing(hi) <= 0 {
+			lo := hi / 2
+			for range 60 {
+				if mid := (lo + hi) / 2; missing(mid) > 0 {
+					lo = mid
+				} else {
+					hi = mid
+				}
+			}
+			return hi, nil
+		}
+	}
+	return math.Inf(1), nil
+}
+
 func lnGamma(x float64) float64 {
 	v, _ := math.Lgamma(x)
 	return v

@@ -269,6 +269,28 @@ func TestSampleRatioAcrossARamp(t *testing.T) {
 	}
 }
 
+func TestUnitsToAlarm(t *testing.T) {
+	for prior, want := range map[float64]float64{1: 52000, 100: 38000, 10000: 35000} {
+		n, err := UnitsToAlarm([]float64{0.51, 0.49}, []float64{0.5, 0.5}, 0.01, prior)
+		if err != nil || math.Abs(n-want) > 0.02*want {
+			t.Errorf("prior %g: %g units, %v, want about %g", prior, n, err, want)
+		}
+		k := int64(n)
+		ln, err := SampleRatio([]int64{k * 51 / 100, k - k*51/100}, []float64{0.5, 0.5}, prior)
+		if err != nil || math.Abs(ln-math.Log(100)) > 0.1 {
+			t.Errorf("prior %g: ln BF there is %g, want ln 100", prior, ln)
+		}
+	}
+	if n, err := UnitsToAlarm([]float64{0.5, 0.5}, []float64{0.5, 0.5}, 0.01, 1); err != nil || !math.IsInf(n, 1) {
+		t.Errorf("a sound split alarms after %g units, %v", n, err)
+	}
+	for _, bad := range [][]float64{{0.5, 0.6}, {1.5, -0.5}, {1}} {
+		if _, err := UnitsToAlarm(bad, []float64{0.5, 0.5}, 0.01, 1); err == nil {
+			t.Errorf("%v were taken", bad)
+		}
+	}
+}
+
 // The one-sided p is alpha exactly where the bound of error alpha touches.
 func TestOneSidedPAndBoundAgree(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
