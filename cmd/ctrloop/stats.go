@@ -99,13 +99,19 @@ type statsCategory struct {
 
 // Run reads the file or the warehouse and answers.
 func (c *StatsLiftCmd) Run(ctx context.Context, g *Globals, o *output) error {
+	q := stats.Sequence{Alpha: c.Alpha, NStar: c.NStar}
+	if err := q.Validate(); err != nil {
+		return usageError{err}
+	}
+	if !(c.FDR > 0 && c.FDR < 1) || c.Pre < 0 {
+		return usageError{fmt.Errorf("--fdr %g --pre %v: want a rate in (0,1) and a time of 0 or more", c.FDR, c.Pre)}
+	}
 	data, name, err := fromFileOrWarehouse(ctx, g, o, c.File, &c.statsSource, statcsv.ReadLift, func(w statsWarehouse) (statcsv.LiftData, error) {
 		return w.lift(ctx, c.Pre)
 	})
 	if err != nil {
 		return err
 	}
-	q := stats.Sequence{Alpha: c.Alpha, NStar: c.NStar}
 	l, err := stats.CompareAdjusted(data.Control, data.Treatment, q)
 	if err != nil {
 		return fmt.Errorf("lift of %s: %w", name, err)
@@ -175,7 +181,11 @@ func printLift(w io.Writer, out statsLift, l stats.Lift, adjusted stats.Adjusted
 		fmt.Fprintf(w, "relative   %s, %s to %s\n", percent(l.Relative), percent(l.RelativeI.Low), percent(l.RelativeI.High))
 	}
 	show("lift", l)
-	if out.Adjusted != nil {
+	switch {
+	case out.Adjusted == nil:
+	case adjusted.Theta == 0:
+		fmt.Fprintln(w, "adjusted   as above: the time before the test has nothing to go by in one of the arms")
+	default:
 		show("adjusted", adjusted.Lift)
 		fmt.Fprintf(w, "           by what the units did before the test: theta %.4g takes away %.1f %% of the variance\n", adjusted.Theta, 100*adjusted.Reduction)
 	}

@@ -193,6 +193,15 @@ func TestStatsPower(t *testing.T) {
 	}
 }
 
+func TestStatsWrongUsage(t *testing.T) {
+	in := tempFile(t, "unit,arm,impressions,clicks\na,control,10,1\nb,treatment,10,2\n")
+	for _, args := range [][]string{{"--alpha", "2"}, {"--fdr", "1"}, {"--pre", "-1h"}, {"--nstar", "0"}} {
+		if code, _, stderr := cli(t, append([]string{"stats", "lift", in}, args...)...); code != exitUsage || stderr == "" {
+			t.Errorf("%v: exit %d: %s", args, code, stderr)
+		}
+	}
+}
+
 func TestStatsNeedsOneSource(t *testing.T) {
 	for _, args := range [][]string{{"stats", "lift"}, {"stats", "lift", "x.csv", "--experiment", "e"}} {
 		if code, _, stderr := cli(t, args...); code != exitUsage || !strings.Contains(stderr, "one of the two") {

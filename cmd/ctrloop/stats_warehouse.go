@@ -90,7 +90,7 @@ func openExperiment(ctx context.Context, db *warehouse.DB, s *statsSource) (stat
 	err := db.Select(ctx, &commands, `SELECT toString(type) AS type, data FROM control_log FINAL WHERE rejected = '' AND entity = ? AND type IN (?, ?) ORDER BY source, offset`,
 		control.ExperimentEntity(s.Experiment), string(control.ExperimentCreated), string(control.ExperimentStepped))
 	if err != nil {
-		return w, err
+		return w, withHint(err, "is this the warehouse of an instance that has run? --dir names its folder, --dsn its ClickHouse")
 	}
 	for _, c := range commands {
 		var x control.Experiment
