@@ -32,7 +32,7 @@ type CategoryLift struct {
 var ErrRate = errors.New("false-discovery rate must lie in (0,1)")
 
 // CompareCategories gives each category's lift, and says which of them count among so many. Of K categories with
-// e-values E_(1) >= E_(2) >= ..., e-BH ([WR] section 4.1) reports the k* largest,
+// e-values E_(1) >= E_(2) >= ..., e-BH ([WR], its procedure) reports the k* largest,
 //
 //	k* = max{k : k E_(k) / K >= 1/fdr},
 //
@@ -41,7 +41,7 @@ var ErrRate = errors.New("false-discovery rate must lie in (0,1)")
 // e-values. Benjamini-Hochberg on p-values promises this for independent or positively dependent ones only, which
 // p-values stopped by looking at all of them are not; Holm's method holds, but bounds the chance of a single
 // error, and with 44 categories finds less. A category's interval, once reported, is the one of level
-// 1 - fdr |reported| / K of the same sequence (e-BY, [XWR] section 3).
+// 1 - fdr |reported| / K of the same sequence ([XWR], e-BY).
 //
 // A category without impressions in one of the arms, or without variation, has e-value 1: it counts among the K
 // and is never reported. The answer is in the order of the categories.

@@ -9,8 +9,8 @@ type AdjustedLift struct {
 	Reduction float64 // share of the variance of Absolute that the covariate took away; below 0 where it added some
 }
 
-// CompareAdjusted is [Compare] with CUPED for a ratio metric ([DXKW] eq. 4, with the delta method of [DKL]
-// section 4.2 for both ratios): with the rates R of the test and R' of the time before it,
+// CompareAdjusted is [Compare] with CUPED for a ratio metric ([DXKW], the control variate's optimal
+// coefficient, with the delta method of [DKL] for both ratios): with the rates R of the test and R' of the time before it,
 //
 //	theta = Cov(R, R') / Var(R')   over the units of both arms together
 //	R_k,adj = R_k - theta (R'_k - R')   with R' over both arms

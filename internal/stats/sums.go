@@ -55,7 +55,7 @@ func (s Sums) Pre() RatioSums {
 }
 
 // RateCovariance is the covariance of the rate with the rate before the test, by the delta method on both
-// ([DKL] section 4.2): sum e e' / ((n-1) dbar d'bar n), with the residuals e = m - R d and e' = m' - R' d', whose
+// ([DKL]): sum e e' / ((n-1) dbar d'bar n), with the residuals e = m - R d and e' = m' - R' d', whose
 // sums are zero. Units: rate squared. NaN where one of the rates does not exist or with fewer than two units.
 func (s Sums) RateCovariance() float64 {
 	if s.N < 2 || s.D == 0 || s.PreD == 0 {
