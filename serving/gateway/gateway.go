@@ -32,8 +32,9 @@ const (
 	HeaderExperiment = "X-Experiment"
 	HeaderVariant    = "X-Variant"
 	HeaderPropensity = "X-Propensity"
-	HeaderUnit       = "X-Unit"    // the user, for assignment; the body's "user" serves too
-	HeaderProduct    = "X-Product" // for experiments by product
+	HeaderUnit       = "X-Unit"          // the user, for assignment; the body's "user" serves too
+	HeaderProduct    = "X-Product"       // for experiments by product
+	HeaderForce      = "X-Force-Variant" // "<experiment>:control" or "<experiment>:treatment", for testers
 )
 
 // Gateway is safe for concurrent use.
@@ -66,11 +67,11 @@ type admission struct {
 	assign.Assignment
 }
 
-func (g *Gateway) admit(model, unit, product string) (*admission, error) {
+func (g *Gateway) admit(model string, u assign.Unit) (*admission, error) {
 	a := assign.Assignment{Propensity: 1}
 	name := model
 	if g.assign != nil {
-		if got, ok := g.assign.Assign(model, assign.Unit{User: unit, Product: product}); ok && got.Experiment != "" {
+		if got, ok := g.assign.Assign(model, u); ok && got.Variant != "" {
 			a, name = got, got.Version
 		}
 	}
@@ -261,7 +262,7 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) outcome {
 	if unit == "" {
 		unit = req.user
 	}
-	a, err := g.admit(req.model, unit, r.Header.Get(HeaderProduct))
+	a, err := g.admit(req.model, assign.Unit{User: unit, Product: r.Header.Get(HeaderProduct), Force: r.Header.Get(HeaderForce)})
 	if err != nil {
 		return g.refuse(w, http.StatusNotFound, "NotFoundError", err.Error())
 	}
@@ -309,6 +310,8 @@ func (a *admission) headers(h http.Header) {
 	h.Set(HeaderPropensity, strconv.FormatFloat(a.Propensity, 'g', -1, 64))
 	if a.Experiment != "" {
 		h.Set(HeaderExperiment, a.Experiment)
+	}
+	if a.Variant != "" {
 		h.Set(HeaderVariant, a.Variant)
 	}
 }
@@ -342,7 +345,7 @@ func writeError(w http.ResponseWriter, code int, typ, msg string) {
 
 // Chat is the same door for callers in this process; it returns the version that answered. Retry when Full(err).
 func (g *Gateway) Chat(ctx context.Context, req backend.ChatRequest) (*backend.ChatResponse, string, error) {
-	a, err := g.admit(req.Model, "", "")
+	a, err := g.admit(req.Model, assign.Unit{})
 	if err != nil {
 		return nil, "", err
 	}
