@@ -3,6 +3,7 @@ package experiment
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"ctrloop/internal/stats"
 	"ctrloop/internal/warehouse"
@@ -12,7 +13,7 @@ import (
 )
 
 // Warehouse is the Source and the LookSink of a running system. The sums are those of the view experiment_results
-// (mature impressions only, no bots, latest label of each), cut to a span of event time and by either unit.
+// (mature impressions only, no bots, latest label of each), cut to spans of event time and by either unit.
 type Warehouse struct{ DB *warehouse.DB }
 
 var (
@@ -31,18 +32,11 @@ type armRow struct {
 }
 
 // Sums reads both arms in one query.
-func (w Warehouse) Sums(ctx context.Context, x control.Experiment, span Span) (ramp.Sums, error) {
-	unit := "user"
-	if x.Unit == "product" {
-		unit = "product"
+func (w Warehouse) Sums(ctx context.Context, x control.Experiment, spans []Span) (ramp.Sums, error) {
+	if len(spans) == 0 {
+		return ramp.Sums{}, nil
 	}
-	from, to := int64(0), int64(10_000_000_000_000) // 1970 to 2286, inside the range of DateTime64(3)
-	if !span.From.IsZero() {
-		from = span.From.UnixMilli()
-	}
-	if !span.To.IsZero() {
-		to = span.To.UnixMilli()
-	}
+	within, args := inSpans(spans)
 	var rows []armRow
 	err := w.DB.Select(ctx, &rows, `
 		SELECT variant, count() AS n, toFloat64(sum(k)) AS m, toFloat64(sum(c)) AS d,
@@ -50,10 +44,10 @@ func (w Warehouse) Sums(ctx context.Context, x control.Experiment, span Span) (r
 		FROM (
 			SELECT variant, toUInt64(sum(clicked)) AS k, toUInt64(count()) AS c
 			FROM labels_mature
-			WHERE experiment = ? AND event_time >= fromUnixTimestamp64Milli(toInt64(?), 'UTC') AND event_time < fromUnixTimestamp64Milli(toInt64(?), 'UTC')
-			GROUP BY variant, `+unit+`
+			WHERE experiment = ? AND `+within+`
+			GROUP BY variant, `+unitColumn(x)+`
 		)
-		GROUP BY variant`, x.ID, from, to)
+		GROUP BY variant`, append([]any{x.ID}, args...)...)
 	if err != nil {
 		return ramp.Sums{}, err
 	}
@@ -70,6 +64,32 @@ func (w Warehouse) Sums(ctx context.Context, x control.Experiment, span Span) (r
 		}
 	}
 	return out, nil
+}
+
+// unitColumn is the column that the experiment randomises by.
+func unitColumn(x control.Experiment) string {
+	if x.Unit == "product" {
+		return "product"
+	}
+	return "user"
+}
+
+// inSpans is the condition that an impression lies in one of the spans, and its arguments.
+func inSpans(spans []Span) (string, []any) {
+	var or []string
+	var args []any
+	for _, s := range spans {
+		from, to := int64(0), int64(10_000_000_000_000) // 1970 to 2286, inside the range of DateTime64(3)
+		if !s.From.IsZero() {
+			from = s.From.UnixMilli()
+		}
+		if !s.To.IsZero() {
+			to = s.To.UnixMilli()
+		}
+		or = append(or, "event_time >= fromUnixTimestamp64Milli(toInt64(?), 'UTC') AND event_time < fromUnixTimestamp64Milli(toInt64(?), 'UTC')")
+		args = append(args, from, to)
+	}
+	return "(" + strings.Join(or, " OR ") + ")", args
 }
 
 // Look keeps the look in the table experiment_looks. Figures that are not known are NaN there.

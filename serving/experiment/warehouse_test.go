@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -87,7 +88,7 @@ func TestWarehouseSums(t *testing.T) {
 	horizon := end.Add(-window - time.Second)
 	from, to := start.Add(30*time.Minute).Truncate(time.Millisecond), start.Add(80*time.Minute)
 	for _, unit := range []string{"user", "product"} {
-		for _, span := range []Span{{}, {From: from}, {From: from, To: to}, {From: horizon.Add(time.Second)}} {
+		for _, spans := range [][]Span{nil, {{}}, {{From: from}}, {{From: from, To: to}}, {{From: horizon.Add(time.Second)}}, {{To: from}, {From: to}}} {
 			type key struct {
 				variant, product string
 				user             uint64
@@ -95,7 +96,7 @@ func TestWarehouseSums(t *testing.T) {
 			per := map[key][2]float64{}
 			for _, r := range rows {
 				at := r.Impression.Time()
-				if r.Experiment != "e" || r.Bot || at.After(horizon) || at.Before(span.From) || !span.To.IsZero() && !at.Before(span.To) {
+				if r.Experiment != "e" || r.Bot || at.After(horizon) || !slices.ContainsFunc(spans, func(s Span) bool { return !at.Before(s.From) && (s.To.IsZero() || at.Before(s.To)) }) {
 					continue
 				}
 				k := key{variant: r.Variant}
@@ -116,15 +117,15 @@ func TestWarehouseSums(t *testing.T) {
 				arm := map[string]*stats.RatioSums{"control": &want.Control, "treatment": &want.Treatment}[k.variant]
 				arm.Observe(v[0], v[1])
 			}
-			got, err := Warehouse{db}.Sums(t.Context(), control.Experiment{ID: "e", Unit: unit}, span)
+			got, err := Warehouse{db}.Sums(t.Context(), control.Experiment{ID: "e", Unit: unit}, spans)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if d := cmp.Diff(want, got); d != "" {
-				t.Errorf("%s %v (-want +got):\n%s", unit, span, d)
+				t.Errorf("%s %v (-want +got):\n%s", unit, spans, d)
 			}
-			if span.From.After(horizon) != (got.Control.N == 0) {
-				t.Errorf("%s %v: %d units of control", unit, span, got.Control.N)
+			if none := len(spans) == 0 || spans[0].From.After(horizon); none != (got.Control.N == 0) {
+				t.Errorf("%s %v: %d units of control", unit, spans, got.Control.N)
 			}
 		}
 	}
