@@ -33,7 +33,9 @@ type badRequest struct {
 	hint string
 }
 
-func bad(hint, format string, args ...any) error { return badRequest{fmt.Errorf(format, args...), hint} }
+func bad(hint, format string, args ...any) error {
+	return badRequest{fmt.Errorf(format, args...), hint}
+}
 
 // command reads the experiment and the version that the request is decided on.
 func (s *Service) command(id string, r Request, noted bool) (*control.State, control.ExperimentStatus, int64, error) {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ctrloop/schemas/control"
+	"ctrloop/serving/experiment/exposure"
 	"ctrloop/serving/experiment/ramp"
 
 	"github.com/google/uuid"
@@ -59,7 +60,7 @@ type Look struct {
 	ramp.Verdict
 }
 
-// Deps are what the service works with. Health, Metrics, Looks, Reports and Hooks may be nil.
+// Deps are what the service works with. Health, Metrics, Looks, Reports, Hooks and Exposures may be nil.
 type Deps struct {
 	Control Log
 	Source  Source
@@ -68,6 +69,8 @@ type Deps struct {
 	Looks   LookSink
 	Reports Reports
 	Hooks   Hooks
+	// Exposures keeps what other services' units met.
+	Exposures exposure.Sink
 	// Wall stamps commands. EventNow is the clock of the impressions that are being served now: the same clock in
 	// production, the world's in a demo. A step is dated by it.
 	Wall     func() time.Time
@@ -158,6 +161,10 @@ func (s *Service) look(ctx context.Context, x control.ExperimentStatus) error {
 	}
 	if st.Routes[x.Logical].Champion == x.Treatment && v.Action != ramp.Promote { // by hand, or before a crash
 		v.Action, v.Rule, v.Why, v.Next = ramp.Promote, ramp.AlreadyPromoted, "the treatment is the champion already", nil
+	}
+	if c := st.Routes[x.Logical].Champion; v.Action == ramp.Promote && c != x.Control && c != x.Treatment {
+		v.Action, v.Rule = ramp.Inconclusive, ramp.ChampionChanged
+		v.Why = fmt.Sprintf("better than %s, but %s has become champion meanwhile, which it was not compared with: test it against that (%s)", x.Control, c, v.Why)
 	}
 	s.metrics.looks.WithLabelValues(string(v.Action), string(v.Rule)).Inc()
 	s.record(ctx, x, v)

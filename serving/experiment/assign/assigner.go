@@ -1,7 +1,6 @@
 package assign
 
 import (
-	"slices"
 	"strings"
 
 	"ctrloop/schemas/control"
@@ -51,6 +50,8 @@ type Assignment struct {
 	Step       int     // of the ramp
 	Propensity float64 // probability of this arm for a unit of the experiment drawn at random, (0,1]; 1 without one
 	Reason     Reason
+	Forced     string // ByForce: the experiment whose arm was given by hand, which is then no part of it
+	ForcedArm  string // ByForce: Control or Treatment
 }
 
 // Assigner answers from one state of the control log. It never changes: build another when the state has moved
@@ -108,7 +109,7 @@ func (a *Assigner) Assign(logical string, u Unit) (Assignment, bool) {
 	for i := range p.experiments {
 		x := &p.experiments[i]
 		if v := x.forced(&u); v != "" {
-			return Assignment{Variant: Forced, Version: x.version(v), Step: x.Step.Index, Propensity: 1, Reason: ByForce}, true
+			return Assignment{Variant: Forced, Version: x.version(v), Step: x.Step.Index, Propensity: 1, Reason: ByForce, Forced: x.ID, ForcedArm: v}, true
 		}
 	}
 	if p.holdout.Share > 0 {
@@ -141,25 +142,24 @@ func (a *Assigner) Assign(logical string, u Unit) (Assignment, bool) {
 	return out, true
 }
 
-// Names lists what can be asked for: the logical models, and the running experiments on each.
-func (a *Assigner) Names() (logicals, experiments []string) {
-	for logical, p := range a.plans {
-		logicals = append(logicals, logical)
-		for _, x := range p.experiments {
-			experiments = append(experiments, x.ID)
-		}
-	}
-	slices.Sort(logicals)
-	slices.Sort(experiments)
-	return logicals, experiments
-}
-
 // Logical is the logical model of a running experiment; empty: none of that name runs.
 func (a *Assigner) Logical(id string) string {
 	for logical, p := range a.plans {
 		for _, x := range p.experiments {
 			if x.ID == id {
 				return logical
+			}
+		}
+	}
+	return ""
+}
+
+// Key is what a running experiment hashes of a unit; empty: it does not run, or the unit lacks it.
+func (a *Assigner) Key(id string, u Unit) string {
+	for _, p := range a.plans {
+		for i := range p.experiments {
+			if x := &p.experiments[i]; x.ID == id {
+				return x.value(&u)
 			}
 		}
 	}

@@ -38,6 +38,7 @@ const (
 	Undecided        Rule = "undecided"         // deciding step: enough data, interval spans zero
 	Paused           Rule = "paused"            // a person holds the ramp; guards still roll back
 	AlreadyPromoted  Rule = "already_promoted"  // the treatment became champion by another hand (given by the service)
+	ChampionChanged  Rule = "champion_changed"  // better than its control, which is not the champion any more (given by the service)
 	Manual           Rule = "manual"            // a person ended it (given by the service)
 )
 
@@ -123,7 +124,7 @@ func (l looker) guardrails() (Verdict, bool) {
 // compared looks at a step with both arms.
 func (l looker) compared(deciding int) Verdict {
 	f, cfg := l.f, l.cfg
-	if limit := cfg.SRMAlpha / float64(bothArms(l.x.Steps)); float64(f.SRMP) <= limit {
+	if limit := SRMLimit(cfg, l.x.Steps); float64(f.SRMP) <= limit {
 		return l.say(RollBack, SampleRatio, "%d units in control and %d in treatment at a planned share of %g (p %.2g, alarm at %.2g): find out why before trying again",
 			f.Control.Units, f.Treatment.Units, l.x.Step.Share, float64(f.SRMP), limit)
 	}
@@ -207,6 +208,9 @@ func (l looker) expectedClicks() float64 {
 	pooled := float64(l.f.Control.Clicks+l.f.Treatment.Clicks) / float64(d)
 	return pooled * float64(min(l.f.Control.Impressions, l.f.Treatment.Impressions))
 }
+
+// SRMLimit is the p at which the sample-ratio guard fires: its alpha is divided among the steps with both arms.
+func SRMLimit(cfg Config, steps []float64) float64 { return cfg.SRMAlpha / float64(bothArms(steps)) }
 
 func bothArms(steps []float64) int {
 	n := 0

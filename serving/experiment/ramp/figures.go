@@ -74,6 +74,14 @@ type Figures struct {
 	Guardrails   []Guard      `json:"guardrails"` // the other metrics, in the order of the configuration
 }
 
+// Describe computes the figures of a step without judging them.
+func Describe(cfg Config, x control.ExperimentStatus, step control.Step, ev Evidence) Figures {
+	return figures(cfg, x, step, ev.Now, ev)
+}
+
+// DescribeArm gives one arm's figures, with the interval of the sequence.
+func DescribeArm(s stats.RatioSums, q stats.Sequence) Arm { return arm(s, q) }
+
 // figures computes everything that the rules look at. What the data do not bound is NaN or infinite.
 func figures(cfg Config, x control.ExperimentStatus, step control.Step, s Sums, ev Evidence) Figures {
 	gen := ev.Generation
@@ -83,7 +91,7 @@ func figures(cfg Config, x control.ExperimentStatus, step control.Step, s Sums, 
 		Step: step, Control: arm(s.Control, q), Treatment: arm(s.Treatment, q), Generation: gen,
 		Lift: nan, LiftLow: -1, LiftHigh: 1, Relative: nan, RelativeLow: -1, RelativeHigh: Num(math.Inf(1)),
 		P: 1, Guard: 1, GuardLow: -1, SRMP: 1, MDE: nan,
-		ErrorP: Num(stats.PFromLogE(stats.RateExceeds(gen.Failed, gen.Total, cfg.ErrorLimit))),
+		ErrorP:     Num(stats.PFromLogE(stats.RateExceeds(gen.Failed, gen.Total, cfg.ErrorLimit))),
 		Guardrails: guards(cfg.Guardrails, ev.Metrics, x.NStar),
 	}
 	if step.Share < 1 {
