@@ -253,7 +253,7 @@ func (s *Service) act(ctx context.Context, st *control.State, x control.Experime
 func (s *Service) dated(x control.ExperimentStatus, next control.Step) (control.Step, error) {
 	now := s.d.EventNow()
 	if last := x.Step.AtMS; now.UnixMilli() <= max(last, 0) { // else the next step would count the last one's impressions
-		return next, fmt.Errorf("step to share %g: the event clock says %v, which is not after the present step began (%v)", next.Share, now, time.UnixMilli(last).UTC())
+		return next, bad("wait for impressions with a later event time; do they come in?", "step to share %g: the event clock says %v, which is not after the present step began (%v)", next.Share, now, time.UnixMilli(last).UTC())
 	}
 	next.AtMS = now.UnixMilli()
 	return next, nil

@@ -28,7 +28,8 @@ type memoryLog struct {
 	st     *control.State
 	offset int64
 	events []control.Event
-	refuse func(control.Event) error
+	refuse func(control.Event) error // before the write
+	lose   func(control.Event) error // after it: the answer is lost
 }
 
 func (l *memoryLog) State() *control.State { return l.st.Clone() }
@@ -44,6 +45,9 @@ func (l *memoryLog) Append(_ context.Context, e control.Event) error {
 		return err
 	}
 	l.events = append(l.events, e)
+	if l.lose != nil {
+		return l.lose(e)
+	}
 	return nil
 }
 
