@@ -175,7 +175,11 @@ func (s *Service) look(ctx context.Context, x control.ExperimentStatus) error {
 func (s *Service) Analyse(ctx context.Context, x control.ExperimentStatus) (ramp.Verdict, error) {
 	var ev ramp.Evidence
 	var err error
-	if ev.Now, err = s.d.Source.Sums(ctx, x.Experiment, s.spans(x, x.Step.Index)); err != nil {
+	now := s.spans(x, x.Step.Index)
+	if x.Step.Share >= 1 && len(now) > 1 { // the wait for the deciding step's data to mature begins with this visit
+		now = now[len(now)-1:]
+	}
+	if ev.Now, err = s.d.Source.Sums(ctx, x.Experiment, now); err != nil {
 		return ramp.Verdict{}, fmt.Errorf("sums of step %d: %w", x.Step.Index, err)
 	}
 	ev.Deciding = ev.Now
