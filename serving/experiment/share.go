@@ -66,6 +66,8 @@ func (s *Service) expose(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusAccepted, map[string]int{"exposures": len(req.Exposures)})
 }
 
+var _ exposure.Sink = Warehouse{}
+
 // Expose keeps exposures in the table of that name, one row per experiment, unit, day and variant.
 func (w Warehouse) Expose(ctx context.Context, es []exposure.Exposure) error {
 	if len(es) == 0 {

@@ -45,7 +45,12 @@ type Gateway struct {
 	suspect func(r *route.Replica, version string)
 	log     zerolog.Logger
 	m       *metrics
+	timed   func(assign.Assignment, time.Duration)
 }
+
+// OnAnswer has f told of each answer's assignment and time, from the request's arrival to the end of the answer. Call
+// it before the first request.
+func (g *Gateway) OnAnswer(f func(assign.Assignment, time.Duration)) { g.timed = f }
 
 // New builds a gateway over a route table. suspect is told of replicas that did not answer (empty version) or did
 // not know a version that is routed to them.
@@ -241,12 +246,12 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	g.m.inflight.Inc()
 	defer g.m.inflight.Dec() // serve panics to cut a broken stream
-	o := g.serve(w, r)
+	o := g.serve(w, r, start)
 	g.m.end(o)
 	g.m.latency.Observe(time.Since(start).Seconds())
 }
 
-func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) outcome {
+func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, start time.Time) outcome {
 	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, g.cfg.MaxBodyBytes))
 	if err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
@@ -281,7 +286,11 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) outcome {
 	if _, err := w.Write(u.head); err != nil {
 		return canceled
 	}
-	return g.pass(w, u.resp.Body)
+	o := g.pass(w, u.resp.Body)
+	if o == served && g.timed != nil {
+		g.timed(a.Assignment, time.Since(start))
+	}
+	return o
 }
 
 // pass copies the rest of a stream as it comes.

@@ -193,6 +193,10 @@ func (d *Dispatcher) save() error {
 
 // Run sends until ctx ends. Endpoints do not wait for each other.
 func (d *Dispatcher) Run(ctx context.Context) error {
+	if len(d.cfg.Endpoints) == 0 {
+		<-ctx.Done()
+		return nil
+	}
 	d.mu.Lock()
 	err := d.save() // an endpoint that is new must be known as such after a crash
 	d.mu.Unlock()
