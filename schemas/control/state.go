@@ -51,7 +51,7 @@ type Change struct {
 }
 
 // Running says whether the experiment assigns traffic now.
-func (e *ExperimentStatus) Running() bool { return e.Decision == nil && !e.Draft }
+func (x *ExperimentStatus) Running() bool { return x.Decision == nil && !x.Draft }
 
 // Phase is where an experiment is in its life.
 type Phase string
@@ -65,13 +65,13 @@ const (
 )
 
 // Phase of the experiment now.
-func (e *ExperimentStatus) Phase() Phase {
+func (x *ExperimentStatus) Phase() Phase {
 	switch {
-	case e.Decision != nil:
+	case x.Decision != nil:
 		return PhaseDecided
-	case e.Draft:
+	case x.Draft:
 		return PhaseDraft
-	case e.Paused:
+	case x.Paused:
 		return PhasePaused
 	}
 	return PhaseRunning

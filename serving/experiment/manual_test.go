@@ -106,7 +106,8 @@ func TestKilledAtEveryCommand(t *testing.T) {
 			}
 			r.crash(t)
 			var done badRequest
-			if err := f(); err != nil && !(after && (errors.Is(err, control.ErrInvalid) || errors.As(err, &done))) {
+			err = f()
+			if again := errors.Is(err, control.ErrInvalid) || errors.As(err, &done); err != nil && (!after || !again) {
 				t.Fatal(err)
 			}
 		}
@@ -117,12 +118,12 @@ func TestKilledAtEveryCommand(t *testing.T) {
 				break
 			}
 			step := 0
-			switch {
-			case h == 2:
+			switch h {
+			case 2:
 				do(func() error { return r.Pause(t.Context(), "e", "ada", Request{Note: "look at pictures"}, false) })
-			case h == 8:
+			case 8:
 				do(func() error { return r.Pause(t.Context(), "e", "ada", Request{Note: "fine"}, true) })
-			case h == 14:
+			case 14:
 				do(func() error { return r.Override(t.Context(), "e", "ada", Request{Note: "careful", Step: &step}) })
 			}
 			r.world.now = r.world.now.Add(time.Minute)
@@ -201,14 +202,13 @@ func TestChangingTheRampByHandDoesNotBias(t *testing.T) {
 func TestALiftIsFoundThroughAChangedRamp(t *testing.T) {
 	r := newRig(t, 77, 0.05, 0.5, 1)
 	back := []int{0, 1}
-	x := r.log.st.Experiments["e"]
 	for h := 0; h < 150 && r.log.st.Experiments["e"].Running(); h++ {
 		rate := 0.03 + 0.02*float64(h%12)/12
 		r.world.hour(r.log.st, 1500, rate, 1.4*rate)
 		if err := r.LookAll(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		x = r.log.st.Experiments["e"]
+		x := r.log.st.Experiments["e"]
 		if x.Step.Index == 1 && len(back) == 2 || x.Step.Index == 0 && len(back) == 1 {
 			r.world.now = r.world.now.Add(time.Minute)
 			if err := r.Override(t.Context(), "e", "ada", Request{Note: "n", Step: &back[0]}); err != nil {
@@ -217,7 +217,7 @@ func TestALiftIsFoundThroughAChangedRamp(t *testing.T) {
 			back = back[1:]
 		}
 	}
-	x = r.log.st.Experiments["e"]
+	x := r.log.st.Experiments["e"]
 	if x.Running() || x.Decision.Outcome != control.Promote || x.Decision.LiftLow > 0.4 || x.Decision.LiftHigh < 0.4 {
 		t.Errorf("a lift of 40 %% ended as %+v after %+v", x.Decision, x.History)
 	}

@@ -71,7 +71,7 @@ type Figures struct {
 	MDE          Num          `json:"mde_absolute"` // difference found with probability 0.8 at this size
 	Generation   Counts       `json:"generation"`
 	ErrorP       Num          `json:"generation_error_p"`
-	Guardrails   []Guard      `json:"guardrails"` // the other metrics, in the order of the configuration
+	Guardrails   []Guard      `json:"guardrails,omitempty"` // the other metrics, in the order of the configuration
 }
 
 // Describe computes the figures of a step without judging them.
