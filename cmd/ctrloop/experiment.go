@@ -33,6 +33,7 @@ type ExperimentCmd struct {
 	Stop     ExperimentStopCmd     `cmd:"" help:"End it with an outcome."`
 	Override ExperimentOverrideCmd `cmd:"" help:"Go to a step of the ramp by hand."`
 	Force    ExperimentForceCmd    `cmd:"" help:"Give a unit an arm, for testers; no part of the analysis."`
+	Holdout  ExperimentHoldoutCmd  `cmd:"" help:"Show the holdout groups, or set one: users who take part in no experiment."`
 	Replay   ExperimentReplayCmd   `cmd:"" help:"Send an experiment's webhooks again."`
 	Export   ExperimentExportCmd   `cmd:"" help:"Everything about an experiment as JSON, its table as CSV."`
 }
@@ -463,6 +464,50 @@ func (c *ExperimentForceCmd) Run(ctx context.Context, out *output) error {
 		v = ""
 	}
 	return c.command(ctx, out, c.ID, "force", experiment.Request{Note: c.Note, Unit: c.Unit, Variant: v})
+}
+
+// ExperimentHoldoutCmd is `ctrloop experiment holdout`.
+type ExperimentHoldoutCmd struct {
+	instanceFlags
+	Logical string   `arg:"" optional:"" help:"Logical model; without one all groups are shown."`
+	Share   *float64 `help:"Share of the users, 0 to below 1; 0 ends the group."`
+	Version string   `help:"Model version that they stay on. Default: the champion."`
+	Note    string   `help:"Why; it goes into the log."`
+}
+
+// Run shows or sets them.
+func (c *ExperimentHoldoutCmd) Run(ctx context.Context, out *output) error {
+	var raw []byte
+	var err error
+	switch {
+	case c.Logical == "":
+		raw, err = c.call(ctx, http.MethodGet, "/holdouts", nil)
+	case c.Share == nil:
+		return usageError{withHint(fmt.Errorf("no share for the holdout group of %s", c.Logical), "give --share, e.g. --share 0.05; 0 ends the group")}
+	default:
+		raw, err = c.call(ctx, http.MethodPut, "/holdouts/"+url.PathEscape(c.Logical), map[string]any{"share": *c.Share, "version": c.Version, "note": c.Note})
+	}
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return printRaw(out, raw)
+	}
+	var got struct{ Holdouts []control.Holdout }
+	if err := json.Unmarshal(raw, &got); err != nil {
+		return fmt.Errorf("read the answer: %w", err)
+	}
+	if len(got.Holdouts) == 0 {
+		fmt.Fprintln(out.stdout, "no holdout groups")
+	}
+	for _, h := range got.Holdouts {
+		at := "the champion"
+		if h.Version != "" {
+			at = h.Version
+		}
+		fmt.Fprintf(out.stdout, "%s: %g %% of the users stay at %s\n", h.Logical, 100*h.Share, at)
+	}
+	return nil
 }
 
 // ExperimentReplayCmd is `ctrloop experiment replay`.

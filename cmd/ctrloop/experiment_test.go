@@ -139,6 +139,11 @@ func TestExperimentCommands(t *testing.T) {
 		{"promote e --note n", 1, "was decided"},
 		{"list", 0, "rollback (manual)"},
 		{"list --json", 0, `"phase": "decided"`},
+		{"holdout", 0, "no holdout groups"},
+		{"holdout prompt", 2, "give --share"},
+		{"holdout prompt --share 0.1", 2, "give a note"},
+		{"holdout prompt --share 0.1 --version prompt-a --note long", 0, "prompt: 10 % of the users stay at prompt-a"},
+		{"holdout --json", 0, `"share": 0.1`},
 	} {
 		args := []string{"experiment"}
 		for i, part := range strings.Split(c.args, " --") {

@@ -63,8 +63,9 @@ func (s *Service) Start(ctx context.Context, id, who string, r Request) error {
 	if x.Draft {
 		others := st.Clone()
 		delete(others.Experiments, id)
+		x.Draft = false // a draft may overlap with what runs, until it starts
 		if err := Check(x.Experiment, others); err != nil {
-			return bad("create another draft with what is right", "it cannot start: %w", err)
+			return bad("wait for what is in its way to end, or create another draft", "it cannot start: %w", err)
 		}
 	}
 	start := control.Start{}

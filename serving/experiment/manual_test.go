@@ -329,6 +329,13 @@ func TestSlotsAreExclusive(t *testing.T) {
 			t.Errorf("%s: %d %v, want %d", c.body, code, v, c.code)
 		}
 	}
+	// A draft may overlap until it is started.
+	if code, v := call(t, h, "POST", "/v1/experiments", `{"id":"d","treatment":"prompt-c","draft":true}`); code != 201 {
+		t.Errorf("draft: %d %v", code, v)
+	}
+	if code, v := call(t, h, "POST", "/v1/experiments/d/start", `{}`); code != 422 || !strings.Contains(v["error"].(string), "one at a time in a slot") {
+		t.Errorf("start over others: %d %v", code, v)
+	}
 	if code, v := call(t, h, "PUT", "/v1/experiments/holdouts/prompt", `{"share":0.05,"version":"prompt-a","note":"long-term value"}`); code != 200 || len(v["holdouts"].([]any)) != 1 {
 		t.Errorf("holdout: %d %v", code, v)
 	}
