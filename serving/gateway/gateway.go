@@ -81,6 +81,9 @@ func (g *Gateway) admit(model string, u assign.Unit) (*admission, error) {
 		}
 	}
 	l, err := g.table.Admit(name)
+	if errors.Is(err, route.ErrUnknown) && a.Variant == assign.Holdout { // its old version has been unloaded meanwhile
+		l, err = g.table.Admit(model)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("model %q: %w", name, err)
 	}
