@@ -243,11 +243,11 @@ func TestRestartLosesNothing(t *testing.T) {
 		stop()
 		l.create(t, "e") // while nothing runs
 		for i := range 6 {
-			stop := start(t, dispatcher(t, l, file, r, nil))
-			l.do(t, control.ExperimentForced, "e", control.Forced{Unit: fmt.Sprint("u", i), Variant: "control"})
 			if i == 3 {
 				r.statuses = []int{200}
 			}
+			stop := start(t, dispatcher(t, l, file, r, nil))
+			l.do(t, control.ExperimentForced, "e", control.Forced{Unit: fmt.Sprint("u", i), Variant: "control"})
 			synctest.Wait()
 			time.Sleep(time.Duration(i) * 700 * time.Millisecond)
 			stop()
