@@ -7,9 +7,9 @@ import "math"
 //
 // The reason: clicks are rare and few units bring many of them, so that a small arm that happened to get few
 // clicks has seen little of its own variance either. The bound that trusts it calls harm far more often than its
-// error says: in 6 to 21 % of the runs instead of 5 %, with 20 expected clicks to begin at (docs/validity.md). Under
-// "not worse than the margin" both arms' units are nearly alike, so the larger arm knows the spread better (as in a
-// score test); the larger of both keeps the bound safe where they are not.
+// error says: in 7 to 17 % of simulated runs instead of 5 % (docs/validity.md). Under "not worse than the margin"
+// both arms' units are nearly alike, so the larger arm knows the spread better (as in a score test); the larger of
+// both keeps the bound safe where they are not.
 func Guard(control, treatment RatioSums, margin float64, q Sequence) Interval {
 	k := 1 - margin
 	va, vb := control.RateVariance(), treatment.RateVariance()

@@ -63,16 +63,13 @@ func CompareWeighted(control, treatment RatioSums, units float64, q Sequence) (L
 	if !(units > 0) || math.IsInf(units, 0) {
 		return Lift{}, fmt.Errorf("weighted comparison: %g units: want a positive, finite number", units)
 	}
-	l, err := Compare(control, treatment, q)
-	if err != nil || l.Uninformative {
-		return l, err
+	// A sequence knows n only in units of NStar: another NStar is another clock.
+	if n := float64(control.N + treatment.N); n > 0 {
+		q.NStar *= n / units
 	}
+	l, err := Compare(control, treatment, q)
 	l.Units = units
-	half := q.HalfWidth(units, l.SE)
-	l.Interval = Interval{l.Absolute - half, l.Absolute + half}
-	l.P = q.P(units, l.Absolute, 0, l.SE)
-	l.RelativeI = fieller(control.Rate(), treatment.Rate(), control.RateVariance(), treatment.RateVariance(), q.z(units))
-	return l, nil
+	return l, err
 }
 
 // CompareStratified is [CompareWeighted] of [Stratify].
