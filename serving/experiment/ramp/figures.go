@@ -104,7 +104,7 @@ func figures(cfg Config, x control.ExperimentStatus, step control.Step, s Sums, 
 	if err != nil { // an arm without impressions: nothing is known yet
 		return f
 	}
-	g := stats.Inferiority(s.Control, s.Treatment, cfg.Margin, stats.Sequence{Alpha: cfg.GuardAlpha, NStar: x.NStar})
+	g := stats.Guard(s.Control, s.Treatment, cfg.Margin, stats.Sequence{Alpha: cfg.GuardAlpha, NStar: x.NStar})
 	f.Lift, f.LiftLow, f.LiftHigh, f.P = Num(l.Absolute), Num(l.Interval.Low), Num(l.Interval.High), Num(l.P)
 	f.Relative, f.RelativeLow, f.RelativeHigh = Num(l.Relative), Num(l.RelativeI.Low), Num(l.RelativeI.High)
 	f.GuardLow, f.Guard = Num(g.Low), Num(g.High)
