@@ -106,6 +106,10 @@ bench-join: build ## the join measured: loop alone and embedded (ARGS="--kafka H
 bench-peers: build kafka-jars ## the join beside Kafka Streams on one real broker and one log (needs a JDK and Maven)
 	bench/kafka-streams/run.sh .cache/kafka-streams --json bin/bench-peers.json $(ARGS)
 
+.PHONY: bench-experiments
+bench-experiments: build ## the statistics of rollouts against simulated users, 1,000 runs a row (minutes)
+	bin/ctrloop bench experiments --json bin/bench-experiments.json $(ARGS)
+
 .PHONY: docs
 docs: build ## generated reference pages
 	@mkdir -p .cache

@@ -1,5 +1,14 @@
 package serving
 
+import (
+	"time"
+
+	"ctrloop/serving/experiment/assign"
+)
+
+// OnAnswer has f told of each chat completion's assignment and time. Call it before the first request.
+func (s *Service) OnAnswer(f func(assign.Assignment, time.Duration)) { s.gateway.OnAnswer(f) }
+
 // Live says which version answers for a logical model now, and on how many replicas it has passed its probe.
 // Empty: none; 0 replicas: the champion is known, and no model server answers.
 func (s *Service) Live(logical string) (version string, replicas int) {

@@ -18,6 +18,8 @@ import (
 type BenchCmd struct {
 	Join  BenchJoinCmd  `cmd:"" help:"The join: its loop alone, end to end on the embedded broker, and on a real one by address."`
 	Peers BenchPeersCmd `cmd:"" help:"The join beside Kafka Streams on one real broker and one log; see make bench-peers."`
+
+	Experiments BenchExperimentsCmd `cmd:"" help:"What the statistics of rollouts promise, held against simulated users: false alarms, coverage, power."`
 }
 
 // trafficFlags say what log is joined.

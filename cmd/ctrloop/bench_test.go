@@ -2,6 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -28,10 +31,30 @@ func TestBenchSaysWhatIsWrong(t *testing.T) {
 		"name the broker":        {"join", "--only", "kafka"},
 		"make bench-peers":       {"peers", "--streams", t.TempDir()},
 		"missing flags: --strea": {"peers"},
+		"--runs 0":               {"experiments", "--runs", "0"},
+		"no part \"everything\"": {"experiments", "--only", "everything"},
 	} {
 		code, _, stderr := cli(t, append([]string{"bench"}, args...)...)
 		if code != exitUsage || !strings.Contains(stderr, want) {
 			t.Errorf("%v: exit %d lacks %q: %s", args, code, want, stderr)
 		}
+	}
+}
+
+func TestBenchExperiments(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "report.json")
+	code, stdout, stderr := cli(t, "bench", "experiments", "--runs", "40", "--only", "aa", "--json", file)
+	if code != exitOK || !strings.Contains(stdout, "| sequence, a look at every batch") {
+		t.Fatalf("exit %d: %s%s", code, stdout, stderr)
+	}
+	raw, err := os.ReadFile(file)
+	var rep experimentsReport
+	if err := errors.Join(err, json.Unmarshal(raw, &rep)); err != nil || len(rep.Tables) != 1 || len(rep.Broken) != 0 || rep.Options.Runs != 40 {
+		t.Errorf("%v: %s", err, raw)
+	}
+	// One run shows nothing, so that the z-tests cannot be shown to fail: the command must say so.
+	code, _, stderr = cli(t, "bench", "experiments", "--runs", "1", "--seed", "2", "--only", "aa", "--json", "-")
+	if code != exitFailed || !strings.Contains(stderr, "does not hold") {
+		t.Errorf("exit %d: %s", code, stderr)
 	}
 }

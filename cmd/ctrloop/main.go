@@ -28,19 +28,20 @@ import (
 type CLI struct {
 	Globals
 
-	Setup   SetupCmd   `cmd:"" help:"Fetch the embedded ClickHouse engine and the Python environment."`
-	Render  RenderCmd  `cmd:"" help:"Draw creatives; print the grammar and the catalogue."`
-	Up      UpCmd      `cmd:"" help:"Run the services, everything they need embedded unless configured."`
-	Demo    DemoCmd    `cmd:"" help:"The whole loop on the built-in world, with a scoreboard at the end."`
-	Eval    EvalCmd    `cmd:"" help:"Measure what is learned, on built-in worlds and without the stream."`
-	Bench   BenchCmd   `cmd:"" help:"Measure the join, alone and beside Kafka Streams."`
-	Replay  ReplayCmd  `cmd:"" help:"Feed recorded ad logs through edge, join and warehouse."`
-	Stats   StatsCmd   `cmd:"" help:"The statistics on a file, no server."`
-	Status  StatusCmd  `cmd:"" help:"One screen about a running instance."`
-	Trace   TraceCmd   `cmd:"" help:"Where an impression is, and what happened to it."`
-	SQL     SQLCmd     `cmd:"" name:"sql" help:"Ask the warehouse, running or at rest."`
-	Config  ConfigCmd  `cmd:"" help:"Check, show or document the configuration."`
-	Version VersionCmd `cmd:"" help:"Print the version of this binary."`
+	Setup      SetupCmd      `cmd:"" help:"Fetch the embedded ClickHouse engine and the Python environment."`
+	Render     RenderCmd     `cmd:"" help:"Draw creatives; print the grammar and the catalogue."`
+	Up         UpCmd         `cmd:"" help:"Run the services, everything they need embedded unless configured."`
+	Demo       DemoCmd       `cmd:"" help:"The whole loop on the built-in world, with a scoreboard at the end."`
+	Eval       EvalCmd       `cmd:"" help:"Measure what is learned, on built-in worlds and without the stream."`
+	Bench      BenchCmd      `cmd:"" help:"Measure the join, alone and beside Kafka Streams."`
+	Experiment ExperimentCmd `cmd:"" help:"A/B tests and rollouts: create, watch, pause, end."`
+	Replay     ReplayCmd     `cmd:"" help:"Feed recorded ad logs through edge, join and warehouse."`
+	Stats      StatsCmd      `cmd:"" help:"The statistics on a file, no server."`
+	Status     StatusCmd     `cmd:"" help:"One screen about a running instance."`
+	Trace      TraceCmd      `cmd:"" help:"Where an impression is, and what happened to it."`
+	SQL        SQLCmd        `cmd:"" name:"sql" help:"Ask the warehouse, running or at rest."`
+	Config     ConfigCmd     `cmd:"" help:"Check, show or document the configuration."`
+	Version    VersionCmd    `cmd:"" help:"Print the version of this binary."`
 }
 
 // Globals are the options every command shares.

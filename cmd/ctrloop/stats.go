@@ -1,29 +1,41 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"os"
+	"time"
 
 	"ctrloop/internal/stats"
 	"ctrloop/internal/stats/statcsv"
 )
 
-// StatsCmd is `ctrloop stats`: the statistics on a file, no server.
+// StatsCmd is `ctrloop stats`: the statistics on a file or on what an instance's warehouse has.
 type StatsCmd struct {
-	Lift StatsLiftCmd `cmd:"" help:"Click-through lift of treatment over control with an always-valid interval. CSV: unit,arm,impressions,clicks."`
-	SRM  StatsSRMCmd  `cmd:"" name:"srm" help:"Sequential sample-ratio test. CSV: arm,count."`
-	OPE  StatsOPECmd  `cmd:"" name:"ope" help:"Off-policy value of a policy on a logged bandit data set. CSV: item_id,position,click,propensity_score."`
+	Lift  StatsLiftCmd  `cmd:"" help:"Click-through lift of treatment over control with an always-valid interval. CSV: unit,arm,impressions,clicks[,category][,pre_impressions,pre_clicks]."`
+	SRM   StatsSRMCmd   `cmd:"" name:"srm" help:"Sequential sample-ratio test, over a ramp too. CSV: arm,count[,share][,phase]."`
+	OPE   StatsOPECmd   `cmd:"" name:"ope" help:"Off-policy value of a policy on a logged bandit data set. CSV: item_id,position,click,propensity_score."`
+	Power StatsPowerCmd `cmd:"" help:"How many units and days a test needs. CSV: unit,impressions,clicks."`
+}
+
+// statsAnswer are the options about where a result goes.
+type statsAnswer struct {
+	JSON   string `name:"json" placeholder:"FILE" help:"Write the result as JSON to FILE ('-': standard output)."`
+	Report string `placeholder:"FILE.md" help:"Write a report in Markdown to FILE.md, its plots as SVG files beside it."`
 }
 
 // StatsLiftCmd is `ctrloop stats lift`.
 type StatsLiftCmd struct {
-	File  string  `arg:"" help:"CSV with a header: unit,arm,impressions,clicks; arms control and treatment; '-' reads standard input."`
-	JSON  string  `name:"json" placeholder:"FILE" help:"Write the result as JSON to FILE ('-': standard output)."`
-	Alpha float64 `default:"0.05" help:"Two-sided error over all looks."`
-	NStar float64 `name:"nstar" default:"5000" help:"Units at which the interval is tightest."`
+	File string `arg:"" optional:"" help:"CSV with a header: unit,arm,impressions,clicks; arms control and treatment; '-' reads standard input."`
+	statsSource
+	statsAnswer
+	Alpha float64       `default:"0.05" help:"Two-sided error over all looks."`
+	NStar float64       `name:"nstar" default:"5000" help:"Units at which the interval is tightest."`
+	FDR   float64       `name:"fdr" default:"0.1" help:"False-discovery rate over the categories, where there are any."`
+	Pre   time.Duration `default:"336h" help:"With --experiment: how long before the test a unit's impressions are its covariate; 0 uses none."`
 }
 
 // statsArm is one arm of `stats lift --json`.
@@ -37,109 +49,253 @@ type statsArm struct {
 // statsLift is the answer of `stats lift --json`. Rates are fractions of 1. Relative figures are null where
 // the data bound them not at all.
 type statsLift struct {
-	Control       statsArm `json:"control"`
-	Treatment     statsArm `json:"treatment"`
-	LiftAbsolute  float64  `json:"lift_absolute"`
-	Low           float64  `json:"low"`
-	High          float64  `json:"high"`
-	SE            float64  `json:"se"`
-	PAlwaysValid  float64  `json:"p_always_valid"`
-	LiftRelative  *float64 `json:"lift_relative"`
-	RelativeLow   *float64 `json:"relative_low"`
-	RelativeHigh  *float64 `json:"relative_high"`
-	Alpha         float64  `json:"alpha"`
-	NStar         float64  `json:"nstar"`
-	UnitsInBoth   int      `json:"units_in_both_arms"`
-	Uninformative bool     `json:"uninformative"`
+	Control       statsArm        `json:"control"`
+	Treatment     statsArm        `json:"treatment"`
+	LiftAbsolute  float64         `json:"lift_absolute"`
+	Low           float64         `json:"low"`
+	High          float64         `json:"high"`
+	SE            float64         `json:"se"`
+	PAlwaysValid  float64         `json:"p_always_valid"`
+	LiftRelative  *float64        `json:"lift_relative"`
+	RelativeLow   *float64        `json:"relative_low"`
+	RelativeHigh  *float64        `json:"relative_high"`
+	Alpha         float64         `json:"alpha"`
+	NStar         float64         `json:"nstar"`
+	UnitsInBoth   int             `json:"units_in_both_arms"`
+	Uninformative bool            `json:"uninformative"`
+	Adjusted      *statsAdjusted  `json:"adjusted,omitempty"`
+	FDR           float64         `json:"fdr,omitempty"` // of the categories
+	Categories    []statsCategory `json:"categories,omitempty"`
 }
 
-// Run reads the file and answers.
-func (c *StatsLiftCmd) Run(o *output) error {
-	data, err := readStatsFile(c.File, statcsv.ReadLift)
+// statsAdjusted is the lift with the covariate from before the test (ratio CUPED).
+type statsAdjusted struct {
+	LiftAbsolute float64  `json:"lift_absolute"`
+	Low          float64  `json:"low"`
+	High         float64  `json:"high"`
+	SE           float64  `json:"se"`
+	PAlwaysValid float64  `json:"p_always_valid"`
+	LiftRelative *float64 `json:"lift_relative"`
+	RelativeLow  *float64 `json:"relative_low"`
+	RelativeHigh *float64 `json:"relative_high"`
+	Theta        float64  `json:"theta"`
+	Reduction    float64  `json:"variance_reduction"`
+}
+
+// statsCategory is one category's lift. The selected interval is that of a reported category among so many (e-BY),
+// null for the others.
+type statsCategory struct {
+	Category     string   `json:"category"`
+	Units        float64  `json:"units"`
+	LiftRelative *float64 `json:"lift_relative"`
+	RelativeLow  *float64 `json:"relative_low"`
+	RelativeHigh *float64 `json:"relative_high"`
+	PAlwaysValid float64  `json:"p_always_valid"`
+	Q            float64  `json:"q"`
+	Discovered   bool     `json:"discovered"`
+	SelectedLow  *float64 `json:"selected_relative_low"`
+	SelectedHigh *float64 `json:"selected_relative_high"`
+}
+
+// Run reads the file or the warehouse and answers.
+func (c *StatsLiftCmd) Run(ctx context.Context, g *Globals, o *output) error {
+	q := stats.Sequence{Alpha: c.Alpha, NStar: c.NStar}
+	if err := q.Validate(); err != nil {
+		return usageError{err}
+	}
+	if !(c.FDR > 0 && c.FDR < 1) || c.Pre < 0 {
+		return usageError{fmt.Errorf("--fdr %g --pre %v: want a rate in (0,1) and a time of 0 or more", c.FDR, c.Pre)}
+	}
+	data, name, err := fromFileOrWarehouse(ctx, g, o, c.File, &c.statsSource, statcsv.ReadLift, func(w statsWarehouse) (statcsv.LiftData, error) {
+		return w.lift(ctx, c.Pre)
+	})
 	if err != nil {
 		return err
 	}
-	l, err := stats.Compare(data.Control, data.Treatment, stats.Sequence{Alpha: c.Alpha, NStar: c.NStar})
+	l, err := stats.CompareAdjusted(data.Control, data.Treatment, q)
 	if err != nil {
-		return fmt.Errorf("lift of %s: %w", c.File, err)
+		return fmt.Errorf("lift of %s: %w", name, err)
 	}
-	arm := func(s stats.RatioSums) statsArm { return statsArm{s.N, int64(s.D), int64(s.M), s.Rate()} }
-	out := statsLift{
-		Control: arm(data.Control), Treatment: arm(data.Treatment),
-		LiftAbsolute: l.Absolute, Low: l.Interval.Low, High: l.Interval.High, SE: l.SE, PAlwaysValid: l.P,
-		LiftRelative: finite(l.Relative), RelativeLow: finite(l.RelativeI.Low), RelativeHigh: finite(l.RelativeI.High),
-		Alpha: c.Alpha, NStar: c.NStar, UnitsInBoth: data.InBothArms, Uninformative: l.Uninformative,
+	plain, err := stats.Compare(data.Control.RatioSums, data.Treatment.RatioSums, q)
+	if err != nil {
+		return fmt.Errorf("lift of %s: %w", name, err)
+	}
+	categories, err := stats.CompareCategories(data.Categories, q, c.FDR)
+	if err != nil {
+		return fmt.Errorf("categories of %s: %w", name, err)
+	}
+	out := liftAnswer(data, plain, l, categories)
+	out.Alpha, out.NStar = c.Alpha, c.NStar
+	if len(categories) > 0 {
+		out.FDR = c.FDR
 	}
 	if data.InBothArms > 0 {
 		fmt.Fprintf(o.stderr, "warning: %d units have rows in both arms; they count in each, and the arms are then not independent\n", data.InBothArms)
 	}
-	return o.answer(c.JSON, out, func(w io.Writer) {
-		for _, a := range []struct {
-			name string
-			statsArm
-		}{{"control", out.Control}, {"treatment", out.Treatment}} {
-			fmt.Fprintf(w, "%-10s %9d units %11d impressions %9d clicks   CTR %.4f %%\n", a.name, a.Units, a.Impressions, a.Clicks, 100*a.CTR)
-		}
-		fmt.Fprintf(w, "lift       %+.4f points, %g %% at every look: %+.4f to %+.4f   always-valid p %.4g\n",
-			100*l.Absolute, 100*(1-c.Alpha), 100*l.Interval.Low, 100*l.Interval.High, l.P)
-		fmt.Fprintf(w, "relative   %s, %s to %s\n", percent(l.Relative), percent(l.RelativeI.Low), percent(l.RelativeI.High))
-		if l.Uninformative {
-			fmt.Fprintln(w, "note       the data show no variation (no clicks, or one unit an arm), so the interval is the whole range")
-		}
+	return o.answerReport(c.statsAnswer, out, statsReport{
+		Title: "Lift of " + name,
+		Text:  func(w io.Writer) { printLift(w, out, plain, l, categories) },
+		Plots: liftPlots(out, plain, l, categories),
 	})
+}
+
+func liftAnswer(data statcsv.LiftData, l stats.Lift, adjusted stats.AdjustedLift, categories []stats.CategoryLift) statsLift {
+	arm := func(s stats.Sums) statsArm { return statsArm{s.N, int64(s.D), int64(s.M), s.Rate()} }
+	out := statsLift{
+		Control: arm(data.Control), Treatment: arm(data.Treatment),
+		LiftAbsolute: l.Absolute, Low: l.Interval.Low, High: l.Interval.High, SE: l.SE, PAlwaysValid: l.P,
+		LiftRelative: finite(l.Relative), RelativeLow: finite(l.RelativeI.Low), RelativeHigh: finite(l.RelativeI.High),
+		UnitsInBoth: data.InBothArms, Uninformative: l.Uninformative,
+	}
+	if data.HasPre {
+		a := adjusted
+		out.Adjusted = &statsAdjusted{
+			LiftAbsolute: a.Absolute, Low: a.Interval.Low, High: a.Interval.High, SE: a.SE, PAlwaysValid: a.P,
+			LiftRelative: finite(a.Relative), RelativeLow: finite(a.RelativeI.Low), RelativeHigh: finite(a.RelativeI.High),
+			Theta: a.Theta, Reduction: a.Reduction,
+		}
+	}
+	for _, k := range categories {
+		row := statsCategory{
+			Category: k.Name, Units: k.Units, LiftRelative: finite(k.Relative), RelativeLow: finite(k.RelativeI.Low), RelativeHigh: finite(k.RelativeI.High),
+			PAlwaysValid: k.P, Q: k.Q, Discovered: k.Discovered,
+		}
+		if k.Discovered {
+			row.SelectedLow, row.SelectedHigh = finite(k.SelectedRelative.Low), finite(k.SelectedRelative.High)
+		}
+		out.Categories = append(out.Categories, row)
+	}
+	return out
+}
+
+func printLift(w io.Writer, out statsLift, l stats.Lift, adjusted stats.AdjustedLift, categories []stats.CategoryLift) {
+	for _, a := range []struct {
+		name string
+		statsArm
+	}{{"control", out.Control}, {"treatment", out.Treatment}} {
+		fmt.Fprintf(w, "%-10s %9d units %11d impressions %9d clicks   CTR %.4f %%\n", a.name, a.Units, a.Impressions, a.Clicks, 100*a.CTR)
+	}
+	show := func(name string, l stats.Lift) {
+		fmt.Fprintf(w, "%-10s %+.4f points, %g %% at every look: %+.4f to %+.4f   always-valid p %.4g\n",
+			name, 100*l.Absolute, 100*(1-out.Alpha), 100*l.Interval.Low, 100*l.Interval.High, l.P)
+		fmt.Fprintf(w, "relative   %s, %s to %s\n", percent(l.Relative), percent(l.RelativeI.Low), percent(l.RelativeI.High))
+	}
+	show("lift", l)
+	switch {
+	case out.Adjusted == nil:
+	case adjusted.Theta == 0:
+		fmt.Fprintln(w, "adjusted   as above: the time before the test has nothing to go by in one of the arms")
+	default:
+		show("adjusted", adjusted.Lift)
+		fmt.Fprintf(w, "           by what the units did before the test: theta %.4g takes away %.1f %% of the variance\n", adjusted.Theta, 100*adjusted.Reduction)
+	}
+	if l.Uninformative {
+		fmt.Fprintln(w, "note       the data show no variation (no clicks, or one unit an arm), so the interval is the whole range")
+	}
+	if len(categories) == 0 {
+		return
+	}
+	fmt.Fprintf(w, "\n%-24s %9s %12s %26s %10s %8s\n", "category", "units", "lift", "interval on its own", "p", "q")
+	for _, k := range categories {
+		mark := ""
+		if k.Discovered {
+			mark = fmt.Sprintf("  reported: %s to %s", percent(k.SelectedRelative.Low), percent(k.SelectedRelative.High))
+		}
+		fmt.Fprintf(w, "%-24s %9.0f %12s %26s %10.3g %8.3g%s\n", k.Name, k.Units, percent(k.Relative), percent(k.RelativeI.Low)+" to "+percent(k.RelativeI.High), k.P, k.Q, mark)
+	}
+	fmt.Fprintf(w, "reported: at most %g %% of these are expected to be false, however often one looks (e-BH); intervals widened for being picked (e-BY)\n", 100*out.FDR)
 }
 
 // StatsSRMCmd is `ctrloop stats srm`.
 type StatsSRMCmd struct {
-	File   string    `arg:"" help:"CSV with a header: arm,count; '-' reads standard input."`
-	JSON   string    `name:"json" placeholder:"FILE" help:"Write the result as JSON to FILE ('-': standard output)."`
-	Shares []float64 `default:"0.5,0.5" help:"Planned shares in the order of the file's rows; they add up to 1."`
+	File string `arg:"" optional:"" help:"CSV with a header: arm,count; further columns share (planned) and phase for a ramp; '-' reads standard input."`
+	statsSource
+	statsAnswer
+	Shares []float64 `default:"0.5,0.5" help:"Planned shares in the order of the file's arms; they add up to 1. Not used where the file has a column share or the experiment's log has its ramp."`
 	Prior  float64   `default:"1" help:"Weight of the Dirichlet prior: alpha of an arm is prior times its share."`
+	Phases int       `help:"Phases planned in all, where more are to come than the file has."`
 }
 
-// statsSRM is the answer of `stats srm --json`. BayesFactor is cut at the largest float64; its logarithm is not.
+// statsSRM is the answer of `stats srm --json`. BayesFactor is cut at the largest float64; its logarithm is not. Over
+// several phases it is the product of theirs, for counts of new units; p_any holds if units come again.
 type statsSRM struct {
 	BayesFactor    float64          `json:"bayes_factor"`
 	P              float64          `json:"p"`
 	LogBayesFactor float64          `json:"log_bayes_factor"`
 	Counts         map[string]int64 `json:"counts"`
+	Shares         []float64        `json:"shares,omitempty"` // where there is one phase
+	PAny           float64          `json:"p_any,omitempty"`
+	Phases         []statsPhase     `json:"phases,omitempty"`
+}
+
+// statsPhase is one step of a ramp.
+type statsPhase struct {
+	Phase          string           `json:"phase"`
+	LogBayesFactor float64          `json:"log_bayes_factor"`
+	Counts         map[string]int64 `json:"counts"`
 	Shares         []float64        `json:"shares"`
 }
 
-// Run reads the file and answers.
-func (c *StatsSRMCmd) Run(o *output) error {
-	type table struct {
-		arms   []string
-		counts []int64
-	}
-	data, err := readStatsFile(c.File, func(r io.Reader) (t table, err error) {
-		t.arms, t.counts, err = statcsv.ReadCounts(r)
-		return t, err
+// Run reads the file or the warehouse and answers.
+func (c *StatsSRMCmd) Run(ctx context.Context, g *Globals, o *output) error {
+	read := func(r io.Reader) (statcsv.Phases, error) { return statcsv.ReadPhases(r, c.Shares) }
+	data, name, err := fromFileOrWarehouse(ctx, g, o, c.File, &c.statsSource, read, func(w statsWarehouse) (statcsv.Phases, error) {
+		return w.phases(ctx, c.Shares)
 	})
 	if err != nil {
 		return err
 	}
-	ln, err := stats.SampleRatio(data.counts, c.Shares, c.Prior)
+	got, err := stats.SampleRatioRamp(data.Phases, c.Phases, c.Prior)
 	if err != nil {
-		return fmt.Errorf("sample ratio of %s: %w", c.File, err)
+		return fmt.Errorf("sample ratio of %s: %w", name, err)
 	}
-	out := statsSRM{BayesFactor: math.Min(math.Exp(ln), math.MaxFloat64), P: stats.PFromLogE(ln), LogBayesFactor: ln, Counts: map[string]int64{}, Shares: c.Shares}
-	for i, a := range data.arms {
-		out.Counts[a] = data.counts[i]
-	}
-	return o.answer(c.JSON, out, func(w io.Writer) {
-		for i, a := range data.arms {
-			fmt.Fprintf(w, "%-12s %12d units, planned share %g\n", a, data.counts[i], c.Shares[i])
+	out := statsSRM{P: got.PNew, Counts: map[string]int64{}}
+	counts := func(p stats.SharePhase) map[string]int64 {
+		m := map[string]int64{}
+		for i, a := range data.Arms {
+			m[a] = p.Counts[i]
+			out.Counts[a] += p.Counts[i]
 		}
-		fmt.Fprintf(w, "Bayes factor against the plan %.6g, always-valid p %.4g\n", out.BayesFactor, out.P)
+		return m
+	}
+	for i, p := range data.Phases {
+		out.LogBayesFactor += got.LogE[i]
+		out.Phases = append(out.Phases, statsPhase{data.Names[i], got.LogE[i], counts(p), p.Shares})
+	}
+	out.BayesFactor = math.Min(math.Exp(out.LogBayesFactor), math.MaxFloat64)
+	if len(data.Phases) == 1 {
+		out.Shares, out.Phases = data.Phases[0].Shares, nil
+	} else {
+		out.PAny = got.PAny
+	}
+	return o.answerReport(c.statsAnswer, out, statsReport{
+		Title: "Sample ratio of " + name,
+		Text:  func(w io.Writer) { printSRM(w, data, out) },
+		Plots: srmPlots(data),
 	})
+}
+
+func printSRM(w io.Writer, data statcsv.Phases, out statsSRM) {
+	for k, p := range data.Phases {
+		if out.Phases != nil {
+			fmt.Fprintf(w, "phase %s: ln Bayes factor %.4g\n", data.Names[k], out.Phases[k].LogBayesFactor)
+		}
+		for i, a := range data.Arms {
+			fmt.Fprintf(w, "%-12s %12d units, planned share %g\n", a, p.Counts[i], p.Shares[i])
+		}
+	}
+	fmt.Fprintf(w, "Bayes factor against the plan %.6g, always-valid p %.4g\n", out.BayesFactor, out.P)
+	if out.Phases != nil {
+		fmt.Fprintf(w, "the product of the phases, for counts of units at their first exposure; if units come again: p %.4g\n", out.PAny)
+	}
 }
 
 // StatsOPECmd is `ctrloop stats ope`.
 type StatsOPECmd struct {
-	Log    string  `arg:"" help:"CSV, gzipped or not, with a header: item_id,position,click,propensity_score."`
-	Policy string  `required:"" placeholder:"FILE" help:"Policy to evaluate. CSV with a header: item_id,position,probability."`
-	JSON   string  `name:"json" placeholder:"FILE" help:"Write the result as JSON to FILE ('-': standard output)."`
+	Log string `arg:"" optional:"" help:"CSV, gzipped or not, with a header: item_id,position,click,propensity_score."`
+	statsSource
+	statsAnswer
+	Policy string  `required:"" placeholder:"FILE" help:"Policy to evaluate. CSV with a header: item_id,position,probability; with --experiment: product,creative,probability."`
 	Clip   float64 `default:"5" help:"Largest weight of clipped IPS."`
 	Switch float64 `default:"5" help:"Largest weight at which Switch-DR uses the observed reward."`
 	Shrink float64 `default:"10" help:"Lambda of DRos."`
@@ -155,37 +311,48 @@ type statsOPE struct {
 	Clicks     int64                              `json:"clicks"`
 }
 
-// Run reads both files and answers.
-func (c *StatsOPECmd) Run(o *output) error {
+// Run reads the policy and the log, and answers.
+func (c *StatsOPECmd) Run(ctx context.Context, g *Globals, o *output) error {
 	if !(c.Alpha > 0 && c.Alpha < 1) || !(c.SG >= 0 && c.SG <= 1) || !(c.Shrink > 0) || !(c.Clip > 0) || !(c.Switch >= 0) {
-		return errors.New("ope: alpha must lie in (0,1), sg in [0,1], shrink and clip must be positive, switch not negative")
+		return usageError{errors.New("ope: alpha must lie in (0,1), sg in [0,1], shrink and clip must be positive, switch not negative")}
 	}
-	policy, err := readStatsFile(c.Policy, statcsv.ReadPolicy)
+	ids := statcsv.NewNames()
+	readPolicy := statcsv.ReadPolicy
+	if c.Experiment != "" {
+		readPolicy = ids.ReadPolicy
+	}
+	policy, err := readStatsFile(c.Policy, readPolicy)
 	if err != nil {
 		return err
 	}
-	log, err := readStatsFile(c.Log, statcsv.ReadLog)
+	log, name, err := fromFileOrWarehouse(ctx, g, o, c.Log, &c.statsSource, statcsv.ReadLog, func(w statsWarehouse) (*statcsv.Log, error) {
+		return w.log(ctx, ids)
+	})
 	if err != nil {
 		return err
 	}
 	samples, err := log.Samples(policy)
 	if err != nil {
-		return fmt.Errorf("%s with %s: %w", c.Log, c.Policy, err)
+		return fmt.Errorf("%s with %s: %w", name, c.Policy, err)
 	}
 	est, ess, err := stats.EvaluatePolicy(samples, stats.OPEParams{Clip: c.Clip, Switch: c.Switch, Shrink: c.Shrink, SG: c.SG, Alpha: c.Alpha})
 	if err != nil {
-		return fmt.Errorf("%s with %s: %w", c.Log, c.Policy, err)
+		return fmt.Errorf("%s with %s: %w", name, c.Policy, err)
 	}
 	out := statsOPE{Estimators: est, ESS: ess, Rows: len(samples), Clicks: log.Clicks()}
-	return o.answer(c.JSON, out, func(w io.Writer) {
-		fmt.Fprintf(w, "%d rows, %d clicks, effective sample size %.1f\n", out.Rows, out.Clicks, ess)
-		for _, name := range stats.Estimators() {
-			e := est[name]
-			fmt.Fprintf(w, "%-12s %10.6f   %g %%: %.6f to %.6f\n", name, e.Value, 100*(1-c.Alpha), e.Low, e.High)
-		}
-		if ess < 100 {
-			fmt.Fprintln(w, "note         the effective sample size is small: the policies differ too much for these figures to be trusted")
-		}
+	return o.answerReport(c.statsAnswer, out, statsReport{
+		Title: "Value of " + c.Policy + " on " + name,
+		Text: func(w io.Writer) {
+			fmt.Fprintf(w, "%d rows, %d clicks, effective sample size %.1f\n", out.Rows, out.Clicks, ess)
+			for _, name := range stats.Estimators() {
+				e := est[name]
+				fmt.Fprintf(w, "%-12s %10.6f   %g %%: %.6f to %.6f\n", name, e.Value, 100*(1-c.Alpha), e.Low, e.High)
+			}
+			if ess < 100 {
+				fmt.Fprintln(w, "note         the effective sample size is small: the policies differ too much for these figures to be trusted")
+			}
+		},
+		Plots: opePlots(out),
 	})
 }
 

@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"math"
 	"os"
@@ -18,7 +20,7 @@ func runStats(t *testing.T, args ...string) (stdout string, err error) {
 	t.Helper()
 	var cmd StatsCmd
 	var out bytes.Buffer
-	p, err := kong.New(&cmd, kong.Name("stats"), kong.Writers(&out, io.Discard), kong.Bind(&output{stdout: &out, stderr: io.Discard}), kong.Exit(func(int) { t.Fatal("exit while parsing") }))
+	p, err := kong.New(&cmd, kong.Name("stats"), kong.Writers(&out, io.Discard), kong.BindTo(t.Context(), (*context.Context)(nil)), kong.Bind(&Globals{}), kong.Bind(&output{stdout: &out, stderr: io.Discard}), kong.Exit(func(int) { t.Fatal("exit while parsing") }))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,6 +106,107 @@ func TestStatsOPE(t *testing.T) {
 	}
 	if n := len(v["estimators"].(map[string]any)); n != 9 {
 		t.Errorf("%d estimators, want 9", n)
+	}
+}
+
+func TestStatsLiftOfCategoriesWithCovariates(t *testing.T) {
+	var in strings.Builder
+	in.WriteString("unit,arm,impressions,clicks,category,pre_impressions,pre_clicks\n")
+	for u := range 2000 {
+		arm, clicks := "control", u%5/4
+		if u%2 == 1 {
+			arm, clicks = "treatment", u%5/2
+		}
+		fmt.Fprintf(&in, "u%d,%s,4,%d,bags,9,%d\nu%d,%s,3,%d,shoes,9,%d\n", u, arm, clicks, u%5, u, arm, u%5/4, u%5)
+	}
+	dir := t.TempDir()
+	file := tempFile(t, in.String())
+	out, err := runStats(t, "lift", file, "--report", filepath.Join(dir, "r.md"))
+	if err != nil || !strings.Contains(out, "takes away") || strings.Count(out, "reported: +") != 1 {
+		t.Errorf("%v\n%s", err, out)
+	}
+	report, err := os.ReadFile(filepath.Join(dir, "r.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, plot := range []string{"r-lift.svg", "r-categories.svg"} {
+		if svg, err := os.ReadFile(filepath.Join(dir, plot)); err != nil || !strings.Contains(string(report), "(<"+plot+">)") || !strings.HasPrefix(string(svg), "<svg") {
+			t.Errorf("%s: %v, or the report does not show it:\n%s", plot, err, report)
+		}
+	}
+	if !strings.Contains(string(report), out) {
+		t.Error("the report lacks the text that the terminal shows")
+	}
+	v := runJSON(t, "lift", file, "--fdr", "0.05")
+	bags := v["categories"].([]any)[0].(map[string]any)
+	if bags["category"] != "bags" || bags["discovered"] != true || bags["selected_relative_low"].(float64) >= bags["relative_low"].(float64) {
+		t.Errorf("bags: %v", bags)
+	}
+	if a := v["adjusted"].(map[string]any); a["se"].(float64) >= v["se"].(float64) || a["variance_reduction"].(float64) <= 0 {
+		t.Errorf("adjusted %v, plain se %v", a, v["se"])
+	}
+	if _, err := runStats(t, "lift", file, "--report", filepath.Join(dir, "r.html")); err == nil || !strings.Contains(err.Error(), ".md") {
+		t.Errorf("error %v, want one about .md", err)
+	}
+}
+
+func TestStatsSRMOfARamp(t *testing.T) {
+	in := tempFile(t, "phase,arm,count,share\n10 %,a,9010,0.9\n10 %,b,990,0.1\n50 %,a,5300,0.5\n50 %,b,4700,0.5\n")
+	v := runJSON(t, "srm", in, "--report", filepath.Join(t.TempDir(), "srm.md"))
+	phases := v["phases"].([]any)
+	sum := phases[0].(map[string]any)["log_bayes_factor"].(float64) + phases[1].(map[string]any)["log_bayes_factor"].(float64)
+	if math.Abs(v["log_bayes_factor"].(float64)-sum) > 1e-12 || v["p_any"].(float64) > 1e-4 {
+		t.Errorf("got %v", v)
+	}
+	more := runJSON(t, "srm", in, "--phases", "5")
+	if r := more["p_any"].(float64) / v["p_any"].(float64); math.Abs(r-2.5) > 1e-9 {
+		t.Errorf("p over five planned phases is %g times that over two", r)
+	}
+}
+
+func TestStatsPower(t *testing.T) {
+	var in strings.Builder
+	in.WriteString("unit,impressions,clicks\n")
+	for u := range 1000 {
+		fmt.Fprintf(&in, "u%d,10,%d\n", u, u%3)
+	}
+	file := tempFile(t, in.String())
+	v := runJSON(t, "power", file, "--units-per-day", "500", "--effects", "0.05", "--target", "0.02")
+	// Clicks 0, 1, 2 out of 10: the rate is 0.0999, a unit's deviation sqrt(2/3)/10, that of a difference twice as much.
+	if got, want := v["sigma"].(float64), 0.2*math.Sqrt(2./3); math.Abs(got-want) > 2e-3*want {
+		t.Errorf("sigma %g, want %g", got, want)
+	}
+	e := v["effects"].([]any)[0].(map[string]any)
+	if math.Abs(e["days"].(float64)-e["units"].(float64)/500) > 1e-9 || v["days_to_target"].(float64) != (v["units_to_target"].(float64)-1000)/500 {
+		t.Errorf("got %v", v)
+	}
+	if out, err := runStats(t, "power", file, "--report", filepath.Join(t.TempDir(), "p.md")); err != nil || strings.Contains(out, "days") || !strings.Contains(out, "find  +5.0 %") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	for _, args := range [][]string{{"--share", "1"}, {"--power", "0"}, {"--alpha", "2"}} {
+		if _, err := runStats(t, append([]string{"power", file}, args...)...); err == nil {
+			t.Errorf("%v were taken", args)
+		}
+	}
+	if _, err := runStats(t, "power", tempFile(t, "unit,impressions,clicks\na,1,0\nb,1,0\n")); err == nil || !strings.Contains(err.Error(), "no variation") {
+		t.Errorf("error %v, want one about no variation", err)
+	}
+}
+
+func TestStatsWrongUsage(t *testing.T) {
+	in := tempFile(t, "unit,arm,impressions,clicks\na,control,10,1\nb,treatment,10,2\n")
+	for _, args := range [][]string{{"--alpha", "2"}, {"--fdr", "1"}, {"--pre", "-1h"}, {"--nstar", "0"}} {
+		if code, _, stderr := cli(t, append([]string{"stats", "lift", in}, args...)...); code != exitUsage || stderr == "" {
+			t.Errorf("%v: exit %d: %s", args, code, stderr)
+		}
+	}
+}
+
+func TestStatsNeedsOneSource(t *testing.T) {
+	for _, args := range [][]string{{"stats", "lift"}, {"stats", "lift", "x.csv", "--experiment", "e"}} {
+		if code, _, stderr := cli(t, args...); code != exitUsage || !strings.Contains(stderr, "one of the two") {
+			t.Errorf("%q: exit %d: %s", args, code, stderr)
+		}
 	}
 }
 

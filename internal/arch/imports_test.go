@@ -23,13 +23,14 @@ var services = []string{"ingest", "joiner", "pairer", "trainer-bridge", "serving
 var pure = []string{
 	"schemas", "schemas/control",
 	"joiner/window", "pairer/pairs",
-	"serving/experiment/assign", "serving/experiment/ramp",
+	"serving/experiment/assign", "serving/experiment/ramp", "serving/experiment/simulate",
 	"internal/stats", "internal/imaging/grammar",
 }
 
 // pureMayImport lists what pure packages import besides the harmless part of the standard library.
 var pureMayImport = []string{
 	module + "/schemas", module + "/internal/invariant", module + "/internal/stats",
+	module + "/serving/experiment/assign", module + "/serving/experiment/ramp", // pure themselves
 	"gonum.org/v1/gonum", "google.golang.org/protobuf",
 }
 

@@ -20,9 +20,7 @@ var ErrShares = errors.New("sample ratio: shares must be positive and add up to 
 // BF is 1 before the first unit and an e-process under the planned shares: BF >= 1/alpha is an alarm of
 // error alpha however often one looks; P of it is min(1, 1/BF).
 //
-// When a ramp changes the shares, begin anew (each phase at alpha divided by the number of phases, valid
-// even if the same units come back), or multiply the factors of the phases (add the logarithms; stronger,
-// but only for phases whose units are not the same people).
+// When a ramp changes the shares, see [SampleRatioRamp].
 func SampleRatio(counts []int64, shares []float64, prior float64) (float64, error) {
 	if len(counts) != len(shares) || len(counts) < 2 {
 		return 0, fmt.Errorf("%w: %d counts and %d shares", ErrShares, len(counts), len(shares))
@@ -43,6 +41,87 @@ func SampleRatio(counts []int64, shares []float64, prior float64) (float64, erro
 		return 0, fmt.Errorf("%w: they add up to %g", ErrShares, sum)
 	}
 	return ln + lnGamma(prior*sum) - lnGamma(prior*sum+n), nil
+}
+
+// SharePhase is a stretch of a test with the same planned shares: a step of a ramp.
+type SharePhase struct {
+	Counts []int64   // units that came, by arm
+	Shares []float64 // planned for them; they add up to 1
+}
+
+// RampMismatch is the sample-ratio test over the phases of a ramp.
+type RampMismatch struct {
+	LogE []float64 // of each phase on its own
+	// PNew is for counts of units at their first exposure: no unit is in two phases, so the phases are draws one
+	// after another, their factors multiply, and a drift that is small in each adds up.
+	PNew float64
+	// PAny is for counts in which a unit may come again: the least p of a phase times the number of planned phases
+	// (a union bound, which holds under any dependence).
+	PAny float64
+}
+
+// SampleRatioRamp tests every phase of a ramp against its own shares, beginning anew where the shares change: one
+// count over all of them against any single plan would find a mismatch in a sound ramp. planned is the number of
+// phases that the ramp may have in all, those that have not begun included; with fewer than there are, these count.
+func SampleRatioRamp(phases []SharePhase, planned int, prior float64) (RampMismatch, error) {
+	if len(phases) == 0 {
+		return RampMismatch{}, fmt.Errorf("%w: no phases", ErrShares)
+	}
+	out := RampMismatch{PNew: 1, PAny: 1}
+	sum := 0.0
+	for i, p := range phases {
+		ln, err := SampleRatio(p.Counts, p.Shares, prior)
+		if err != nil {
+			return RampMismatch{}, fmt.Errorf("phase %d: %w", i+1, err)
+		}
+		out.LogE = append(out.LogE, ln)
+		sum += ln
+		out.PAny = min(out.PAny, float64(max(planned, len(phases)))*PFromLogE(ln))
+	}
+	out.PNew = PFromLogE(sum)
+	return out, nil
+}
+
+// UnitsToAlarm is the number of units after which a split by actual shares, planned as shares, raises the alarm of
+// error alpha: where [SampleRatio] of the expected counts reaches ln(1/alpha). Of real tests about half have raised it
+// by then. +Inf where the shares are as planned.
+func UnitsToAlarm(actual, shares []float64, alpha, prior float64) (float64, error) {
+	if _, err := SampleRatio(make([]int64, len(actual)), shares, prior); err != nil {
+		return 0, err
+	}
+	sum := 0.0
+	for _, a := range actual {
+		if !(a >= 0) {
+			return 0, fmt.Errorf("%w: actual share %g", ErrShares, a)
+		}
+		sum += a
+	}
+	if math.Abs(sum-1) > 1e-6 || !(alpha > 0 && alpha < 1) {
+		return 0, fmt.Errorf("%w: actual shares add up to %g, alpha is %g", ErrShares, sum, alpha)
+	}
+	missing := func(n float64) float64 {
+		ln := lnGamma(prior) - lnGamma(prior+n)
+		for k, a := range actual {
+			ln += lnGamma(prior*shares[k]+n*a) - lnGamma(prior*shares[k]) - n*a*math.Log(shares[k])
+		}
+		return -math.Log(alpha) - ln
+	}
+	// The factor falls before it rises: look for the first doubling that alarms, then inside it. Beyond 1e12 units
+	// the gamma functions have no digits left, and nobody waits for it.
+	for hi := 1.0; hi < 1e12; hi *= 2 {
+		if missing(hi) <= 0 {
+			lo := hi / 2
+			for range 60 {
+				if mid := (lo + hi) / 2; missing(mid) > 0 {
+					lo = mid
+				} else {
+					hi = mid
+				}
+			}
+			return hi, nil
+		}
+	}
+	return math.Inf(1), nil
 }
 
 func lnGamma(x float64) float64 {

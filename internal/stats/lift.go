@@ -15,6 +15,7 @@ type Lift struct {
 	Interval  Interval // of Absolute, valid at every look
 	SE        float64  // of Absolute
 	P         float64  // always-valid, of "no difference"
+	LogE      float64  // logarithm of the e-value that P is made from
 	Relative  float64  // R_B / R_A - 1; NaN without control clicks
 	RelativeI Interval // of Relative, valid at every look: excludes 0 exactly when Interval does
 	Units     float64  // n_A + n_B, the clock of the sequence
@@ -45,29 +46,37 @@ func Compare(control, treatment RatioSums, q Sequence) (Lift, error) {
 			return Lift{}, fmt.Errorf("%s has no impressions: there is no rate to compare", a.name)
 		}
 	}
-	ra, rb := control.Rate(), treatment.Rate()
-	va, vb := control.RateVariance(), treatment.RateVariance()
-	l := Lift{Absolute: rb - ra, Relative: math.NaN(), Units: float64(control.N + treatment.N), P: 1}
-	inf := math.Inf(1)
-	l.RelativeI = Interval{-1, inf}
-	if ra > 0 {
-		l.Relative = rb/ra - 1
-	}
-	if se2 := va + vb; !(se2 > 0) {
-		l.Uninformative, l.Interval = true, Interval{-1, 1}
-		return l, nil
-	}
-	l.SE = math.Sqrt(va + vb)
-	half := q.HalfWidth(l.Units, l.SE)
-	l.Interval = Interval{l.Absolute - half, l.Absolute + half}
-	l.P = q.P(l.Units, l.Absolute, 0, l.SE)
-	l.RelativeI = fieller(ra, rb, va, vb, q.z(l.Units))
-	return l, nil
+	x := contrast{d0: treatment.Rate(), d1: control.Rate(), v0: treatment.RateVariance(), v2: control.RateVariance()}
+	return x.lift(float64(control.N+treatment.N), q), nil
 }
 
-// fieller solves (R_B - theta R_A)^2 <= z^2 (V_B + theta^2 V_A) for theta and returns theta - 1.
-func fieller(ra, rb, va, vb, z float64) Interval {
-	a, b, c := ra*ra-z*z*va, ra*rb, rb*rb-z*z*vb
+// contrast is the family D(r) = d0 - r d1 with variance V(r) = v0 + v1 r + v2 r^2: its value at r = 1 is the
+// absolute difference of two rates, its root their ratio.
+type contrast struct{ d0, d1, v0, v1, v2 float64 }
+
+// lift looks at the contrast after so many units.
+func (x contrast) lift(units float64, q Sequence) Lift {
+	l := Lift{Absolute: x.d0 - x.d1, Relative: math.NaN(), RelativeI: Interval{-1, math.Inf(1)}, Units: units, P: 1}
+	if x.d1 > 0 {
+		l.Relative = x.d0/x.d1 - 1
+	}
+	se2 := x.v0 + x.v1 + x.v2
+	if !(se2 > 0) {
+		l.Uninformative, l.Interval = true, Interval{-1, 1}
+		return l
+	}
+	l.SE = math.Sqrt(se2)
+	half := q.HalfWidth(units, l.SE)
+	l.Interval = Interval{l.Absolute - half, l.Absolute + half}
+	l.LogE = q.LogE(units, l.Absolute, 0, l.SE)
+	l.P = PFromLogE(l.LogE)
+	l.RelativeI = x.fieller(q.z(units))
+	return l
+}
+
+// fieller solves D(r)^2 <= z^2 V(r) for r and returns r - 1.
+func (x contrast) fieller(z float64) Interval {
+	a, b, c := x.d1*x.d1-z*z*x.v2, x.d0*x.d1+z*z*x.v1/2, x.d0*x.d0-z*z*x.v0
 	if a <= 0 { // the control's rate is not told from zero: no upper bound
 		return Interval{-1, math.Inf(1)}
 	}

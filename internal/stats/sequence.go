@@ -39,12 +39,15 @@ func rho2(alpha, nstar float64) float64 {
 //	half = sigma sqrt(2 (n rho^2 + 1) / (n^2 rho^2) ln(sqrt(n rho^2 + 1) / alpha))
 //
 // is SE times a factor that depends on n alone.
-func (q Sequence) z(n float64) float64 {
+func (q Sequence) z(n float64) float64 { return q.zAt(n, q.Alpha) }
+
+// zAt is z at another error, with rho as it is: the intervals of one and the same e-process at several levels.
+func (q Sequence) zAt(n, alpha float64) float64 {
 	if n <= 0 {
 		return math.Inf(1)
 	}
 	x := n * rho2(q.Alpha, q.NStar)
-	return math.Sqrt(2 * (x + 1) / x * (0.5*math.Log1p(x) - math.Log(q.Alpha)))
+	return math.Sqrt(2 * (x + 1) / x * (0.5*math.Log1p(x) - math.Log(alpha)))
 }
 
 // zOneSided is the same for a bound on one side ([WS] eq. 134, with rho at 2 alpha):
@@ -80,4 +83,16 @@ func (q Sequence) LogE(n, diff, null, se float64) float64 {
 // true difference is at most this small.
 func (q Sequence) P(n, diff, null, se float64) float64 {
 	return math.Min(1, math.Exp(-q.LogE(n, diff, null, se)))
+}
+
+// POneSided is the always-valid p-value of "the true difference is null or less" after n units: the least error at
+// which the lower bound of [WS] eq. 134, with rho as Alpha sets it, lies above null. At p = Alpha that is the bound
+// of [Sequence.HalfWidthOneSided]. For "null or more" give the negated difference and null.
+func (q Sequence) POneSided(n, diff, null, se float64) float64 {
+	d := (diff - null) / se
+	if n <= 0 || !(se > 0) || !(d > 0) {
+		return 1
+	}
+	x := n * rho2(min(2*q.Alpha, 0.999), q.NStar)
+	return math.Min(1, math.Sqrt(x+1)/2/math.Expm1(d*d*x/(2*(x+1))))
 }

@@ -204,3 +204,34 @@ func TestPlantedSampleRatioMismatchIsCaught(t *testing.T) {
 		t.Errorf("51/49 was caught in %d of 100 runs", caught)
 	}
 }
+
+// A test of the planned size has found the planned effect with the planned probability at least, at that look or an
+// earlier one; and the earlier looks are worth something.
+func TestPlannedPowerIsReached(t *testing.T) {
+	q := DefaultSequence()
+	const effect, sigma, looks = 0.05, 1.0, 40
+	n := UnitsToDetect(q, sigma, effect, 0.8)
+	atEnd, ever, units := 0, 0, 0.0
+	for run := range runs {
+		rng := rand.New(rand.NewPCG(15, uint64(run)))
+		sum, decided := 0.0, false
+		for look := 1; look <= looks; look++ {
+			at := n * float64(look) / looks
+			sum += effect*n/looks + sigma*math.Sqrt(n/looks)*rng.NormFloat64()
+			shown := sum/at > q.HalfWidth(at, sigma/math.Sqrt(at))
+			if shown && !decided {
+				decided = true
+				ever++
+				units += at / n
+			}
+			if look == looks && shown {
+				atEnd++
+			}
+		}
+	}
+	t.Logf("planned 0.8: shown at the end in %d of %d runs, by then in %d, after %.2f of the units on average", atEnd, runs, ever, units/float64(ever))
+	misses, bound := runs-atEnd, binomialBound(0.2)
+	if below := 2*runs/5 - bound; misses > bound || misses < below || ever < atEnd { // as far below 0.2 runs as bound is above
+		t.Errorf("shown at the end in %d of %d runs, planned for 0.8; by then in %d", atEnd, runs, ever)
+	}
+}

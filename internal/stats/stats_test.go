@@ -226,3 +226,108 @@ func TestWilsonKnownValue(t *testing.T) {
 	near(t, "low", iv.Low, 0.05522914, 1e-6)
 	near(t, "high", iv.High, 0.17436566, 1e-6)
 }
+
+// A sound ramp from 10 % to 50 % looks mismatched only to a test that ignores the ramp; a drift that is too small
+// to see in any phase adds up over all of them.
+func TestSampleRatioAcrossARamp(t *testing.T) {
+	sound := []SharePhase{{[]int64{9010, 990}, []float64{0.9, 0.1}}, {[]int64{5050, 4950}, []float64{0.5, 0.5}}}
+	got, err := SampleRatioRamp(sound, 3, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.PNew < 0.9 || got.PAny < 0.9 || len(got.LogE) != 2 {
+		t.Errorf("a sound ramp gave %+v", got)
+	}
+	near(t, "product", got.PNew, PFromLogE(got.LogE[0]+got.LogE[1]), 1e-12)
+	pooled, err := SampleRatio([]int64{14060, 5940}, []float64{0.5, 0.5}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if PFromLogE(pooled) > 1e-9 {
+		t.Error("pooled over the ramp, nothing is noticed: the example is too easy")
+	}
+	var drift []SharePhase
+	for range 5 {
+		drift = append(drift, SharePhase{[]int64{10180, 9820}, []float64{0.5, 0.5}})
+	}
+	if got, err = SampleRatioRamp(drift, 5, 2000); err != nil {
+		t.Fatal(err)
+	}
+	if got.PNew > 0.05 || got.PAny < 0.05 {
+		t.Errorf("five phases of 50.9 %% gave %+v, want it seen by the product alone", got)
+	}
+	one, err := SampleRatioRamp([]SharePhase{{[]int64{600, 400}, []float64{0.5, 0.5}}}, 4, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	near(t, "union bound over planned phases", one.PAny, 4*one.PNew, 1e-9)
+	if _, err := SampleRatioRamp(nil, 1, 1); err == nil {
+		t.Error("no phases were taken")
+	}
+	if _, err := SampleRatioRamp([]SharePhase{{[]int64{1}, []float64{1}}}, 1, 1); err == nil {
+		t.Error("one arm was taken")
+	}
+}
+
+func TestUnitsToAlarm(t *testing.T) {
+	for prior, want := range map[float64]float64{1: 52000, 100: 38000, 10000: 35000} {
+		n, err := UnitsToAlarm([]float64{0.51, 0.49}, []float64{0.5, 0.5}, 0.01, prior)
+		if err != nil || math.Abs(n-want) > 0.02*want {
+			t.Errorf("prior %g: %g units, %v, want about %g", prior, n, err, want)
+		}
+		k := int64(n)
+		ln, err := SampleRatio([]int64{k * 51 / 100, k - k*51/100}, []float64{0.5, 0.5}, prior)
+		if err != nil || math.Abs(ln-math.Log(100)) > 0.1 {
+			t.Errorf("prior %g: ln BF there is %g, want ln 100", prior, ln)
+		}
+	}
+	if n, err := UnitsToAlarm([]float64{0.5, 0.5}, []float64{0.5, 0.5}, 0.01, 1); err != nil || !math.IsInf(n, 1) {
+		t.Errorf("a sound split alarms after %g units, %v", n, err)
+	}
+	for _, bad := range [][]float64{{0.5, 0.6}, {1.5, -0.5}, {1}} {
+		if _, err := UnitsToAlarm(bad, []float64{0.5, 0.5}, 0.01, 1); err == nil {
+			t.Errorf("%v were taken", bad)
+		}
+	}
+}
+
+// The one-sided p is alpha exactly where the bound of error alpha touches.
+func TestOneSidedPAndBoundAgree(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		q := Sequence{Alpha: rapid.Float64Range(0.001, 0.3).Draw(t, "alpha"), NStar: rapid.Float64Range(10, 1e5).Draw(t, "nstar")}
+		n, se := rapid.Float64Range(2, 1e6).Draw(t, "n"), rapid.Float64Range(1e-6, 1).Draw(t, "se")
+		half := q.HalfWidthOneSided(n, se)
+		if p := q.POneSided(n, half+1, 1, se); math.Abs(p-q.Alpha) > 1e-6*q.Alpha {
+			t.Fatalf("p = %g at the bound of alpha %g", p, q.Alpha)
+		}
+		if q.POneSided(n, -half, 0, se) != 1 || q.POneSided(n, 2*half, 0, se) >= q.POneSided(n, half, 0, se) {
+			t.Fatal("p does not fall with the difference")
+		}
+	})
+}
+
+func TestPowerAndItsInverse(t *testing.T) {
+	q := DefaultSequence()
+	for _, effect := range []float64{0.002, -0.002, 0.05} {
+		n := UnitsToDetect(q, 0.2, effect, 0.8)
+		near(t, "power at the planned size", Power(q, n, 0.2, effect), 0.8, 1e-9)
+		if n > 1 { // the minimum detectable effect at that size is this effect
+			near(t, "MDE", MDE(q, n, 0.2, 0.8), math.Abs(effect), 1e-6)
+		}
+	}
+	if !math.IsInf(UnitsToDetect(q, 0.2, 0, 0.8), 1) || Power(q, 1000, 0.2, 0) > q.Alpha {
+		t.Error("no effect has no power beyond alpha")
+	}
+	var s RatioSums
+	for i := range 1000 {
+		s.Observe(float64(i%3), 10)
+	}
+	l, err := Compare(s, s, q) // halves: n is both arms' units
+	if err != nil {
+		t.Fatal(err)
+	}
+	near(t, "sigma of halves", SigmaFromBaseline(s, 0.5), l.SE*math.Sqrt(l.Units), 1e-12)
+	if !math.IsNaN(SigmaFromBaseline(s, 1)) {
+		t.Error("a share of 1 has no other arm")
+	}
+}

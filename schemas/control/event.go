@@ -18,7 +18,12 @@ const (
 	ModelRolledBack   Type = "model.rolled_back"  // Data: Promotion; Entity: Route(logical)
 	ExperimentCreated Type = "experiment.created" // Data: Experiment
 	ExperimentStepped Type = "experiment.step"    // Data: Step
+	ExperimentStarted Type = "experiment.started" // Data: Start; of one that was created as a draft
+	ExperimentPaused  Type = "experiment.paused"  // Data: Pause
+	ExperimentResumed Type = "experiment.resumed" // Data: Pause
+	ExperimentForced  Type = "experiment.forced"  // Data: Forced
 	ExperimentDecided Type = "experiment.decided" // Data: Decision
+	HoldoutSet        Type = "holdout.set"        // Data: Holdout; Entity: holdout/<logical>
 	JobSubmitted      Type = "job.submitted"      // Data: Job
 	JobStarted        Type = "job.started"        // Data: JobUpdate
 	JobFinished       Type = "job.finished"       // Data: JobUpdate
@@ -32,7 +37,7 @@ const (
 type Event struct {
 	ID     string          `json:"id"` // UUID; the fold applies an id once, so that a re-sent command changes nothing
 	Type   Type            `json:"type"`
-	Entity string          `json:"entity"`           // "model/<version>", "route/<logical>", "experiment/<id>", "job/<id>", "dataset/<digest>", "breaker/<slice>"
+	Entity string          `json:"entity"`           // "model/<version>", "route/<logical>", "experiment/<id>", "job/<id>", "dataset/<digest>", "breaker/<slice>", "holdout/<logical>"
 	Expect *int64          `json:"expect,omitempty"` // version of the entity that the command was decided on; nil: any
 	Actor  string          `json:"actor"`            // who: a person's token name, or a service
 	Note   string          `json:"note,omitempty"`
@@ -67,6 +72,9 @@ func JobEntity(id string) string { return "job/" + id }
 
 // DatasetEntity is the entity of a training set.
 func DatasetEntity(digest string) string { return "dataset/" + digest }
+
+// HoldoutEntity is the entity of the holdout group of a logical model.
+func HoldoutEntity(logical string) string { return "holdout/" + logical }
 
 // BreakerEntity is the entity of the circuit breaker of a slice of the traffic.
 func BreakerEntity(slice string) string { return "breaker/" + slice }
@@ -150,6 +158,76 @@ type Experiment struct {
 	NStar     float64   `json:"n_star"`  // units at which the sequence is tightest
 	Epsilon   float64   `json:"epsilon"` // share of traffic that stays uniform for ever
 	Created   time.Time `json:"created"`
+	// Draft: assigns no traffic until it is started.
+	Draft bool `json:"draft,omitempty"`
+	// Slot is the part of a layer that the experiment has to itself; nil: all of its logical model's layer.
+	Slot *Slot `json:"slot,omitempty"`
+	// Targeting: a unit must meet every condition to take part; the others get the champion.
+	Targeting []Condition `json:"targeting,omitempty"`
+}
+
+// Slot is a part of a layer: Start <= n < End of the unit's hash in [0,1). A layer is a set of experiments that
+// never share a unit: slots of running experiments in one layer are disjoint. Experiments on one logical model are
+// in one layer, since a unit can get only one version of it.
+type Slot struct {
+	Layer string  `json:"layer"`
+	Start float64 `json:"start"`
+	End   float64 `json:"end"`
+}
+
+// Overlaps says whether the two slots can share a unit.
+func (s Slot) Overlaps(o Slot) bool { return s.Layer != o.Layer || s.Start < o.End && o.Start < s.End }
+
+// InSlot is the slot of the experiment, with the default filled in.
+func (e *Experiment) InSlot() Slot {
+	if e.Slot != nil {
+		return *e.Slot
+	}
+	return Slot{Layer: e.Logical, Start: 0, End: 1}
+}
+
+// Op compares a unit's attribute with the values of a condition.
+type Op string
+
+// Operators. The list is closed. An attribute that the unit lacks meets OpNotIn and OpAbsent only.
+const (
+	OpIn      Op = "in"      // is one of the values
+	OpNotIn   Op = "not_in"  // is none of the values
+	OpPrefix  Op = "prefix"  // begins with one of the values, e.g. a department of categories
+	OpAtLeast Op = "gte"     // as a number, at least the one value
+	OpBelow   Op = "lt"      // as a number, below the one value
+	OpPresent Op = "present" // has the attribute; no values
+	OpAbsent  Op = "absent"  // lacks it; no values
+)
+
+// Condition of a unit's attribute.
+type Condition struct {
+	Attribute string   `json:"attribute"` // product, category, placement, or any that the caller gives: country, device
+	Op        Op       `json:"op"`
+	Values    []string `json:"values,omitempty"`
+}
+
+// Start begins a draft.
+type Start struct {
+	AtMS int64 `json:"at_ms,omitempty"` // event time of the first step, Unix milliseconds
+}
+
+// Pause holds the ramp or lets it go on; it carries nothing, the reason is the command's note.
+type Pause struct{}
+
+// Forced gives a unit an arm whatever its hash says, for quality assurance. It is no part of the analysis.
+type Forced struct {
+	Unit    string `json:"unit"`              // user hash or product, as the experiment's Unit says
+	Variant string `json:"variant,omitempty"` // "control" or "treatment"; empty takes the entry back
+}
+
+// Holdout is the part of all units that takes part in no experiment on a logical model. With a Version they stay on
+// it, so that they show what all promotions since are worth together; without one they get the champion.
+type Holdout struct {
+	Logical string  `json:"logical"`
+	Share   float64 `json:"share"` // of units, [0,1); 0 ends the group
+	Seed    string  `json:"seed"`
+	Version string  `json:"version,omitempty"`
 }
 
 // Step is one step of the ramp.

@@ -32,10 +32,50 @@ type ExperimentStatus struct {
 	Stepped  time.Time `json:"stepped"`
 	Decision *Decision `json:"decision,omitempty"`
 	Decided  time.Time `json:"decided,omitzero"`
+	// Paused: traffic stays as it is and guards still roll back, but the ramp neither steps nor ends.
+	Paused bool `json:"paused,omitempty"`
+	// Forced are the arms given by hand, by unit.
+	Forced map[string]string `json:"forced,omitempty"`
+	// Trail is every command on the experiment that was applied, in order.
+	Trail []Change `json:"trail,omitempty"`
 }
 
-// Running says whether the experiment still assigns traffic.
-func (e *ExperimentStatus) Running() bool { return e.Decision == nil }
+// Change is one applied command, for people and for webhooks: what, by whom, why, and what it came with.
+type Change struct {
+	Version int64           `json:"version"` // of the experiment after it: 1, 2, ...
+	Type    Type            `json:"type"`
+	Actor   string          `json:"actor"`
+	Note    string          `json:"note,omitempty"`
+	Time    time.Time       `json:"time"`
+	Data    json.RawMessage `json:"data,omitempty"`
+}
+
+// Running says whether the experiment assigns traffic now.
+func (x *ExperimentStatus) Running() bool { return x.Decision == nil && !x.Draft }
+
+// Phase is where an experiment is in its life.
+type Phase string
+
+// Phases.
+const (
+	PhaseDraft   Phase = "draft"
+	PhaseRunning Phase = "running"
+	PhasePaused  Phase = "paused"
+	PhaseDecided Phase = "decided"
+)
+
+// Phase of the experiment now.
+func (x *ExperimentStatus) Phase() Phase {
+	switch {
+	case x.Decision != nil:
+		return PhaseDecided
+	case x.Draft:
+		return PhaseDraft
+	case x.Paused:
+		return PhasePaused
+	}
+	return PhaseRunning
+}
 
 // JobStatus is a job and where it stands.
 type JobStatus struct {
@@ -64,6 +104,7 @@ type State struct {
 	Jobs        map[string]*JobStatus        `json:"jobs"`
 	Datasets    map[string]Dataset           `json:"datasets"`
 	Breakers    map[string]Breaker           `json:"breakers"` // tripped ones
+	Holdouts    map[string]Holdout           `json:"holdouts"` // by logical model
 	Versions    map[string]int64             `json:"versions"` // of each entity: commands applied to it
 	seen        map[string]bool              // ids applied
 }
@@ -72,7 +113,7 @@ type State struct {
 func NewState() *State {
 	return &State{
 		Offset: -1, Models: map[string]*ModelStatus{}, Routes: map[string]Route{}, Experiments: map[string]*ExperimentStatus{},
-		Jobs: map[string]*JobStatus{}, Datasets: map[string]Dataset{}, Breakers: map[string]Breaker{},
+		Jobs: map[string]*JobStatus{}, Datasets: map[string]Dataset{}, Breakers: map[string]Breaker{}, Holdouts: map[string]Holdout{},
 		Versions: map[string]int64{}, seen: map[string]bool{},
 	}
 }
@@ -84,6 +125,7 @@ func (s *State) Clone() *State {
 	c.Experiments = cloneDeep(s.Experiments)
 	c.Jobs = cloneDeep(s.Jobs)
 	c.Routes, c.Datasets, c.Breakers = maps.Clone(s.Routes), maps.Clone(s.Datasets), maps.Clone(s.Breakers)
+	c.Holdouts = maps.Clone(s.Holdouts)
 	c.Versions, c.seen = maps.Clone(s.Versions), maps.Clone(s.seen)
 	return &c
 }
@@ -182,12 +224,29 @@ func (s *State) apply(e Event) error {
 			return fmt.Errorf("%w: experiment %s has no steps", ErrInvalid, x.ID)
 		}
 		first := Step{Index: 0, Share: x.Steps[0]}
-		s.Experiments[x.ID] = &ExperimentStatus{Experiment: x, Step: first, History: []Step{first}, Stepped: e.Time}
-		if m := s.Models[x.Treatment]; m != nil { // one command, so that no reader sees one without the other
-			m.State, m.Reason, m.Since = ModelRamp, "in experiment "+x.ID, e.Time
+		s.Experiments[x.ID] = &ExperimentStatus{Experiment: x, Step: first, History: []Step{first}, Stepped: e.Time, Trail: []Change{change(e, 1)}}
+		if !x.Draft {
+			s.ramp(x.Treatment, x.ID, e.Time)
 		}
-	case ExperimentStepped, ExperimentDecided:
+	case ExperimentStarted, ExperimentStepped, ExperimentPaused, ExperimentResumed, ExperimentForced, ExperimentDecided:
 		return s.experiment(e)
+	case HoldoutSet:
+		h, err := decode[Holdout](e)
+		if err == nil {
+			err = names(e, HoldoutEntity(h.Logical))
+		}
+		switch {
+		case err != nil:
+			return err
+		case !(h.Share >= 0 && h.Share < 1):
+			return fmt.Errorf("%w: a holdout share of %g", ErrInvalid, h.Share)
+		case h.Version != "" && s.Models[h.Version] == nil:
+			return fmt.Errorf("%w: no model version %s", ErrInvalid, h.Version)
+		case h.Share == 0:
+			delete(s.Holdouts, h.Logical)
+		default:
+			s.Holdouts[h.Logical] = h
+		}
 	case JobSubmitted:
 		j, err := decode[Job](e)
 		if err == nil {
@@ -272,20 +331,75 @@ func (s *State) experiment(e Event) error {
 	if err := names(e, ExperimentEntity(x.ID)); err != nil {
 		return err
 	}
-	if !x.Running() {
+	if x.Decision != nil {
 		return fmt.Errorf("%w: experiment %s was decided (%s)", ErrInvalid, x.ID, x.Decision.Outcome)
 	}
-	if e.Type == ExperimentDecided {
-		d, err := decode[Decision](e)
-		if err != nil {
-			return err
-		}
-		x.Decision, x.Decided = &d, e.Time
-		if m := s.Models[x.Treatment]; m != nil && d.Outcome != Promote { // a promotion is a command of its own
-			m.State, m.Reason, m.Since = ModelRetained, fmt.Sprintf("%s: %s", d.Outcome, d.Rule), e.Time
-		}
-		return nil
+	if x.Draft && e.Type != ExperimentStarted && e.Type != ExperimentForced && e.Type != ExperimentDecided {
+		return fmt.Errorf("%w: experiment %s has not started", ErrInvalid, x.ID)
 	}
+	var err error
+	switch e.Type {
+	case ExperimentStarted:
+		err = s.start(x, e)
+	case ExperimentPaused, ExperimentResumed:
+		if pause := e.Type == ExperimentPaused; pause == x.Paused {
+			err = fmt.Errorf("%w: experiment %s is %s already", ErrInvalid, x.ID, x.Phase())
+		} else {
+			x.Paused = pause
+		}
+	case ExperimentForced:
+		err = x.force(e)
+	case ExperimentDecided:
+		err = s.decide(x, e)
+	default:
+		err = x.step(e)
+	}
+	if err == nil {
+		x.Trail = append(slices.Clip(x.Trail), change(e, s.Versions[e.Entity]+1)) // clipped: copies of the state share the array
+	}
+	return err
+}
+
+func change(e Event, version int64) Change {
+	return Change{Version: version, Type: e.Type, Actor: e.Actor, Note: e.Note, Time: e.Time, Data: e.Data}
+}
+
+// ramp marks a version as the treatment of a running experiment, in the command that starts it, so that no reader
+// sees one without the other.
+func (s *State) ramp(version, experiment string, at time.Time) {
+	if m := s.Models[version]; m != nil {
+		m.State, m.Reason, m.Since = ModelRamp, "in experiment "+experiment, at
+	}
+}
+
+func (s *State) start(x *ExperimentStatus, e Event) error {
+	st, err := decode[Start](e)
+	if err != nil {
+		return err
+	}
+	if !x.Draft {
+		return fmt.Errorf("%w: experiment %s has started already", ErrInvalid, x.ID)
+	}
+	x.Draft, x.Stepped = false, e.Time
+	x.Step.AtMS = st.AtMS
+	x.History = []Step{x.Step}
+	s.ramp(x.Treatment, x.ID, e.Time)
+	return nil
+}
+
+func (s *State) decide(x *ExperimentStatus, e Event) error {
+	d, err := decode[Decision](e)
+	if err != nil {
+		return err
+	}
+	x.Decision, x.Decided = &d, e.Time
+	if m := s.Models[x.Treatment]; m != nil && d.Outcome != Promote && m.State != ModelChampion { // a promotion is a command of its own
+		m.State, m.Reason, m.Since = ModelRetained, fmt.Sprintf("%s: %s", d.Outcome, d.Rule), e.Time
+	}
+	return nil
+}
+
+func (x *ExperimentStatus) step(e Event) error {
 	st, err := decode[Step](e)
 	if err != nil {
 		return err
@@ -295,6 +409,31 @@ func (s *State) experiment(e Event) error {
 	}
 	x.Step, x.Stepped = st, e.Time
 	x.History = append(slices.Clip(x.History), st) // clipped: copies of the state share the array
+	return nil
+}
+
+// maxForced bounds the units forced in one experiment: it is a list for testers, not a way to assign.
+const maxForced = 1000
+
+func (x *ExperimentStatus) force(e Event) error {
+	f, err := decode[Forced](e)
+	switch {
+	case err != nil:
+		return err
+	case f.Unit == "" || f.Variant != "" && f.Variant != "control" && f.Variant != "treatment":
+		return fmt.Errorf("%w: force unit %q to variant %q", ErrInvalid, f.Unit, f.Variant)
+	case f.Variant != "" && len(x.Forced) >= maxForced:
+		return fmt.Errorf("%w: %d units are forced already", ErrInvalid, maxForced)
+	}
+	x.Forced = maps.Clone(x.Forced) // copies of the state share the old one
+	if f.Variant == "" {
+		delete(x.Forced, f.Unit)
+		return nil
+	}
+	if x.Forced == nil {
+		x.Forced = map[string]string{}
+	}
+	x.Forced[f.Unit] = f.Variant
 	return nil
 }
 

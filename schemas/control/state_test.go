@@ -240,3 +240,101 @@ func TestFoldIsDeterministicAndClonesAreApart(t *testing.T) {
 		}
 	})
 }
+
+// A draft assigns nothing until it is started; pauses and forced units are commands of their own; each applied command
+// is in the trail under the version that it made.
+func TestDraftsPausesAndTheTrail(t *testing.T) {
+	l := newLog(t)
+	l.model("a")
+	l.model("b")
+	l.promote("a")
+	entity := ExperimentEntity("x")
+	l.do(ExperimentCreated, entity, Experiment{ID: "x", Logical: "prompt", Control: "a", Treatment: "b", Steps: []float64{0.1, 0.5}, Draft: true})
+	x := l.state.Experiments["x"]
+	if x.Running() || x.Phase() != PhaseDraft || len(l.state.Running("prompt")) != 0 || l.state.Models["b"].State != ModelFetched {
+		t.Fatalf("a draft runs: %+v, b is %s", x, l.state.Models["b"].State)
+	}
+	for _, typ := range []Type{ExperimentStepped, ExperimentPaused, ExperimentResumed} {
+		l.refuse(ErrInvalid, typ, entity, -1, struct{}{})
+	}
+	l.do(ExperimentStarted, entity, Start{AtMS: 77})
+	if !x.Running() || x.History[0].AtMS != 77 || x.Step.AtMS != 77 || l.state.Models["b"].State != ModelRamp {
+		t.Fatalf("started: %+v", x)
+	}
+	l.refuse(ErrInvalid, ExperimentStarted, entity, -1, Start{})
+	l.refuse(ErrInvalid, ExperimentResumed, entity, -1, Pause{})
+	l.do(ExperimentPaused, entity, Pause{})
+	l.refuse(ErrInvalid, ExperimentPaused, entity, -1, Pause{})
+	if x.Phase() != PhasePaused || !x.Running() {
+		t.Fatalf("paused: %+v", x)
+	}
+	l.do(ExperimentResumed, entity, Pause{})
+	before := l.state.Clone()
+	l.do(ExperimentForced, entity, Forced{Unit: "u", Variant: "treatment"})
+	if len(before.Experiments["x"].Forced) != 0 || x.Forced["u"] != "treatment" {
+		t.Fatalf("forced: %v, and in a copy made before: %v", x.Forced, before.Experiments["x"].Forced)
+	}
+	l.refuse(ErrInvalid, ExperimentForced, entity, -1, Forced{Unit: "u", Variant: "best"})
+	l.refuse(ErrInvalid, ExperimentForced, entity, -1, Forced{Variant: "control"})
+	l.do(ExperimentForced, entity, Forced{Unit: "u"})
+	l.do(ExperimentDecided, entity, Decision{Outcome: RollBack, Rule: "r"})
+	var got []string
+	for i, c := range x.Trail {
+		if c.Version != int64(i+1) || c.Actor != "test" || c.Note != "note" {
+			t.Errorf("change %+v", c)
+		}
+		got = append(got, string(c.Type))
+	}
+	want := []string{"experiment.created", "experiment.started", "experiment.paused", "experiment.resumed", "experiment.forced", "experiment.forced", "experiment.decided"}
+	if diff := cmp.Diff(want, got); diff != "" || l.state.Versions[entity] != int64(len(want)) || x.Phase() != PhaseDecided || len(x.Forced) != 0 {
+		t.Error(diff, l.state.Versions[entity], x.Forced)
+	}
+}
+
+// A draft that is thrown away leaves a champion what it is.
+func TestADroppedDraftOfAChampion(t *testing.T) {
+	l := newLog(t)
+	l.model("a")
+	l.model("b")
+	l.do(ExperimentCreated, ExperimentEntity("x"), Experiment{ID: "x", Logical: "prompt", Control: "a", Treatment: "b", Steps: []float64{0.1}, Draft: true})
+	l.promote("b")
+	l.do(ExperimentDecided, ExperimentEntity("x"), Decision{Outcome: RollBack, Rule: "manual"})
+	if got := l.state.Models["b"].State; got != ModelChampion {
+		t.Errorf("the champion is %s", got)
+	}
+}
+
+func TestHoldouts(t *testing.T) {
+	l := newLog(t)
+	l.model("a")
+	entity := HoldoutEntity("prompt")
+	h := Holdout{Logical: "prompt", Share: 0.1, Seed: "s", Version: "a"}
+	l.do(HoldoutSet, entity, h)
+	if l.state.Holdouts["prompt"] != h {
+		t.Fatal(l.state.Holdouts)
+	}
+	l.refuse(ErrInvalid, HoldoutSet, entity, -1, Holdout{Logical: "prompt", Share: 1})
+	l.refuse(ErrInvalid, HoldoutSet, entity, -1, Holdout{Logical: "prompt", Share: 0.1, Version: "none"})
+	l.refuse(ErrInvalid, HoldoutSet, HoldoutEntity("image"), -1, h)
+	l.do(HoldoutSet, entity, Holdout{Logical: "prompt"})
+	if len(l.state.Holdouts) != 0 {
+		t.Error("still there")
+	}
+}
+
+func TestSlots(t *testing.T) {
+	whole := Experiment{Logical: "prompt"}
+	for _, c := range []struct {
+		a, b Slot
+		want bool
+	}{
+		{Slot{"l", 0, 0.5}, Slot{"l", 0.5, 1}, false},
+		{Slot{"l", 0, 0.5}, Slot{"l", 0.4, 1}, true},
+		{Slot{"l", 0, 0.5}, Slot{"m", 0.5, 1}, true}, // other hashes
+		{whole.InSlot(), Slot{"prompt", 0.9, 1}, true},
+	} {
+		if c.a.Overlaps(c.b) != c.want || c.b.Overlaps(c.a) != c.want {
+			t.Errorf("%+v and %+v: want %v", c.a, c.b, c.want)
+		}
+	}
+}

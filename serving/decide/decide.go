@@ -98,6 +98,11 @@ type Request struct {
 	Placement string `json:"placement"`
 	Position  uint32 `json:"position"`
 	TimeMS    int64  `json:"time_ms"` // event time, 0: now
+	// Attributes for the targeting of experiments, beside product, category and placement: country, device, ...
+	Attributes map[string]string `json:"attributes"`
+	// Force asks for an arm, "<experiment>:control" or "<experiment>:treatment", for testers. The impression then
+	// belongs to no experiment and is never an exploration.
+	Force string `json:"force"`
 }
 
 // Decision is what to show, and what the impression must carry.
@@ -177,10 +182,12 @@ func (s *Service) one(view *creatives.View, g *rand.PCG, now int64, r *Request) 
 		return d
 	}
 	pool := shelf.All
-	if s.cfg.Epsilon > 0 && unit(g) < s.cfg.Epsilon {
+	if s.cfg.Epsilon > 0 && r.Force == "" && unit(g) < s.cfg.Epsilon {
 		d.Variant, d.Policy = VariantExplore, PolicyExplore
 	} else {
-		a, ok := s.assign.Assign(Logical, assign.Unit{User: string(r.User), Product: r.Product})
+		a, ok := s.assign.Assign(Logical, assign.Unit{
+			User: string(r.User), Product: r.Product, Category: shelf.All[0].Category, Placement: r.Placement, Attributes: r.Attributes, Force: r.Force,
+		})
 		if !ok {
 			d.Error = "no model version is champion yet"
 			return d

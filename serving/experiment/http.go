@@ -2,6 +2,7 @@ package experiment
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,45 +10,71 @@ import (
 	"net/http"
 	"regexp"
 	"slices"
-	"strings"
 
 	"ctrloop/schemas/control"
+	"ctrloop/serving/experiment/assign"
 	"ctrloop/serving/experiment/ramp"
+	"ctrloop/serving/experiment/webhook"
 )
 
-// maxBody bounds a request's body, in bytes: an experiment is a few hundred.
-const maxBody = 64 << 10
+// maxBody bounds a request's body, in bytes: an experiment is a few hundred, a batch of exposures some ten thousand.
+const maxBody = 1 << 20
 
 var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$`)
 
-// Handler serves
-//
-//	GET  /v1/experiments                 all, newest first
-//	POST /v1/experiments                 start one
-//	GET  /v1/experiments/{id}            one, with its steps and decision
-//	GET  /v1/experiments/{id}/analysis   what a look says now; changes nothing. For Argo Rollouts' web metric:
-//	                                     jsonPath "{$}", successCondition "result.ok", failureCondition "not result.ok"
-//	POST /v1/experiments/{id}/stop       end it by hand: {"outcome": promote|rollback|inconclusive, "note": ...}
-//
-// Who may call is decided in front of it; the caller's name comes in the X-Ctrloop-Actor header.
+// Handler serves what docs/experiments.md lists, with examples. Who may call is decided in front of it; the caller's
+// name comes in the X-Ctrloop-Actor header.
 func (s *Service) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/experiments", s.list)
 	mux.HandleFunc("POST /v1/experiments", s.create)
 	mux.HandleFunc("GET /v1/experiments/{id}", s.get)
 	mux.HandleFunc("GET /v1/experiments/{id}/analysis", s.analysis)
-	mux.HandleFunc("POST /v1/experiments/{id}/stop", s.stop)
+	mux.HandleFunc("GET /v1/experiments/{id}/results", s.results)
+	mux.HandleFunc("GET /v1/experiments/{id}/categories", s.categories)
+	mux.HandleFunc("GET /v1/experiments/{id}/exposures", s.exposures)
+	mux.HandleFunc("GET /v1/experiments/{id}/looks", s.looks)
+	mux.HandleFunc("GET /v1/experiments/{id}/export", s.export)
+	for name, call := range map[string]func(context.Context, string, string, Request) error{
+		"start":    s.Start,
+		"pause":    func(ctx context.Context, id, who string, r Request) error { return s.Pause(ctx, id, who, r, false) },
+		"resume":   func(ctx context.Context, id, who string, r Request) error { return s.Pause(ctx, id, who, r, true) },
+		"override": s.Override,
+		"force":    s.Force,
+		"stop":     s.stop,
+		"promote":  s.stopAs(control.Promote),
+		"rollback": s.stopAs(control.RollBack),
+	} {
+		mux.HandleFunc("POST /v1/experiments/{id}/"+name, s.manual(call))
+	}
+	mux.HandleFunc("GET /v1/experiments/webhooks", s.hooks)
+	mux.HandleFunc("POST /v1/experiments/{id}/webhooks/replay", s.replay)
+	mux.HandleFunc("GET /v1/experiments/holdouts", s.holdouts)
+	mux.HandleFunc("PUT /v1/experiments/holdouts/{logical}", s.setHoldout)
+	mux.HandleFunc("GET /v1/experiments/assignments", s.snapshot)
+	mux.HandleFunc("POST /v1/experiments/exposures", s.expose)
 	return mux
 }
+
+// reserved are ids that would hide a path of the API.
+var reserved = []string{"webhooks", "holdouts", "assignments", "exposures"}
 
 // Status is an experiment as the API shows it.
 type Status struct {
 	control.ExperimentStatus
-	Running bool `json:"running"`
+	Running bool          `json:"running"`
+	Phase   control.Phase `json:"phase"`
+	Version int64         `json:"version"` // commands applied to it; "expect" of a request names it
+	Decides int           `json:"decides"` // index of the step that decides, -1: none
 }
 
-// Analysis is the answer of /analysis.
+func status(st *control.State, x control.ExperimentStatus) Status {
+	return Status{x, x.Running(), x.Phase(), st.Versions[control.ExperimentEntity(x.ID)], ramp.Decides(x.Steps)}
+}
+
+// Analysis is the answer of /analysis. Data is for Argo Rollouts' web metric, which reads it by a jsonPath.
 type Analysis struct {
+	Data       Argo         `json:"data"`
 	OK         bool         `json:"ok"`       // false: rolled back or inconclusive, now or earlier
 	Decision   ramp.Action  `json:"decision"` // what a look says now, or what ended it
 	Rule       string       `json:"rule"`     // that fired
@@ -58,25 +85,45 @@ type Analysis struct {
 	ramp.Figures
 }
 
+// Argo is the part of the analysis that conditions of a web metric name: with jsonPath "{$.data}",
+// successCondition "result.ok && result.successPercent >= 0.90", failureCondition "result.failed".
+type Argo struct {
+	OK       bool `json:"ok"`       // nothing speaks against the treatment
+	Failed   bool `json:"failed"`   // rolled back or inconclusive: the opposite of OK
+	Promoted bool `json:"promoted"` // ended well: condition of a rollout that waits for the decision
+	Decided  bool `json:"decided"`
+	// SuccessPercent is the share (0 to 1, in spite of its name, as in Argo's documentation) of the treatment's
+	// generations that succeeded; 1 before the first.
+	SuccessPercent float64 `json:"successPercent"`
+	Share          float64 `json:"share"` // of the treatment in the traffic
+	Lift           float64 `json:"lift"`  // relative, 0 while it is not known
+	LiftLow        float64 `json:"liftLow"`
+	LiftHigh       float64 `json:"liftHigh"`
+}
+
 func (s *Service) list(w http.ResponseWriter, _ *http.Request) {
 	out := []Status{}
-	for _, x := range s.d.Control.State().Experiments {
-		out = append(out, Status{*x, x.Running()})
+	st := s.d.Control.State()
+	for _, x := range st.Experiments {
+		one := status(st, *x)
+		one.Trail = nil // of one experiment only
+		out = append(out, one)
 	}
 	slices.SortFunc(out, func(a, b Status) int { return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(a.ID, b.ID)) })
 	reply(w, http.StatusOK, map[string]any{"experiments": out})
 }
 
 func (s *Service) get(w http.ResponseWriter, r *http.Request) {
-	if x, ok := s.find(w, r, s.d.Control.State()); ok {
-		reply(w, http.StatusOK, Status{x, x.Running()})
+	st := s.d.Control.State()
+	if x, ok := s.find(w, r, st); ok {
+		reply(w, http.StatusOK, status(st, x))
 	}
 }
 
 func (s *Service) find(w http.ResponseWriter, r *http.Request, st *control.State) (control.ExperimentStatus, bool) {
 	x := st.Experiments[r.PathValue("id")]
 	if x == nil {
-		fail(w, http.StatusNotFound, fmt.Sprintf("no experiment %q", r.PathValue("id")), "GET /v1/experiments lists them")
+		refuse(w, fmt.Errorf("%w: %q", ErrUnknown, r.PathValue("id")))
 		return control.ExperimentStatus{}, false
 	}
 	return *x, true
@@ -87,25 +134,43 @@ func (s *Service) analysis(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	v, err := s.Analyse(r.Context(), x)
+	a, err := s.analyse(r.Context(), x)
 	if err != nil {
 		fail(w, http.StatusServiceUnavailable, err.Error(), "the experiment goes on as it is; try again")
 		return
+	}
+	reply(w, http.StatusOK, a)
+}
+
+func (s *Service) analyse(ctx context.Context, x control.ExperimentStatus) (Analysis, error) {
+	v, err := s.Analyse(ctx, x)
+	if err != nil {
+		return Analysis{}, err
 	}
 	a := Analysis{OK: v.Ok(), Decision: v.Action, Rule: string(v.Rule), Why: v.Why, Experiment: x.ID, Running: x.Running(), Step: x.Step, Figures: v.Figures}
 	if d := x.Decision; d != nil {
 		a.Decision, a.Rule, a.OK = ramp.Action(d.Outcome), d.Rule, d.Outcome == control.Promote
 		a.Why = "ended; the figures are those of its last steps as they are now"
 	}
-	reply(w, http.StatusOK, a)
+	d := v.Decision() // with finite figures
+	a.Data = Argo{OK: a.OK, Failed: !a.OK, Promoted: x.Decision != nil && a.OK, Decided: x.Decision != nil, SuccessPercent: 1,
+		Share: x.Step.Share, Lift: d.Lift, LiftLow: d.LiftLow, LiftHigh: d.LiftHigh}
+	if g := v.Figures.Generation; g.Total > 0 {
+		a.Data.SuccessPercent = 1 - float64(g.Failed)/float64(g.Total)
+	}
+	return a, nil
 }
 
 // create takes a control.Experiment; what is left out is filled from the champion and the defaults.
 func (s *Service) create(w http.ResponseWriter, r *http.Request) {
-	x := control.Experiment{Unit: "user", Steps: []float64{0.01, 0.05, 0.2, 0.5, 1}, Alpha: 0.05, NStar: 5000, Epsilon: 0.02, Logical: "prompt"}
-	if !read(w, r, &x) {
+	req := struct {
+		control.Experiment
+		Note string `json:"note"`
+	}{Experiment: control.Experiment{Unit: "user", Steps: []float64{0.01, 0.05, 0.2, 0.5, 1}, Alpha: 0.05, NStar: 5000, Epsilon: 0.02, Logical: "prompt"}}
+	if !read(w, r, &req) {
 		return
 	}
+	x := req.Experiment
 	st := s.d.Control.State()
 	if x.Control == "" {
 		x.Control = st.Routes[x.Logical].Champion
@@ -118,10 +183,10 @@ func (s *Service) create(w http.ResponseWriter, r *http.Request) {
 	}
 	x.Created = s.d.Wall().UTC()
 	if err := Check(x, st); err != nil {
-		fail(w, http.StatusUnprocessableEntity, err.Error(), "fields: id, logical, unit, seed, control, treatment, steps, alpha, n_star, epsilon; only treatment is needed")
+		fail(w, http.StatusUnprocessableEntity, err.Error(), "fields: id, logical, unit, seed, control, treatment, steps, alpha, n_star, epsilon, draft, slot, targeting, note; only treatment is needed")
 		return
 	}
-	if err := s.append(r.Context(), control.ExperimentCreated, control.ExperimentEntity(x.ID), 0, who(r), "", x); err != nil {
+	if err := s.append(r.Context(), control.ExperimentCreated, control.ExperimentEntity(x.ID), 0, who(r), req.Note, x); err != nil {
 		refuse(w, err)
 		return
 	}
@@ -132,8 +197,8 @@ func (s *Service) create(w http.ResponseWriter, r *http.Request) {
 func Check(x control.Experiment, st *control.State) error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if !idPattern.MatchString(x.ID) {
-		bad("id %q: want letters, digits, dots, dashes, underscores, at most 100", x.ID)
+	if !idPattern.MatchString(x.ID) || slices.Contains(reserved, x.ID) {
+		bad("id %q: want letters, digits, dots, dashes, underscores, at most 100, and none of %v", x.ID, reserved)
 	}
 	if st.Experiments[x.ID] != nil {
 		bad("id %q: this experiment exists", x.ID)
@@ -156,54 +221,127 @@ func Check(x control.Experiment, st *control.State) error {
 	if !slices.IsSorted(x.Steps) || len(x.Steps) == 0 || x.Steps[0] <= 0 || x.Steps[len(x.Steps)-1] > 1 || ramp.Decides(x.Steps) < 0 {
 		bad("steps %v: want ascending shares in (0,1], at least one below 1", x.Steps)
 	}
+	if len(slices.Compact(slices.Clone(x.Steps))) != len(x.Steps) {
+		bad("steps %v: the same share twice is one step", x.Steps)
+	}
 	if !(x.Alpha > 0 && x.Alpha < 1) || !(x.NStar > 0) || !(x.Epsilon >= 0 && x.Epsilon < 1) {
 		bad("alpha %g, n_star %g, epsilon %g: want alpha in (0,1), n_star above 0, epsilon in [0,1)", x.Alpha, x.NStar, x.Epsilon)
 	}
-	if r := st.Running(x.Logical); len(r) > 0 {
-		bad("experiment %s runs on %s already: one at a time, so that lifts are not mixed", r[0].ID, x.Logical)
+	if err := assign.CheckTargeting(x.Targeting); err != nil {
+		errs = append(errs, err)
+	}
+	slot := x.InSlot()
+	if slot.Layer == "" || !(slot.Start >= 0 && slot.Start < slot.End && slot.End <= 1) {
+		bad("slot %+v: want a layer and 0 <= start < end <= 1", slot)
+	}
+	for _, o := range st.Experiments {
+		switch other := o.InSlot(); {
+		case x.Draft || !o.Running():
+		case o.Logical == x.Logical && slot.Overlaps(other):
+			bad("experiment %s runs on %s already, in slot %s %g to %g: one at a time in a slot, so that lifts are not mixed", o.ID, x.Logical, other.Layer, other.Start, other.End)
+		case slot.Layer == other.Layer && slot.Overlaps(other):
+			bad("experiment %s has slot %g to %g of layer %s: slots of a layer share no unit", o.ID, other.Start, other.End, other.Layer)
+		}
 	}
 	slices.SortFunc(errs, func(a, b error) int { return cmp.Compare(a.Error(), b.Error()) })
 	return errors.Join(errs...)
 }
 
-// stopRequest ends an experiment by hand.
-type stopRequest struct {
-	Outcome control.Outcome `json:"outcome"`
-	Note    string          `json:"note"`
+// manual answers a command of a person with the experiment as it is then.
+func (s *Service) manual(call func(ctx context.Context, id, who string, r Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var req Request
+		if !read(w, r, &req) {
+			return
+		}
+		id := r.PathValue("id")
+		if err := call(r.Context(), id, who(r), req); err != nil {
+			refuse(w, err)
+			return
+		}
+		st := s.d.Control.State()
+		reply(w, http.StatusOK, status(st, *st.Experiments[id]))
+	}
 }
 
-func (s *Service) stop(w http.ResponseWriter, r *http.Request) {
-	var req stopRequest
+func (s *Service) stop(ctx context.Context, id, who string, r Request) error {
+	_, err := s.Stop(ctx, id, who, r)
+	return err
+}
+
+func (s *Service) stopAs(o control.Outcome) func(context.Context, string, string, Request) error {
+	return func(ctx context.Context, id, who string, r Request) error {
+		if r.Outcome != "" && r.Outcome != o {
+			return bad("leave it out, or use stop", "outcome %q", r.Outcome)
+		}
+		r.Outcome = o
+		return s.stop(ctx, id, who, r)
+	}
+}
+
+// Hooks replays and shows deliveries of webhooks.
+type Hooks interface {
+	Status() []webhook.Status
+	Replay(endpoint, experiment string, from int64) (int, error)
+}
+
+func (s *Service) hooks(w http.ResponseWriter, _ *http.Request) {
+	out := []webhook.Status{}
+	if s.d.Hooks != nil {
+		out = s.d.Hooks.Status()
+	}
+	reply(w, http.StatusOK, map[string]any{"endpoints": out})
+}
+
+func (s *Service) replay(w http.ResponseWriter, r *http.Request) {
+	var req struct {
+		Endpoint string `json:"endpoint"` // empty: all
+		From     int64  `json:"from"`     // version of the experiment; 0: all
+	}
 	if !read(w, r, &req) {
 		return
 	}
-	if !slices.Contains([]control.Outcome{control.Promote, control.RollBack, control.Inconclusive}, req.Outcome) {
-		fail(w, http.StatusUnprocessableEntity, fmt.Sprintf("outcome %q", req.Outcome), "a stop needs an outcome: promote, rollback or inconclusive")
+	if _, ok := s.find(w, r, s.d.Control.State()); !ok {
 		return
 	}
-	if strings.TrimSpace(req.Note) == "" {
-		fail(w, http.StatusUnprocessableEntity, "no note", "a stop needs a note: who reads the log later must see why")
+	if s.d.Hooks == nil {
+		fail(w, http.StatusNotFound, "no webhooks are configured", "name endpoints under webhooks.endpoints in the configuration")
 		return
 	}
-	st := s.d.Control.State()
-	x, ok := s.find(w, r, st)
-	if !ok {
+	n, err := s.d.Hooks.Replay(req.Endpoint, r.PathValue("id"), req.From)
+	switch {
+	case errors.Is(err, webhook.ErrUnknownEndpoint):
+		fail(w, http.StatusNotFound, err.Error(), "GET /v1/experiments/webhooks lists them")
+	case err != nil:
+		fail(w, http.StatusServiceUnavailable, err.Error(), "try again")
+	default:
+		reply(w, http.StatusAccepted, map[string]int{"deliveries": n})
+	}
+}
+
+func (s *Service) holdouts(w http.ResponseWriter, _ *http.Request) {
+	out := []control.Holdout{}
+	for _, h := range s.d.Control.State().Holdouts {
+		out = append(out, h)
+	}
+	slices.SortFunc(out, func(a, b control.Holdout) int { return cmp.Compare(a.Logical, b.Logical) })
+	reply(w, http.StatusOK, map[string]any{"holdouts": out})
+}
+
+func (s *Service) setHoldout(w http.ResponseWriter, r *http.Request) {
+	var req struct {
+		control.Holdout
+		Note string `json:"note"`
+	}
+	if !read(w, r, &req) {
 		return
 	}
-	if !x.Running() {
-		fail(w, http.StatusConflict, fmt.Sprintf("experiment %s was decided: %s (%s)", x.ID, x.Decision.Outcome, x.Decision.Rule), "its decision stands; start another experiment")
-		return
-	}
-	d := control.Decision{LiftLow: -1, LiftHigh: 1, P: 1, SRMP: 1}
-	if v, err := s.Analyse(r.Context(), x); err == nil { // the figures at the stop; without a warehouse it stops all the same
-		d = v.Decision()
-	}
-	d.Outcome, d.Rule = req.Outcome, string(ramp.Manual)
-	if err := s.end(r.Context(), st, x, st.Versions[control.ExperimentEntity(x.ID)], d, who(r), req.Note); err != nil {
+	req.Logical = r.PathValue("logical")
+	if err := s.SetHoldout(r.Context(), req.Holdout, who(r), req.Note); err != nil {
 		refuse(w, err)
 		return
 	}
-	reply(w, http.StatusOK, d)
+	s.holdouts(w, r)
 }
 
 func who(r *http.Request) string { return cmp.Or(r.Header.Get("X-Ctrloop-Actor"), "api") }
@@ -223,9 +361,14 @@ func read(w http.ResponseWriter, r *http.Request, v any) bool {
 }
 
 func refuse(w http.ResponseWriter, err error) {
+	var wrong badRequest
 	switch {
+	case errors.As(err, &wrong):
+		fail(w, http.StatusUnprocessableEntity, err.Error(), wrong.hint)
+	case errors.Is(err, ErrUnknown):
+		fail(w, http.StatusNotFound, err.Error(), "GET /v1/experiments lists them")
 	case errors.Is(err, control.ErrConflict), errors.Is(err, control.ErrInvalid):
-		fail(w, http.StatusConflict, err.Error(), "read the experiment again and decide anew")
+		fail(w, http.StatusConflict, err.Error(), "read the experiment again and decide anew; what was decided stands")
 	default:
 		fail(w, http.StatusServiceUnavailable, err.Error(), "the control log did not take the command; try again")
 	}

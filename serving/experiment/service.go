@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ctrloop/schemas/control"
+	"ctrloop/serving/experiment/exposure"
 	"ctrloop/serving/experiment/ramp"
 
 	"github.com/google/uuid"
@@ -26,16 +27,23 @@ type Log interface {
 // Span is a part of event time: From <= t < To. Zero times leave that end open.
 type Span struct{ From, To time.Time }
 
-// Source has the sums of an experiment's arms over the impressions in the span that are mature: those whose
+// Source has the sums of an experiment's arms over the impressions in any of the spans that are mature: those whose
 // click window has closed in every partition, since positives are known before negatives and a rate over younger
-// impressions is too high. A unit is a user or a product, as the experiment says.
+// impressions is too high. A unit is a user or a product, as the experiment says; one that came back in another span
+// is the same unit. No spans: no impressions.
 type Source interface {
-	Sums(ctx context.Context, x control.Experiment, span Span) (ramp.Sums, error)
+	Sums(ctx context.Context, x control.Experiment, spans []Span) (ramp.Sums, error)
 }
 
 // Health counts how often a model version was asked for a creative and failed, since it was loaded.
 type Health interface {
 	Generation(ctx context.Context, version string) (ramp.Counts, error)
+}
+
+// Metrics measures what the guardrails look at, for the present step of an experiment. A metric that is not
+// measured is left out.
+type Metrics interface {
+	Metrics(ctx context.Context, x control.ExperimentStatus) ([]ramp.Metric, error)
 }
 
 // LookSink keeps the record of every look. A failure is logged and counted, and stops nothing.
@@ -52,12 +60,17 @@ type Look struct {
 	ramp.Verdict
 }
 
-// Deps are what the service works with. Health and Looks may be nil.
+// Deps are what the service works with. Health, Metrics, Looks, Reports, Hooks and Exposures may be nil.
 type Deps struct {
 	Control Log
 	Source  Source
 	Health  Health
+	Metrics Metrics
 	Looks   LookSink
+	Reports Reports
+	Hooks   Hooks
+	// Exposures keeps what other services' units met.
+	Exposures exposure.Sink
 	// Wall stamps commands. EventNow is the clock of the impressions that are being served now: the same clock in
 	// production, the world's in a demo. A step is dated by it.
 	Wall     func() time.Time
@@ -149,6 +162,10 @@ func (s *Service) look(ctx context.Context, x control.ExperimentStatus) error {
 	if st.Routes[x.Logical].Champion == x.Treatment && v.Action != ramp.Promote { // by hand, or before a crash
 		v.Action, v.Rule, v.Why, v.Next = ramp.Promote, ramp.AlreadyPromoted, "the treatment is the champion already", nil
 	}
+	if c := st.Routes[x.Logical].Champion; v.Action == ramp.Promote && c != x.Control && c != x.Treatment {
+		v.Action, v.Rule = ramp.Inconclusive, ramp.ChampionChanged
+		v.Why = fmt.Sprintf("better than %s, but %s has become champion meanwhile, which it was not compared with: test it against that (%s)", x.Control, c, v.Why)
+	}
 	s.metrics.looks.WithLabelValues(string(v.Action), string(v.Rule)).Inc()
 	s.record(ctx, x, v)
 	return s.act(ctx, st, x, at, v)
@@ -158,15 +175,22 @@ func (s *Service) look(ctx context.Context, x control.ExperimentStatus) error {
 func (s *Service) Analyse(ctx context.Context, x control.ExperimentStatus) (ramp.Verdict, error) {
 	var ev ramp.Evidence
 	var err error
-	if ev.Now, err = s.d.Source.Sums(ctx, x.Experiment, s.span(x, len(x.History)-1)); err != nil {
+	now := s.spans(x, x.Step.Index)
+	if x.Step.Share >= 1 && len(now) > 1 { // the wait for the deciding step's data to mature begins with this visit
+		now = now[len(now)-1:]
+	}
+	if ev.Now, err = s.d.Source.Sums(ctx, x.Experiment, now); err != nil {
 		return ramp.Verdict{}, fmt.Errorf("sums of step %d: %w", x.Step.Index, err)
 	}
 	ev.Deciding = ev.Now
-	if x.Step.Share >= 1 {
-		if i := s.lastCompared(x); i >= 0 {
-			if ev.Deciding, err = s.d.Source.Sums(ctx, x.Experiment, s.span(x, i)); err != nil {
-				return ramp.Verdict{}, fmt.Errorf("sums of the deciding step: %w", err)
-			}
+	if i := ramp.Decides(x.Steps); x.Step.Share >= 1 && i >= 0 {
+		if ev.Deciding, err = s.d.Source.Sums(ctx, x.Experiment, s.spans(x, i)); err != nil {
+			return ramp.Verdict{}, fmt.Errorf("sums of the deciding step: %w", err)
+		}
+	}
+	if s.d.Metrics != nil {
+		if ev.Metrics, err = s.d.Metrics.Metrics(ctx, x); err != nil {
+			return ramp.Verdict{}, fmt.Errorf("metrics of the guardrails: %w", err)
 		}
 	}
 	if s.d.Health != nil {
@@ -177,24 +201,26 @@ func (s *Service) Analyse(ctx context.Context, x control.ExperimentStatus) (ramp
 	return ramp.Look(s.cfg.Ramp, x, ev), nil
 }
 
-// lastCompared is the place in the history of the last step with both arms, -1 if there was none.
-func (s *Service) lastCompared(x control.ExperimentStatus) int {
-	for i, step := range slices.Backward(x.History) {
-		if step.Share < 1 {
-			return i
+// spans is the event time of all visits to a step, each without its settling time. A step that was left and entered
+// again by hand has the same share each time, so its visits are one sample: nothing of the mix of the arms changes
+// between them, and one confidence sequence goes on over all of them without costing alpha again.
+func (s *Service) spans(x control.ExperimentStatus, index int) []Span {
+	var out []Span
+	for i, step := range x.History {
+		if step.Index != index {
+			continue
 		}
-	}
-	return -1
-}
-
-// span is the event time of the i-th step taken, without its settling time.
-func (s *Service) span(x control.ExperimentStatus, i int) Span {
-	var out Span
-	if i >= 0 && i < len(x.History) && x.History[i].AtMS > 0 {
-		out.From = time.UnixMilli(x.History[i].AtMS).Add(s.cfg.Settle).UTC()
-	}
-	if i >= 0 && i+1 < len(x.History) {
-		out.To = time.UnixMilli(x.History[i+1].AtMS).UTC()
+		var span Span
+		if step.AtMS > 0 {
+			span.From = time.UnixMilli(step.AtMS).Add(s.cfg.Settle).UTC()
+		}
+		if i+1 < len(x.History) {
+			span.To = time.UnixMilli(x.History[i+1].AtMS).UTC()
+			if !span.From.Before(span.To) && !span.From.IsZero() {
+				continue // over before it had settled
+			}
+		}
+		out = append(out, span)
 	}
 	return out
 }
@@ -217,16 +243,24 @@ func (s *Service) act(ctx context.Context, st *control.State, x control.Experime
 	case ramp.Hold:
 		return nil
 	case ramp.Step:
-		next := *v.Next
-		now := s.d.EventNow()
-		if last := x.Step.AtMS; now.UnixMilli() <= max(last, 0) { // else the next step would count the last one's impressions
-			return fmt.Errorf("step to share %g: the event clock says %v, which is not after the present step began (%v)", next.Share, now, time.UnixMilli(last).UTC())
+		next, err := s.dated(x, *v.Next)
+		if err != nil {
+			return err
 		}
-		next.AtMS = now.UnixMilli()
 		return s.append(ctx, control.ExperimentStepped, control.ExperimentEntity(x.ID), at, actor, v.Why, next)
 	default: // Promote, RollBack, Inconclusive: each ends the experiment
 		return s.end(ctx, st, x, at, v.Decision(), actor, v.Why)
 	}
+}
+
+// dated gives a step the event time at which it begins.
+func (s *Service) dated(x control.ExperimentStatus, next control.Step) (control.Step, error) {
+	now := s.d.EventNow()
+	if last := x.Step.AtMS; now.UnixMilli() <= max(last, 0) { // else the next step would count the last one's impressions
+		return next, bad("wait for impressions with a later event time; do they come in?", "step to share %g: the event clock says %v, which is not after the present step began (%v)", next.Share, now, time.UnixMilli(last).UTC())
+	}
+	next.AtMS = now.UnixMilli()
+	return next, nil
 }
 
 // end writes a decision, and the change of route that it needs.

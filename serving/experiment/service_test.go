@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -27,7 +28,8 @@ type memoryLog struct {
 	st     *control.State
 	offset int64
 	events []control.Event
-	refuse func(control.Event) error
+	refuse func(control.Event) error // before the write
+	lose   func(control.Event) error // after it: the answer is lost
 }
 
 func (l *memoryLog) State() *control.State { return l.st.Clone() }
@@ -43,6 +45,9 @@ func (l *memoryLog) Append(_ context.Context, e control.Event) error {
 		return err
 	}
 	l.events = append(l.events, e)
+	if l.lose != nil {
+		return l.lose(e)
+	}
 	return nil
 }
 
@@ -75,7 +80,7 @@ type visit struct {
 	m, d      float64
 }
 
-func (w *traffic) Sums(_ context.Context, _ control.Experiment, span Span) (ramp.Sums, error) {
+func (w *traffic) Sums(_ context.Context, _ control.Experiment, spans []Span) (ramp.Sums, error) {
 	w.calls++
 	if w.fail != nil {
 		return ramp.Sums{}, w.fail
@@ -86,7 +91,7 @@ func (w *traffic) Sums(_ context.Context, _ control.Experiment, span Span) (ramp
 	}
 	per := map[key][2]float64{}
 	for _, v := range w.visits {
-		if v.at.Before(span.From) || !span.To.IsZero() && !v.at.Before(span.To) || v.at.After(w.now.Add(-w.lag)) {
+		if v.at.After(w.now.Add(-w.lag)) || !slices.ContainsFunc(spans, func(s Span) bool { return !v.at.Before(s.From) && (s.To.IsZero() || v.at.Before(s.To)) }) {
 			continue
 		}
 		k := key{v.user, v.treatment}
@@ -105,7 +110,7 @@ func (w *traffic) Sums(_ context.Context, _ control.Experiment, span Span) (ramp
 
 // pooled are the sums over all steps at once: what must not decide.
 func (w *traffic) pooled(t testing.TB) stats.Lift {
-	s, _ := w.Sums(t.Context(), control.Experiment{}, Span{})
+	s, _ := w.Sums(t.Context(), control.Experiment{}, []Span{{}})
 	l, err := stats.Compare(s.Control, s.Treatment, stats.DefaultSequence())
 	if err != nil {
 		t.Fatal(err)

@@ -3,6 +3,9 @@ package experiment
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
+	"time"
 
 	"ctrloop/internal/stats"
 	"ctrloop/internal/warehouse"
@@ -11,13 +14,14 @@ import (
 	"ctrloop/serving/experiment/ramp"
 )
 
-// Warehouse is the Source and the LookSink of a running system. The sums are those of the view experiment_results
-// (mature impressions only, no bots, latest label of each), cut to a span of event time and by either unit.
+// Warehouse is the Source, the LookSink and the Reports of a running system. The sums are those of the view experiment_results
+// (mature impressions only, no bots, latest label of each), cut to spans of event time and by either unit.
 type Warehouse struct{ DB *warehouse.DB }
 
 var (
 	_ Source   = Warehouse{}
 	_ LookSink = Warehouse{}
+	_ Reports  = Warehouse{}
 )
 
 type armRow struct {
@@ -31,18 +35,11 @@ type armRow struct {
 }
 
 // Sums reads both arms in one query.
-func (w Warehouse) Sums(ctx context.Context, x control.Experiment, span Span) (ramp.Sums, error) {
-	unit := "user"
-	if x.Unit == "product" {
-		unit = "product"
+func (w Warehouse) Sums(ctx context.Context, x control.Experiment, spans []Span) (ramp.Sums, error) {
+	if len(spans) == 0 {
+		return ramp.Sums{}, nil
 	}
-	from, to := int64(0), int64(10_000_000_000_000) // 1970 to 2286, inside the range of DateTime64(3)
-	if !span.From.IsZero() {
-		from = span.From.UnixMilli()
-	}
-	if !span.To.IsZero() {
-		to = span.To.UnixMilli()
-	}
+	within, args := inSpans(spans)
 	var rows []armRow
 	err := w.DB.Select(ctx, &rows, `
 		SELECT variant, count() AS n, toFloat64(sum(k)) AS m, toFloat64(sum(c)) AS d,
@@ -50,26 +47,178 @@ func (w Warehouse) Sums(ctx context.Context, x control.Experiment, span Span) (r
 		FROM (
 			SELECT variant, toUInt64(sum(clicked)) AS k, toUInt64(count()) AS c
 			FROM labels_mature
-			WHERE experiment = ? AND event_time >= fromUnixTimestamp64Milli(toInt64(?), 'UTC') AND event_time < fromUnixTimestamp64Milli(toInt64(?), 'UTC')
-			GROUP BY variant, `+unit+`
+			WHERE experiment = ? AND `+within+`
+			GROUP BY variant, `+unitColumn(x)+`
 		)
-		GROUP BY variant`, x.ID, from, to)
+		GROUP BY variant`, append([]any{x.ID}, args...)...)
 	if err != nil {
 		return ramp.Sums{}, err
 	}
 	var out ramp.Sums
 	for _, r := range rows {
-		s := stats.RatioSums{N: int64(r.N), M: r.M, D: r.D, MM: r.MM, DD: r.DD, MD: r.MD}
-		switch r.Variant {
-		case assign.Control:
-			out.Control = s
-		case assign.Treatment:
-			out.Treatment = s
-		default:
-			return ramp.Sums{}, fmt.Errorf("impressions of experiment %s have the variant %q, want control or treatment", x.ID, r.Variant)
+		if err := r.into(&out, x.ID); err != nil {
+			return ramp.Sums{}, err
 		}
 	}
 	return out, nil
+}
+
+func (r armRow) into(out *ramp.Sums, id string) error {
+	s := stats.RatioSums{N: int64(r.N), M: r.M, D: r.D, MM: r.MM, DD: r.DD, MD: r.MD}
+	switch r.Variant {
+	case assign.Control:
+		out.Control = s
+	case assign.Treatment:
+		out.Treatment = s
+	default:
+		return fmt.Errorf("impressions of experiment %s have the variant %q, want control or treatment", id, r.Variant)
+	}
+	return nil
+}
+
+// Categories reads the sums of both arms in each category.
+func (w Warehouse) Categories(ctx context.Context, x control.Experiment, spans []Span) ([]CategorySums, error) {
+	if len(spans) == 0 {
+		return nil, nil
+	}
+	within, args := inSpans(spans)
+	var rows []struct {
+		Category string `ch:"category"`
+		armRow
+	}
+	err := w.DB.Select(ctx, &rows, `
+		SELECT category, variant, count() AS n, toFloat64(sum(k)) AS m, toFloat64(sum(c)) AS d,
+			toFloat64(sum(k * k)) AS mm, toFloat64(sum(c * c)) AS dd, toFloat64(sum(k * c)) AS md
+		FROM (
+			SELECT category, variant, toUInt64(sum(clicked)) AS k, toUInt64(count()) AS c
+			FROM labels_mature
+			WHERE experiment = ? AND `+within+`
+			GROUP BY category, variant, `+unitColumn(x)+`
+		)
+		GROUP BY category, variant
+		ORDER BY category`, append([]any{x.ID}, args...)...)
+	if err != nil {
+		return nil, err
+	}
+	var out []CategorySums
+	for _, r := range rows {
+		if len(out) == 0 || out[len(out)-1].Category != r.Category {
+			out = append(out, CategorySums{Category: r.Category})
+		}
+		if err := r.into(&out[len(out)-1].Sums, x.ID); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// Arrivals counts units by the day on which they were first seen.
+func (w Warehouse) Arrivals(ctx context.Context, x control.Experiment) ([]Arrivals, error) {
+	var rows []struct {
+		Day       time.Time `ch:"day"`
+		Control   int64     `ch:"control"`
+		Treatment int64     `ch:"treatment"`
+	}
+	err := w.DB.Select(ctx, &rows, `
+		SELECT toStartOfDay(first) AS day, toInt64(countIf(variant = 'control')) AS control, toInt64(countIf(variant = 'treatment')) AS treatment
+		FROM (
+			SELECT variant, min(event_time) AS first
+			FROM labels_mature
+			WHERE experiment = ?
+			GROUP BY variant, `+unitColumn(x)+`
+		)
+		GROUP BY day
+		ORDER BY day`, x.ID)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Arrivals, len(rows))
+	for i, r := range rows {
+		out[i] = Arrivals{r.Day.UTC(), r.Control, r.Treatment}
+	}
+	return out, nil
+}
+
+// Multiple counts units seen in both arms.
+func (w Warehouse) Multiple(ctx context.Context, x control.Experiment, spans []Span) (Multiple, error) {
+	if len(spans) == 0 {
+		return Multiple{}, nil
+	}
+	within, args := inSpans(spans)
+	var rows []struct {
+		Units int64 `ch:"units"`
+		Both  int64 `ch:"both"`
+	}
+	err := w.DB.Select(ctx, &rows, `
+		SELECT toInt64(count()) AS units, toInt64(countIf(arms > 1)) AS both
+		FROM (
+			SELECT uniqExact(variant) AS arms
+			FROM labels_mature
+			WHERE experiment = ? AND `+within+`
+			GROUP BY `+unitColumn(x)+`
+		)`, append([]any{x.ID}, args...)...)
+	if err != nil || len(rows) == 0 {
+		return Multiple{}, err
+	}
+	return Multiple(rows[0]), nil
+}
+
+// Looks reads the newest looks on record, oldest first.
+func (w Warehouse) Looks(ctx context.Context, id string, limit int) ([]LookRow, error) {
+	var rows []struct {
+		Time        time.Time `ch:"time"`
+		Step        uint16    `ch:"step"`
+		Share       float64   `ch:"share"`
+		Action      string    `ch:"action"`
+		Rule        string    `ch:"rule"`
+		Lift        float64   `ch:"lift"`
+		Low         float64   `ch:"lift_low"`
+		High        float64   `ch:"lift_high"`
+		P           float64   `ch:"p"`
+		SRMP        float64   `ch:"srm_p"`
+		Impressions int64     `ch:"impressions"`
+	}
+	err := w.DB.Select(ctx, &rows, `
+		SELECT time, step, share, action, rule, lift, lift_low, lift_high, p, srm_p, impressions
+		FROM experiment_looks FINAL
+		WHERE experiment = ?
+		ORDER BY time DESC, step DESC
+		LIMIT ?`, id, limit)
+	if err != nil {
+		return nil, err
+	}
+	slices.Reverse(rows)
+	out := make([]LookRow, len(rows))
+	for i, r := range rows {
+		out[i] = LookRow{r.Time.UTC(), int(r.Step), r.Share, r.Action, r.Rule, ramp.Num(r.Lift), ramp.Num(r.Low), ramp.Num(r.High), ramp.Num(r.P), ramp.Num(r.SRMP), r.Impressions}
+	}
+	return out, nil
+}
+
+// unitColumn is the column that the experiment randomises by.
+func unitColumn(x control.Experiment) string {
+	if x.Unit == "product" {
+		return "product"
+	}
+	return "user"
+}
+
+// inSpans is the condition that an impression lies in one of the spans, and its arguments.
+func inSpans(spans []Span) (string, []any) {
+	var or []string
+	var args []any
+	for _, s := range spans {
+		from, to := int64(0), int64(10_000_000_000_000) // 1970 to 2286, inside the range of DateTime64(3)
+		if !s.From.IsZero() {
+			from = s.From.UnixMilli()
+		}
+		if !s.To.IsZero() {
+			to = s.To.UnixMilli()
+		}
+		or = append(or, "event_time >= fromUnixTimestamp64Milli(toInt64(?), 'UTC') AND event_time < fromUnixTimestamp64Milli(toInt64(?), 'UTC')")
+		args = append(args, from, to)
+	}
+	return "(" + strings.Join(or, " OR ") + ")", args
 }
 
 // Look keeps the look in the table experiment_looks. Figures that are not known are NaN there.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/schemas/eventpb"
+	"ctrloop/serving/experiment/exposure"
 	"ctrloop/serving/experiment/ramp"
 
 	"github.com/google/go-cmp/cmp"
@@ -56,11 +58,19 @@ func embedded(t *testing.T, opt warehouse.Options) *warehouse.DB {
 	return db
 }
 
+// One engine for all: its start is what costs.
+func TestWarehouse(t *testing.T) {
+	db := embedded(t, warehouse.Options{Window: window, Bucket: time.Second})
+	t.Run("sums", func(t *testing.T) { checkSums(t, db) })
+	t.Run("looks", func(t *testing.T) { checkLooks(t, db) })
+	t.Run("exposures", func(t *testing.T) { checkExposures(t, db) })
+}
+
+const window = 10 * time.Minute
+
 // The sums of the warehouse are those counted by hand over the same impressions: only this experiment's, only the
 // span's, only mature ones, no bots, by user or by product.
-func TestWarehouseSums(t *testing.T) {
-	const window = 10 * time.Minute
-	db := embedded(t, warehouse.Options{Window: window, Bucket: time.Second})
+func checkSums(t *testing.T, db *warehouse.DB) {
 	start := time.Date(2026, 3, 1, 9, 0, 0, 0, time.UTC)
 	rng := rand.New(rand.NewPCG(9, 9))
 	var rows []warehouse.LabelRow
@@ -71,10 +81,13 @@ func TestWarehouseSums(t *testing.T) {
 		for i := range random {
 			random[i] = byte(rng.Uint32())
 		}
-		r := warehouse.LabelRow{Impression: schemas.NewImpressionID(at, random), Version: 1, User: rng.Uint64N(300), Product: []string{"p1", "p2", "p3", "p4"}[rng.IntN(4)], Creative: "c",
+		r := warehouse.LabelRow{Impression: schemas.NewImpressionID(at, random), Version: 1, User: rng.Uint64N(300), Product: []string{"p1", "p2", "p3", "p4"}[rng.IntN(4)], Creative: "c", Category: []string{"Books", "Garden"}[rng.IntN(2)],
 			Experiment: []string{"e", "other", ""}[rng.IntN(3)], Weight: 1, Bot: rng.IntN(20) == 0, Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMS: end.UnixMilli()}
 		if r.Experiment != "" {
 			r.Variant = []string{"control", "treatment"}[r.User%2]
+			if r.User == 7 && rng.IntN(2) == 0 { // one user meets both
+				r.Variant = "control"
+			}
 		}
 		if rng.IntN(20) == 0 {
 			r.Clicked, r.Clicks, r.Kind = true, 1, eventpb.LabelKind_LABEL_KIND_POSITIVE
@@ -85,9 +98,10 @@ func TestWarehouseSums(t *testing.T) {
 		t.Fatal(err)
 	}
 	horizon := end.Add(-window - time.Second)
+	checkReports(t, db, rows, horizon)
 	from, to := start.Add(30*time.Minute).Truncate(time.Millisecond), start.Add(80*time.Minute)
 	for _, unit := range []string{"user", "product"} {
-		for _, span := range []Span{{}, {From: from}, {From: from, To: to}, {From: horizon.Add(time.Second)}} {
+		for _, spans := range [][]Span{nil, {{}}, {{From: from}}, {{From: from, To: to}}, {{From: horizon.Add(time.Second)}}, {{To: from}, {From: to}}} {
 			type key struct {
 				variant, product string
 				user             uint64
@@ -95,7 +109,7 @@ func TestWarehouseSums(t *testing.T) {
 			per := map[key][2]float64{}
 			for _, r := range rows {
 				at := r.Impression.Time()
-				if r.Experiment != "e" || r.Bot || at.After(horizon) || at.Before(span.From) || !span.To.IsZero() && !at.Before(span.To) {
+				if r.Experiment != "e" || r.Bot || at.After(horizon) || !slices.ContainsFunc(spans, func(s Span) bool { return !at.Before(s.From) && (s.To.IsZero() || at.Before(s.To)) }) {
 					continue
 				}
 				k := key{variant: r.Variant}
@@ -116,22 +130,128 @@ func TestWarehouseSums(t *testing.T) {
 				arm := map[string]*stats.RatioSums{"control": &want.Control, "treatment": &want.Treatment}[k.variant]
 				arm.Observe(v[0], v[1])
 			}
-			got, err := Warehouse{db}.Sums(t.Context(), control.Experiment{ID: "e", Unit: unit}, span)
+			got, err := Warehouse{db}.Sums(t.Context(), control.Experiment{ID: "e", Unit: unit}, spans)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if d := cmp.Diff(want, got); d != "" {
-				t.Errorf("%s %v (-want +got):\n%s", unit, span, d)
+				t.Errorf("%s %v (-want +got):\n%s", unit, spans, d)
 			}
-			if span.From.After(horizon) != (got.Control.N == 0) {
-				t.Errorf("%s %v: %d units of control", unit, span, got.Control.N)
+			if none := len(spans) == 0 || spans[0].From.After(horizon); none != (got.Control.N == 0) {
+				t.Errorf("%s %v: %d units of control", unit, spans, got.Control.N)
 			}
 		}
 	}
 }
 
-func TestWarehouseLooks(t *testing.T) {
-	db := embedded(t, warehouse.Options{Window: time.Minute, Bucket: time.Second})
+// checkReports holds the questions of the pages against the same rows.
+func checkReports(t *testing.T, db *warehouse.DB, rows []warehouse.LabelRow, horizon time.Time) {
+	x := control.Experiment{ID: "e", Unit: "user"}
+	type key struct {
+		category, variant string
+		user              uint64
+	}
+	per := map[key][2]float64{}
+	arms := map[uint64]map[string]bool{}
+	first := map[key]time.Time{}
+	for _, r := range rows {
+		at := r.Impression.Time()
+		if r.Experiment != "e" || r.Bot || at.After(horizon) {
+			continue
+		}
+		v := per[key{r.Category, r.Variant, r.User}]
+		v[1]++
+		if r.Clicked {
+			v[0]++
+		}
+		per[key{r.Category, r.Variant, r.User}] = v
+		if arms[r.User] == nil {
+			arms[r.User] = map[string]bool{}
+		}
+		arms[r.User][r.Variant] = true
+		k := key{variant: r.Variant, user: r.User}
+		if f, ok := first[k]; !ok || at.Before(f) {
+			first[k] = at
+		}
+	}
+	want := []CategorySums{{Category: "Books"}, {Category: "Garden"}}
+	for k, v := range per {
+		c := &want[0]
+		if k.category == "Garden" {
+			c = &want[1]
+		}
+		if k.variant == "control" {
+			c.Control.Observe(v[0], v[1])
+		} else {
+			c.Treatment.Observe(v[0], v[1])
+		}
+	}
+	w := Warehouse{db}
+	got, err := w.Categories(t.Context(), x, []Span{{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("categories (-want +got):\n%s", d)
+	}
+	both := int64(0)
+	for _, a := range arms {
+		if len(a) > 1 {
+			both++
+		}
+	}
+	if m, err := w.Multiple(t.Context(), x, []Span{{}}); err != nil || both != 1 || m != (Multiple{Units: int64(len(arms)), Both: both}) {
+		t.Errorf("multiple %+v, %v; want %d of %d", m, err, both, len(arms))
+	}
+	days, err := w.Arrivals(t.Context(), x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := Arrivals{}
+	for k := range first {
+		if k.variant == "control" {
+			sum.Control++
+		} else {
+			sum.Treatment++
+		}
+	}
+	sum.Day = time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	if d := cmp.Diff([]Arrivals{sum}, days); d != "" {
+		t.Errorf("arrivals (-want +got):\n%s", d)
+	}
+}
+
+// An exposure is one row however often it comes, whatever its unit is called.
+func checkExposures(t *testing.T, db *warehouse.DB) {
+	at := time.Date(2026, 3, 1, 23, 59, 59, int(7*time.Millisecond), time.UTC)
+	es := []exposure.Exposure{
+		{Experiment: "e", Unit: "u1", Variant: "control", Time: at},
+		{Experiment: "e", Unit: "it's a \\ \"unit\"", Variant: "treatment", Time: at.Add(time.Second)},
+	}
+	w := Warehouse{db}
+	for range 2 {
+		if err := w.Expose(t.Context(), es); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Expose(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	var got []struct {
+		Unit    string    `ch:"unit"`
+		Variant string    `ch:"variant"`
+		Day     string    `ch:"day"`
+		Time    time.Time `ch:"time"`
+	}
+	if err := db.Select(t.Context(), &got, "SELECT unit, variant, toString(day) AS day, time FROM exposures FINAL ORDER BY unit DESC"); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 2 || got[0].Unit != "u1" || got[0].Day != "2026-03-01" || !got[0].Time.Equal(at) || got[1].Unit != es[1].Unit || got[1].Day != "2026-03-02" || got[1].Variant != "treatment" {
+		t.Errorf("%+v", got)
+	}
+}
+
+func checkLooks(t *testing.T, db *warehouse.DB) {
 	x := control.ExperimentStatus{Experiment: control.Experiment{ID: "e", Steps: []float64{0.5}, Alpha: 0.05, NStar: 5000}, Step: control.Step{Share: 0.5}}
 	look := Look{Time: time.UnixMilli(1_800_000_000_123), Experiment: "e", Step: x.Step, Verdict: ramp.Look(ramp.Default(), x, ramp.Evidence{})} // nothing known: NaN and infinite
 	if err := (Warehouse{db}).Look(t.Context(), look); err != nil {
@@ -167,5 +287,9 @@ func TestWarehouseLooks(t *testing.T) {
 	}
 	if d := cmp.Diff(want, got, cmpopts.EquateNaNs()); d != "" {
 		t.Errorf("looks (-want +got):\n%s", d)
+	}
+	back, err := Warehouse{db}.Looks(t.Context(), "e", 1)
+	if err != nil || len(back) != 1 || back[0].Rule != string(look.Rule) || back[0].Impressions != 20000 || !back[0].Time.Equal(look.Time) || float64(back[0].Lift) != float64(f.Relative) {
+		t.Errorf("read back %+v, %v", back, err)
 	}
 }

@@ -32,8 +32,9 @@ const (
 	HeaderExperiment = "X-Experiment"
 	HeaderVariant    = "X-Variant"
 	HeaderPropensity = "X-Propensity"
-	HeaderUnit       = "X-Unit"    // the user, for assignment; the body's "user" serves too
-	HeaderProduct    = "X-Product" // for experiments by product
+	HeaderUnit       = "X-Unit"          // the user, for assignment; the body's "user" serves too
+	HeaderProduct    = "X-Product"       // for experiments by product
+	HeaderForce      = "X-Force-Variant" // "<experiment>:control" or "<experiment>:treatment", for testers
 )
 
 // Gateway is safe for concurrent use.
@@ -44,7 +45,12 @@ type Gateway struct {
 	suspect func(r *route.Replica, version string)
 	log     zerolog.Logger
 	m       *metrics
+	timed   func(assign.Assignment, time.Duration)
 }
+
+// OnAnswer has f told of each answer's assignment and time, from the request's arrival to the end of the answer. Call
+// it before the first request.
+func (g *Gateway) OnAnswer(f func(assign.Assignment, time.Duration)) { g.timed = f }
 
 // New builds a gateway over a route table. suspect is told of replicas that did not answer (empty version) or did
 // not know a version that is routed to them.
@@ -66,15 +72,18 @@ type admission struct {
 	assign.Assignment
 }
 
-func (g *Gateway) admit(model, unit, product string) (*admission, error) {
+func (g *Gateway) admit(model string, u assign.Unit) (*admission, error) {
 	a := assign.Assignment{Propensity: 1}
 	name := model
 	if g.assign != nil {
-		if got, ok := g.assign.Assign(model, assign.Unit{User: unit, Product: product}); ok && got.Experiment != "" {
+		if got, ok := g.assign.Assign(model, u); ok && got.Variant != "" {
 			a, name = got, got.Version
 		}
 	}
 	l, err := g.table.Admit(name)
+	if errors.Is(err, route.ErrUnknown) && a.Variant == assign.Holdout { // its old version has been unloaded meanwhile
+		l, err = g.table.Admit(model)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("model %q: %w", name, err)
 	}
@@ -240,12 +249,12 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	g.m.inflight.Inc()
 	defer g.m.inflight.Dec() // serve panics to cut a broken stream
-	o := g.serve(w, r)
+	o := g.serve(w, r, start)
 	g.m.end(o)
 	g.m.latency.Observe(time.Since(start).Seconds())
 }
 
-func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) outcome {
+func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, start time.Time) outcome {
 	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, g.cfg.MaxBodyBytes))
 	if err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
@@ -261,7 +270,7 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) outcome {
 	if unit == "" {
 		unit = req.user
 	}
-	a, err := g.admit(req.model, unit, r.Header.Get(HeaderProduct))
+	a, err := g.admit(req.model, assign.Unit{User: unit, Product: r.Header.Get(HeaderProduct), Force: r.Header.Get(HeaderForce)})
 	if err != nil {
 		return g.refuse(w, http.StatusNotFound, "NotFoundError", err.Error())
 	}
@@ -280,7 +289,11 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) outcome {
 	if _, err := w.Write(u.head); err != nil {
 		return canceled
 	}
-	return g.pass(w, u.resp.Body)
+	o := g.pass(w, u.resp.Body)
+	if o == served && g.timed != nil {
+		g.timed(a.Assignment, time.Since(start))
+	}
+	return o
 }
 
 // pass copies the rest of a stream as it comes.
@@ -309,6 +322,8 @@ func (a *admission) headers(h http.Header) {
 	h.Set(HeaderPropensity, strconv.FormatFloat(a.Propensity, 'g', -1, 64))
 	if a.Experiment != "" {
 		h.Set(HeaderExperiment, a.Experiment)
+	}
+	if a.Variant != "" {
 		h.Set(HeaderVariant, a.Variant)
 	}
 }
@@ -342,7 +357,7 @@ func writeError(w http.ResponseWriter, code int, typ, msg string) {
 
 // Chat is the same door for callers in this process; it returns the version that answered. Retry when Full(err).
 func (g *Gateway) Chat(ctx context.Context, req backend.ChatRequest) (*backend.ChatResponse, string, error) {
-	a, err := g.admit(req.Model, "", "")
+	a, err := g.admit(req.Model, assign.Unit{})
 	if err != nil {
 		return nil, "", err
 	}

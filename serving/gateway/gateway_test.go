@@ -147,6 +147,39 @@ func TestExperimentArms(t *testing.T) {
 	}
 }
 
+// Forced and held-out units get their version and are in no experiment; one whose old version is gone gets the
+// champion. Answers are timed with the assignment that was made.
+func TestUnitsBesideTheExperiment(t *testing.T) {
+	s := newStage(t, 1, 8, vllmfake.Config{}, fixed{
+		"tester": {Variant: assign.Forced, Version: "prompt-1", Propensity: 1},
+		"held":   {Variant: assign.Holdout, Version: "prompt-1", Propensity: 1},
+		"old":    {Variant: assign.Holdout, Version: "prompt-0", Propensity: 1},
+		"broken": {Variant: assign.Forced, Version: "prompt-0", Propensity: 1},
+	})
+	var mu sync.Mutex
+	var timed []string
+	s.gw.OnAnswer(func(a assign.Assignment, took time.Duration) {
+		if took <= 0 {
+			t.Errorf("took %v", took)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		timed = append(timed, a.Variant+" "+a.Version)
+	})
+	for unit, want := range map[string]int{"tester": 200, "held": 200, "old": 200, "broken": 404} {
+		resp, got := post(t, s.url, body("prompt", ""), HeaderUnit, unit)
+		if resp.StatusCode != want || want == 200 && (resp.Header.Get(HeaderVersion) != "prompt-1" || resp.Header.Get(HeaderVariant) == "" || resp.Header.Get(HeaderExperiment) != "") {
+			t.Errorf("%s: %d %v %s", unit, resp.StatusCode, resp.Header, got)
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	slices.Sort(timed)
+	if want := []string{"forced prompt-1", "holdout prompt-1", "holdout prompt-1"}; !slices.Equal(timed, want) {
+		t.Errorf("timed %v, want %v", timed, want)
+	}
+}
+
 func TestFullIs503WithRetryAfter(t *testing.T) {
 	s := newStage(t, 2, 1, vllmfake.Config{Latency: time.Minute}, nil)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -155,11 +155,12 @@ func (s *Service) step(ctx context.Context) (bool, error) {
 	return true, s.start(ctx, champion, candidate)
 }
 
-// Candidate is the version that waits for its experiment: in shadow, longest first. Empty: none.
+// Candidate is the version that waits for its experiment: in shadow, longest first. One that a person has drafted an
+// experiment for is theirs to start. Empty: none.
 func Candidate(st *control.State) string {
 	var best *control.ModelStatus
 	for _, m := range st.Models {
-		if m.Logical == Logical && m.State == control.ModelShadow && (best == nil || m.Since.Before(best.Since)) {
+		if m.Logical == Logical && m.State == control.ModelShadow && !drafted(st, m.Version) && (best == nil || m.Since.Before(best.Since)) {
 			best = m
 		}
 	}
@@ -167,6 +168,16 @@ func Candidate(st *control.State) string {
 		return ""
 	}
 	return best.Version
+}
+
+// drafted says whether a draft tests the version.
+func drafted(st *control.State, version string) bool {
+	for _, x := range st.Experiments {
+		if x.Treatment == version && x.Phase() == control.PhaseDraft {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *Service) ensure(ctx context.Context, version string) error {

@@ -125,3 +125,26 @@ func TestOneExperimentAtATime(t *testing.T) {
 		t.Errorf("after the decision the other candidate is next: %+v", r)
 	}
 }
+
+// A version that a person has drafted an experiment for is not rolled out over their head.
+func TestADraftIsLeftToItsAuthor(t *testing.T) {
+	l := &memoryLog{st: control.NewState(), changed: make(chan struct{})}
+	s, err := New(Default(), l, &recorder{}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, l, control.ModelRegistered, control.ModelEntity("prompt-base"), control.Model{Version: "prompt-base", Logical: Logical})
+	put(t, l, control.ModelPromoted, control.RouteEntity(Logical), control.Promotion{Logical: Logical, Version: "prompt-base"})
+	put(t, l, control.ModelRegistered, control.ModelEntity("prompt-a"), control.Model{Version: "prompt-a", Logical: Logical, Base: "b"})
+	put(t, l, control.ModelStateChanged, control.ModelEntity("prompt-a"), control.ModelStateChange{State: control.ModelShadow})
+	put(t, l, control.ExperimentCreated, control.ExperimentEntity("mine"), control.Experiment{ID: "mine", Logical: Logical, Control: "prompt-base", Treatment: "prompt-a", Steps: []float64{0.5}, Draft: true})
+	steps(t, s)
+	if len(l.st.Experiments) != 1 {
+		t.Fatalf("experiments: %v", l.st.Experiments)
+	}
+	put(t, l, control.ExperimentStarted, control.ExperimentEntity("mine"), control.Start{})
+	steps(t, s)
+	if len(l.st.Running(Logical)) != 1 {
+		t.Errorf("running: %v", l.st.Running(Logical))
+	}
+}

@@ -16,6 +16,7 @@ import (
 	"ctrloop/serving/console"
 	"ctrloop/serving/creatives"
 	"ctrloop/serving/experiment"
+	"ctrloop/serving/experiment/webhook"
 	"ctrloop/serving/rollout"
 	trainerbridge "ctrloop/trainer-bridge"
 )
@@ -52,6 +53,8 @@ type Config struct {
 	Rollout rollout.Config `yaml:"rollout"`
 	// Experiment: looks, guards and decisions of A/B tests.
 	Experiment experiment.Config `yaml:"experiment"`
+	// Webhooks: other systems that are told of what happens to experiments.
+	Webhooks webhook.Config `yaml:"webhooks"`
 	// Console: the web page.
 	Console console.Config `yaml:"console"`
 }
@@ -214,6 +217,7 @@ func Default() Config {
 		Serving:    serving.Default(),
 		Rollout:    rollout.Default(),
 		Experiment: experiment.Default(),
+		Webhooks:   webhook.Default(),
 		Console:    console.Default(),
 	}
 }

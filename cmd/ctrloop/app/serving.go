@@ -21,6 +21,7 @@ import (
 	"ctrloop/serving/console"
 	"ctrloop/serving/experiment"
 	"ctrloop/serving/experiment/ramp"
+	"ctrloop/serving/experiment/webhook"
 	"ctrloop/serving/rollout"
 )
 
@@ -68,6 +69,8 @@ func (a *App) startServing(ctx context.Context) error {
 		return err
 	}
 	a.serving = parts
+	latency := &experiment.Latency{}
+	parts.service.OnAnswer(latency.Observe)
 	if err := a.registerBase(ctx, parts.service.BaseDigest()); err != nil {
 		return err
 	}
@@ -80,9 +83,16 @@ func (a *App) startServing(ctx context.Context) error {
 	parts.rollout = ro
 	a.actors.start("rollout", ro.Run)
 
+	hooks, err := webhook.New(a.cfg.Webhooks, a.control, filepath.Join(a.opt.Dir, "webhooks.json"), nil, a.log, a.registry)
+	if err != nil {
+		return err
+	}
+	a.actors.start("webhooks", hooks.Run)
 	source := experiment.Warehouse{DB: a.db}
+	measured := experiment.Measured{State: a.control.State, Creatives: a.ads.All, Latency: latency}
 	parts.experiment, err = experiment.New(a.cfg.Experiment, experiment.Deps{
 		Control: a.control, Source: source, Looks: countedLooks{&parts.looks, source}, Wall: time.Now, EventNow: a.eventNow(),
+		Health: measured, Metrics: measured, Reports: source, Hooks: hooks, Exposures: source,
 	}, a.log, a.registry)
 	if err != nil {
 		return err

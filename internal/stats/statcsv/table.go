@@ -18,13 +18,22 @@ var ErrInput = errors.New("bad input")
 // table reads the named columns of a CSV, row by row. Gzip is recognised by its magic bytes.
 type table struct {
 	r     *csv.Reader
-	at    []int // index of each wanted column
+	at    []int // index of each wanted column, -1 for an optional one that is missing
 	names []string
 	row   []string
 	rows  int
 }
 
+// open reads the header. A column whose name ends in "?" may be missing.
 func open(in io.Reader, columns ...string) (*table, error) {
+	var required []string
+	names := make([]string, len(columns))
+	for i, c := range columns {
+		var optional bool
+		if names[i], optional = strings.CutSuffix(c, "?"); !optional {
+			required = append(required, c)
+		}
+	}
 	br := bufio.NewReaderSize(in, 1<<16)
 	if magic, _ := br.Peek(2); len(magic) == 2 && magic[0] == 0x1f && magic[1] == 0x8b {
 		gz, err := gzip.NewReader(br)
@@ -33,11 +42,11 @@ func open(in io.Reader, columns ...string) (*table, error) {
 		}
 		br = bufio.NewReaderSize(gz, 1<<16)
 	}
-	t := &table{r: csv.NewReader(br), names: columns}
+	t := &table{r: csv.NewReader(br), names: names}
 	t.r.ReuseRecord = true
 	header, err := t.r.Read()
 	if err == io.EOF {
-		return nil, fmt.Errorf("%w: the file is empty, want a header with %s", ErrInput, strings.Join(columns, ", "))
+		return nil, fmt.Errorf("%w: the file is empty, want a header with %s", ErrInput, strings.Join(required, ", "))
 	} else if err != nil {
 		return nil, fmt.Errorf("%w: header: %v", ErrInput, err)
 	}
@@ -48,10 +57,13 @@ func open(in io.Reader, columns ...string) (*table, error) {
 			have[h] = i
 		}
 	}
-	for _, c := range columns {
+	for n, c := range names {
 		i, ok := have[c]
+		if !ok && c != columns[n] {
+			i, ok = -1, true
+		}
 		if !ok {
-			return nil, fmt.Errorf("%w: no column %q in the header %q, want %s", ErrInput, c, strings.Join(header, ","), strings.Join(columns, ", "))
+			return nil, fmt.Errorf("%w: no column %q in the header %q, want %s", ErrInput, c, strings.Join(header, ","), strings.Join(required, ", "))
 		}
 		t.at = append(t.at, i)
 	}
@@ -73,6 +85,9 @@ func (t *table) next() (bool, error) {
 	t.rows++
 	return true, nil
 }
+
+// has says whether the optional column i is there.
+func (t *table) has(i int) bool { return t.at[i] >= 0 }
 
 func (t *table) text(i int) string { return strings.TrimSpace(t.row[t.at[i]]) }
 

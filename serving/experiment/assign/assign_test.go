@@ -139,16 +139,16 @@ func TestWhoIsNotInTheExperiment(t *testing.T) {
 	if _, ok := New(control.NewState()).Assign("prompt", Unit{User: "u"}); ok {
 		t.Error("an assignment without a champion")
 	}
-	champion := Assignment{Version: "prompt-a", Propensity: 1}
-	if a, _ := New(state("user", 0)).Assign("prompt", Unit{User: "u"}); a != champion {
+	champion := func(why Reason) Assignment { return Assignment{Version: "prompt-a", Propensity: 1, Reason: why} }
+	if a, _ := New(state("user", 0)).Assign("prompt", Unit{User: "u"}); a != champion(ByChampion) {
 		t.Errorf("without an experiment: %+v", a)
 	}
-	if a, _ := New(state("user", 0.5)).Assign("prompt", Unit{Product: "p"}); a != champion {
+	if a, _ := New(state("user", 0.5)).Assign("prompt", Unit{Product: "p"}); a != champion(NoUnit) {
 		t.Errorf("an anonymous request in a test on users: %+v", a)
 	}
 	st := state("user", 1)
 	st.Experiments["e1"].Decision = &control.Decision{Outcome: control.RollBack}
-	if a, _ := New(st).Assign("prompt", Unit{User: "u"}); a != champion {
+	if a, _ := New(st).Assign("prompt", Unit{User: "u"}); a != champion(ByChampion) {
 		t.Errorf("after the decision: %+v", a)
 	}
 	a := New(state("product", 0.5))

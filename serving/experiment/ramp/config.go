@@ -31,6 +31,33 @@ type Config struct {
 	// MaxImpressions in both arms of the deciding step before the experiment ends as inconclusive; 0: no such
 	// limit. Where the same units come back for ever, only this one ends it.
 	MaxImpressions int64 `yaml:"max_impressions"`
+	// Guardrails on other metrics than clicks, generation errors and the sample ratio.
+	Guardrails []Guardrail `yaml:"guardrails"`
+}
+
+// Direction says which way a metric is better. The list is closed.
+type Direction string
+
+// Directions.
+const (
+	HigherIsBetter Direction = "higher"
+	LowerIsBetter  Direction = "lower"
+)
+
+// Guardrail bounds how much worse than the control the treatment may be in one metric.
+type Guardrail struct {
+	// Metric is its name, as the service measures it: matching_score, valid_share, gateway_seconds.
+	Metric string `yaml:"metric" json:"metric"`
+	// Better is which way is better: higher or lower.
+	Better Direction `yaml:"better" json:"better"`
+	// Margin is the relative loss that is tolerated, e.g. 0.1.
+	Margin float64 `yaml:"margin" json:"margin"`
+	// Alpha is the error of this guard: one-sided, all looks of one step.
+	Alpha float64 `yaml:"alpha" json:"alpha"`
+	// MinUnits in the smaller arm before it may fire: its sequence is asymptotic. Exact figures need none.
+	MinUnits int64 `yaml:"min_units" json:"min_units"`
+	// Action when it fires: rollback, or hold, which stops the ramp while the metric is beyond its margin.
+	Action Action `yaml:"action" json:"action"`
 }
 
 // Default is the configuration of an embedded run.
@@ -38,6 +65,12 @@ func Default() Config {
 	return Config{
 		MinUnits: 100, MinImpressions: 1000, MinClicks: 20, Margin: 0.05, GuardAlpha: 0.05,
 		SRMAlpha: 0.01, SRMPrior: 1, ErrorLimit: 0.05, ErrorAlpha: 0.01, MaxUnits: 2_000_000, MaxImpressions: 20_000_000,
+		Guardrails: []Guardrail{
+			{Metric: MatchingScore, Better: HigherIsBetter, Margin: 0.1, Alpha: 0.01, MinUnits: 100, Action: RollBack},
+			{Metric: ValidShare, Better: HigherIsBetter, Margin: 0.05, Alpha: 0.01, MinUnits: 100, Action: RollBack},
+			// Latencies have heavy tails, and a cold cache is no reason to give a model up: the ramp waits.
+			{Metric: GatewaySeconds, Better: LowerIsBetter, Margin: 0.25, Alpha: 0.01, MinUnits: 1000, Action: Hold},
+		},
 	}
 }
 
@@ -61,5 +94,16 @@ func (c Config) Validate() error {
 	check(open01(c.ErrorAlpha), "error_alpha", "between 0 and 1", c.ErrorAlpha)
 	check(c.MaxUnits >= 0, "max_units", "0 or more", c.MaxUnits)
 	check(c.MaxImpressions >= 0, "max_impressions", "0 or more", c.MaxImpressions)
+	seen := map[string]bool{}
+	for i, g := range c.Guardrails {
+		at := func(key string) string { return fmt.Sprintf("guardrails[%d].%s", i, key) }
+		check(g.Metric != "" && !seen[g.Metric], at("metric"), "a name, each once", g.Metric)
+		check(g.Better == HigherIsBetter || g.Better == LowerIsBetter, at("better"), "higher or lower", g.Better)
+		check(g.Margin >= 0 && g.Margin < 1, at("margin"), "0 to below 1", g.Margin)
+		check(open01(g.Alpha), at("alpha"), "between 0 and 1", g.Alpha)
+		check(g.MinUnits >= 2, at("min_units"), "at least 2, a variance needs them", g.MinUnits)
+		check(g.Action == RollBack || g.Action == Hold, at("action"), "rollback or hold", g.Action)
+		seen[g.Metric] = true
+	}
 	return errors.Join(errs...)
 }

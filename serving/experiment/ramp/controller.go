@@ -28,6 +28,7 @@ const (
 	GenerationErrors Rule = "generation_errors" // the treatment fails to generate more often than allowed
 	SampleRatio      Rule = "sample_ratio"      // units do not fall into the arms as planned: the data are not to be trusted
 	CTRHarm          Rule = "ctr_harm"          // the treatment loses more than the margin
+	GuardrailBroken  Rule = "guardrail"         // another metric is worse than its margin allows; Why names it
 	LiftBelowZero    Rule = "lift_below_zero"   // deciding step: worse than control
 	LiftAboveZero    Rule = "lift_above_zero"   // deciding step: better than control
 	LiftLost         Rule = "lift_lost"         // full step: the deciding step's complete data contradict the lift that was shown
@@ -35,7 +36,9 @@ const (
 	MinSamples       Rule = "min_samples"       // not enough data in this step yet
 	StepComplete     Rule = "step_complete"     // enough data, no guard fired
 	Undecided        Rule = "undecided"         // deciding step: enough data, interval spans zero
+	Paused           Rule = "paused"            // a person holds the ramp; guards still roll back
 	AlreadyPromoted  Rule = "already_promoted"  // the treatment became champion by another hand (given by the service)
+	ChampionChanged  Rule = "champion_changed"  // better than its control, which is not the champion any more (given by the service)
 	Manual           Rule = "manual"            // a person ended it (given by the service)
 )
 
@@ -44,6 +47,7 @@ type Evidence struct {
 	Now        Sums   // of the present step
 	Deciding   Sums   // of the deciding step; the same as Now while it runs
 	Generation Counts // of the treatment's version, since the experiment began
+	Metrics    []Metric
 }
 
 // Verdict is the outcome of one look.
@@ -66,15 +70,27 @@ func Decides(steps []float64) int {
 	return best
 }
 
-// Look gives the verdict on a running experiment.
+// Look gives the verdict on a running experiment. While it is paused only a guard's roll-back acts.
 func Look(cfg Config, x control.ExperimentStatus, ev Evidence) Verdict {
+	v := look(cfg, x, ev)
+	if x.Paused && v.Rule != Paused && (v.Action != RollBack || v.Rule == LiftBelowZero) {
+		v.Why = fmt.Sprintf("the ramp is paused; otherwise: %s by %s, %s", v.Action, v.Rule, v.Why)
+		v.Action, v.Rule, v.Next = Hold, Paused, nil
+	}
+	return v
+}
+
+func look(cfg Config, x control.ExperimentStatus, ev Evidence) Verdict {
 	deciding := Decides(x.Steps)
-	l := looker{cfg: cfg, x: x, f: figures(cfg, x, x.Step, ev.Now, ev.Generation)}
+	l := looker{cfg: cfg, x: x, f: figures(cfg, x, x.Step, ev.Now, ev)}
 	if deciding < 0 {
 		return l.say(Inconclusive, NoControl, "no step of %v leaves traffic to the control", x.Steps)
 	}
 	if p := float64(l.f.ErrorP); p <= cfg.ErrorAlpha {
 		return l.say(RollBack, GenerationErrors, "%d of %d generations failed, the limit is %.3g %% (p %.2g)", ev.Generation.Failed, ev.Generation.Total, 100*cfg.ErrorLimit, p)
+	}
+	if v, broken := l.guardrails(); broken {
+		return v
 	}
 	if x.Step.Share >= 1 {
 		return l.full(ev, x.Steps[deciding], deciding)
@@ -93,10 +109,22 @@ func (l looker) say(a Action, r Rule, format string, args ...any) Verdict {
 	return Verdict{Action: a, Rule: r, Why: fmt.Sprintf(format, args...), Figures: l.f}
 }
 
+// guardrails asks the other metrics: a roll-back comes before a hold.
+func (l looker) guardrails() (Verdict, bool) {
+	for _, action := range []Action{RollBack, Hold} {
+		for _, g := range l.f.Guardrails {
+			if g.State == GuardFailed && g.Action == action {
+				return l.say(action, GuardrailBroken, "%s: %s", g.Metric, g.Why), true
+			}
+		}
+	}
+	return Verdict{}, false
+}
+
 // compared looks at a step with both arms.
 func (l looker) compared(deciding int) Verdict {
 	f, cfg := l.f, l.cfg
-	if limit := cfg.SRMAlpha / float64(bothArms(l.x.Steps)); float64(f.SRMP) <= limit {
+	if limit := SRMLimit(cfg, l.x.Steps); float64(f.SRMP) <= limit {
 		return l.say(RollBack, SampleRatio, "%d units in control and %d in treatment at a planned share of %g (p %.2g, alarm at %.2g): find out why before trying again",
 			f.Control.Units, f.Treatment.Units, l.x.Step.Share, float64(f.SRMP), limit)
 	}
@@ -142,7 +170,7 @@ func (l looker) decide() Verdict {
 // takes nothing back. Data can contradict what was shown; then nothing is promoted.
 func (l looker) full(ev Evidence, share float64, deciding int) Verdict {
 	seen := l.f.Treatment
-	l.f = figures(l.cfg, l.x, control.Step{Index: deciding, Share: share}, ev.Deciding, ev.Generation)
+	l.f = figures(l.cfg, l.x, control.Step{Index: deciding, Share: share}, ev.Deciding, ev)
 	if seen.Units < l.cfg.MinUnits || seen.Impressions < l.cfg.MinImpressions {
 		return l.say(Hold, MinSamples, "at share 1: %d of %d units, %d of %d impressions", seen.Units, l.cfg.MinUnits, seen.Impressions, l.cfg.MinImpressions)
 	}
@@ -180,6 +208,9 @@ func (l looker) expectedClicks() float64 {
 	pooled := float64(l.f.Control.Clicks+l.f.Treatment.Clicks) / float64(d)
 	return pooled * float64(min(l.f.Control.Impressions, l.f.Treatment.Impressions))
 }
+
+// SRMLimit is the p at which the sample-ratio guard fires: its alpha is divided among the steps with both arms.
+func SRMLimit(cfg Config, steps []float64) float64 { return cfg.SRMAlpha / float64(bothArms(steps)) }
 
 func bothArms(steps []float64) int {
 	n := 0

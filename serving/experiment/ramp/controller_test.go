@@ -55,6 +55,31 @@ func both(nc int, rc float64, nt int, rt float64) Evidence {
 	return Evidence{Now: s, Deciding: s}
 }
 
+func paused(x control.ExperimentStatus) control.ExperimentStatus {
+	x.Paused = true
+	return x
+}
+
+func exact(name string, c, t float64) Metric { return Metric{Name: name, Exact: &[2]float64{c, t}} }
+
+// means of n units an arm, of which a share (the mean) has 1 and the others 0.
+func means(name string, n int, c, t float64) Metric {
+	m := Metric{Name: name}
+	for i := range n {
+		for _, arm := range []struct {
+			s    *stats.RatioSums
+			mean float64
+		}{{&m.Control, c}, {&m.Treatment, t}} {
+			x := 0.0
+			if float64(i) < arm.mean*float64(n) {
+				x = 1
+			}
+			arm.s.Observe(x, 1)
+		}
+	}
+	return m
+}
+
 // The scenarios are there to be read: testdata/scenarios.golden says what the controller does and why.
 func TestScenarios(t *testing.T) {
 	ramp5 := []float64{0.01, 0.05, 0.2, 0.5, 1}
@@ -89,6 +114,17 @@ func TestScenarios(t *testing.T) {
 		{"full step, lift shown before, interval wider once all is in", shown(at(4, ramp5...), .0005, .0105), with(both(0, 0, 20000, .05), func(e *Evidence) { e.Deciding = both(3000, .04, 3000, .0436).Now }), nil},
 		{"full step, complete data contradict the lift that was shown", shown(at(4, ramp5...), .003, .0105), with(both(0, 0, 20000, .05), func(e *Evidence) { e.Deciding = both(10000, .04, 10000, .0405).Now }), nil},
 		{"full step, generation errors", at(4, ramp5...), with(both(0, 0, 20000, .05), func(e *Evidence) { e.Generation = Counts{1000, 200} }), nil},
+		{"matching score lost", at(1, ramp5...), with(both(19000, .04, 1000, .04), func(e *Evidence) { e.Metrics = []Metric{exact(MatchingScore, 0.6, 0.5)} }), nil},
+		{"matching score lower within its margin", at(1, ramp5...), with(both(19000, .04, 1000, .04), func(e *Evidence) { e.Metrics = []Metric{exact(MatchingScore, 0.6, 0.55)} }), nil},
+		{"descriptions fall apart", at(1, ramp5...), with(both(19000, .04, 1000, .04), func(e *Evidence) { e.Metrics = []Metric{means(ValidShare, 400, 0.97, 0.6)} }), nil},
+		{"too few descriptions to say", at(1, ramp5...), with(both(19000, .04, 1000, .04), func(e *Evidence) { e.Metrics = []Metric{means(ValidShare, 40, 0.97, 0.4)} }), nil},
+		{"slower than allowed: the ramp waits", at(3, ramp5...), with(both(10000, .04, 10000, .048), func(e *Evidence) { e.Metrics = []Metric{means(GatewaySeconds, 5000, 0.2, 0.5)} }), nil},
+		{"a roll-back comes before a wait", at(1, ramp5...), with(both(19000, .04, 1000, .04), func(e *Evidence) {
+			e.Metrics = []Metric{means(GatewaySeconds, 5000, 0.2, 0.5), exact(MatchingScore, 0.6, 0.1)}
+		}), nil},
+		{"paused: no step", paused(at(0, ramp5...)), both(19800, .04, 200, .04), nil},
+		{"paused: no promotion", paused(at(1, 0.1, 0.5)), both(10000, .04, 10000, .048), nil},
+		{"paused: harm still rolls back", paused(at(1, ramp5...)), both(38000, .04, 2000, .015), nil},
 		{"no step with a control", at(0, 1), both(0, 0, 20000, .05), nil},
 	} {
 		cfg := Default()
@@ -165,10 +201,48 @@ func TestValidateNamesEveryProblem(t *testing.T) {
 	if err := Default().Validate(); err != nil {
 		t.Fatal(err)
 	}
-	err := Config{}.Validate()
-	for _, path := range []string{"min_units", "min_impressions", "min_clicks", "guard_alpha", "srm_alpha", "srm_prior", "error_limit", "error_alpha"} {
+	err := Config{Guardrails: []Guardrail{{}}}.Validate()
+	for _, path := range []string{"min_units", "min_impressions", "min_clicks", "guard_alpha", "srm_alpha", "srm_prior", "error_limit", "error_alpha", "guardrails[0].metric", "guardrails[0].better", "guardrails[0].alpha", "guardrails[0].min_units", "guardrails[0].action"} {
 		if err == nil || !strings.Contains(err.Error(), path) {
 			t.Errorf("%s is missing in: %v", path, err)
+		}
+	}
+}
+
+// A/A on a guardrail's metric with a look after every batch: it fires within its alpha; and it finds what is beyond
+// the margin, in either direction of better.
+func TestGuardrailsHoldTheirError(t *testing.T) {
+	run := func(seed uint64, rail Guardrail, treatment float64) (fired bool) {
+		rng := rand.New(rand.NewPCG(seed, 77))
+		var m Metric
+		m.Name = rail.Metric
+		for range 100 {
+			for range 50 {
+				m.Control.Observe(rng.ExpFloat64(), 1)
+				m.Treatment.Observe(treatment*rng.ExpFloat64(), 1)
+			}
+			g := guards([]Guardrail{rail}, []Metric{m}, 5000)[0]
+			fired = fired || g.State == GuardFailed
+		}
+		return fired
+	}
+	for _, c := range []struct {
+		better      Direction
+		null, worse float64
+	}{{LowerIsBetter, 1.2, 1.5}, {HigherIsBetter, 0.8, 0.6}} {
+		rail := Guardrail{Metric: "m", Better: c.better, Margin: 0.2, Alpha: 0.05, MinUnits: 500, Action: RollBack}
+		wrong, found := 0, 0
+		for seed := range uint64(200) {
+			if run(seed, rail, c.null) { // exactly at the margin: the hardest null
+				wrong++
+			}
+			if run(seed, rail, c.worse) {
+				found++
+			}
+		}
+		// binomial(200, 0.05) exceeds 21 with probability 0.1 %
+		if wrong > 21 || found < 190 {
+			t.Errorf("%s is better: fired %d of 200 times at the margin, %d beyond it", c.better, wrong, found)
 		}
 	}
 }

@@ -17,4 +17,8 @@
 //   - at share 1 there is no control. Such a step only confirms: it is entered once the deciding step has shown
 //     a lift, generation errors are watched, and the promotion is made on the deciding step's data, which
 //     are complete by then.
+//
+// A step that a person left and entered again is one sample over its visits: its share is the same each time, so
+// nothing of the mix of the arms changes between them, and one sequence goes on (docs/adr/0022). While the ramp is
+// paused, only a guard's roll-back acts.
 package ramp

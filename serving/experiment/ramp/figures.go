@@ -71,17 +71,28 @@ type Figures struct {
 	MDE          Num          `json:"mde_absolute"` // difference found with probability 0.8 at this size
 	Generation   Counts       `json:"generation"`
 	ErrorP       Num          `json:"generation_error_p"`
+	Guardrails   []Guard      `json:"guardrails,omitempty"` // the other metrics, in the order of the configuration
 }
 
+// Describe computes the figures of a step without judging them.
+func Describe(cfg Config, x control.ExperimentStatus, step control.Step, ev Evidence) Figures {
+	return figures(cfg, x, step, ev.Now, ev)
+}
+
+// DescribeArm gives one arm's figures, with the interval of the sequence.
+func DescribeArm(s stats.RatioSums, q stats.Sequence) Arm { return arm(s, q) }
+
 // figures computes everything that the rules look at. What the data do not bound is NaN or infinite.
-func figures(cfg Config, x control.ExperimentStatus, step control.Step, s Sums, gen Counts) Figures {
+func figures(cfg Config, x control.ExperimentStatus, step control.Step, s Sums, ev Evidence) Figures {
+	gen := ev.Generation
 	q := stats.Sequence{Alpha: x.Alpha, NStar: x.NStar}
 	nan := Num(math.NaN())
 	f := Figures{
 		Step: step, Control: arm(s.Control, q), Treatment: arm(s.Treatment, q), Generation: gen,
 		Lift: nan, LiftLow: -1, LiftHigh: 1, Relative: nan, RelativeLow: -1, RelativeHigh: Num(math.Inf(1)),
 		P: 1, Guard: 1, GuardLow: -1, SRMP: 1, MDE: nan,
-		ErrorP: Num(stats.PFromLogE(stats.RateExceeds(gen.Failed, gen.Total, cfg.ErrorLimit))),
+		ErrorP:     Num(stats.PFromLogE(stats.RateExceeds(gen.Failed, gen.Total, cfg.ErrorLimit))),
+		Guardrails: guards(cfg.Guardrails, ev.Metrics, x.NStar),
 	}
 	if step.Share < 1 {
 		ln, err := stats.SampleRatio([]int64{s.Control.N, s.Treatment.N}, []float64{1 - step.Share, step.Share}, cfg.SRMPrior)
@@ -93,7 +104,7 @@ func figures(cfg Config, x control.ExperimentStatus, step control.Step, s Sums, 
 	if err != nil { // an arm without impressions: nothing is known yet
 		return f
 	}
-	g := stats.Inferiority(s.Control, s.Treatment, cfg.Margin, stats.Sequence{Alpha: cfg.GuardAlpha, NStar: x.NStar})
+	g := stats.Guard(s.Control, s.Treatment, cfg.Margin, stats.Sequence{Alpha: cfg.GuardAlpha, NStar: x.NStar})
 	f.Lift, f.LiftLow, f.LiftHigh, f.P = Num(l.Absolute), Num(l.Interval.Low), Num(l.Interval.High), Num(l.P)
 	f.Relative, f.RelativeLow, f.RelativeHigh = Num(l.Relative), Num(l.RelativeI.Low), Num(l.RelativeI.High)
 	f.GuardLow, f.Guard = Num(g.Low), Num(g.High)

@@ -1,0 +1,361 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"ctrloop/internal/stats"
+	"ctrloop/internal/stats/statcsv"
+	"ctrloop/internal/warehouse"
+	"ctrloop/schemas/control"
+)
+
+// statsSource are the options about an experiment in a warehouse, in the place of a file.
+type statsSource struct {
+	Experiment string `placeholder:"NAME" help:"Take the data of this experiment from the warehouse instead of a file."`
+	Dir        string `help:"Folder of the instance; its engine is started for the question where nothing runs." default:"ctrloop-data" env:"CTRLOOP_DIR" type:"path"`
+	DSN        string `name:"dsn" help:"Ask this ClickHouse instead: clickhouse://user:password@host:port/database." env:"CTRLOOP_CLICKHOUSE_DSN"`
+	Step       string `default:"last" help:"Step of the ramp: a number from 1, last, or all. Over steps with different shares a plain lift can turn around (Simpson)."`
+}
+
+// fromFileOrWarehouse reads the file, or asks the warehouse where an experiment is named, and says which it was.
+func fromFileOrWarehouse[T any](ctx context.Context, g *Globals, o *output, file string, s *statsSource, read func(io.Reader) (T, error), ask func(statsWarehouse) (T, error)) (v T, name string, err error) {
+	if (file == "") == (s.Experiment == "") {
+		return v, "", usageError{errors.New("give a file, or an experiment of the warehouse with --experiment NAME: one of the two")}
+	}
+	if s.Experiment == "" {
+		v, err = readStatsFile(file, read)
+		return v, file, err
+	}
+	dsn := s.DSN
+	if dsn == "" {
+		var stop func() error
+		if dsn, stop, err = (&SQLCmd{Dir: s.Dir}).warehouse(ctx, g, o); err != nil {
+			return v, "", err
+		}
+		defer func() {
+			if err := stop(); err != nil {
+				log := o.logger(g)
+				log.Warn().Err(err).Msg("stop the engine")
+			}
+		}()
+	}
+	db, err := warehouse.Open(ctx, dsn)
+	if err != nil {
+		return v, "", err
+	}
+	defer func() { _ = db.Close() }() // it was only read from
+	w, err := openExperiment(ctx, db, s)
+	if err != nil {
+		return v, "", err
+	}
+	if w.note != "" {
+		fmt.Fprintln(o.stderr, "warning: "+w.note)
+	}
+	v, err = ask(w)
+	if err != nil {
+		err = fmt.Errorf("experiment %s: %w", s.Experiment, err)
+	}
+	return v, w.name, err
+}
+
+// statsWarehouse is one experiment in a warehouse, and the span of its ramp that is asked about.
+type statsWarehouse struct {
+	db       *warehouse.DB
+	id, name string
+	unit     string         // column: user or product
+	steps    []control.Step // of the log; none where it does not have the experiment
+	from, to int64          // event time in Unix milliseconds, [from, to)
+	start    int64          // of the experiment's first impression
+	note     string
+}
+
+// endOfTime is a Unix millisecond in 2286, inside the range of DateTime64(3).
+const endOfTime = 10_000_000_000_000
+
+// openExperiment finds the experiment and the step that is asked for.
+func openExperiment(ctx context.Context, db *warehouse.DB, s *statsSource) (statsWarehouse, error) {
+	w := statsWarehouse{db: db, id: s.Experiment, name: "experiment " + s.Experiment, unit: "user", to: endOfTime}
+	var commands []struct {
+		Type string `ch:"type"`
+		Data string `ch:"data"`
+	}
+	err := db.Select(ctx, &commands, `SELECT toString(type) AS type, data FROM control_log FINAL WHERE rejected = '' AND entity = ? AND type IN (?, ?) ORDER BY source, offset`,
+		control.ExperimentEntity(s.Experiment), string(control.ExperimentCreated), string(control.ExperimentStepped))
+	if err != nil {
+		return w, withHint(err, "is this the warehouse of an instance that has run? --dir names its folder, --dsn its ClickHouse")
+	}
+	for _, c := range commands {
+		var x control.Experiment
+		var step control.Step
+		if c.Type == string(control.ExperimentCreated) {
+			if err := json.Unmarshal([]byte(c.Data), &x); err != nil || len(x.Steps) == 0 {
+				return w, fmt.Errorf("the creation of experiment %s in control_log is not readable: %q: %w", s.Experiment, c.Data, err)
+			}
+			step.Share = x.Steps[0]
+			if x.Unit == "product" {
+				w.unit = "product"
+			}
+		} else if err := json.Unmarshal([]byte(c.Data), &step); err != nil {
+			return w, fmt.Errorf("a step of experiment %s in control_log is not readable: %q: %w", s.Experiment, c.Data, err)
+		}
+		w.steps = append(w.steps, step)
+	}
+	var first []struct {
+		N  uint64 `ch:"n"`
+		At int64  `ch:"at"`
+	}
+	if err := db.Select(ctx, &first, `SELECT count() AS n, toInt64(toUnixTimestamp64Milli(min(event_time))) AS at FROM labels_mature WHERE experiment = ?`, s.Experiment); err != nil {
+		return w, err
+	}
+	if len(first) == 0 || first[0].N == 0 {
+		return w, w.unknown(ctx)
+	}
+	w.start = first[0].At
+	return w, w.chooseStep(s.Step)
+}
+
+// unknown says which experiments there are.
+func (w statsWarehouse) unknown(ctx context.Context) error {
+	var known []struct {
+		Experiment string `ch:"experiment"`
+	}
+	if err := w.db.Select(ctx, &known, `SELECT DISTINCT toString(experiment) AS experiment FROM labels_mature WHERE experiment != '' ORDER BY experiment LIMIT 20`); err != nil {
+		return err
+	}
+	names := make([]string, len(known))
+	for i, k := range known {
+		names[i] = k.Experiment
+	}
+	hint := "no experiment has mature impressions yet: they count when the window of their clicks has closed"
+	if len(names) > 0 {
+		hint = "those with mature impressions: " + strings.Join(names, ", ")
+	}
+	return withHint(fmt.Errorf("experiment %q has no mature impressions in the warehouse", w.id), hint)
+}
+
+// chooseStep sets the span of the step: last, all, or a number from 1.
+func (w *statsWarehouse) chooseStep(which string) error {
+	i := len(w.steps) - 1
+	switch which {
+	case "last":
+	case "all":
+		if slices.ContainsFunc(w.steps, func(s control.Step) bool { return s.Share != w.steps[0].Share }) {
+			w.note = "the shares changed during the experiment: sums over all of it mix times with arms, and a lift can come out wrong or reversed (Simpson); prefer one --step"
+		}
+		return nil
+	default:
+		n, err := strconv.Atoi(which)
+		if err != nil || n < 1 || n > len(w.steps) {
+			return usageError{fmt.Errorf("--step %s: want last, all, or a number from 1 to %d", which, len(w.steps))}
+		}
+		i = n - 1
+	}
+	if i < 0 { // the log does not have it: one step
+		return nil
+	}
+	w.from = w.steps[i].AtMS
+	if i+1 < len(w.steps) {
+		w.to = w.steps[i+1].AtMS
+	}
+	w.name = fmt.Sprintf("%s, step %d of %d (%g %%)", w.name, i+1, len(w.steps), 100*w.steps[i].Share)
+	return nil
+}
+
+// sumsRow are the sums of one arm, of one category where these are asked for.
+type sumsRow struct {
+	Variant  string  `ch:"variant"`
+	Category string  `ch:"cat"`
+	N        uint64  `ch:"n"`
+	M        float64 `ch:"m"`
+	D        float64 `ch:"d"`
+	MM       float64 `ch:"mm"`
+	DD       float64 `ch:"dd"`
+	MD       float64 `ch:"md"`
+	PreM     float64 `ch:"pm"`
+	PreD     float64 `ch:"pd"`
+	PreMM    float64 `ch:"pmm"`
+	PreDD    float64 `ch:"pdd"`
+	PreMD    float64 `ch:"pmd"`
+	MPreM    float64 `ch:"mpm"`
+	MPreD    float64 `ch:"mpd"`
+	DPreM    float64 `ch:"dpm"`
+	DPreD    float64 `ch:"dpd"`
+}
+
+func (r sumsRow) sums() stats.Sums {
+	return stats.Sums{
+		RatioSums: stats.RatioSums{N: int64(r.N), M: r.M, D: r.D, MM: r.MM, DD: r.DD, MD: r.MD},
+		PreM:      r.PreM, PreD: r.PreD, PreMM: r.PreMM, PreDD: r.PreDD, PreMD: r.PreMD,
+		MPreM: r.MPreM, MPreD: r.MPreD, DPreM: r.DPreM, DPreD: r.DPreD,
+	}
+}
+
+// span is the condition of the asked span of event time; its arguments are from and to.
+const span = `event_time >= fromUnixTimestamp64Milli(toInt64(?), 'UTC') AND event_time < fromUnixTimestamp64Milli(toInt64(?), 'UTC')`
+
+// sums reads n and the 14 sums of each arm, with what the units did in the time pre before the experiment began.
+func (w statsWarehouse) sums(ctx context.Context, category string, pre time.Duration) (rows []sumsRow, err error) {
+	err = w.db.Select(ctx, &rows, `
+		SELECT variant, cat, count() AS n, toFloat64(sum(k)) AS m, toFloat64(sum(c)) AS d,
+			toFloat64(sum(k * k)) AS mm, toFloat64(sum(c * c)) AS dd, toFloat64(sum(k * c)) AS md,
+			toFloat64(sum(pk)) AS pm, toFloat64(sum(pc)) AS pd, toFloat64(sum(pk * pk)) AS pmm, toFloat64(sum(pc * pc)) AS pdd, toFloat64(sum(pk * pc)) AS pmd,
+			toFloat64(sum(k * pk)) AS mpm, toFloat64(sum(k * pc)) AS mpd, toFloat64(sum(c * pk)) AS dpm, toFloat64(sum(c * pc)) AS dpd
+		FROM (
+			SELECT toString(variant) AS variant, `+category+` AS cat, `+w.unit+` AS unit, toUInt64(sum(clicked)) AS k, toUInt64(count()) AS c
+			FROM labels_mature
+			WHERE experiment = ? AND `+span+`
+			GROUP BY variant, cat, unit
+		) AS during
+		LEFT JOIN (
+			SELECT `+w.unit+` AS unit, toUInt64(sum(clicked)) AS pk, toUInt64(count()) AS pc
+			FROM labels_mature
+			WHERE `+span+`
+			GROUP BY unit
+		) AS earlier USING (unit)
+		GROUP BY variant, cat
+		ORDER BY cat, variant
+		SETTINGS join_use_nulls = 0`, w.id, w.from, w.to, w.start-pre.Milliseconds(), w.start)
+	return rows, err
+}
+
+// lift reads both arms, their categories, and the covariate.
+func (w statsWarehouse) lift(ctx context.Context, pre time.Duration) (statcsv.LiftData, error) {
+	out := statcsv.LiftData{HasPre: pre > 0}
+	rows, err := w.sums(ctx, "''", pre)
+	if err != nil {
+		return out, err
+	}
+	for _, r := range rows {
+		switch r.Variant {
+		case "control":
+			out.Control = r.sums()
+		case "treatment":
+			out.Treatment = r.sums()
+		default:
+			return out, fmt.Errorf("impressions have the variant %q, want control or treatment", r.Variant)
+		}
+	}
+	if out.Control.D == 0 || out.Treatment.D == 0 {
+		return out, withHint(fmt.Errorf("control has %g mature impressions in this span and treatment %g: a lift needs both arms", out.Control.D, out.Treatment.D),
+			"choose another --step; at 100 % there is no control")
+	}
+	if rows, err = w.sums(ctx, "toString(category)", 0); err != nil {
+		return out, err
+	}
+	for _, r := range rows {
+		if n := len(out.Categories); n == 0 || out.Categories[n-1].Name != r.Category {
+			out.Categories = append(out.Categories, stats.Category{Name: r.Category})
+		}
+		c := &out.Categories[len(out.Categories)-1]
+		if r.Variant == "control" {
+			c.Control = r.sums().RatioSums
+		} else {
+			c.Treatment = r.sums().RatioSums
+		}
+	}
+	if len(out.Categories) == 1 { // it is the whole
+		out.Categories = nil
+	}
+	var both []struct {
+		N uint64 `ch:"n"`
+	}
+	err = w.db.Select(ctx, &both, `SELECT countIf(v > 1) AS n FROM (SELECT uniqExact(variant) AS v FROM labels_mature WHERE experiment = ? AND `+span+` GROUP BY `+w.unit+`)`, w.id, w.from, w.to)
+	if err == nil && len(both) == 1 {
+		out.InBothArms = int(both[0].N)
+	}
+	return out, err
+}
+
+// phases counts each unit once, in the step and the arm of its first impression: those that a ramp moves later were
+// drawn by an earlier step's shares.
+func (w statsWarehouse) phases(ctx context.Context, shares []float64) (statcsv.Phases, error) {
+	steps := w.steps
+	if len(steps) == 0 {
+		if len(shares) != 2 {
+			return statcsv.Phases{}, usageError{fmt.Errorf("--shares has %d shares, an experiment two arms", len(shares))}
+		}
+		steps = []control.Step{{Share: shares[1]}}
+	}
+	starts := make([]string, len(steps))
+	for i, s := range steps {
+		starts[i] = strconv.FormatInt(s.AtMS, 10)
+	}
+	var rows []struct {
+		Phase     uint64 `ch:"phase"`
+		Control   int64  `ch:"control"`
+		Treatment int64  `ch:"treatment"`
+	}
+	err := w.db.Select(ctx, &rows, `
+		SELECT toUInt64(arrayCount(at -> at <= first, [`+strings.Join(starts, ",")+`])) AS phase, toInt64(countIf(arm = 'control')) AS control, toInt64(countIf(arm = 'treatment')) AS treatment
+		FROM (
+			SELECT toString(argMin(variant, event_time)) AS arm, toInt64(toUnixTimestamp64Milli(min(event_time))) AS first
+			FROM labels_mature WHERE experiment = ? GROUP BY `+w.unit+`
+		)
+		GROUP BY phase ORDER BY phase`, w.id)
+	if err != nil {
+		return statcsv.Phases{}, err
+	}
+	out := statcsv.Phases{Arms: []string{"control", "treatment"}}
+	for _, r := range rows {
+		s := steps[min(max(int(r.Phase), 1), len(steps))-1]
+		if s.Share >= 1 { // nothing is drawn
+			continue
+		}
+		out.Names = append(out.Names, strconv.Itoa(s.Index+1))
+		out.Phases = append(out.Phases, stats.SharePhase{Counts: []int64{r.Control, r.Treatment}, Shares: []float64{1 - s.Share, s.Share}})
+	}
+	if len(out.Phases) == 0 {
+		return out, errors.New("no units came while both arms had a share")
+	}
+	return out, nil
+}
+
+// units reads the control arm's units, to plan from.
+func (w statsWarehouse) units(ctx context.Context) (stats.RatioSums, error) {
+	rows, err := w.sums(ctx, "''", 0)
+	if err != nil {
+		return stats.RatioSums{}, err
+	}
+	for _, r := range rows {
+		if r.Variant == "control" {
+			return r.sums().RatioSums, nil
+		}
+	}
+	return stats.RatioSums{}, withHint(errors.New("control has no mature impressions in this span"), "choose another --step; at 100 % there is no control")
+}
+
+// maxLogRows bounds the decisions that are read into memory, about 50 bytes each.
+const maxLogRows = 20_000_000
+
+// log reads the logged decisions.
+func (w statsWarehouse) log(ctx context.Context, names *statcsv.Names) (*statcsv.Log, error) {
+	rows, err := w.db.Query(ctx, `SELECT toString(product), toString(creative), clicked, propensity FROM labels_mature WHERE experiment = ? AND `+span+` ORDER BY event_time, impression_id LIMIT ?`, w.id, w.from, w.to, maxLogRows+1)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // Err says what went wrong
+	out := &statcsv.Log{}
+	for rows.Next() {
+		var product, creative string
+		var clicked uint8
+		var propensity float64
+		if err := rows.Scan(&product, &creative, &clicked, &propensity); err != nil {
+			return nil, err
+		}
+		if err := names.Add(out, product, creative, clicked != 0, propensity); err != nil {
+			return nil, err
+		}
+		if len(out.Item) > maxLogRows {
+			return nil, withHint(fmt.Errorf("more than %d decisions", maxLogRows), "choose one --step")
+		}
+	}
+	return out, rows.Err()
+}

@@ -1,0 +1,295 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"ctrloop/internal/stats"
+	"ctrloop/internal/warehouse"
+	"ctrloop/schemas"
+	"ctrloop/schemas/control"
+	"ctrloop/schemas/eventpb"
+
+	"github.com/rs/zerolog"
+)
+
+// ramped is an experiment of two steps, 10 % and 50 %, after a time without it. Users are drawn by their number;
+// those below 10 of 100 are treated in the first step, those below 50 in the second.
+type ramped struct {
+	start, second, end time.Time
+	rows               []warehouse.LabelRow
+}
+
+func newRamped() ramped {
+	start := time.Date(2026, 3, 2, 9, 0, 0, 0, time.UTC)
+	x := ramped{start: start, second: start.Add(2 * time.Hour), end: start.Add(4 * time.Hour)}
+	rng := rand.New(rand.NewPCG(61, 0))
+	for range 20_000 {
+		at := start.Add(-4*time.Hour + time.Duration(rng.Int64N(int64(8*time.Hour))))
+		var random [10]byte
+		for i := range random {
+			random[i] = byte(rng.Uint32())
+		}
+		user := rng.Uint64N(700)
+		if !at.Before(x.second) { // new users go on coming
+			user = rng.Uint64N(1100)
+		}
+		r := warehouse.LabelRow{
+			Impression: schemas.NewImpressionID(at, random), Version: 1, User: user, Product: []string{"p1", "p2"}[rng.IntN(2)], Creative: []string{"c1", "c2", "c3"}[rng.IntN(3)],
+			Category: []string{"bags", "tea/green", "shoes"}[rng.IntN(3)], Weight: 1, Bot: rng.IntN(30) == 0, Propensity: 1. / 3,
+			Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMS: x.end.Add(time.Hour).UnixMilli(),
+		}
+		if treated := map[bool]uint64{true: 10, false: 50}[at.Before(x.second)]; !at.Before(start) {
+			r.Experiment, r.Variant = "e", "control"
+			if user%100 < treated {
+				r.Variant = "treatment"
+			}
+		}
+		if rate := 0.05 + 0.2*float64(user%7)/7; rng.Float64() < rate {
+			r.Clicked, r.Clicks, r.Kind = true, 1, eventpb.LabelKind_LABEL_KIND_POSITIVE
+		}
+		x.rows = append(x.rows, r)
+	}
+	return x
+}
+
+// sums are those of an arm in a span, by hand, with everything before the test as the covariate.
+func (x ramped) sums(variant, category string, from, to time.Time) (s stats.Sums) {
+	units := map[uint64]*[4]float64{}
+	for _, r := range x.rows {
+		at := r.Impression.Time()
+		if r.Bot || r.Experiment != "e" || r.Variant != variant || category != "" && r.Category != category || at.Before(from) || !at.Before(to) {
+			continue
+		}
+		if units[r.User] == nil {
+			units[r.User] = &[4]float64{}
+		}
+		units[r.User][1]++
+		if r.Clicked {
+			units[r.User][0]++
+		}
+	}
+	for _, r := range x.rows {
+		if u := units[r.User]; u != nil && !r.Bot && r.Impression.Time().Before(x.start) {
+			u[3]++
+			if r.Clicked {
+				u[2]++
+			}
+		}
+	}
+	for _, u := range units {
+		s.Observe(u[0], u[1], u[2], u[3])
+	}
+	return s
+}
+
+// serve fills an embedded warehouse with the experiment and returns its address.
+func (x ramped) serve(t *testing.T) (dsn string) {
+	t.Helper()
+	if _, err := os.Stat(warehouse.LibPath()); err != nil {
+		t.Skipf("the engine is not set up (run `ctrloop setup`): %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	e, err := warehouse.StartEngine(ctx, warehouse.EngineConfig{Lib: warehouse.LibPath(), Dir: t.TempDir()}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := e.Stop(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	db, err := warehouse.Open(ctx, e.DSN())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.Migrate(ctx, warehouse.Options{Window: time.Minute, Bucket: time.Second}); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.InsertLabels(ctx, "all", x.rows); err != nil {
+		t.Fatal(err)
+	}
+	encode := func(v any) json.RawMessage {
+		raw, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	entity := control.ExperimentEntity("e")
+	err = db.InsertControl(ctx, []warehouse.ControlRow{
+		{Event: control.Event{ID: "1", Type: control.ExperimentCreated, Entity: entity, Time: x.start, Data: encode(control.Experiment{ID: "e", Unit: "user", Steps: []float64{0.1, 0.5}})}, Place: warehouse.Place{TopicID: "t", Offset: 1}},
+		{Event: control.Event{ID: "2", Type: control.ExperimentStepped, Entity: entity, Time: x.second, Data: encode(control.Step{Index: 1, Share: 0.5, AtMS: x.second.UnixMilli()})}, Place: warehouse.Place{TopicID: "t", Offset: 2}},
+		{Event: control.Event{ID: "3", Type: control.ExperimentStepped, Entity: entity, Time: x.second, Data: encode(control.Step{Index: 2, Share: 1, AtMS: 1})}, Place: warehouse.Place{TopicID: "t", Offset: 3}, Rejected: "conflict"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e.ReadOnlyDSN()
+}
+
+// ask runs a command on the experiment and returns its JSON.
+func ask(t *testing.T, dsn string, args ...string) map[string]any {
+	t.Helper()
+	code, stdout, stderr := cli(t, append([]string{"stats"}, append(args, "--experiment", "e", "--dsn", dsn, "--json", "-")...)...)
+	if code != exitOK {
+		t.Fatalf("%q: exit %d: %s", args, code, stderr)
+	}
+	var v map[string]any
+	if err := json.Unmarshal([]byte(stdout), &v); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// Everything that the commands say of an experiment in the warehouse is what the package says of the same
+// impressions, counted by hand.
+func TestStatsOverTheWarehouse(t *testing.T) {
+	x := newRamped()
+	dsn := x.serve(t)
+	t.Run("lift of the last step", func(t *testing.T) {
+		x.checkLift(t, ask(t, dsn, "lift"), x.second, x.end)
+	})
+	t.Run("lift of the first step", func(t *testing.T) {
+		x.checkLift(t, ask(t, dsn, "lift", "--step", "1"), x.start, x.second)
+	})
+	t.Run("sample ratio over the ramp", func(t *testing.T) { x.checkSRM(t, dsn) })
+	t.Run("power from the control arm", func(t *testing.T) {
+		v := ask(t, dsn, "power", "--units-per-day", "100")
+		s := x.sums("control", "", x.second, x.end).RatioSums
+		if got, want := v["sigma"].(float64), stats.SigmaFromBaseline(s, 0.5); math.Abs(got-want) > 1e-9*want || v["units"] != float64(s.N) {
+			t.Errorf("sigma %g of %v units, want %g of %d", got, v["units"], want, s.N)
+		}
+	})
+	t.Run("value of a policy", func(t *testing.T) { x.checkOPE(t, dsn) })
+	t.Run("unknown and wrong", func(t *testing.T) {
+		for _, c := range []struct {
+			args []string
+			code int
+			want string
+		}{
+			{[]string{"lift", "--experiment", "nope"}, exitFailed, "those with mature impressions: e"},
+			{[]string{"lift", "--experiment", "e", "--step", "3"}, exitUsage, "from 1 to 2"},
+		} {
+			code, _, stderr := cli(t, append([]string{"stats"}, append(c.args, "--dsn", dsn)...)...)
+			if code != c.code || !strings.Contains(stderr, c.want) {
+				t.Errorf("%q: exit %d, %s; want %d with %q", c.args, code, stderr, c.code, c.want)
+			}
+		}
+		code, _, stderr := cli(t, "stats", "lift", "--experiment", "e", "--step", "all", "--dsn", dsn)
+		if code != exitOK || !strings.Contains(stderr, "Simpson") || !strings.Contains(stderr, "both arms") {
+			t.Errorf("all steps: exit %d, no warning of the changed shares and of users that moved: %s", code, stderr)
+		}
+	})
+}
+
+func (x ramped) checkLift(t *testing.T, v map[string]any, from, to time.Time) {
+	t.Helper()
+	want, err := stats.CompareAdjusted(x.sums("control", "", from, to), x.sums("treatment", "", from, to), stats.DefaultSequence())
+	if err != nil {
+		t.Fatal(err)
+	}
+	adjusted := v["adjusted"].(map[string]any)
+	for name, c := range map[string][2]float64{
+		"absolute": {adjusted["lift_absolute"].(float64), want.Absolute}, "low": {adjusted["low"].(float64), want.Interval.Low},
+		"theta": {adjusted["theta"].(float64), want.Theta}, "units": {v["control"].(map[string]any)["units"].(float64), float64(x.sums("control", "", from, to).N)},
+	} {
+		if math.Abs(c[0]-c[1]) > 1e-9*max(1, math.Abs(c[1])) {
+			t.Errorf("%s = %.12g, want %.12g", name, c[0], c[1])
+		}
+	}
+	if want.Theta == 0 {
+		t.Error("no covariate was used")
+	}
+	categories := v["categories"].([]any)
+	if len(categories) != 3 {
+		t.Fatalf("%d categories", len(categories))
+	}
+	for _, c := range categories {
+		c := c.(map[string]any)
+		name := c["category"].(string)
+		l, err := stats.Compare(x.sums("control", name, from, to).RatioSums, x.sums("treatment", name, from, to).RatioSums, stats.DefaultSequence())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c["lift_relative"].(float64); math.Abs(got-l.Relative) > 1e-9 {
+			t.Errorf("%s: lift %g, want %g", name, got, l.Relative)
+		}
+	}
+}
+
+func (x ramped) checkSRM(t *testing.T, dsn string) {
+	t.Helper()
+	first := map[uint64]warehouse.LabelRow{}
+	for _, r := range x.rows {
+		if f, ok := first[r.User]; r.Experiment == "e" && !r.Bot && (!ok || r.Impression.Time().Before(f.Impression.Time())) {
+			first[r.User] = r
+		}
+	}
+	var want [2]map[string]float64
+	for _, r := range first {
+		k := 0
+		if !r.Impression.Time().Before(x.second) {
+			k = 1
+		}
+		if want[k] == nil {
+			want[k] = map[string]float64{}
+		}
+		want[k][r.Variant]++
+	}
+	v := ask(t, dsn, "srm")
+	phases := v["phases"].([]any)
+	if len(phases) != 2 {
+		t.Fatalf("%d phases", len(phases))
+	}
+	for k, p := range phases {
+		counts := p.(map[string]any)["counts"].(map[string]any)
+		if counts["control"] != want[k]["control"] || counts["treatment"] != want[k]["treatment"] {
+			t.Errorf("phase %d: %v, want %v", k+1, counts, want[k])
+		}
+		if shares := p.(map[string]any)["shares"].([]any); math.Abs(shares[1].(float64)-[]float64{0.1, 0.5}[k]) > 1e-12 {
+			t.Errorf("phase %d: shares %v", k+1, shares)
+		}
+	}
+}
+
+func (x ramped) checkOPE(t *testing.T, dsn string) {
+	t.Helper()
+	// The policy shows c1 twice as often as it was logged: IPS is the mean of weight times click.
+	csv, prob := "product,creative,probability\n", map[string]float64{"c1": 2. / 3, "c2": 1. / 3, "c3": 0}
+	for _, product := range []string{"p1", "p2"} {
+		for c, p := range prob {
+			csv += fmt.Sprintf("%s,%s,%g\n", product, c, p)
+		}
+	}
+	file := filepath.Join(t.TempDir(), "policy.csv")
+	if err := os.WriteFile(file, []byte(csv), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	v := ask(t, dsn, "ope", "--policy", file)
+	n, sum := 0.0, 0.0
+	for _, r := range x.rows {
+		if r.Experiment == "e" && !r.Bot && !r.Impression.Time().Before(x.second) {
+			n++
+			if r.Clicked {
+				sum += 3 * prob[r.Creative]
+			}
+		}
+	}
+	ips := v["estimators"].(map[string]any)["ips"].(map[string]any)["value"].(float64)
+	if v["rows"] != n || math.Abs(ips-sum/n) > 1e-6 { // the file's probabilities have six digits
+		t.Errorf("ips %g of %v rows, want %g of %g", ips, v["rows"], sum/n, n)
+	}
+}

@@ -1,0 +1,27 @@
+package stats
+
+import "math"
+
+// Guard is [Inferiority] made safe for a small arm, as at the first steps of a ramp. The small arm's variance is
+// taken to be at least what its units would have with the spread of the larger arm's.
+//
+// The reason: clicks are rare and few units bring many of them, so that a small arm that happened to get few
+// clicks has seen little of its own variance either. The bound that trusts it calls harm far more often than its
+// error says: in 7 to 17 % of simulated runs instead of 5 % (docs/validity.md). Under "not worse than the margin"
+// both arms' units are nearly alike, so the larger arm knows the spread better (as in a score test); the larger of
+// both keeps the bound safe where they are not.
+func Guard(control, treatment RatioSums, margin float64, q Sequence) Interval {
+	k := 1 - margin
+	va, vb := control.RateVariance(), treatment.RateVariance()
+	if na, nb := float64(control.N), float64(treatment.N); nb <= na {
+		vb = math.Max(vb, va*na/nb)
+	} else {
+		va = math.Max(va, vb*nb/na)
+	}
+	v, d := vb+k*k*va, treatment.Rate()-k*control.Rate()
+	if !(v > 0) || math.IsNaN(d) {
+		return Interval{-1, 1}
+	}
+	half := q.HalfWidthOneSided(float64(control.N+treatment.N), math.Sqrt(v))
+	return Interval{d - half, d + half}
+}

@@ -1,0 +1,411 @@
+package experiment
+
+import (
+	"cmp"
+	"context"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"ctrloop/internal/stats"
+	"ctrloop/schemas/control"
+	"ctrloop/serving/experiment/ramp"
+)
+
+// Reports answers the questions of the experiment pages that the controller does not ask. All over mature impressions.
+type Reports interface {
+	// Categories has the sums of each category. A unit counts in every category that it met.
+	Categories(ctx context.Context, x control.Experiment, spans []Span) ([]CategorySums, error)
+	// Arrivals counts the units of each arm by the day on which they were first seen, days ascending.
+	Arrivals(ctx context.Context, x control.Experiment) ([]Arrivals, error)
+	// Multiple counts the units of the spans, and those of them that were seen in both arms.
+	Multiple(ctx context.Context, x control.Experiment, spans []Span) (Multiple, error)
+	// Looks lists the looks on record, oldest first, at most limit of the newest.
+	Looks(ctx context.Context, id string, limit int) ([]LookRow, error)
+}
+
+// CategorySums are the arms' sums in one category.
+type CategorySums struct {
+	Category string
+	ramp.Sums
+}
+
+// Arrivals are the units first seen on a day (UTC).
+type Arrivals struct {
+	Day       time.Time
+	Control   int64
+	Treatment int64
+}
+
+// Multiple counts units that were seen in both arms while the share stood still. Assignment is sticky, so there
+// should be none; a few come from events that were on their way when the step began.
+type Multiple struct {
+	Units int64 `json:"units"`
+	Both  int64 `json:"both"`
+}
+
+// LookRow is a look on record. Figures that were not known are null.
+type LookRow struct {
+	Time        time.Time `json:"time"`
+	Step        int       `json:"step"`
+	Share       float64   `json:"share"`
+	Action      string    `json:"action"`
+	Rule        string    `json:"rule"`
+	Lift        ramp.Num  `json:"lift"` // relative
+	Low         ramp.Num  `json:"lift_low"`
+	High        ramp.Num  `json:"lift_high"`
+	P           ramp.Num  `json:"p"`
+	SRMP        ramp.Num  `json:"srm_p"`
+	Impressions int64     `json:"impressions"`
+}
+
+// Results is the answer of /results: what an experiment page shows.
+type Results struct {
+	Experiment Status         `json:"experiment"`
+	Decision   Analysis       `json:"analysis"`
+	Steps      []ramp.Figures `json:"steps"` // every step visited, by index; visits to one step are one sample
+	Guardrails []GuardRow     `json:"guardrails"`
+	Health     HealthRow      `json:"health"`
+}
+
+// GuardRow is a guardrail as people read it; the click-through rate, generation errors and the sample ratio are among them.
+type GuardRow struct {
+	Name      string   `json:"name"`
+	State     string   `json:"state"` // passed, open, failed, no_data
+	Control   ramp.Num `json:"control"`
+	Treatment ramp.Num `json:"treatment"`
+	Limit     string   `json:"limit"`
+	Action    string   `json:"action"` // when it fails
+	Why       string   `json:"why"`
+}
+
+// HealthRow says whether the figures can be trusted, and what they could show.
+type HealthRow struct {
+	SampleRatioP     ramp.Num  `json:"sample_ratio_p"` // always valid; small is bad
+	SampleRatioOK    bool      `json:"sample_ratio_ok"`
+	Multiple         *Multiple `json:"multiple_exposures,omitempty"` // absent: not asked of a warehouse
+	HalfWidth        ramp.Num  `json:"half_width_relative"`          // of the lift's interval now
+	MDE              ramp.Num  `json:"mde_relative"`                 // relative difference found with probability 0.8 at this size
+	UnitsForOnePct   ramp.Num  `json:"units_for_one_percent"`        // in both arms, for a half-width of 1 % of the control's rate
+	UnitsPerDay      ramp.Num  `json:"units_per_day"`                // arriving, mean of the days seen
+	DaysToOnePercent ramp.Num  `json:"days_to_one_percent"`
+}
+
+// Category is one line of the breakdown. Intervals are simultaneous: each has alpha divided by the number of
+// categories (Bonferroni), so that with probability 1 - alpha all of them hold, at all looks.
+type Category struct {
+	Category     string   `json:"category"`
+	Control      ramp.Arm `json:"control"`
+	Treatment    ramp.Arm `json:"treatment"`
+	Relative     ramp.Num `json:"lift_relative"`
+	RelativeLow  ramp.Num `json:"lift_relative_low"`
+	RelativeHigh ramp.Num `json:"lift_relative_high"`
+	P            ramp.Num `json:"p_adjusted"`
+	Adjustment   string   `json:"adjustment"`
+}
+
+// Exposure is a day of the cumulative exposure.
+type Exposure struct {
+	Day            string `json:"day"`
+	NewControl     int64  `json:"new_control"`
+	NewTreatment   int64  `json:"new_treatment"`
+	ControlSoFar   int64  `json:"control"`
+	TreatmentSoFar int64  `json:"treatment"`
+	Units          int64  `json:"units"`
+}
+
+var errNoReports = errors.New("this instance has no warehouse to ask")
+
+// shown is the index of the step whose data the experiment's lift is shown of: the deciding one once it was visited.
+func shown(x control.ExperimentStatus) int {
+	d := ramp.Decides(x.Steps)
+	if slices.ContainsFunc(x.History, func(s control.Step) bool { return s.Index == d }) {
+		return d
+	}
+	return x.Step.Index
+}
+
+// Results makes the page of an experiment.
+func (s *Service) Results(ctx context.Context, st *control.State, x control.ExperimentStatus) (Results, error) {
+	a, err := s.analyse(ctx, x)
+	if err != nil {
+		return Results{}, err
+	}
+	out := Results{Experiment: status(st, x), Decision: a, Steps: []ramp.Figures{}}
+	var of ramp.Figures // that the lift is shown of
+	for i, share := range x.Steps {
+		if !slices.ContainsFunc(x.History, func(s control.Step) bool { return s.Index == i }) {
+			continue
+		}
+		sums, err := s.d.Source.Sums(ctx, x.Experiment, s.spans(x, i))
+		if err != nil {
+			return Results{}, fmt.Errorf("sums of step %d: %w", i, err)
+		}
+		f := ramp.Describe(s.cfg.Ramp, x, control.Step{Index: i, Share: share}, ramp.Evidence{Now: sums, Generation: a.Generation})
+		f.Guardrails = nil // of the present step only: in Guardrails
+		out.Steps = append(out.Steps, f)
+		if i == shown(x) {
+			of = f
+		}
+	}
+	out.Guardrails = s.guardRows(x, a.Figures)
+	out.Health, err = s.health(ctx, x, of)
+	return out, err
+}
+
+func (s *Service) guardRows(x control.ExperimentStatus, f ramp.Figures) []GuardRow {
+	c := s.cfg.Ramp
+	state := func(failed, passed, known bool) string {
+		switch {
+		case !known:
+			return string(ramp.GuardNoData)
+		case failed:
+			return string(ramp.GuardFailed)
+		case passed:
+			return string(ramp.GuardPassed)
+		}
+		return string(ramp.GuardOpen)
+	}
+	rows := []GuardRow{
+		{Name: "click_through", Control: f.Control.CTR, Treatment: f.Treatment.CTR, Action: string(ramp.RollBack),
+			State: state(f.Guard < 0, f.GuardLow > 0, !math.IsNaN(float64(f.Lift))),
+			Limit: fmt.Sprintf("not more than %g %% below the control, error %g", 100*c.Margin, c.GuardAlpha),
+			Why:   fmt.Sprintf("treatment - %g x control lies in [%.3g, %.3g]", 1-c.Margin, float64(f.GuardLow), float64(f.Guard))},
+		{Name: "sample_ratio", Control: ramp.Num(f.Control.Units), Treatment: ramp.Num(f.Treatment.Units), Action: string(ramp.RollBack),
+			State: state(float64(f.SRMP) <= ramp.SRMLimit(c, x.Steps), false, f.Control.Units+f.Treatment.Units > 0 && f.Step.Share < 1),
+			Limit: fmt.Sprintf("p above %.3g at share %g", ramp.SRMLimit(c, x.Steps), f.Step.Share), Why: fmt.Sprintf("p %.3g", float64(f.SRMP))},
+		{Name: "generation_errors", Control: ramp.Num(math.NaN()), Treatment: ramp.Num(float64(f.Generation.Failed) / float64(f.Generation.Total)), Action: string(ramp.RollBack),
+			State: state(float64(f.ErrorP) <= c.ErrorAlpha, false, f.Generation.Total > 0),
+			Limit: fmt.Sprintf("at most %g %% fail, error %g", 100*c.ErrorLimit, c.ErrorAlpha), Why: fmt.Sprintf("%d of %d failed, p %.3g", f.Generation.Failed, f.Generation.Total, float64(f.ErrorP))},
+	}
+	for _, g := range f.Guardrails {
+		rows = append(rows, GuardRow{Name: g.Metric, State: string(g.State), Control: g.Control, Treatment: g.Treatment, Action: string(g.Action),
+			Limit: fmt.Sprintf("not more than %g %% worse than the control (%s is better), error %g", 100*g.Margin, g.Better, g.Alpha), Why: g.Why})
+	}
+	return rows
+}
+
+func (s *Service) health(ctx context.Context, x control.ExperimentStatus, f ramp.Figures) (HealthRow, error) {
+	nan := ramp.Num(math.NaN())
+	h := HealthRow{SampleRatioP: f.SRMP, SampleRatioOK: float64(f.SRMP) > ramp.SRMLimit(s.cfg.Ramp, x.Steps),
+		HalfWidth: nan, MDE: f.MDE / f.Control.CTR, UnitsForOnePct: nan, UnitsPerDay: nan, DaysToOnePercent: nan}
+	if n, half := float64(f.Control.Units+f.Treatment.Units), float64(f.LiftHigh-f.LiftLow)/2; n > 0 && !math.IsNaN(float64(f.Lift)) && half < 1 {
+		q := stats.Sequence{Alpha: x.Alpha, NStar: x.NStar}
+		h.HalfWidth = ramp.Num(half) / f.Control.CTR
+		sigma := half / q.HalfWidth(n, 1) * math.Sqrt(n) // of the difference at one unit, for the same mix of the arms
+		h.UnitsForOnePct = ramp.Num(stats.UnitsForHalfWidth(q, sigma, 0.01*float64(f.Control.CTR)))
+	}
+	if s.d.Reports == nil {
+		return h, nil
+	}
+	m, err := s.d.Reports.Multiple(ctx, x.Experiment, s.spans(x, shown(x)))
+	if err != nil {
+		return h, fmt.Errorf("multiple exposures: %w", err)
+	}
+	h.Multiple = &m
+	days, err := s.d.Reports.Arrivals(ctx, x.Experiment)
+	if err != nil {
+		return h, fmt.Errorf("arrivals: %w", err)
+	}
+	if len(days) > 0 {
+		total := int64(0)
+		for _, d := range days {
+			total += d.Control + d.Treatment
+		}
+		span := days[len(days)-1].Day.Sub(days[0].Day).Hours()/24 + 1
+		h.UnitsPerDay = ramp.Num(float64(total) / span)
+		h.DaysToOnePercent = ramp.Num(max(0, float64(h.UnitsForOnePct)-float64(f.Control.Units+f.Treatment.Units)) / float64(h.UnitsPerDay))
+	}
+	return h, nil
+}
+
+// Categories breaks the lift of the shown step down.
+func (s *Service) Categories(ctx context.Context, x control.ExperimentStatus) ([]Category, error) {
+	if s.d.Reports == nil {
+		return nil, errNoReports
+	}
+	sums, err := s.d.Reports.Categories(ctx, x.Experiment, s.spans(x, shown(x)))
+	if err != nil {
+		return nil, err
+	}
+	return adjust(sums, stats.Sequence{Alpha: x.Alpha, NStar: x.NStar}), nil
+}
+
+// adjust compares the arms in each category, with simultaneous intervals: the one place where the multiplicity of
+// categories is dealt with.
+func adjust(sums []CategorySums, q stats.Sequence) []Category {
+	out := []Category{}
+	k := float64(max(len(sums), 1))
+	each := stats.Sequence{Alpha: q.Alpha / k, NStar: q.NStar}
+	for _, c := range sums {
+		row := Category{Category: c.Category, Control: ramp.DescribeArm(c.Control, each), Treatment: ramp.DescribeArm(c.Treatment, each),
+			Relative: ramp.Num(math.NaN()), RelativeLow: -1, RelativeHigh: ramp.Num(math.Inf(1)), P: 1, Adjustment: fmt.Sprintf("bonferroni over %d", len(sums))}
+		if l, err := stats.Compare(c.Control, c.Treatment, each); err == nil {
+			row.Relative, row.RelativeLow, row.RelativeHigh = ramp.Num(l.Relative), ramp.Num(l.RelativeI.Low), ramp.Num(l.RelativeI.High)
+			row.P = ramp.Num(min(1, k*q.P(l.Units, l.Absolute, 0, l.SE)))
+		}
+		out = append(out, row)
+	}
+	slices.SortFunc(out, func(a, b Category) int {
+		return cmp.Or(cmp.Compare(b.Control.Impressions+b.Treatment.Impressions, a.Control.Impressions+a.Treatment.Impressions), cmp.Compare(a.Category, b.Category))
+	})
+	return out
+}
+
+// Exposures is the cumulative exposure over time.
+func (s *Service) Exposures(ctx context.Context, x control.ExperimentStatus) ([]Exposure, error) {
+	if s.d.Reports == nil {
+		return nil, errNoReports
+	}
+	days, err := s.d.Reports.Arrivals(ctx, x.Experiment)
+	if err != nil {
+		return nil, err
+	}
+	out := []Exposure{}
+	var c, t int64
+	for _, d := range days {
+		c, t = c+d.Control, t+d.Treatment
+		out = append(out, Exposure{d.Day.UTC().Format(time.DateOnly), d.Control, d.Treatment, c, t, c + t})
+	}
+	return out, nil
+}
+
+// page answers with what get makes of an experiment.
+func (s *Service) page(w http.ResponseWriter, r *http.Request, get func(*control.State, control.ExperimentStatus) (any, error)) {
+	st := s.d.Control.State()
+	x, ok := s.find(w, r, st)
+	if !ok {
+		return
+	}
+	v, err := get(st, x)
+	switch {
+	case errors.Is(err, errNoReports):
+		fail(w, http.StatusNotFound, err.Error(), "start an instance with a warehouse")
+	case err != nil:
+		fail(w, http.StatusServiceUnavailable, err.Error(), "the experiment goes on as it is; try again")
+	default:
+		reply(w, http.StatusOK, v)
+	}
+}
+
+func (s *Service) results(w http.ResponseWriter, r *http.Request) {
+	s.page(w, r, func(st *control.State, x control.ExperimentStatus) (any, error) { return s.Results(r.Context(), st, x) })
+}
+
+func (s *Service) categories(w http.ResponseWriter, r *http.Request) {
+	s.page(w, r, func(_ *control.State, x control.ExperimentStatus) (any, error) {
+		rows, err := s.Categories(r.Context(), x)
+		return map[string]any{"experiment": x.ID, "step": shown(x), "categories": rows}, err
+	})
+}
+
+func (s *Service) exposures(w http.ResponseWriter, r *http.Request) {
+	s.page(w, r, func(_ *control.State, x control.ExperimentStatus) (any, error) {
+		rows, err := s.Exposures(r.Context(), x)
+		return map[string]any{"experiment": x.ID, "unit": x.Unit, "days": rows}, err
+	})
+}
+
+// maxLooks bounds the looks of one answer: a week of looks every five seconds is more than anyone reads.
+const maxLooks = 10_000
+
+func (s *Service) looks(w http.ResponseWriter, r *http.Request) {
+	limit := 1000
+	if text := r.URL.Query().Get("limit"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 || n > maxLooks {
+			fail(w, http.StatusUnprocessableEntity, fmt.Sprintf("limit %q", text), fmt.Sprintf("want 1 to %d", maxLooks))
+			return
+		}
+		limit = n
+	}
+	s.page(w, r, func(_ *control.State, x control.ExperimentStatus) (any, error) {
+		if s.d.Reports == nil {
+			return nil, errNoReports
+		}
+		rows, err := s.d.Reports.Looks(r.Context(), x.ID, limit)
+		if rows == nil {
+			rows = []LookRow{}
+		}
+		return map[string]any{"experiment": x.ID, "looks": rows}, err
+	})
+}
+
+// Export is everything about an experiment, as /export?format=json gives it.
+type Export struct {
+	Results    Results    `json:"results"`
+	Categories []Category `json:"categories"`
+	Exposures  []Exposure `json:"exposures"`
+	Looks      []LookRow  `json:"looks"`
+}
+
+func (s *Service) exported(ctx context.Context, st *control.State, x control.ExperimentStatus) (Export, error) {
+	var e Export
+	var errs [4]error
+	e.Results, errs[0] = s.Results(ctx, st, x)
+	e.Categories, errs[1] = s.Categories(ctx, x)
+	e.Exposures, errs[2] = s.Exposures(ctx, x)
+	if s.d.Reports != nil {
+		e.Looks, errs[3] = s.d.Reports.Looks(ctx, x.ID, maxLooks)
+	}
+	return e, errors.Join(errs[:]...)
+}
+
+func (s *Service) export(w http.ResponseWriter, r *http.Request) {
+	format := cmp.Or(r.URL.Query().Get("format"), "json")
+	if format != "json" && format != "csv" {
+		fail(w, http.StatusUnprocessableEntity, fmt.Sprintf("format %q", format), "want json or csv")
+		return
+	}
+	if format == "json" {
+		s.page(w, r, func(st *control.State, x control.ExperimentStatus) (any, error) {
+			return s.exported(r.Context(), st, x)
+		})
+		return
+	}
+	st := s.d.Control.State()
+	x, ok := s.find(w, r, st)
+	if !ok {
+		return
+	}
+	e, err := s.exported(r.Context(), st, x)
+	if err != nil {
+		fail(w, http.StatusServiceUnavailable, err.Error(), "the experiment goes on as it is; try again")
+		return
+	}
+	w.Header().Set("Content-Type", "text/csv; charset=utf-8")
+	w.Header().Set("Content-Disposition", `attachment; filename="`+x.ID+`.csv"`)
+	_ = e.CSV(w) // the client has gone
+}
+
+// CSV writes one row per arm and step, then per arm and category: the numbers behind every rate.
+func (e Export) CSV(w io.Writer) error {
+	out := csv.NewWriter(w)
+	num := func(n ramp.Num) string {
+		if f := float64(n); f-f == 0 {
+			return strconv.FormatFloat(f, 'g', -1, 64)
+		}
+		return ""
+	}
+	row := func(part, name, variant string, a ramp.Arm, lift, low, high, p ramp.Num) error {
+		return out.Write([]string{e.Results.Experiment.ID, part, name, variant, strconv.FormatInt(a.Units, 10), strconv.FormatInt(a.Impressions, 10),
+			strconv.FormatInt(a.Clicks, 10), num(a.CTR), num(a.Low), num(a.High), num(lift), num(low), num(high), num(p)})
+	}
+	none := ramp.Num(math.NaN())
+	err := out.Write([]string{"experiment", "part", "name", "variant", "units", "impressions", "clicks", "ctr", "ctr_low", "ctr_high", "lift", "lift_low", "lift_high", "p"})
+	for _, f := range e.Results.Steps {
+		name := strconv.FormatFloat(f.Step.Share, 'g', -1, 64)
+		err = errors.Join(err, row("step", name, "control", f.Control, none, none, none, none), row("step", name, "treatment", f.Treatment, f.Relative, f.RelativeLow, f.RelativeHigh, f.P))
+	}
+	for _, c := range e.Categories {
+		err = errors.Join(err, row("category", c.Category, "control", c.Control, none, none, none, none), row("category", c.Category, "treatment", c.Treatment, c.Relative, c.RelativeLow, c.RelativeHigh, c.P))
+	}
+	out.Flush()
+	return errors.Join(err, out.Error())
+}

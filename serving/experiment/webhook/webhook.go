@@ -1,0 +1,449 @@
+// Package webhook tells other systems what happens to experiments: every command that was applied, signed, in order,
+// again and again until the receiver has it or the attempts are used up.
+//
+// The control log is the queue. A delivery is a place in an experiment's trail, so nothing is lost while a receiver or
+// this process is down, and memory holds no more than what is being sent. What each endpoint has is kept in a file;
+// without it (or after a crash between an answer and the file) a delivery comes again under the same id, by which
+// receivers tell repetitions.
+package webhook
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"ctrloop/schemas/control"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+)
+
+// Headers of a delivery.
+const (
+	HeaderSignature = "X-Ctrloop-Signature" // t=<Unix seconds>,v1=<hex HMAC-SHA256 of "<t>.<body>">
+	HeaderDelivery  = "X-Ctrloop-Delivery"  // id: the same at every attempt and replay
+	HeaderEvent     = "X-Ctrloop-Event"     // type of the command
+)
+
+// Log is the control log.
+type Log interface {
+	State() *control.State
+	Changed() <-chan struct{}
+}
+
+// Payload is the body of a delivery. It depends on the command alone, so a replay sends the same bytes.
+type Payload struct {
+	Delivery   string `json:"delivery"`
+	Experiment string `json:"experiment"`
+	Logical    string `json:"logical"`
+	Control    string `json:"control"` // model versions
+	Treatment  string `json:"treatment"`
+	control.Change
+}
+
+// ErrUnknownEndpoint is returned for an endpoint that is not configured.
+var ErrUnknownEndpoint = errors.New("no such webhook endpoint")
+
+// Status is what an endpoint has and lacks.
+type Status struct {
+	Name    string    `json:"name"`
+	Pending int       `json:"pending"` // deliveries that wait
+	GaveUp  []Failure `json:"gave_up"` // the newest ones that the receiver never took; replay them
+}
+
+// Failure is a delivery that was given up.
+type Failure struct {
+	Delivery   string    `json:"delivery"`
+	Experiment string    `json:"experiment"`
+	Version    int64     `json:"version"`
+	Attempts   int       `json:"attempts"`
+	Error      string    `json:"error"`
+	Time       time.Time `json:"time"`
+}
+
+// maxFailures bounds the failures that are remembered of an endpoint; the log line and the metric keep count.
+const maxFailures = 100
+
+// place is what an endpoint has got.
+type place struct {
+	Versions map[string]int64 `json:"versions"` // of each experiment: its last change that is settled
+	GaveUp   []Failure        `json:"gave_up,omitempty"`
+}
+
+// Dispatcher sends. Safe for concurrent use.
+type Dispatcher struct {
+	cfg    Config
+	log    Log
+	file   string
+	client *http.Client
+	logger zerolog.Logger
+	m      *metrics
+	now    func() time.Time
+
+	mu     sync.Mutex
+	places map[string]*place
+	wake   map[string]chan struct{} // of an endpoint: something is to be sent again
+}
+
+type metrics struct {
+	deliveries *prometheus.CounterVec
+	pending    *prometheus.GaugeVec
+}
+
+// New reads what was delivered from file, which Run keeps; empty: nothing is kept over a restart. An endpoint that is
+// new starts with what happens from now on. reg may be nil, transport too.
+func New(cfg Config, log Log, file string, transport http.RoundTripper, logger zerolog.Logger, reg prometheus.Registerer) (*Dispatcher, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	d := &Dispatcher{
+		cfg: cfg, log: log, file: file, logger: logger, now: time.Now, places: map[string]*place{}, wake: map[string]chan struct{}{},
+		client: &http.Client{
+			Transport: transport, Timeout: cfg.Timeout,
+			// A signed body goes where it was configured to go, nowhere else.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+		m: &metrics{
+			deliveries: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctrloop_webhook_deliveries_total", Help: "Attempts to deliver a webhook, by endpoint and result: delivered, retried, gave_up."}, []string{"endpoint", "result"}),
+			pending:    prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "ctrloop_webhook_pending_deliveries", Help: "Deliveries that wait, by endpoint; those beyond the queue's bound wait in the control log and are not counted."}, []string{"endpoint"}),
+		},
+	}
+	if reg != nil {
+		reg.MustRegister(d.m.deliveries, d.m.pending)
+	}
+	if err := d.load(); err != nil {
+		return nil, err
+	}
+	st := log.State()
+	for _, e := range cfg.Endpoints {
+		d.wake[e.Name] = make(chan struct{}, 1)
+		if p := d.places[e.Name]; p == nil || p.Versions == nil {
+			d.places[e.Name] = &place{Versions: versions(st)}
+		}
+	}
+	return d, nil
+}
+
+func versions(st *control.State) map[string]int64 {
+	out := map[string]int64{}
+	for id, x := range st.Experiments {
+		if n := len(x.Trail); n > 0 {
+			out[id] = x.Trail[n-1].Version
+		}
+	}
+	return out
+}
+
+func (d *Dispatcher) load() error {
+	if d.file == "" {
+		return nil
+	}
+	raw, err := os.ReadFile(d.file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = json.Unmarshal(raw, &d.places)
+	}
+	if err != nil {
+		return fmt.Errorf("webhooks: what was delivered: %w (delete the file to begin with what happens from now on)", err)
+	}
+	return nil
+}
+
+// save writes the file whole or not at all. The lock is held.
+func (d *Dispatcher) save() error {
+	if d.file == "" {
+		return nil
+	}
+	raw, err := json.Marshal(d.places)
+	if err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(d.file), "."+filepath.Base(d.file)+"-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name()) // does nothing after the rename
+	_, err = tmp.Write(raw)
+	if err := errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), d.file)
+}
+
+// Run sends until ctx ends. Endpoints do not wait for each other.
+func (d *Dispatcher) Run(ctx context.Context) error {
+	if len(d.cfg.Endpoints) == 0 {
+		<-ctx.Done()
+		return nil
+	}
+	d.mu.Lock()
+	err := d.save() // an endpoint that is new must be known as such after a crash
+	d.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("webhooks: keep what was delivered: %w", err)
+	}
+	var g errgroup.Group
+	for _, e := range d.cfg.Endpoints {
+		g.Go(func() error { d.serve(ctx, e); return nil })
+	}
+	return g.Wait()
+}
+
+func (d *Dispatcher) serve(ctx context.Context, e Endpoint) {
+	for ctx.Err() == nil {
+		changed := d.log.Changed()
+		queue := d.queue(e)
+		d.m.pending.WithLabelValues(e.Name).Set(float64(len(queue)))
+		if len(queue) > 0 {
+			d.deliver(ctx, e, queue[0])
+			continue
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		case <-d.wake[e.Name]:
+		}
+	}
+}
+
+// delivery is one change on its way to an endpoint.
+type delivery struct {
+	Payload
+	silent bool // of a type that the endpoint did not ask for
+}
+
+// queue lists what the endpoint lacks, oldest first, at most as many as the bound.
+func (d *Dispatcher) queue(e Endpoint) []delivery {
+	st := d.log.State()
+	d.mu.Lock()
+	have := maps.Clone(d.places[e.Name].Versions)
+	d.mu.Unlock()
+	var out []delivery
+	for id, x := range st.Experiments {
+		for _, c := range x.Trail {
+			if c.Version > have[id] {
+				p := Payload{Delivery: deliveryID(e.Name, id, c.Version), Experiment: id, Logical: x.Logical, Control: x.Control, Treatment: x.Treatment, Change: c}
+				out = append(out, delivery{p, len(e.Events) > 0 && !slices.Contains(e.Events, c.Type)})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b delivery) int {
+		if a.Experiment == b.Experiment {
+			return cmp.Compare(a.Version, b.Version)
+		}
+		return cmp.Or(a.Time.Compare(b.Time), cmp.Compare(a.Experiment, b.Experiment))
+	})
+	return out[:min(len(out), d.cfg.Queue)]
+}
+
+func deliveryID(endpoint, experiment string, version int64) string {
+	h := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%d", endpoint, experiment, version))
+	return hex.EncodeToString(h[:16])
+}
+
+// deliver tries until the receiver has taken it, the attempts are used up or ctx ends.
+func (d *Dispatcher) deliver(ctx context.Context, e Endpoint, v delivery) {
+	if v.silent {
+		d.settle(e, v, nil)
+		return
+	}
+	body, err := json.Marshal(v.Payload)
+	if err != nil { // cannot happen: strings, numbers and JSON
+		d.settle(e, v, &Failure{Error: err.Error()})
+		return
+	}
+	wait := d.cfg.Backoff
+	for attempt := 1; ; attempt++ {
+		err := d.post(ctx, e, v, body)
+		if ctx.Err() != nil {
+			return // it comes again after the restart
+		}
+		if err == nil {
+			d.m.deliveries.WithLabelValues(e.Name, "delivered").Inc()
+			d.settle(e, v, nil)
+			return
+		}
+		if final := (permanent{}); attempt >= d.cfg.Attempts || errors.As(err, &final) {
+			d.m.deliveries.WithLabelValues(e.Name, "gave_up").Inc()
+			d.logger.Error().Err(err).Str("endpoint", e.Name).Str("experiment", v.Experiment).Str("delivery", v.Delivery).Int("attempts", attempt).
+				Msg("webhook given up; replay it when the receiver works")
+			d.settle(e, v, &Failure{Attempts: attempt, Error: err.Error()})
+			return
+		}
+		d.m.deliveries.WithLabelValues(e.Name, "retried").Inc()
+		// Half of the wait is drawn, so that many senders do not come back at once.
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait/2 + rand.N(wait/2+1)):
+		}
+		wait = min(2*wait, d.cfg.MaxBackoff)
+	}
+}
+
+// permanent is an answer that no repetition changes.
+type permanent struct{ error }
+
+func (d *Dispatcher) post(ctx context.Context, e Endpoint, v delivery, body []byte) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.URL, bytes.NewReader(body))
+	if err != nil {
+		return permanent{err}
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set(HeaderDelivery, v.Delivery)
+	req.Header.Set(HeaderEvent, string(v.Type))
+	req.Header.Set(HeaderSignature, Sign([]byte(e.Secret.Reveal()), body, d.now()))
+	res, err := d.client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(res.Body, 200))
+	switch c := res.StatusCode; {
+	case c/100 == 2:
+		return nil
+	case c/100 == 5, c == http.StatusRequestTimeout, c == http.StatusTooEarly, c == http.StatusTooManyRequests:
+		return fmt.Errorf("%s: %s", res.Status, text)
+	default: // redirects too: the address in the configuration is to be the right one
+		return permanent{fmt.Errorf("%s: %s", res.Status, text)}
+	}
+}
+
+// settle remembers that the endpoint has the delivery, or never will.
+func (d *Dispatcher) settle(e Endpoint, v delivery, f *Failure) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p := d.places[e.Name]
+	if p.Versions[v.Experiment] < v.Version-1 { // set back by a replay meanwhile: that begins earlier
+		return
+	}
+	p.Versions[v.Experiment] = v.Version
+	p.GaveUp = slices.DeleteFunc(p.GaveUp, func(g Failure) bool { return g.Delivery == v.Delivery })
+	if f != nil {
+		f.Delivery, f.Experiment, f.Version, f.Time = v.Delivery, v.Experiment, v.Version, d.now().UTC()
+		p.GaveUp = append(p.GaveUp, *f)
+		p.GaveUp = p.GaveUp[max(0, len(p.GaveUp)-maxFailures):]
+	}
+	if err := d.save(); err != nil {
+		d.logger.Error().Err(err).Msg("webhooks: what was delivered is not on disk; after a restart it comes again under the same id")
+	}
+}
+
+// Replay sends an experiment's changes from a version on again, to one endpoint or (empty name) to all. It returns how
+// many deliveries that makes.
+func (d *Dispatcher) Replay(endpoint, experiment string, from int64) (int, error) {
+	x := d.log.State().Experiments[experiment]
+	if x == nil {
+		return 0, fmt.Errorf("no experiment %q", experiment)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := 0
+	found := false
+	for _, e := range d.cfg.Endpoints {
+		if endpoint != "" && endpoint != e.Name {
+			continue
+		}
+		found = true
+		p := d.places[e.Name]
+		p.Versions[experiment] = min(p.Versions[experiment], max(from, 1)-1)
+		for _, c := range x.Trail {
+			if c.Version >= from && (len(e.Events) == 0 || slices.Contains(e.Events, c.Type)) {
+				n++
+			}
+		}
+		select {
+		case d.wake[e.Name] <- struct{}{}:
+		default: // it is awake
+		}
+	}
+	if !found {
+		return 0, fmt.Errorf("%w: %q", ErrUnknownEndpoint, endpoint)
+	}
+	return n, d.save()
+}
+
+// Status of every endpoint.
+func (d *Dispatcher) Status() []Status {
+	out := []Status{}
+	for _, e := range d.cfg.Endpoints {
+		queue := d.queue(e)
+		d.mu.Lock()
+		gone := slices.Clone(d.places[e.Name].GaveUp)
+		d.mu.Unlock()
+		pending := 0
+		for _, v := range queue {
+			if !v.silent {
+				pending++
+			}
+		}
+		if gone == nil {
+			gone = []Failure{}
+		}
+		out = append(out, Status{Name: e.Name, Pending: pending, GaveUp: gone})
+	}
+	return out
+}
+
+// Sign gives the signature of a body at a time.
+func Sign(secret, body []byte, at time.Time) string {
+	t := strconv.FormatInt(at.Unix(), 10)
+	return "t=" + t + ",v1=" + hex.EncodeToString(mac(secret, t, body))
+}
+
+func mac(secret []byte, t string, body []byte) []byte {
+	h := hmac.New(sha256.New, secret)
+	_, _ = h.Write([]byte(t + ".")) // never fails
+	_, _ = h.Write(body)
+	return h.Sum(nil)
+}
+
+// Verify checks a signature header as a receiver must: in constant time, and not older or newer than the tolerance, so
+// that a recorded delivery cannot be sent again later.
+func Verify(secret []byte, header string, body []byte, now time.Time, tolerance time.Duration) error {
+	var t string
+	var sums [][]byte
+	for part := range strings.SplitSeq(header, ",") {
+		switch k, v, _ := strings.Cut(part, "="); k {
+		case "t":
+			t = v
+		case "v1":
+			if sum, err := hex.DecodeString(v); err == nil {
+				sums = append(sums, sum)
+			}
+		}
+	}
+	sec, err := strconv.ParseInt(t, 10, 64)
+	if err != nil {
+		return fmt.Errorf("signature %q has no time", header)
+	}
+	if age := now.Sub(time.Unix(sec, 0)); age.Abs() > tolerance {
+		return fmt.Errorf("signature is %v old, more than %v", age, tolerance)
+	}
+	want := mac(secret, t, body)
+	if !slices.ContainsFunc(sums, func(sum []byte) bool { return hmac.Equal(sum, want) }) {
+		return errors.New("signature does not belong to the body and the secret")
+	}
+	return nil
+}
