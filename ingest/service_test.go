@@ -104,6 +104,9 @@ func punctuation(t *testing.T, r *stream.Record) (int64, bool) {
 			if err := proto.Unmarshal(r.Value, &p); err != nil {
 				t.Fatal(err)
 			}
+			if p.Source == "" || p.Parts == 0 || len(p.Covers) != int(p.Parts) {
+				t.Errorf("%v: want a promise of every raw partition, there is one instance", &p)
+			}
 			return p.LowWatermarkMs, true
 		}
 	}
@@ -113,7 +116,7 @@ func punctuation(t *testing.T, r *stream.Record) (int64, bool) {
 func newService(t *testing.T, b *streamtest.Broker, cfg Config) (*Service, *prometheus.Registry) {
 	t.Helper()
 	reg := prometheus.NewRegistry()
-	s, err := New(cfg, b.Config, "test", zerolog.New(zerolog.NewTestWriter(t)), reg)
+	s, err := New(cfg, b.Config, zerolog.New(zerolog.NewTestWriter(t)), reg)
 	if err != nil {
 		t.Fatal(err)
 	}

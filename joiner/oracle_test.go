@@ -150,6 +150,7 @@ type verdicts struct {
 // verify compares the finished topics with the truth.
 func (tr *truth) verify(t *testing.T, kafka stream.Config, ledger Ledger) {
 	t.Helper()
+	streamtest.AwaitNoTransaction(t, kafka, schemas.TopicLabels, schemas.TopicLate, schemas.TopicAudit, schemas.TopicDeadLetters)
 	v := tr.read(t, kafka)
 	impsOf, clksOf := tr.byID(t, kafka, schemas.TopicImpressions), tr.byID(t, kafka, schemas.TopicClicks)
 	want := window.Ledger{LateImpressions: v.count[schemas.LateImpression], OrphanExpired: v.count[schemas.LateOrphan], LateClicks: v.count[schemas.LateClick] + v.count[schemas.LateClickAfterClose]}

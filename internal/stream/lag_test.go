@@ -17,6 +17,7 @@ func TestLag(t *testing.T) {
 	if _, _, err := (copier{conf: b.Config, id: "t", max: n}).run(ctx, n); err != nil {
 		t.Fatal(err)
 	}
+	streamtest.AwaitNoTransaction(t, b.Config, "out")
 	ends, err := stream.EndOffsets(ctx, b.Config, "out")
 	if err != nil {
 		t.Fatal(err)

@@ -55,7 +55,7 @@ func TestEnsureTopicsIsIdempotentAndRefusesAnotherCount(t *testing.T) {
 func TestDeleteTopicsAndMakeThemAnew(t *testing.T) {
 	b, ctx := streamtest.StartTopics(t, 2, schemas.Topic{Name: "a"}), testContext(t)
 	streamtest.Produce(t, b.Config, &stream.Record{Topic: "a", Value: []byte("x")})
-	if err := stream.DeleteTopics(ctx, b.Config, "a", "never there"); err != nil {
+	if err := stream.DeleteTopics(ctx, b.Config, "a", "never-there"); err != nil {
 		t.Fatal(err)
 	}
 	if err := stream.EnsureTopics(ctx, b.Config, []schemas.Topic{{Name: "a"}}, 3, -1); err != nil {

@@ -37,6 +37,7 @@ type LabelRow struct {
 	ClickDelayMS int64
 	Clicks       uint32
 	Weight       float64
+	Suspect      bool // made while the circuit breaker of its slice was open
 	WatermarkMS  int64
 	Partition    int32 // of labels.v1
 	Offset       int64 // in labels.v1
@@ -159,6 +160,7 @@ func (db *DB) InsertLabels(ctx context.Context, token string, rows []LabelRow) e
 		col("click_delay_ms", rows, func(r *r) int64 { return r.ClickDelayMS }),
 		col("clicks", rows, func(r *r) uint32 { return r.Clicks }),
 		col("weight", rows, func(r *r) float64 { return r.Weight }),
+		col("suspect", rows, func(r *r) uint8 { return bit(r.Suspect) }),
 		col("watermark", rows, func(r *r) int64 { return clampMS(r.WatermarkMS) }),
 		col("partition", rows, func(r *r) uint16 { return uint16(r.Partition) }),
 		col("offset", rows, func(r *r) int64 { return r.Offset }),

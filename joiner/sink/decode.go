@@ -73,7 +73,7 @@ func fields(b []byte, fn func(field) error) error {
 
 // wire types of the fields of eventpb.Label and eventpb.Impression, for a check against strangers.
 var (
-	labelTypes      = [...]protowire.Type{1: protowire.BytesType, 2: protowire.VarintType, 3: protowire.VarintType, 4: protowire.VarintType, 5: protowire.VarintType, 6: protowire.VarintType, 7: protowire.VarintType, 8: protowire.Fixed64Type}
+	labelTypes      = [...]protowire.Type{1: protowire.BytesType, 2: protowire.VarintType, 3: protowire.VarintType, 4: protowire.VarintType, 5: protowire.VarintType, 6: protowire.VarintType, 7: protowire.VarintType, 8: protowire.Fixed64Type, 9: protowire.VarintType}
 	impressionTypes = [...]protowire.Type{1: protowire.BytesType, 2: protowire.BytesType, 3: protowire.Fixed64Type, 4: protowire.BytesType, 5: protowire.BytesType, 6: protowire.BytesType, 7: protowire.VarintType,
 		8: protowire.BytesType, 9: protowire.BytesType, 10: protowire.BytesType, 11: protowire.BytesType, 12: protowire.BytesType, 13: protowire.BytesType, 14: protowire.Fixed64Type, 15: protowire.VarintType, 16: protowire.VarintType}
 )
@@ -107,6 +107,8 @@ func decodeLabel(value []byte, row *warehouse.LabelRow, in interner) error {
 			row.Version = uint32(f.n)
 		case 8:
 			row.Weight = math.Float64frombits(f.n)
+		case 9:
+			row.Suspect = f.n != 0
 		}
 		return nil
 	})

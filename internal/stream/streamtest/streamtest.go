@@ -4,10 +4,13 @@ package streamtest
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"ctrloop/internal/stream"
 	"ctrloop/schemas"
@@ -31,11 +34,24 @@ func Start(t testing.TB, partitions int32) *Broker {
 // StartTopics starts a broker with these topics.
 func StartTopics(t testing.TB, partitions int32, topics ...schemas.Topic) *Broker {
 	t.Helper()
+	return start(t, 1, partitions, topics)
+}
+
+// StartNodes starts a cluster of several brokers, whose leaders and coordinators a test can move. It skips the test in
+// the ring, which has one real broker.
+func StartNodes(t testing.TB, nodes int, partitions int32) *Broker {
+	t.Helper()
+	NeedFake(t)
+	return start(t, nodes, partitions, schemas.Topics())
+}
+
+func start(t testing.TB, nodes int, partitions int32, topics []schemas.Topic) *Broker {
+	t.Helper()
 	b := &Broker{Config: stream.Default()}
 	if Ring() {
 		b.Config = lease(t)
 	} else {
-		c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.BrokerConfigs(map[string]string{"log.retention.ms": "-1"}))
+		c, err := kfake.NewCluster(kfake.NumBrokers(nodes), kfake.BrokerConfigs(map[string]string{"log.retention.ms": "-1"}))
 		if err != nil {
 			t.Fatalf("start broker: %v", err)
 		}
@@ -76,6 +92,41 @@ func Records(t testing.TB, c stream.Config, topic string) map[int32][]*stream.Re
 		}
 	}
 	return out
+}
+
+// AwaitNoTransaction waits until everything in the topics is committed or aborted. A real broker answers the end of a
+// transaction before its markers are in every partition, and an instance that stopped in the middle of one has left it
+// to the broker's timeout (20 s); until then nobody reads what lies behind it.
+func AwaitNoTransaction(t testing.TB, c stream.Config, topics ...string) {
+	t.Helper()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(c.Brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	adm := kadm.NewClient(cl)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		ends, err := adm.ListEndOffsets(t.Context(), topics...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stable, err := adm.ListCommittedOffsets(t.Context(), topics...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		open := ""
+		ends.Each(func(o kadm.ListedOffset) {
+			if at, _ := stable.Lookup(o.Topic, o.Partition); at.Offset != o.Offset {
+				open = fmt.Sprintf("%s/%d can be read up to %d of %d", o.Topic, o.Partition, at.Offset, o.Offset)
+			}
+		})
+		if open == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("a transaction stays open: %s", open)
+		}
+	}
 }
 
 // Produce writes the records and waits for the acknowledgements.
