@@ -151,14 +151,21 @@ func apply(w *window.Window, in window.Input, r *stream.Record) (event bool, err
 		}
 	}
 	if in == window.Impressions {
-		id, err := decodeImpression(r.Value)
-		if err == nil {
-			err = checkKey(r, id)
+		var parts window.Parts
+		id, ok := parts.Cut(r.Value)
+		if !ok {
+			var err error
+			if id, err = decodeImpression(r.Value); err != nil {
+				return false, errRecord{err}
+			}
 		}
-		if err != nil {
+		if err := checkKey(r, id); err != nil {
 			return false, errRecord{err}
 		}
-		return true, w.Impression(r.Value, id, r.Offset)
+		if !ok {
+			return true, w.Impression(r.Value, id, r.Offset)
+		}
+		return true, w.Insert(&parts, id, r.Offset)
 	}
 	id, at, err := decodeClick(r.Value)
 	if err == nil {

@@ -29,7 +29,8 @@ const (
 // the entry with the last one, so that it holds what open impressions name and nothing else, however many
 // names come by. It has no pointers inside, whatever its size.
 type dictionary struct {
-	seed    uint64 // odd, see hash
+	seed    uint64            // odd, see hash
+	last    [groups]reference // taken last in each group: most repeat it
 	entries []entry
 	free    []reference // entries without references, to be used again
 	slots   []uint64    // (upper 32 bits of the hash | position + 1), linear probing
@@ -61,11 +62,22 @@ func (d *dictionary) bytes(r reference) []byte {
 	return d.cells[k][start : start+int(e.size)]
 }
 
-// take counts one more record with this value.
-func (d *dictionary) take(value []byte) reference {
+// take counts one more record with this value in a group.
+func (d *dictionary) take(group int, value []byte) reference {
 	if len(value) == 0 {
 		return refEmpty
 	}
+	// An entry that was forgotten is empty and equals no value; one that is used again is what it says.
+	if r := d.last[group]; r >= refFirst && string(d.bytes(r)) == string(value) {
+		d.at(r).count++
+		return r
+	}
+	r := d.find(value)
+	d.last[group] = r
+	return r
+}
+
+func (d *dictionary) find(value []byte) reference {
 	if len(value) > maxChunk {
 		return refInline
 	}

@@ -303,10 +303,11 @@ func (w *Window) loadBucket(r *reader, bases Bases, keep bool) (*bucket, error) 
 		return nil, err
 	}
 	if n := countRecords(b.arena); n > 0 {
-		w.index(b, &b.byImp, b.arena, n)
+		b.byImp.grow(n)
+		w.fill(b, &b.byImp, b.arena)
 	}
 	if heads > 0 {
-		b.byClick.resize(heads)
+		b.byClick.grow(heads)
 		for i := range b.clicks {
 			if c := &b.clicks[i]; c.tail != 0 {
 				b.byClick.put(w.hashRecord(b, c.id), uint32(i))

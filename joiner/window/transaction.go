@@ -181,14 +181,10 @@ func (w *Window) truncate(b *bucket) {
 	b.firstImp, b.firstC = m.firstImp, m.firstC
 }
 
-// unindex takes the records from a position of the arena on out of the index, the last one first.
+// unindex takes the records from a position of the arena on out of the index.
 func (w *Window) unindex(b *bucket, from int) {
-	w.offsets = w.offsets[:0]
 	for off := from; off < len(b.arena); off += recordSize(b.arena[off:]) {
-		w.offsets = append(w.offsets, uint32(off))
-	}
-	for _, off := range slices.Backward(w.offsets) {
-		b.byImp.remove(w.hashRecord(b, idAt(b.arena[off:])), off)
+		b.byImp.remove(w.hashRecord(b, idAt(b.arena[off:])), uint32(off))
 	}
 }
 

@@ -121,9 +121,8 @@ type Window struct {
 	unsealed []*bucket // in order of their making
 	free     []*bucket
 	names    *dictionary
-	cut      parts // of the impression at hand
+	cut      Parts // of the impression at hand
 	head     [recordHead]byte
-	offsets  []uint32
 
 	watermark int64
 	max       [2]int64 // by Input
@@ -183,6 +182,12 @@ func (w *Window) hashID(hi, lo uint64) uint64 {
 
 // Impression takes an impression as received. Its event time is in its id. raw is copied.
 func (w *Window) Impression(raw []byte, id schemas.ImpressionID, offset int64) error {
+	w.cut.cut(raw, id)
+	return w.Insert(&w.cut, id, offset)
+}
+
+// Insert is Impression for one that has been cut already.
+func (w *Window) Insert(parts *Parts, id schemas.ImpressionID, offset int64) error {
 	t := id.UnixMilli()
 	w.saw(Impressions, t)
 	if !w.replaying {
@@ -192,26 +197,34 @@ func (w *Window) Impression(raw []byte, id schemas.ImpressionID, offset int64) e
 	if w.closed(number) {
 		if !w.replaying {
 			w.ledger.LateImpressions++
-			w.late(schemas.LateImpression, id, t, Impressions, offset, slices.Clone(raw))
+			w.late(schemas.LateImpression, id, t, Impressions, offset, slices.Clone(parts.raw))
 		}
 		return nil
 	}
 	h := w.hashID(id.Hi(), id.Lo())
 	b := w.at(number)
 	rid := recordIDOf(id, t-b.startMS)
-	if _, found, err := w.find(b, h, rid); err != nil {
-		return err
-	} else if found {
+	if b.byImp.full() {
+		b.byImp.grow(b.byImp.n + 1)
+	}
+	_, found, slot := b.findHot(h, rid)
+	if !found && b.base != nil {
+		var err error
+		if _, found, err = b.base.find(h, rid, w.head[:]); err != nil {
+			return err
+		}
+	}
+	if found {
 		if !w.replaying {
 			w.ledger.Duplicate++
 		}
 		return nil
 	}
-	if len(b.arena)+len(raw)+maxRecordOverhead > maxArena {
+	if b.held()+len(parts.raw)+maxRecordOverhead > maxArena {
 		return fmt.Errorf("window: bucket at %d ms is full (%d impressions): use more partitions or a smaller bucket", b.startMS, b.imps())
 	}
 	w.touch(b)
-	off := w.insert(b, raw, h, id, rid, offset)
+	off := w.insert(b, parts, h, slot, id, rid, offset)
 	if b.waiting > 0 {
 		return w.settle(b, h, rid, off, t)
 	}
@@ -221,29 +234,22 @@ func (w *Window) Impression(raw []byte, id schemas.ImpressionID, offset int64) e
 // maxRecordOverhead is more than a record is longer than its impression.
 const maxRecordOverhead = 128
 
-func (w *Window) insert(b *bucket, raw []byte, h uint64, id schemas.ImpressionID, rid recordID, offset int64) uint32 {
+// insert adds a record to the arena and to a free slot of its index.
+func (w *Window) insert(b *bucket, parts *Parts, h, place uint64, id schemas.ImpressionID, rid recordID, offset int64) uint32 {
 	if b.firstImp < 0 {
 		b.firstImp = offset
 	}
-	if b.byImp.full() {
-		w.index(b, &b.byImp, b.arena, b.byImp.n+1)
-	}
 	off := uint32(len(b.arena))
-	b.byImp.put(h, off)
-	cut(raw, id, &w.cut)
-	b.arena = w.names.appendRecord(b.arena, rid, &w.cut)
+	b.byImp.slots[place] = slot(h, off)
+	b.byImp.n++
+	b.arena = w.names.appendRecord(b.arena, rid, parts)
 	w.rehash(b, mix(id.Hi()^mix(id.Lo()^mix(uint64(offset)))))
 	b.open++
 	w.ledger.Open++
 	return off
 }
 
-// index makes the index of an arena anew, with room for n entries.
-func (w *Window) index(b *bucket, x *index, arena []byte, n int) {
-	x.resize(n)
-	w.fill(b, x, arena)
-}
-
+// fill puts the records of an arena into an index with room for them.
 func (w *Window) fill(b *bucket, x *index, arena []byte) {
 	for off := 0; off < len(arena); off += recordSize(arena[off:]) {
 		x.put(w.hashRecord(b, idAt(arena[off:])), uint32(off))
@@ -257,7 +263,7 @@ func (w *Window) hashRecord(b *bucket, rid recordID) uint64 {
 
 // find looks for an impression in a bucket. Only the disk under a spilled base can fail.
 func (w *Window) find(b *bucket, h uint64, id recordID) (r ref, found bool, err error) {
-	if off, ok := b.findHot(h, id); ok {
+	if off, ok, _ := b.findHot(h, id); ok {
 		return ref{false, off}, true, nil
 	}
 	if b.base == nil {
@@ -309,12 +315,7 @@ func (w *Window) wait(b *bucket, raw []byte, h uint64, id recordID, timeMS, offs
 	head := b.findClick(h, id)
 	if head < 0 {
 		if b.byClick.full() {
-			b.byClick.resize(b.byClick.n + 1)
-			for j := range b.clicks {
-				if c := &b.clicks[j]; c.tail != 0 {
-					b.byClick.put(w.hashRecord(b, c.id), uint32(j))
-				}
-			}
+			b.byClick.grow(b.byClick.n + 1)
 		}
 		b.byClick.put(h, uint32(i))
 	}
