@@ -93,7 +93,10 @@ func (s *shard) process(batches []stream.PartitionBatch, produce func(*stream.Re
 }
 
 func (s *shard) consume(in window.Input, b stream.PartitionBatch, produce func(*stream.Record)) error {
-	for _, r := range b.Records {
+	for i, r := range b.Records {
+		if i%window.Block == 0 {
+			s.warm(b.Records[i:min(i+window.Block, len(b.Records))])
+		}
 		if r.Offset < s.next[in] {
 			return fmt.Errorf("%s/%d: got offset %d, but the state holds everything before %d: %w", r.Topic, r.Partition, r.Offset, s.next[in], errState)
 		}
@@ -121,6 +124,19 @@ func (s *shard) consume(in window.Input, b stream.PartitionBatch, produce func(*
 	s.stats.records[in] += len(b.Records)
 	s.stats.behind[in] = max(0, b.HighWatermark-s.next[in])
 	return nil
+}
+
+// warm prepares the window for the next records.
+func (s *shard) warm(records []*stream.Record) {
+	var ids [window.Block]schemas.ImpressionID
+	n := 0
+	for _, r := range records {
+		if len(r.Key) == len(ids[n]) {
+			ids[n] = schemas.ImpressionID(r.Key)
+			n++
+		}
+	}
+	s.w.Warm(ids[:n])
 }
 
 // errRecord wraps what is wrong with one record, as opposed to with the join.

@@ -130,6 +130,7 @@ type Window struct {
 	ledger    Ledger
 	hash      uint64 // sum of the buckets' hashes
 	replaying bool
+	warm      byte // what Warm has read, so that it is read
 	// replayedMS is how far a rebuild has read the impressions.
 	replayedMS int64
 
@@ -629,7 +630,7 @@ func (w *Window) at(number int64) *bucket {
 	if w.last != nil && w.last.number == number {
 		return w.last
 	}
-	b := w.buckets[number]
+	b := w.peek(number)
 	if b == nil {
 		if n := len(w.free); n > 0 {
 			b, w.free = w.free[n-1], w.free[:n-1]
