@@ -142,9 +142,7 @@ func (w *Window) seal(b *bucket) {
 	}
 	x.byImp.addAll(b.byImp.slots, uint64(len(old)))
 	b.base = x
-	if len(w.free) < maxFree {
-		w.free = append(w.free, &bucket{arena: b.arena, byImp: b.byImp})
-	}
+	w.keep(&bucket{arena: b.arena, byImp: b.byImp})
 	b.arena, b.byImp = nil, index{}
 	if b.waiting == 0 {
 		b.clicks, b.clkMem, b.byClick = nil, nil, index{}

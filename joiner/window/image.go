@@ -52,15 +52,17 @@ func (w *Window) Memory() int {
 	const perBucket = 512 // the bucket itself and its places in maps and lists
 	n := w.names.memory()
 	for _, b := range w.order {
-		n += perBucket + cap(b.arena) + 8*cap(b.byImp.slots) + 16*cap(b.extra) + 56*cap(b.clicks) + 8*cap(b.byClick.slots) + cap(b.clkMem)
+		n += perBucket + b.memory() + 16*cap(b.extra)
 		if x := b.base; x != nil {
 			n += cap(x.data) + 8*cap(x.byImp.slots) + 16*len(x.states)
 		}
 	}
-	for _, b := range w.free {
-		n += cap(b.arena) + 8*cap(b.byImp.slots) + 56*cap(b.clicks) + 8*cap(b.byClick.slots) + cap(b.clkMem)
-	}
-	return n
+	return n + w.freeBytes
+}
+
+// memory of what a bucket keeps when it is used again, in bytes.
+func (b *bucket) memory() int {
+	return cap(b.arena) + 8*cap(b.byImp.slots) + 56*cap(b.clicks) + 8*cap(b.byClick.slots) + cap(b.clkMem)
 }
 
 // Spill drops saved records from memory, those of the oldest buckets first, because clicks come soon after their

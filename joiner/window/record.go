@@ -403,19 +403,25 @@ func references(rec []byte) (refs [groups]reference, at int) {
 	return refs, at
 }
 
-// category finds field 9 of the impression that rec was made of, in the group of its campaign.
-func (d *dictionary) category(rec []byte) []byte {
+// categoryOf finds field 9 of the impression that rec was made of, in the group of its campaign.
+func (d *dictionary) categoryOf(rec []byte) []byte {
 	refs, _ := references(rec)
-	var b []byte
-	switch r := refs[groupOf[stepCampaign]]; r {
+	r := refs[groupOf[stepCampaign]]
+	switch r {
 	case refEmpty:
+		return nil
 	case refInline:
 		var x walk
 		x.must(rec)
-		b = x.group[groupOf[stepCampaign]]
-	default:
-		b = d.bytes(r)
+		return categoryIn(x.group[groupOf[stepCampaign]])
 	}
+	if r != d.campaign {
+		d.campaign, d.category = r, categoryIn(d.bytes(r))
+	}
+	return d.category
+}
+
+func categoryIn(b []byte) []byte {
 	for at := 0; at < len(b); {
 		num, typ, value, end := field(b, at)
 		if num == 9 && typ == 2 {

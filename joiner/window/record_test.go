@@ -109,7 +109,7 @@ func TestRecordsKeepEverything(t *testing.T) {
 			var e eventpb.Impression
 			if p.mask&hasRest == 0 && proto.Unmarshal(raw, &e) == nil && !bytes.Contains(raw, []byte{9<<3 | 2, 0}) {
 				rec := d.appendRecord(nil, recordIDOf(id, at), &p)
-				if got := string(d.category(rec)); got != e.Category && bytes.Count(raw, []byte(e.Category)) == 1 {
+				if got := string(d.categoryOf(rec)); got != e.Category && bytes.Count(raw, []byte(e.Category)) == 1 {
 					t.Fatalf("category %q, want %q", got, e.Category)
 				}
 				d.releaseRecord(rec)

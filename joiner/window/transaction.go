@@ -122,8 +122,17 @@ func (w *Window) releaseAll(arena []byte) {
 
 func (w *Window) recycle(b *bucket) {
 	b.base = nil
-	if cap(b.arena) > 0 && len(w.free) < maxFree { // a sealed one has given its memory back already
+	if cap(b.arena) > 0 { // a sealed one has given its memory back already
+		w.keep(b)
+	}
+}
+
+// keep puts a bucket's memory aside for a new one, if there is not enough already.
+func (w *Window) keep(b *bucket) {
+	n := b.memory()
+	if len(w.free) < maxFree || w.freeBytes+n <= maxFreeBytes {
 		w.free = append(w.free, b)
+		w.freeBytes += n
 	}
 }
 

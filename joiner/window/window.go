@@ -21,9 +21,12 @@ const maxArena = math.MaxUint32 - 1
 // maxBucketMS: a record has 16 bits for the milliseconds since the start of its bucket.
 const maxBucketMS = 1 << 16
 
-// maxFree bounds the dropped buckets whose memory is kept for new ones. In steady state one bucket closes
-// when one opens; a few cover batches that cross several seconds.
-const maxFree = 8
+// maxFree and maxFreeBytes bound the memory of sealed and dropped buckets that is kept for new ones. In steady state a
+// few cover batches that cross several seconds; a backlog crosses dozens of small buckets a batch.
+const (
+	maxFree      = 8
+	maxFreeBytes = 4 << 20
+)
 
 // Config says how the join is done. Changing Window or Bucket over existing state is refused by the service.
 type Config struct {
@@ -99,7 +102,7 @@ func (l *Label) AppendRaw(b []byte) []byte { return l.names.appendRaw(b, l.recor
 
 // Category is the impression's field of that name, nil if it has none or is not in the order of our schema. It may be
 // changed by nobody and read until Commit or Rollback.
-func (l *Label) Category() []byte { return l.names.category(l.record) }
+func (l *Label) Category() []byte { return l.names.categoryOf(l.record) }
 
 // Late is an event that made no label of its own.
 type Late struct {
@@ -114,15 +117,16 @@ type Late struct {
 
 // Window joins one partition. It is not safe for concurrent use.
 type Window struct {
-	cfg      Config
-	buckets  map[int64]*bucket
-	order    []*bucket // ascending by number
-	last     *bucket   // touched last: most events fall where the one before fell
-	unsealed []*bucket // in order of their making
-	free     []*bucket
-	names    *dictionary
-	cut      Parts // of the impression at hand
-	head     [recordHead]byte
+	cfg       Config
+	buckets   map[int64]*bucket
+	order     []*bucket // ascending by number
+	last      *bucket   // touched last: most events fall where the one before fell
+	unsealed  []*bucket // in order of their making
+	free      []*bucket // see keep
+	freeBytes int
+	names     *dictionary
+	cut       Parts // of the impression at hand
+	head      [recordHead]byte
 
 	watermark int64
 	max       [2]int64 // by Input
@@ -634,6 +638,7 @@ func (w *Window) at(number int64) *bucket {
 	if b == nil {
 		if n := len(w.free); n > 0 {
 			b, w.free = w.free[n-1], w.free[:n-1]
+			w.freeBytes -= b.memory()
 		} else {
 			b = &bucket{}
 		}
