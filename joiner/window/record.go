@@ -407,10 +407,10 @@ func references(rec []byte) (refs [groups]reference, at int) {
 func (d *dictionary) categoryOf(rec []byte) []byte {
 	refs, _ := references(rec)
 	r := refs[groupOf[stepCampaign]]
-	switch r {
-	case refEmpty:
+	if r == refEmpty {
 		return nil
-	case refInline:
+	}
+	if r == refInline {
 		var x walk
 		x.must(rec)
 		return categoryIn(x.group[groupOf[stepCampaign]])

@@ -25,6 +25,8 @@ type Place struct {
 	// BrokerPID is the broker's process where it is another one, to account for its processor time; 0: unknown.
 	BrokerPID int
 	Log       zerolog.Logger
+	// Profile is a file for a CPU profile of the join; "": none.
+	Profile string
 	// Progress says what is being done; nil: nobody is told.
 	Progress func(what string)
 }
@@ -38,6 +40,8 @@ func (p Place) say(format string, args ...any) {
 // EndToEnd is a backlog drained exactly once: read, joined, written, committed.
 type EndToEnd struct {
 	Cost Cost `json:"cost"`
+	// Labels that were written in the measured stretch; the open impressions get theirs after it.
+	Labels uint64 `json:"labels"`
 	// OpenImpressions when everything but the end of the log was joined.
 	OpenImpressions uint64 `json:"open_impressions"`
 	// Rebuild is how a second instance gets the state back from the topics: events of open windows, read again.
@@ -193,6 +197,11 @@ func Join(ctx context.Context, p Place, t Traffic, group string) (res EndToEnd, 
 	runtime.GC() // the garbage of loading is not the join's
 	pauses := readPauses()
 	p.say("join %d events", records(ends))
+	stop, err := profile(p.Profile)
+	if err != nil {
+		return res, err
+	}
+	defer stop()
 	w := startWatch(p.BrokerPID)
 	first, err := run(ctx, p, t, group)
 	if err != nil {
@@ -203,7 +212,9 @@ func Join(ctx context.Context, p Place, t Traffic, group string) (res EndToEnd, 
 		return res, err
 	}
 	res.Cost = w.read(records(ends))
-	res.OpenImpressions = first.Ledger().Total.Open
+	stop()
+	l := first.Ledger().Total
+	res.OpenImpressions, res.Labels = l.Open, l.Positive+l.FinalNegative+l.Corrected
 	res.GC = pausesSince(pauses)
 	if err := first.end(); err != nil {
 		return res, err

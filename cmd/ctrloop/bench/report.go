@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"runtime"
@@ -37,8 +38,19 @@ type Report struct {
 	Machine  Machine     `json:"machine"`
 	Traffic  Traffic     `json:"traffic"`
 	Loop     *LoopResult `json:"loop,omitempty"`
+	Open     *OpenResult `json:"open,omitempty"`
 	Embedded *EndToEnd   `json:"embedded,omitempty"`
+	Live     *Latency    `json:"live,omitempty"`
 	Kafka    *EndToEnd   `json:"kafka,omitempty"`
+}
+
+// MarshalJSON adds the targets.
+func (r Report) MarshalJSON() ([]byte, error) {
+	type plain Report
+	return json.Marshal(struct {
+		plain
+		Targets []Target `json:"targets"`
+	}{plain(r), r.Targets()})
 }
 
 // Wrong is the sum over all parts.
@@ -56,7 +68,7 @@ func (r Report) Wrong() (n int64) {
 
 // Balanced says whether the ledger of every part closes.
 func (r Report) Balanced() bool {
-	return (r.Loop == nil || r.Loop.Balanced) && (r.Embedded == nil || r.Embedded.Balanced) && (r.Kafka == nil || r.Kafka.Balanced)
+	return (r.Loop == nil || r.Loop.Balanced) && (r.Open == nil || r.Open.Balanced) && (r.Embedded == nil || r.Embedded.Balanced) && (r.Kafka == nil || r.Kafka.Balanced)
 }
 
 // Print writes the table, one column for each part that ran.
@@ -91,6 +103,7 @@ func (r Report) Print(w io.Writer) error {
 	row("events/s per core", func(l *LoopResult) string { return rate(l.Cost.PerCore()) }, func(e *EndToEnd) string { return rate(e.Cost.PerCore()) })
 	row("CPU s per million", func(l *LoopResult) string { return seconds(l.Cost.CPUPerMillion()) }, func(e *EndToEnd) string { return seconds(e.Cost.CPUPerMillion()) })
 	row("broker's CPU s", nil, func(e *EndToEnd) string { return seconds(e.Cost.BrokerCPUSeconds) })
+	row("labels in that time", nil, func(e *EndToEnd) string { return count(int64(e.Labels)) })
 	row("open impressions", func(l *LoopResult) string { return count(int64(l.OpenImpressions)) }, func(e *EndToEnd) string { return count(int64(e.OpenImpressions)) })
 	row("bytes per open impression", func(l *LoopResult) string { return fmt.Sprintf("%.1f", l.BytesPerOpen) }, nil)
 	row("GC: longest pause, ms", func(l *LoopResult) string { return fmt.Sprintf("%.2f", l.GC.LongestMS) }, func(e *EndToEnd) string { return fmt.Sprintf("%.2f", e.GC.LongestMS) })
@@ -100,7 +113,19 @@ func (r Report) Print(w io.Writer) error {
 	row("peak resident, MiB", nil, func(e *EndToEnd) string { return count(e.PeakRSS >> 20) })
 	row("wrong labels", func(l *LoopResult) string { return count(l.Wrong.Sum()) }, func(e *EndToEnd) string { return count(e.Wrong.Sum()) })
 	row("ledger closes", func(l *LoopResult) string { return strconv.FormatBool(l.Balanced) }, func(e *EndToEnd) string { return strconv.FormatBool(e.Balanced) })
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if o := r.Open; o != nil {
+		fmt.Fprintf(w, "\n%d impressions open over 2 h, in a process of its own: %.1f B each, at most %d MiB resident; restart from %d MiB of segments in %.2f s\n",
+			o.OpenImpressions, o.BytesPerOpen, o.PeakRSS>>20, o.Stored>>20, o.Restart.WallSeconds)
+	}
+	if l := r.Live; l != nil {
+		fmt.Fprintf(w, "\n%d events/s as they come, embedded broker: %d clicks, label committed after %.0f ms (median), %.0f ms (p99), %.0f ms (longest)\n",
+			l.EventsPerSecond, l.Clicks, l.P50MS, l.P99MS, l.MaxMS)
+	}
+	fmt.Fprintln(w)
+	return printTargets(w, r.Targets())
 }
 
 func cell[T any](v T, f func(T) string) string {
@@ -144,10 +169,7 @@ func (r PeersReport) sum(side func(Round) Peer) (p Peer) {
 	for _, round := range r.Rounds {
 		q := side(round)
 		p.Name = q.Name
-		p.Cost.WallSeconds += q.Cost.WallSeconds
-		p.Cost.CPUSeconds += q.Cost.CPUSeconds
-		p.Cost.BrokerCPUSeconds += q.Cost.BrokerCPUSeconds
-		p.Cost.Events += q.Cost.Events
+		p.Cost = p.Cost.plus(q.Cost)
 		p.Wrong.Lost += q.Wrong.Lost
 		p.Wrong.Duplicate += q.Wrong.Duplicate
 		p.Wrong.Spurious += q.Wrong.Spurious
