@@ -71,10 +71,29 @@ func (r Report) Balanced() bool {
 	return (r.Loop == nil || r.Loop.Balanced) && (r.Open == nil || r.Open.Balanced) && (r.Embedded == nil || r.Embedded.Balanced) && (r.Kafka == nil || r.Kafka.Balanced)
 }
 
-// Print writes the table, one column for each part that ran.
+// Print writes the figures of the parts that ran, and the targets.
 func (r Report) Print(w io.Writer) error {
 	fmt.Fprintf(w, "%d impressions, %g clicks each, window %s, seed %d; %s, %d procs\n\n",
 		r.Traffic.Impressions, r.Traffic.ClickRate, r.Traffic.Window, r.Traffic.Seed, r.Machine.Platform, r.Machine.Procs)
+	if r.Loop != nil || r.Embedded != nil || r.Kafka != nil {
+		if err := r.printParts(w); err != nil {
+			return err
+		}
+	}
+	if o := r.Open; o != nil {
+		fmt.Fprintf(w, "\n%d impressions open over 2 h, in a process of its own: %.1f B each, at most %d MiB resident; restart from %d MiB of segments in %.2f s\n",
+			o.OpenImpressions, o.BytesPerOpen, o.PeakRSS>>20, o.Stored>>20, o.Restart.WallSeconds)
+	}
+	if l := r.Live; l != nil {
+		fmt.Fprintf(w, "\n%d events/s as they come, embedded broker: %d clicks, label committed after %.0f ms (median), %.0f ms (p99), %.0f ms (longest)\n",
+			l.EventsPerSecond, l.Clicks, l.P50MS, l.P99MS, l.MaxMS)
+	}
+	fmt.Fprintln(w)
+	return printTargets(w, r.Targets())
+}
+
+// printParts has one column for each part that joins the log.
+func (r Report) printParts(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	row := func(name string, loop func(*LoopResult) string, end func(*EndToEnd) string) {
 		fmt.Fprintf(t, "%s\t", name)
@@ -113,19 +132,7 @@ func (r Report) Print(w io.Writer) error {
 	row("peak resident, MiB", nil, func(e *EndToEnd) string { return count(e.PeakRSS >> 20) })
 	row("wrong labels", func(l *LoopResult) string { return count(l.Wrong.Sum()) }, func(e *EndToEnd) string { return count(e.Wrong.Sum()) })
 	row("ledger closes", func(l *LoopResult) string { return strconv.FormatBool(l.Balanced) }, func(e *EndToEnd) string { return strconv.FormatBool(e.Balanced) })
-	if err := t.Flush(); err != nil {
-		return err
-	}
-	if o := r.Open; o != nil {
-		fmt.Fprintf(w, "\n%d impressions open over 2 h, in a process of its own: %.1f B each, at most %d MiB resident; restart from %d MiB of segments in %.2f s\n",
-			o.OpenImpressions, o.BytesPerOpen, o.PeakRSS>>20, o.Stored>>20, o.Restart.WallSeconds)
-	}
-	if l := r.Live; l != nil {
-		fmt.Fprintf(w, "\n%d events/s as they come, embedded broker: %d clicks, label committed after %.0f ms (median), %.0f ms (p99), %.0f ms (longest)\n",
-			l.EventsPerSecond, l.Clicks, l.P50MS, l.P99MS, l.MaxMS)
-	}
-	fmt.Fprintln(w)
-	return printTargets(w, r.Targets())
+	return t.Flush()
 }
 
 func cell[T any](v T, f func(T) string) string {
