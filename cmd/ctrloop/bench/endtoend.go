@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"sync"
 	"time"
@@ -259,7 +260,7 @@ func checkTopic(ctx context.Context, p Place, t Traffic, topic string, take func
 	if err != nil {
 		return Wrong{}, err
 	}
-	ends, err := stream.EndOffsets(ctx, p.Kafka, topic)
+	ends, err := settled(ctx, p, topic)
 	if err != nil {
 		return Wrong{}, err
 	}
@@ -281,6 +282,31 @@ func checkTopic(ctx context.Context, p Place, t Traffic, topic string, take func
 		return Wrong{}, err
 	}
 	return o.finish(), nil
+}
+
+// settled waits until no transaction is open on a topic and returns its ends. A broker answers the end of a transaction
+// before it has written it into the partitions; on a busy machine that takes a while, and the labels of the last one
+// would seem lost.
+func settled(ctx context.Context, p Place, topic string) (map[stream.TopicPartition]int64, error) {
+	const patience = 30 * time.Second // longer than a transaction lives
+	for until := time.Now().Add(patience); ; {
+		written, err := stream.WrittenOffsets(ctx, p.Kafka, topic)
+		if err != nil {
+			return nil, err
+		}
+		ends, err := stream.EndOffsets(ctx, p.Kafka, topic)
+		if err != nil {
+			return nil, err
+		}
+		if maps.Equal(written, ends) || time.Now().After(until) {
+			return ends, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 // Embedded runs end to end on the embedded broker in this process, whose work is part of the cost.
