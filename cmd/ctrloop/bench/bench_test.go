@@ -152,6 +152,32 @@ wrong labels                              2                <= 0      <= 0     NO
 	}
 }
 
+func TestPeersReport(t *testing.T) {
+	side := func(name string, cpu float64, wrong int64) Peer {
+		return Peer{Name: name, Cost: Cost{WallSeconds: 2, CPUSeconds: cpu, BrokerCPUSeconds: 1, Events: 1_000_000}, Wrong: Wrong{Lost: wrong}}
+	}
+	r := PeersReport{Traffic: small(), PerCoreRatio: 40, Rounds: []Round{{side("ctrloop", 2, 0), side("other", 80, 3)}}}
+	var got strings.Builder
+	if err := r.Print(&got); err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(got.String(), "\n\n")
+	want := `                     ctrloop  other  ratio
+  events/s per core    500 K   12 K   40.0
+           events/s    500 K  500 K    1.0
+  CPU s per million     2.00  80.00   40.0
+     broker's CPU s     1.00   1.00       
+       wrong labels        0      3       
+
+target                                  figure  at least  aim   met  aim met
+events/s per core, times Kafka Streams  40      8         8     yes  yes
+our wrong labels                        0       <= 0      <= 0  yes  yes
+`
+	if d := cmp.Diff(want, table); d != "" {
+		t.Error(d)
+	}
+}
+
 func TestLoadRefusesSomebodysTopics(t *testing.T) {
 	b := streamtest.Start(t, 2)
 	streamtest.Produce(t, b.Config, &stream.Record{Topic: schemas.TopicClicks, Value: []byte("x")})

@@ -205,7 +205,19 @@ func (r PeersReport) Print(w io.Writer) error {
 	line("CPU s per million", a.Cost.CPUPerMillion(), b.Cost.CPUPerMillion(), ratio(b.Cost.CPUPerMillion(), a.Cost.CPUPerMillion()), seconds)
 	fmt.Fprintf(t, "broker's CPU s\t%.2f\t%.2f\t\t\n", a.Cost.BrokerCPUSeconds, b.Cost.BrokerCPUSeconds)
 	fmt.Fprintf(t, "wrong labels\t%d\t%d\t\t\n", a.Wrong.Sum(), b.Wrong.Sum())
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(w)
+	return printTargets(w, r.Targets())
+}
+
+// Targets of the comparison: the join's own are those of Report.
+func (r PeersReport) Targets() []Target {
+	return []Target{
+		higher("events/s per core, times Kafka Streams", "", r.PerCoreRatio, 8, 8),
+		lower("our wrong labels", "", float64(r.Ours().Wrong.Sum()), 0, 0),
+	}
 }
 
 func ratioInt(n int64, by int) int64 {
