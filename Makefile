@@ -22,6 +22,8 @@ PYTHON = $$(bin/ctrloop setup --python-path)
 # Options of `make demo`, such as ARGS="--quick --seed 7".
 ARGS ?=
 FUZZTIME ?= 20s
+# The embedded broker, a module of its own in third_party, with the tests of what is changed in it.
+KFAKE := github.com/twmb/franz-go/pkg/kfake
 
 .PHONY: help
 help: ## list the targets
@@ -41,7 +43,7 @@ demo: setup ## the whole loop on the built-in world, scoreboard in bin/demo.json
 
 .PHONY: test
 test: setup ## all tests, Go and Python
-	$(GOTEST) ./...
+	$(GOTEST) ./... $(KFAKE)
 	cd $(TRAINER) && OMP_NUM_THREADS=1 "$(PYTHON_FROM_TRAINER)" -m pytest
 
 # As PYTHON, from inside the trainer's folder.
@@ -71,6 +73,11 @@ e2e: setup ## tests of the shipped binary only
 .PHONY: chaos
 chaos: setup ## kill -9 of a whole demo at KILLS random moments (20), resumed and held against the oracle
 	CTRLOOP_E2E_KILLS=$(or $(KILLS),20) go test -count 1 -timeout 90m -run DemoSurvivesKill -v ./e2e
+
+.PHONY: chaos-join
+chaos-join: ## the join under drawn faults, EVENTS events (10 million), held against the oracle; SEED= repeats a run
+	CTRLOOP_CHAOS_EVENTS=$(or $(EVENTS),10000000) CTRLOOP_CHAOS_SEED=$(SEED) \
+	  go test -count 1 -timeout 180m -run '^TestChaos$$' -v ./joiner
 
 .PHONY: kafka-jars
 kafka-jars: ## fetch Apache Kafka's jars with Maven (43 MB, once; needs Java 17 or newer)

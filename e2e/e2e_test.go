@@ -286,25 +286,30 @@ func up(t *testing.T, dir string, args ...string) instance {
 }
 
 // TestServicesInProcessesOfTheirOwn runs ingest beside the broker in one process, the pairer beside the
-// warehouse in another, and join and sink in a third one that has both by address: the code paths of production.
+// warehouse in another, join and sink in a third one that has both by address, and a second ingest in a fourth: the
+// code paths of production.
 func TestServicesInProcessesOfTheirOwn(t *testing.T) {
 	needEngine(t)
-	one, two, three := t.TempDir(), t.TempDir(), t.TempDir()
+	one, two, three, four := t.TempDir(), t.TempDir(), t.TempDir(), t.TempDir()
 	front := up(t, one, "--target", "ingest", "--config", write(t, "ingest: {clock: event}\nkafka: {retention: -1s}\n"))
 	kafka := "kafka: {retention: -1s, brokers: ['" + front.Kafka + "']}\n"
 	back := up(t, two, "--target", "pairer", "--config", write(t, kafka))
 	up(t, three, "--target", "joiner,sink", "--config", write(t, kafka+"clickhouse: {dsn: '"+writerDSN(t, two, back.ClickHouse)+"'}\n"))
-	var events strings.Builder
+	beside := up(t, four, "--target", "ingest", "--config", write(t, kafka+"ingest: {clock: event, instance: ingest-1}\n"))
+	edges := []string{front.Edge, beside.Edge}
+	var events [2]strings.Builder // every other event goes to the other edge
 	const n = 200
 	base := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli()
 	for i := range n {
 		id := uuid7(base+int64(i)*1000, i)
-		fmt.Fprintf(&events, `{"type":"impression","id":%q,"product":"p","creative":"c","placement":"home","position":1,"user":"u%d","propensity":1}`+"\n", id, i)
+		fmt.Fprintf(&events[i%2], `{"type":"impression","id":%q,"product":"p","creative":"c","placement":"home","position":1,"user":"u%d","propensity":1}`+"\n", id, i)
 		if i%10 == 0 {
-			fmt.Fprintf(&events, `{"type":"click","id":"k%d","impression_id":%q,"time_ms":%d}`+"\n", i, id, base+int64(i)*1000+900)
+			fmt.Fprintf(&events[i/10%2], `{"type":"click","id":"k%d","impression_id":%q,"time_ms":%d}`+"\n", i, id, base+int64(i)*1000+900)
 		}
 	}
-	post(t, front.Edge, events.String())
+	for i, edge := range edges {
+		post(t, edge, events[i].String())
+	}
 	post(t, front.Edge, fmt.Sprintf(`{"type":"watermark","time_ms":%d}`, base+(3*time.Hour).Milliseconds()))
 	deadline := time.Now().Add(time.Minute)
 	got := ""

@@ -38,7 +38,7 @@ func BenchmarkDecode(b *testing.B) {
 // BenchmarkMerge is the merge alone: 16 partitions, decoded already.
 func BenchmarkMerge(b *testing.B) {
 	const sources, chunk = 16, 1000
-	m := newMerger(time.Second)
+	m := newMerger(time.Second, false)
 	var at []*source
 	for p := range int32(sources) {
 		tp := stream.TopicPartition{Topic: schemas.TopicRawImpressions, Partition: p}
@@ -91,7 +91,7 @@ func BenchmarkService(b *testing.B) {
 		}
 		last := int64(start + n*10)
 		streamtest.Produce(b, e.Config(), watermarks(b, partitions, last)...)
-		s, err := New(Default(), e.Config(), "bench", zerolog.Nop(), prometheus.NewRegistry())
+		s, err := New(Default(), e.Config(), zerolog.Nop(), prometheus.NewRegistry())
 		if err != nil {
 			b.Fatal(err)
 		}

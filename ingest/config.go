@@ -17,6 +17,10 @@ const (
 
 // Config of edge and service.
 type Config struct {
+	// Instance names this instance among those that share the raw topics; no two may have the same. It must survive
+	// restarts: it is the name in the group and of the transactions, with which a restart fences what is left of its
+	// predecessor. Empty takes the host's name.
+	Instance string `yaml:"instance"`
 	// Clock is "wall" for live traffic, "event" when event time is not the time of this machine.
 	Clock Clock `yaml:"clock"`
 	// AllowedSkew is how far in the future an event may be with clock wall.
@@ -59,7 +63,7 @@ type Merge struct {
 // Default suits a single machine.
 func Default() Config {
 	return Config{
-		Clock: ClockWall, AllowedSkew: 10 * time.Second, UserSalt: "ctrloop", MaxEventBytes: 16 << 10,
+		Instance: "ingest-0", Clock: ClockWall, AllowedSkew: 10 * time.Second, UserSalt: "ctrloop", MaxEventBytes: 16 << 10,
 		Edge:  EdgeCfg{MaxBodyBytes: 16 << 20, MaxDecodedBytes: 64 << 20, MaxInFlightBytes: 256 << 20, AckTimeout: 15 * time.Second},
 		Merge: Merge{BufferEvents: 32_768, TransactionEvents: 50_000, CommitInterval: 100 * time.Millisecond, IdleAfter: 5 * time.Second, PunctuateEvery: 500 * time.Millisecond},
 	}

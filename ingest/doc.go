@@ -21,8 +21,8 @@
 // number, taken as it is, or a string, which is hashed with the configured salt. Unknown fields are
 // refused here (a misspelt field would be lost silently) and ignored in the raw topics.
 //
-// A watermark promises that no event older than time_ms will follow: the end of a replay. It is forwarded
-// behind every event that was acknowledged before it was sent. It must be sent alone or last in a body.
+// A watermark promises that no event older than time_ms will follow: the end of a replay, or of a batch of one. It
+// is forwarded behind every event that was acknowledged before it was sent. It must be sent alone or last in a body.
 //
 //	200  {"accepted":n}                                  every event is acknowledged by Kafka
 //	207  {"accepted":n,"rejected":[{"index","reason","detail"}],"rejected_total":m}
@@ -44,7 +44,8 @@
 // In one transaction per step, exactly once: read, validate, merge, write. The merge (see merger) takes
 // the oldest event over all raw partitions next, because partitions that are read at different speed would
 // otherwise be minutes of event time apart and the laggard's events late. A partition that has been read to
-// its end does not hold up the others.
+// its end does not hold up the others, unless clock is "event" and watermarks have been seen: then it is as far as
+// its last watermark, and newer events wait until it gives something, without end.
 //
 // Events go to imp.v1 and clk.v1 by impression id, with record time = event time. What cannot be used goes
 // to dlq.v1 with a reason. Into every partition of both topics goes the low watermark, as punctuation,

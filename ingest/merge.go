@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"container/heap"
+	"math"
 	"time"
 
 	"ctrloop/internal/stream"
@@ -40,28 +41,30 @@ func (s *source) drained(idleAfter time.Duration) bool {
 }
 
 // merger takes the oldest item over all sources: a k-way merge of the heads of the partitions. It waits
-// for a source that is empty but not drained, because what it will give may be older than every other
-// head. It is pure: the time that was spent waiting comes in as an argument.
+// for a source that is empty while what it will give may be older than every other head (see limit). It is pure: the time that was spent waiting comes in as an argument.
 type merger struct {
 	idleAfter time.Duration
-	sources   map[stream.TopicPartition]*source
-	ready     readyHeap        // sources with items, by the time of the first
-	empty     map[*source]bool // the others
-	// open caches that no empty source has to be waited for; every change of the sources clears it.
-	open bool
+	// promises says that watermark events, once there are any, are all that tells how far a source is: see limit.
+	promises bool
+	sources  map[stream.TopicPartition]*source
+	ready    readyHeap        // sources with items, by the time of the first
+	empty    map[*source]bool // the others
+	// until caches limit while known is set; every change of the sources clears it.
+	until int64
+	known bool
 	// position is the greatest event time taken, Unix ms.
 	position int64
 	buffered int
 }
 
-func newMerger(idleAfter time.Duration) *merger {
-	return &merger{idleAfter: idleAfter, sources: map[stream.TopicPartition]*source{}, empty: map[*source]bool{}}
+func newMerger(idleAfter time.Duration, promises bool) *merger {
+	return &merger{idleAfter: idleAfter, promises: promises, sources: map[stream.TopicPartition]*source{}, empty: map[*source]bool{}}
 }
 
 // assign adds a partition that will be read from offset next and presently ends at end.
 func (m *merger) assign(at stream.TopicPartition, next, end, promised, position int64) {
 	s := &source{at: at, next: next, position: next, end: end, promised: promised, floor: position, index: -1}
-	m.open = false
+	m.known = false
 	m.sources[at] = s
 	m.empty[s] = true
 	m.position = max(m.position, position)
@@ -73,7 +76,7 @@ func (m *merger) drop(at stream.TopicPartition) {
 	if s == nil {
 		return
 	}
-	m.open = false
+	m.known = false
 	m.buffered -= s.len()
 	if s.index >= 0 {
 		heap.Remove(&m.ready, s.index)
@@ -84,7 +87,7 @@ func (m *merger) drop(at stream.TopicPartition) {
 
 // add appends what was read of a source.
 func (m *merger) add(s *source, items []item, next, end int64) {
-	m.open = false
+	m.known = false
 	s.waited, s.end, s.next = 0, end, next
 	if len(items) == 0 {
 		return
@@ -112,21 +115,40 @@ func (m *merger) waiting(d time.Duration) {
 	for s := range m.empty {
 		s.waited += d
 	}
-	m.open = false
+	m.known = false
 }
 
-// blocked says whether an empty source has to be waited for.
-func (m *merger) blocked() bool {
-	if m.open {
-		return false
+// limit is the event time up to which nothing that empty sources will give can be older than what is there.
+//
+// A source that has been read to its end as last heard has nothing to give, by the wall clock: what it gets from now on
+// is new, within the disorder that the join allows. In a replay it is not so: the partitions of one batch, which may be
+// hours of event time, become visible one after the other, and what a killed sender had written of a batch waits for
+// the rest of it until somebody sends it again. There, a source is as far as it has promised, however long that takes.
+func (m *merger) limit() int64 {
+	if m.known {
+		return m.until
 	}
-	for s := range m.empty {
-		if !s.drained(m.idleAfter) {
-			return true
+	m.until, m.known = math.MaxInt64, true
+	promising := false
+	if m.promises {
+		for _, s := range m.sources {
+			promising = promising || s.promised > 0
 		}
 	}
-	m.open = true
-	return false
+	for s := range m.empty {
+		switch {
+		case promising:
+			m.until = min(m.until, s.promised)
+		case !s.drained(m.idleAfter):
+			m.until = -1
+		}
+	}
+	return m.until
+}
+
+// blocked says whether the oldest item has to wait for an empty source.
+func (m *merger) blocked() bool {
+	return len(m.ready) > 0 && m.ready[0].items[m.ready[0].head].timeMS > m.limit()
 }
 
 // take takes the oldest item, or returns false when there is none or a source has to be waited for.
@@ -145,7 +167,7 @@ func (m *merger) take() (*source, *item, bool) {
 		s.head, s.items = 0, s.items[:0]
 		s.position = s.next
 		m.empty[s] = true
-		m.open = false
+		m.known = false
 	} else {
 		heap.Fix(&m.ready, 0)
 	}
@@ -153,6 +175,7 @@ func (m *merger) take() (*source, *item, bool) {
 	case it.problem != nil:
 	case it.kind == watermark:
 		s.promised = max(s.promised, it.timeMS)
+		m.known = false
 	default:
 		m.position = max(m.position, it.timeMS)
 	}

@@ -36,7 +36,7 @@ func takeAll(m *merger) []int64 {
 }
 
 func TestMergeWaitsForWhatIsNotDrained(t *testing.T) {
-	m := newMerger(time.Second)
+	m := newMerger(time.Second, false)
 	for p := range int32(2) {
 		m.assign(sourceAt(p), 0, 10, 0, 0)
 	}
@@ -73,7 +73,7 @@ func TestMergeWaitsForWhatIsNotDrained(t *testing.T) {
 }
 
 func TestWatermarkCountsWhenAllPartitionsGaveIt(t *testing.T) {
-	m := newMerger(time.Second)
+	m := newMerger(time.Second, false)
 	mark := func(ms int64) []item { return []item{{event: event{kind: watermark, timeMS: ms}}} }
 	for p := range int32(2) {
 		m.assign(sourceAt(p), 0, 1, 0, 0)
@@ -102,7 +102,7 @@ func TestWatermarkCountsWhenAllPartitionsGaveIt(t *testing.T) {
 // order, and the position of a partition is always behind what was taken of it.
 func TestMergeIsASort(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		m := newMerger(time.Second)
+		m := newMerger(time.Second, false)
 		k := rapid.IntRange(1, 5).Draw(t, "partitions")
 		var input [][]item
 		var want []int64
@@ -156,7 +156,7 @@ func TestMergeIsASort(t *testing.T) {
 // TestPromiseOfALaggard: an instance that takes over a partition minutes behind its own promises for it only what is
 // true of it, until it has caught up.
 func TestPromiseOfALaggard(t *testing.T) {
-	m := newMerger(time.Second)
+	m := newMerger(time.Second, false)
 	mine, taken := stream.TopicPartition{Topic: schemas.TopicRawClicks}, stream.TopicPartition{Topic: schemas.TopicRawClicks, Partition: 1}
 	at := func(ms ...int64) (items []item) {
 		for i, t := range ms {
@@ -181,4 +181,79 @@ func TestPromiseOfALaggard(t *testing.T) {
 	want("one taken", 600_000, 62_000)
 	m.take()
 	want("caught up", 600_000, 600_000)
+}
+
+// TestMergeIsASortByPromises: batches whose partitions become visible in any order, batches of which a killed sender wrote
+// some partitions only until it sent the whole log again, and a promise behind every batch that was acknowledged: what
+// had not been there before comes out in order.
+func TestMergeIsASortByPromises(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		k := rapid.IntRange(2, 4).Draw(t, "partitions")
+		batches := rapid.IntRange(1, 4).Draw(t, "batches")
+		m := newMerger(time.Nanosecond, true)
+		written, read := make([][]item, k), make([]int, k)
+		for p := range k {
+			m.assign(sourceAt(int32(p)), 0, 0, 0, 0)
+		}
+		write := func(p int, it item) {
+			it.offset = int64(len(written[p]))
+			written[p] = append(written[p], it)
+		}
+		var got []int64
+		seen := map[int64]bool{}
+		look := func(p int) { // what a poll may show at this moment
+			s := m.sources[sourceAt(int32(p))]
+			n := len(written[p])
+			m.add(s, written[p][read[p]:n], int64(n), int64(n))
+			read[p] = n
+			m.waiting(time.Second)
+			for {
+				_, it, ok := m.take()
+				if !ok {
+					return
+				}
+				if it.kind != watermark && !seen[it.timeMS] {
+					seen[it.timeMS] = true
+					got = append(got, it.timeMS)
+				}
+			}
+		}
+		promise := func(ms int64) {
+			for p := range k {
+				write(p, item{event: event{kind: watermark, timeMS: ms}})
+			}
+		}
+		promise(1)
+		for p := range k {
+			look(p)
+		}
+		for sent, killed := 0, 0; sent < batches; {
+			for _, p := range rapid.Permutation([]int{0, 1, 2, 3}[:k]).Draw(t, "order") {
+				if killed < 3 && rapid.IntRange(0, 9).Draw(t, "kill") == 0 {
+					killed++
+					sent = -1 // the log again, from its start
+					break
+				}
+				for i := range 5 {
+					write(p, item{event: event{timeMS: int64(10 + sent*100 + i*k + p)}})
+				}
+				for q := range k {
+					if rapid.Bool().Draw(t, "look") {
+						look(q)
+					}
+				}
+			}
+			if sent++; sent > 0 {
+				promise(int64(10 + sent*100))
+			}
+		}
+		for range 2 {
+			for p := range k {
+				look(p)
+			}
+		}
+		if len(got) != batches*k*5 || !slices.IsSorted(got) || m.buffered != 0 {
+			t.Fatalf("%v came out, %d buffered", got, m.buffered)
+		}
+	})
 }

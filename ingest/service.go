@@ -35,13 +35,12 @@ type Service struct {
 	now      func() time.Time
 }
 
-// New builds the service. instance names it among its kind and must be stable over restarts: it is the
-// member's and the transactions' name, with which a restart fences what is left of its predecessor.
-// Empty takes the host's name.
-func New(cfg Config, kafka stream.Config, instance string, log zerolog.Logger, reg prometheus.Registerer) (*Service, error) {
+// New builds the service.
+func New(cfg Config, kafka stream.Config, log zerolog.Logger, reg prometheus.Registerer) (*Service, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("ingest configuration: %w", err)
 	}
+	instance := cfg.Instance
 	if instance == "" {
 		host, err := os.Hostname()
 		if err != nil {
@@ -107,7 +106,7 @@ func (s *Service) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := &session{Service: s, partitions: partitions, parts: parts, sent: map[stream.TopicPartition]int64{}, merge: newMerger(s.cfg.Merge.IdleAfter)}
+	r := &session{Service: s, partitions: partitions, parts: parts, sent: map[stream.TopicPartition]int64{}, merge: newMerger(s.cfg.Merge.IdleAfter, s.cfg.Clock == ClockEvent)}
 	r.tx, err = stream.NewTx(s.kafka, stream.TxConfig{
 		Group: Group, TransactionalID: "ctrloop-ingest-" + s.instance, InstanceID: s.instance,
 		Topics:     []string{schemas.TopicRawImpressions, schemas.TopicRawClicks},

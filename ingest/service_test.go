@@ -116,7 +116,7 @@ func punctuation(t *testing.T, r *stream.Record) (int64, bool) {
 func newService(t *testing.T, b *streamtest.Broker, cfg Config) (*Service, *prometheus.Registry) {
 	t.Helper()
 	reg := prometheus.NewRegistry()
-	s, err := New(cfg, b.Config, "test", zerolog.New(zerolog.NewTestWriter(t)), reg)
+	s, err := New(cfg, b.Config, zerolog.New(zerolog.NewTestWriter(t)), reg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,7 +11,7 @@ import (
 
 // metadataVersion leads the text; another form gets another number. Brokers keep 4096 bytes of metadata
 // (offset.metadata.max.bytes); this is about 300, and 3500 with the most sources that the window keeps apart.
-const metadataVersion = "j2"
+const metadataVersion = "j3"
 
 // metadata is what is committed with the offsets of a partition's inputs.
 type metadata struct {
@@ -20,6 +20,8 @@ type metadata struct {
 	BucketMS int64
 	// ObserveMS decides how versions are counted.
 	ObserveMS int64
+	// Partitions of each input: with another count, ids are in other partitions.
+	Partitions int64
 	window.Snapshot
 }
 
@@ -28,7 +30,7 @@ var errMetadata = errors.New("offset-commit metadata is not readable")
 // ints lists the fields in their order on the wire.
 func (m *metadata) ints() []*int64 {
 	return []*int64{
-		&m.Sequence, &m.WindowMS, &m.BucketMS, &m.ObserveMS, &m.WatermarkMS, &m.MaxTimeMS[0], &m.MaxTimeMS[1],
+		&m.Sequence, &m.WindowMS, &m.BucketMS, &m.ObserveMS, &m.Partitions, &m.WatermarkMS, &m.MaxTimeMS[0], &m.MaxTimeMS[1],
 		&m.NextOffset[0], &m.NextOffset[1], &m.RewindOffset[0], &m.RewindOffset[1],
 	}
 }
@@ -41,7 +43,7 @@ func (m *metadata) counts() []*uint64 {
 	}
 }
 
-// String is the compact form: "j2 <numbers> / <counts> / <sources> <sources> <hash>", an unknown time as "-", and so an
+// String is the compact form: "j3 <numbers> / <counts> / <sources> <sources> <hash>", an unknown time as "-", and so an
 // input without sources.
 func (m metadata) String() string {
 	b := make([]byte, 0, 256)

@@ -49,11 +49,20 @@ type plan struct {
 	fresh bool
 	meta  metadata
 	next  [2]int64 // where consumption goes on
+	of    int64    // partitions of each input
 }
 
 // planRebuild reads the committed offsets and metadata of one partition. start is the first retained offset.
 func planRebuild(cfg Config, partition int32, committed map[stream.TopicPartition]stream.Committed, start map[stream.TopicPartition]int64) (plan, error) {
 	p := plan{fresh: true}
+	for tp := range start {
+		if tp.Topic == inputTopic[0] {
+			p.of++
+		}
+	}
+	if err := checkCount(cfg, p.of, committed); err != nil {
+		return p, err
+	}
 	var at [2]stream.Committed
 	var has [2]bool
 	for in, topic := range inputTopic {
@@ -88,6 +97,20 @@ func planRebuild(cfg Config, partition int32, committed map[stream.TopicPartitio
 	}
 	p.next = p.meta.NextOffset
 	return p, p.meta.matches(cfg)
+}
+
+// checkCount refuses inputs that got more partitions: ids are in others now, so clicks would miss the impressions that
+// are open, and partitions that are new would look like a fresh start.
+func checkCount(cfg Config, of int64, committed map[stream.TopicPartition]stream.Committed) error {
+	for tp, c := range committed {
+		m, err := parseMetadata(c.Metadata)
+		if err != nil || m.Partitions == of {
+			continue // what cannot be read is judged with its partition
+		}
+		return refuse("%s and %s have %d partitions each, the state of group %s was made with %d (%s): impressions that are open and their clicks would no longer meet; make topics with %d partitions again, or %s",
+			inputTopic[0], inputTopic[1], of, cfg.Group, m.Partitions, tp, m.Partitions, freshStart)
+	}
+	return nil
 }
 
 // matches holds the configuration against the one that the state was made with.

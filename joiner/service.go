@@ -401,6 +401,7 @@ func (se *session) rebuild(ctx context.Context, p int32, share int, committed ma
 	if err != nil {
 		return nil, err
 	}
+	sh.of = plan.of
 	se.metrics.rebuild.Observe(time.Since(began).Seconds())
 	l := sh.w.Ledger()
 	se.log.Info().Int32("partition", p).Bool("fresh", plan.fresh).Int64("impressions_at", plan.next[0]).Int64("clicks_at", plan.next[1]).

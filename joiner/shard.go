@@ -28,6 +28,7 @@ func inputOf(topic string) window.Input {
 // shard joins one partition of both inputs. One goroutine at a time uses it.
 type shard struct {
 	partition int32
+	of        int64 // partitions
 	w         *window.Window
 	sequence  int64    // of the last committed transaction
 	hash      uint64   // of the state at the last commit
@@ -229,7 +230,7 @@ func (s *shard) propose(cfg Config) (string, bool) {
 		return "", false
 	}
 	s.proposed = metadata{
-		Sequence: s.sequence + 1, WindowMS: cfg.Window.Milliseconds(), BucketMS: cfg.Bucket.Milliseconds(), ObserveMS: cfg.Observe.Milliseconds(),
+		Sequence: s.sequence + 1, WindowMS: cfg.Window.Milliseconds(), BucketMS: cfg.Bucket.Milliseconds(), ObserveMS: cfg.Observe.Milliseconds(), Partitions: s.of,
 		Snapshot: s.w.Snapshot(s.next),
 	}
 	return s.proposed.String(), true

@@ -117,11 +117,19 @@ const (
 	batchBytes  = 4 << 20
 )
 
-// feed posts the events in order, and then the promise that nothing older follows, so that every window closes.
+// feed posts the events in order, behind every batch the promise that nothing older follows, and one in the end that
+// closes every window. The promises keep the raw partitions together: one batch is hours of a log's time, and its events
+// reach their partitions one after the other, or, when this process is killed, some of them only.
 func (c *ReplayCmd) feed(ctx context.Context, a *app.App, logs *eventlog.Reader, out *output, res *replayResult) error {
 	bar := progress.Start(out.stderr, "replay", "events")
 	var body bytes.Buffer
 	n, sent, newest := 0, int64(0), int64(0)
+	promise := func(ms int64) error {
+		_, err := postEvents(ctx, a.Addresses().Edge, fmt.Appendf(nil, `{"type":"watermark","time_ms":%d}`, ms))
+		return err
+	}
+	// Logs are not always in perfect order; what a promise lacks, the next one has.
+	disorder := app.Default().Joiner.Lateness.Milliseconds()
 	flush := func() error {
 		if n == 0 {
 			return nil
@@ -135,7 +143,7 @@ func (c *ReplayCmd) feed(ctx context.Context, a *app.App, logs *eventlog.Reader,
 		n = 0
 		body.Reset()
 		bar.Set(sent, logs.Progress(), "")
-		return nil
+		return promise(newest - disorder)
 	}
 	for {
 		line, err := logs.Next()
@@ -144,6 +152,11 @@ func (c *ReplayCmd) feed(ctx context.Context, a *app.App, logs *eventlog.Reader,
 		}
 		if err != nil {
 			return fmt.Errorf("%w (%d events were sent before; mend the line and replay again: events that were sent are recognised)", err, sent)
+		}
+		if newest == 0 {
+			if err := promise(line.TimeMS - disorder); err != nil {
+				return err
+			}
 		}
 		if line.Click {
 			res.Clicks++
@@ -165,9 +178,7 @@ func (c *ReplayCmd) feed(ctx context.Context, a *app.App, logs *eventlog.Reader,
 	res.Rows = logs.Rows()
 	bar.Done(sent, "")
 	// The last impression's window, the disorder that the join waits for, and a bucket.
-	end := newest + (c.Window + 2*time.Minute).Milliseconds()
-	_, err := postEvents(ctx, a.Addresses().Edge, fmt.Appendf(nil, `{"type":"watermark","time_ms":%d}`, end))
-	return err
+	return promise(newest + (c.Window + 2*time.Minute).Milliseconds())
 }
 
 // postEvents sends one body of JSON lines and returns how many events were rejected. It tries again while

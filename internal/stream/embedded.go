@@ -23,7 +23,9 @@ type EmbeddedConfig struct {
 }
 
 // Embedded is a Kafka broker in this process, with its state on disk. Writes go to the page cache, as
-// Apache Kafka's do: they survive kill -9 of this process, not a power cut.
+// Apache Kafka's do: they survive kill -9 of this process, not a power cut. So do transactions, by what
+// third_party/kfake changes in kfake: one that was open is aborted at the next start, one that was being
+// committed is committed in full.
 type Embedded struct {
 	cluster *kfake.Cluster
 	lock    *os.File

@@ -61,6 +61,7 @@ type Tx struct {
 	session  *kgo.GroupTransactSession
 	topicIDs map[string][16]byte
 	failure  produceFailure
+	beats    beats
 
 	identified bool // has fenced its predecessors
 }
@@ -104,6 +105,7 @@ func NewTx(c Config, tc TxConfig) (*Tx, error) {
 	}
 	opts = append(opts, t.member.options(tc.Group, tc.InstanceID, tc.Topics)...)
 	opts = append(opts,
+		kgo.WithHooks(&t.beats),
 		kgo.TransactionalID(tc.TransactionalID),
 		kgo.TransactionTimeout(transactionTimeout),
 		// No RecordDeliveryTimeout: the client counts it from the record's timestamp, which is event time.
@@ -171,9 +173,8 @@ func (t *Tx) Produce(r *Record) {
 // partitions that gave a record since they were assigned. committed is false after an abort, see the
 // package documentation for what the caller owes then.
 //
-// ctx needs a deadline. After the brokers were away for longer than the client tries (about a second), its place in
-// the group has ended, which it may tell only between transactions; the end of this one waits for a heartbeat that
-// does not come any more, until ctx is done.
+// ctx needs a deadline. A commit whose place in the group was lost, as after the brokers were away for longer than the
+// client tries (about a second), fails after a few seconds without a heartbeat.
 func (t *Tx) Commit(ctx context.Context, meta func(topic string, partition int32) (string, bool)) (committed bool, err error) {
 	return t.CommitUpTo(ctx, nil, meta)
 }
@@ -188,11 +189,17 @@ func (t *Tx) CommitUpTo(ctx context.Context, upTo map[TopicPartition]int64, meta
 		return false, t.abort(ctx)
 	}
 	places := t.places(upTo, meta)
+	ctx, ended := t.beats.watch(ctx)
+	defer ended()
 	ctx = kgo.PreTxnCommitFnContext(ctx, func(r *kmsg.TxnOffsetCommitRequest) error {
 		t.rewrite(r, places)
 		return nil
 	})
 	committed, err = t.session.End(ctx, kgo.TryCommit)
+	if cause := context.Cause(ctx); errors.Is(cause, errSilence) && !committed {
+		// Whatever End made of it, its abort did not get through either.
+		return false, fmt.Errorf("end transaction: %w", cause)
+	}
 	if err != nil {
 		return false, fmt.Errorf("end transaction: %w", err)
 	}

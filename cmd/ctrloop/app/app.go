@@ -443,7 +443,7 @@ func (a *App) pickBase() (string, error) {
 
 func (a *App) startIngest(ctx context.Context) error {
 	var err error
-	if a.ingest, err = ingest.New(a.cfg.Ingest, a.kafka, "ingest-0", a.log, a.registry); err != nil {
+	if a.ingest, err = ingest.New(a.cfg.Ingest, a.kafka, a.log, a.registry); err != nil {
 		return err
 	}
 	a.actors.start("ingest", a.ingest.Run)

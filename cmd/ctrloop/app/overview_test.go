@@ -97,7 +97,7 @@ func TestRatesAreOverTheLastSeconds(t *testing.T) {
 func TestTheCountersExist(t *testing.T) {
 	reg, log := prometheus.NewRegistry(), zerolog.Nop()
 	kafka := stream.Config{Brokers: []string{"127.0.0.1:1"}}
-	if _, err := ingest.New(ingest.Default(), kafka, "t", log, reg); err != nil {
+	if _, err := ingest.New(ingest.Default(), kafka, log, reg); err != nil {
 		t.Fatal(err)
 	}
 	edge, err := ingest.NewEdge(ingest.Default(), kafka, log, reg)

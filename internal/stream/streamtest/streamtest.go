@@ -31,11 +31,24 @@ func Start(t testing.TB, partitions int32) *Broker {
 // StartTopics starts a broker with these topics.
 func StartTopics(t testing.TB, partitions int32, topics ...schemas.Topic) *Broker {
 	t.Helper()
+	return start(t, 1, partitions, topics)
+}
+
+// StartNodes starts a cluster of several brokers, whose leaders and coordinators a test can move. It skips the test in
+// the ring, which has one real broker.
+func StartNodes(t testing.TB, nodes int, partitions int32) *Broker {
+	t.Helper()
+	NeedFake(t)
+	return start(t, nodes, partitions, schemas.Topics())
+}
+
+func start(t testing.TB, nodes int, partitions int32, topics []schemas.Topic) *Broker {
+	t.Helper()
 	b := &Broker{Config: stream.Default()}
 	if Ring() {
 		b.Config = lease(t)
 	} else {
-		c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.BrokerConfigs(map[string]string{"log.retention.ms": "-1"}))
+		c, err := kfake.NewCluster(kfake.NumBrokers(nodes), kfake.BrokerConfigs(map[string]string{"log.retention.ms": "-1"}))
 		if err != nil {
 			t.Fatalf("start broker: %v", err)
 		}
