@@ -99,7 +99,7 @@ bench: ## Go benchmarks
 	go test -run '^$$' -bench . -benchmem ./...
 
 .PHONY: bench-join
-bench-join: build ## the join measured: loop alone and embedded (ARGS="--kafka HOST:PORT" adds a real broker)
+bench-join: build ## the join against its targets (ARGS="--kafka HOST:PORT" adds a real broker, --quick is a smoke test)
 	bin/ctrloop bench join --json bin/bench-join.json $(ARGS)
 
 .PHONY: bench-peers

@@ -111,6 +111,9 @@ func TestMetadataRoundTrip(t *testing.T) {
 		if d := cmp.Diff(m, got); d != "" {
 			t.Fatal(d)
 		}
+		if ms, ok := WatermarkOf(m.String()); ok != (m.WatermarkMS != window.None) || ms != m.WatermarkMS {
+			t.Fatalf("watermark %d, %v", ms, ok)
+		}
 		if n := len(m.String()); n > 1000 {
 			t.Fatalf("%d bytes of metadata: brokers keep 4096 by default", n)
 		}
@@ -118,6 +121,9 @@ func TestMetadataRoundTrip(t *testing.T) {
 	for _, s := range []string{"", "j9 1", "j3", "j3 x", "j2 1 2", "client-member-id-0123"} {
 		if _, err := parseMetadata(s); !errors.Is(err, errMetadata) {
 			t.Errorf("%q: %v", s, err)
+		}
+		if ms, ok := WatermarkOf(s); ok {
+			t.Errorf("%q has watermark %d", s, ms)
 		}
 	}
 }

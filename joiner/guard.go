@@ -267,6 +267,8 @@ type health struct {
 	ledger  window.Ledger                // at the last commit
 	lastKey healthKey
 	last    *breaker.Counts
+
+	lastName string // of the last label's department
 }
 
 type healthKey struct {
@@ -313,10 +315,15 @@ func (h *health) label(l *window.Label, department []byte) {
 	if h.off || l.WatermarkMS == window.None || !positive && l.Kind != eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE {
 		return
 	}
-	name, ok := h.names[string(department)]
-	if !ok && len(h.names) < maxDepartments {
-		name = string(department)
-		h.names[name] = name
+	name := h.lastName
+	if name != string(department) {
+		var ok bool
+		name, ok = h.names[string(department)]
+		if !ok && len(h.names) < maxDepartments {
+			name = string(department)
+			h.names[name] = name
+		}
+		h.lastName = name
 	}
 	if name == "" || name == breaker.All {
 		return

@@ -103,3 +103,10 @@ func parseMetadata(s string) (m metadata, err error) {
 	}
 	return m, nil
 }
+
+// WatermarkOf reads the watermark, Unix ms, out of what a joiner commits beside its offsets. ok is false for text of
+// another program, and as long as the partition has no watermark.
+func WatermarkOf(text string) (ms int64, ok bool) {
+	m, err := parseMetadata(text)
+	return m.WatermarkMS, err == nil && m.WatermarkMS != window.None
+}

@@ -94,7 +94,10 @@ func (s *shard) process(batches []stream.PartitionBatch, produce func(*stream.Re
 }
 
 func (s *shard) consume(in window.Input, b stream.PartitionBatch, produce func(*stream.Record)) error {
-	for _, r := range b.Records {
+	for i, r := range b.Records {
+		if i%window.Block == 0 {
+			s.warm(b.Records[i:min(i+window.Block, len(b.Records))])
+		}
 		if r.Offset < s.next[in] {
 			return fmt.Errorf("%s/%d: got offset %d, but the state holds everything before %d: %w", r.Topic, r.Partition, r.Offset, s.next[in], errState)
 		}
@@ -122,6 +125,19 @@ func (s *shard) consume(in window.Input, b stream.PartitionBatch, produce func(*
 	s.stats.records[in] += len(b.Records)
 	s.stats.behind[in] = max(0, b.HighWatermark-s.next[in])
 	return nil
+}
+
+// warm prepares the window for the next records.
+func (s *shard) warm(records []*stream.Record) {
+	var ids [window.Block]schemas.ImpressionID
+	n := 0
+	for _, r := range records {
+		if len(r.Key) == len(ids[n]) {
+			ids[n] = schemas.ImpressionID(r.Key)
+			n++
+		}
+	}
+	s.w.Warm(ids[:n])
 }
 
 // errRecord wraps what is wrong with one record, as opposed to with the join.
@@ -152,14 +168,21 @@ func apply(w *window.Window, in window.Input, r *stream.Record) (event bool, err
 		}
 	}
 	if in == window.Impressions {
-		id, err := decodeImpression(r.Value)
-		if err == nil {
-			err = checkKey(r, id)
+		var parts window.Parts
+		id, ok := parts.Cut(r.Value)
+		if !ok {
+			var err error
+			if id, err = decodeImpression(r.Value); err != nil {
+				return false, errRecord{err}
+			}
 		}
-		if err != nil {
+		if err := checkKey(r, id); err != nil {
 			return false, errRecord{err}
 		}
-		return true, w.Impression(r.Value, id, r.Offset)
+		if !ok {
+			return true, w.Impression(r.Value, id, r.Offset)
+		}
+		return true, w.Insert(&parts, id, r.Offset)
 	}
 	id, at, err := decodeClick(r.Value)
 	if err == nil {

@@ -16,8 +16,9 @@ import (
 
 // BenchCmd is `ctrloop bench`.
 type BenchCmd struct {
-	Join  BenchJoinCmd  `cmd:"" help:"The join: its loop alone, end to end on the embedded broker, and on a real one by address."`
+	Join  BenchJoinCmd  `cmd:"" help:"The join against its targets: loop alone, state at scale, end to end on the embedded broker and on a real one, live."`
 	Peers BenchPeersCmd `cmd:"" help:"The join beside Kafka Streams on one real broker and one log; see make bench-peers."`
+	Open  BenchOpenCmd  `cmd:"" hidden:"" help:"The state at scale, for bench join to run in a process of its own."`
 
 	Experiments BenchExperimentsCmd `cmd:"" help:"What the statistics of rollouts promise, held against simulated users: false alarms, coverage, power."`
 }
@@ -25,7 +26,7 @@ type BenchCmd struct {
 // trafficFlags say what log is joined.
 type trafficFlags struct {
 	Quick       bool          `help:"A smoke test with little traffic: its figures mean little."`
-	Impressions int           `help:"Impressions of the log." default:"4000000"`
+	Impressions int           `help:"Impressions of the log. Default: 12000000 of join, of which two in three are labelled in the measured time; 4000000 of peers." placeholder:"N"`
 	Rate        int           `help:"Impressions a second of event time: with the window, how many are open at once." default:"2000"`
 	ClickRate   float64       `help:"Clicks by impressions." default:"0.05"`
 	MeanDelay   time.Duration `help:"Mean time from impression to click; exponential." default:"4m"`
@@ -37,8 +38,11 @@ type trafficFlags struct {
 // quickDivisor is by how much --quick makes a log smaller, with as much of it open.
 const quickDivisor = 40
 
-// traffic returns the log, or a usageError.
-func (f trafficFlags) traffic() (bench.Traffic, error) {
+// traffic returns the log, or a usageError. impressions is how many there are by default.
+func (f trafficFlags) traffic(impressions int) (bench.Traffic, error) {
+	if f.Impressions == 0 {
+		f.Impressions = impressions
+	}
 	var errs []error
 	bad := func(ok bool, format string, args ...any) {
 		if !ok {
@@ -77,16 +81,34 @@ func (f brokerFlags) config() stream.Config {
 type BenchJoinCmd struct {
 	trafficFlags
 	brokerFlags
-	Only []string `help:"Parts to run, of loop, embedded and kafka; all that can run by default." enum:"loop,embedded,kafka" placeholder:"PART"`
-	Dir  string   `help:"Folder for the embedded broker's log, removed at the end. Default: the system's temporary one." type:"existingdir" placeholder:"DIR"`
+	Only []string `help:"Parts to run, of loop, open, embedded, live and kafka; all that can run by default." enum:"loop,open,embedded,live,kafka" placeholder:"PART"`
+	Open int      `help:"Open impressions of the state at scale." default:"20000000"`
+	Dir  string   `help:"Folder for segments and the embedded broker's log, on a disk with 6 GB free; what is in it is removed at the end. Default: the system's temporary one." type:"existingdir" placeholder:"DIR"`
 	JSON string   `name:"json" help:"Write the result to this file too; - is standard output, without the table." placeholder:"FILE"`
+
+	Profile string `help:"Folder for CPU profiles of loop, embedded and kafka, for go tool pprof." type:"existingdir" placeholder:"DIR"`
+}
+
+// profile is the file of a part.
+func (c *BenchJoinCmd) profile(part string) string {
+	if c.Profile == "" {
+		return ""
+	}
+	return filepath.Join(c.Profile, part+".pprof")
 }
 
 // Run measures the join.
 func (c *BenchJoinCmd) Run(ctx context.Context, g *Globals, out *output) error {
-	t, err := c.traffic()
+	t, err := c.traffic(12_000_000)
 	if err != nil {
 		return err
+	}
+	if c.Open <= 0 || c.Open > 1e9 {
+		return usageError{fmt.Errorf("--open %d: want 1 to 1000000000", c.Open)}
+	}
+	open, live := c.Open, 20*time.Second
+	if c.Quick {
+		open, live = max(1, open/quickDivisor), 4*time.Second
 	}
 	only := map[string]bool{}
 	for _, part := range c.Only {
@@ -100,29 +122,63 @@ func (c *BenchJoinCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	bar := progress.Start(out.stderr, "bench join", "")
 	place := bench.Place{Partitions: c.Partitions, BrokerPID: c.BrokerPID, Log: out.quietLogger(g)}
 	if runs("loop") {
-		res, err := bench.Loop(ctx, t, func(share float64) { bar.Set(0, share, "loop alone") })
+		res, err := bench.Loop(ctx, t, c.profile("loop"), func(share float64) { bar.Set(0, share, "loop alone") })
 		if err != nil {
 			return err
 		}
 		rep.Loop = &res
 	}
-	if runs("embedded") {
-		place.Progress = func(what string) { bar.Set(0, 0, "embedded: "+what) }
+	scratch := func() (string, func(), error) {
 		dir, err := os.MkdirTemp(c.Dir, "ctrloop-bench-*")
 		if err != nil {
-			return fmt.Errorf("folder of the embedded broker: %w", err)
+			return "", nil, fmt.Errorf("folder of the benchmark: %w", err)
 		}
-		defer os.RemoveAll(dir)
+		return dir, func() { os.RemoveAll(dir) }, nil
+	}
+	if runs("open") {
+		bar.Set(0, 0, fmt.Sprintf("%d open impressions", open))
+		dir, remove, err := scratch()
+		if err != nil {
+			return err
+		}
+		res, err := bench.OpenIn(ctx, open, c.Seed, dir)
+		remove()
+		if err != nil {
+			return err
+		}
+		rep.Open = &res
+	}
+	if runs("embedded") {
+		place.Progress = func(what string) { bar.Set(0, 0, "embedded: "+what) }
+		dir, remove, err := scratch()
+		if err != nil {
+			return err
+		}
 		embedded := place
 		embedded.BrokerPID = 0 // it is in this process
+		embedded.Profile = c.profile("embedded")
 		res, err := bench.Embedded(ctx, dir, embedded, t)
+		remove()
 		if err != nil {
 			return err
 		}
 		rep.Embedded = &res
 	}
+	if runs("live") {
+		place.Progress = func(what string) { bar.Set(0, 0, what) }
+		dir, remove, err := scratch()
+		if err != nil {
+			return err
+		}
+		res, err := bench.Live(ctx, dir, place, t, live)
+		remove()
+		if err != nil {
+			return err
+		}
+		rep.Live = &res
+	}
 	if c.Kafka != "" && runs("kafka") {
-		place.Kafka = c.config()
+		place.Kafka, place.Profile = c.config(), c.profile("kafka")
 		place.Progress = func(what string) { bar.Set(0, 0, "real broker: "+what) }
 		if err := bench.Load(ctx, place, t); err != nil {
 			return err
@@ -150,6 +206,22 @@ func (c *BenchJoinCmd) report(out *output, rep bench.Report) error {
 	return rep.Print(out.stdout)
 }
 
+// BenchOpenCmd is `ctrloop bench open`, a part of `bench join`.
+type BenchOpenCmd struct {
+	Open int    `required:"" help:"Open impressions."`
+	Seed uint64 `help:"Draws the log."`
+	Dir  string `required:"" help:"Folder for the segments." type:"existingdir"`
+}
+
+// Run measures the state and prints it as JSON.
+func (c *BenchOpenCmd) Run(ctx context.Context, out *output) error {
+	res, err := bench.Open(ctx, c.Open, c.Seed, c.Dir)
+	if err != nil {
+		return err
+	}
+	return out.printJSON(res)
+}
+
 // BenchPeersCmd is `ctrloop bench peers`.
 type BenchPeersCmd struct {
 	trafficFlags
@@ -164,7 +236,7 @@ type BenchPeersCmd struct {
 
 // Run measures both.
 func (c *BenchPeersCmd) Run(ctx context.Context, g *Globals, out *output) error {
-	t, err := c.traffic()
+	t, err := c.traffic(4_000_000)
 	if err != nil {
 		return err
 	}

@@ -12,22 +12,38 @@ import (
 )
 
 func TestBenchJoin(t *testing.T) {
-	args := []string{"bench", "join", "--quick", "--impressions", "400000", "--only", "loop,embedded"}
+	t.Setenv(asMain, "1") // the state at scale is measured in a process of its own
+	dir := t.TempDir()
+	args := []string{"bench", "join", "--quick", "--impressions", "400000", "--open", "400000", "--only", "loop,open,embedded", "--dir", dir, "--profile", t.TempDir()}
 	code, stdout, stderr := cli(t, append(args, "--json", "-")...)
 	var rep bench.Report
-	if err := json.Unmarshal([]byte(stdout), &rep); code != exitOK || err != nil || rep.Loop == nil || rep.Embedded == nil || rep.Kafka != nil || rep.Wrong() != 0 {
+	if err := json.Unmarshal([]byte(stdout), &rep); code != exitOK || err != nil || rep.Loop == nil || rep.Embedded == nil || rep.Kafka != nil || rep.Live != nil || rep.Wrong() != 0 {
 		t.Fatalf("exit %d, %v: %s%s", code, err, stdout, stderr)
 	}
+	// The log of 10,000 open impressions is made of a few more; one in twenty is clicked and not open.
+	if o := rep.Open; o == nil || o.OpenImpressions < 9_500 || o.OpenImpressions > 10_500 || !o.Balanced || o.Stored == 0 || o.PeakRSS == 0 || o.Restart.Events == 0 {
+		t.Errorf("%+v", o)
+	}
+	var targets struct{ Targets []bench.Target }
+	if err := json.Unmarshal([]byte(stdout), &targets); err != nil || len(targets.Targets) != 9 {
+		t.Errorf("%d targets, %v", len(targets.Targets), err)
+	}
 	var table strings.Builder
-	if err := rep.Print(&table); err != nil || !strings.Contains(table.String(), "events/s per core") || strings.Contains(table.String(), "real broker") {
+	if err := rep.Print(&table); err != nil || !strings.Contains(table.String(), "events/s per core") || !strings.Contains(table.String(), "restart from segments, 0.0") || strings.Contains(table.String(), "real broker") {
 		t.Errorf("%v:\n%s", err, table.String())
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
 
 func TestBenchSaysWhatIsWrong(t *testing.T) {
 	for want, args := range map[string][]string{
 		"--window 1s":            {"join", "--window", "1s"},
-		"--impressions 0":        {"join", "--impressions", "0"},
+		"--impressions -1":       {"join", "--impressions=-1"},
+		"--open 0":               {"join", "--open", "0"},
+		"--only must be one of":  {"join", "--only", "loops"},
+		"--rate 0":               {"join", "--rate", "0"},
 		"name the broker":        {"join", "--only", "kafka"},
 		"make bench-peers":       {"peers", "--streams", t.TempDir()},
 		"missing flags: --strea": {"peers"},

@@ -19,9 +19,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestMain lets the tests start the embedded engine, whose process is this test binary again.
+// asMain in the environment makes this test binary the program.
+const asMain = "CTRLOOP_TEST_AS_MAIN"
+
+// TestMain lets the tests start the embedded engine, and commands that run themselves: both are this test binary again.
 func TestMain(m *testing.M) {
 	warehouse.MaybeChild()
+	if os.Getenv(asMain) != "" {
+		main()
+	}
 	os.Exit(m.Run())
 }
 

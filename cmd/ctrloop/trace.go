@@ -49,7 +49,10 @@ func (c *TraceCmd) Run(ctx context.Context, g *Globals, out *output) error {
 		return err
 	}
 	defer stop()
-	finder := trace.Finder{Kafka: kafka, Group: cfg.Joiner.Group, Window: cfg.Joiner.Window, Slack: c.Slack, Everywhere: c.Everywhere}
+	finder := trace.Finder{
+		Kafka: kafka, Group: cfg.Joiner.Group, Window: cfg.Joiner.Window, Bucket: cfg.Joiner.Bucket, KeepOneNegativeIn: cfg.Joiner.KeepOneNegativeIn,
+		Slack: c.Slack, Everywhere: c.Everywhere,
+	}
 	rep, err := finder.Trace(ctx, id)
 	if err != nil {
 		return err

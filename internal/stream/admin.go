@@ -251,6 +251,12 @@ func EndOffsets(ctx context.Context, c Config, topics ...string) (map[TopicParti
 	return connectAndList(ctx, c, "end", topics, (*kadm.Client).ListCommittedOffsets)
 }
 
+// WrittenOffsets are EndOffsets without regard to transactions: they are higher where one is open, or where the broker
+// has not yet told all partitions that it has ended, which it does after its answer.
+func WrittenOffsets(ctx context.Context, c Config, topics ...string) (map[TopicPartition]int64, error) {
+	return connectAndList(ctx, c, "written", topics, (*kadm.Client).ListEndOffsets)
+}
+
 // list is a method of kadm.Client that says one offset of each partition.
 type list func(*kadm.Client, context.Context, ...string) (kadm.ListedOffsets, error)
 

@@ -16,7 +16,7 @@ import (
 const (
 	manifestName = "manifest"
 	// manifestVersion is of the manifest and of the records: another layout of either gets another number.
-	manifestVersion = 1
+	manifestVersion = 2
 )
 
 // manifest is its first line.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 )
 
 // base is what a bucket held when it was sealed: memory cut to size, or a stretch of a file.
@@ -43,8 +44,8 @@ func (x *base) find(h uint64, id recordID, head []byte) (uint32, bool, error) {
 	slots := x.byImp.slots
 	p, n := x.byImp.place(h), uint64(len(slots))
 	for slots[p] != 0 {
-		if s := slots[p]; uint32(s>>32) == uint32(h) {
-			off := uint32(s) - 1
+		if s := slots[p]; s>>32 == h>>32 {
+			off := position(s)
 			if x.data != nil {
 				if idAt(x.data[off:]) == id {
 					return off, true, nil
@@ -128,8 +129,7 @@ func (w *Window) seal(b *bucket) {
 		}
 		size += len(old)
 	}
-	x.data = make([]byte, 0, size)
-	x.data = append(append(x.data, old...), b.arena...)
+	x.data = append(append(slices.Grow([]byte(nil), size), old...), b.arena...)
 	if b.base != nil {
 		for off, s := range b.base.states {
 			binary.LittleEndian.PutUint32(x.data[off:], s)
@@ -137,11 +137,12 @@ func (w *Window) seal(b *bucket) {
 	}
 	x.size = size
 	x.byImp.slots = make([]uint64, n+n/3+1) // load 3/4
-	w.fill(b, &x.byImp, x.data)
-	b.base = x
-	if len(w.free) < maxFree {
-		w.free = append(w.free, &bucket{arena: b.arena, byImp: b.byImp})
+	if b.base != nil {
+		x.byImp.addAll(b.base.byImp.slots, 0)
 	}
+	x.byImp.addAll(b.byImp.slots, uint64(len(old)))
+	b.base = x
+	w.keep(&bucket{arena: b.arena, byImp: b.byImp})
 	b.arena, b.byImp = nil, index{}
 	if b.waiting == 0 {
 		b.clicks, b.clkMem, b.byClick = nil, nil, index{}

@@ -29,13 +29,18 @@ const (
 // the entry with the last one, so that it holds what open impressions name and nothing else, however many
 // names come by. It has no pointers inside, whatever its size.
 type dictionary struct {
-	seed    uint64 // odd, see hash
+	seed    uint64            // odd, see hash
+	last    [groups]reference // taken last in each group: most repeat it
 	entries []entry
 	free    []reference // entries without references, to be used again
-	slots   []uint64    // (upper 32 bits of the hash | position + 1), linear probing
-	live    int
-	cells   [maxChunk/cellStep + 1][]byte   // by size class: class k has cells of k*cellStep bytes
-	unused  [maxChunk/cellStep + 1][]uint32 // cells without content, by class
+	// campaign is the reference whose category was asked for last, and that category.
+	campaign reference
+	category []byte
+
+	slots  []uint64 // (upper 32 bits of the hash | position + 1), linear probing
+	live   int
+	cells  [maxChunk/cellStep + 1][]byte   // by size class: class k has cells of k*cellStep bytes
+	unused [maxChunk/cellStep + 1][]uint32 // where cells without content start, by class
 }
 
 func newDictionary(seed uint64) *dictionary {
@@ -45,8 +50,9 @@ func newDictionary(seed uint64) *dictionary {
 // entry is one value.
 type entry struct {
 	count uint32 // records that refer to it
-	cell  uint32
+	start uint32 // of its cell, in cells of its class
 	size  uint16
+	class uint16
 }
 
 func class(size int) int { return (size + cellStep - 1) / cellStep }
@@ -56,16 +62,25 @@ func (d *dictionary) at(r reference) *entry { return &d.entries[r-refFirst] }
 // bytes that a reference stands for. They may move with the next take.
 func (d *dictionary) bytes(r reference) []byte {
 	e := d.at(r)
-	k := class(int(e.size))
-	start := int(e.cell) * k * cellStep
-	return d.cells[k][start : start+int(e.size)]
+	return d.cells[e.class][e.start : e.start+uint32(e.size)]
 }
 
-// take counts one more record with this value.
-func (d *dictionary) take(value []byte) reference {
+// take counts one more record with this value in a group.
+func (d *dictionary) take(group int, value []byte) reference {
 	if len(value) == 0 {
 		return refEmpty
 	}
+	// An entry that was forgotten is empty and equals no value; one that is used again is what it says.
+	if r := d.last[group]; r >= refFirst && string(d.bytes(r)) == string(value) {
+		d.at(r).count++
+		return r
+	}
+	r := d.find(value)
+	d.last[group] = r
+	return r
+}
+
+func (d *dictionary) find(value []byte) reference {
 	if len(value) > maxChunk {
 		return refInline
 	}
@@ -93,17 +108,17 @@ func (d *dictionary) take(value []byte) reference {
 
 func (d *dictionary) add(value []byte) reference {
 	k := class(len(value))
-	var cell uint32
+	var start uint32 // maxEntries cells of the largest class are less than 4 GiB
 	if n := len(d.unused[k]); n > 0 {
-		cell, d.unused[k] = d.unused[k][n-1], d.unused[k][:n-1]
-		copy(d.cells[k][int(cell)*k*cellStep:], value)
+		start, d.unused[k] = d.unused[k][n-1], d.unused[k][:n-1]
+		copy(d.cells[k][start:], value)
 	} else {
-		cell = uint32(len(d.cells[k]) / (k * cellStep))
+		start = uint32(len(d.cells[k]))
 		d.cells[k] = append(d.cells[k], value...)
 		var zero [cellStep]byte
 		d.cells[k] = append(d.cells[k], zero[:k*cellStep-len(value)]...)
 	}
-	e := entry{count: 1, cell: cell, size: uint16(len(value))}
+	e := entry{count: 1, start: start, size: uint16(len(value)), class: uint16(k)}
 	d.live++
 	if n := len(d.free); n > 0 {
 		r := d.free[n-1]
@@ -125,8 +140,10 @@ func (d *dictionary) release(r reference) {
 		return
 	}
 	d.remove(r)
-	k := class(int(e.size))
-	d.unused[k] = append(d.unused[k], e.cell)
+	if r == d.campaign {
+		d.campaign = refEmpty
+	}
+	d.unused[e.class] = append(d.unused[e.class], e.start)
 	d.free = append(d.free, r)
 	d.live--
 	*e = entry{}

@@ -52,15 +52,17 @@ func (w *Window) Memory() int {
 	const perBucket = 512 // the bucket itself and its places in maps and lists
 	n := w.names.memory()
 	for _, b := range w.order {
-		n += perBucket + cap(b.arena) + 8*cap(b.byImp.slots) + 16*cap(b.extra) + 56*cap(b.clicks) + 8*cap(b.byClick.slots) + cap(b.clkMem)
+		n += perBucket + b.memory() + 16*cap(b.extra)
 		if x := b.base; x != nil {
 			n += cap(x.data) + 8*cap(x.byImp.slots) + 16*len(x.states)
 		}
 	}
-	for _, b := range w.free {
-		n += cap(b.arena) + 8*cap(b.byImp.slots) + 56*cap(b.clicks) + 8*cap(b.byClick.slots) + cap(b.clkMem)
-	}
-	return n
+	return n + w.freeBytes
+}
+
+// memory of what a bucket keeps when it is used again, in bytes.
+func (b *bucket) memory() int {
+	return cap(b.arena) + 8*cap(b.byImp.slots) + 56*cap(b.clicks) + 8*cap(b.byClick.slots) + cap(b.clkMem)
 }
 
 // Spill drops saved records from memory, those of the oldest buckets first, because clicks come soon after their
@@ -303,10 +305,11 @@ func (w *Window) loadBucket(r *reader, bases Bases, keep bool) (*bucket, error) 
 		return nil, err
 	}
 	if n := countRecords(b.arena); n > 0 {
-		w.index(b, &b.byImp, b.arena, n)
+		b.byImp.grow(n)
+		w.fill(b, &b.byImp, b.arena)
 	}
 	if heads > 0 {
-		b.byClick.resize(heads)
+		b.byClick.grow(heads)
 		for i := range b.clicks {
 			if c := &b.clicks[i]; c.tail != 0 {
 				b.byClick.put(w.hashRecord(b, c.id), uint32(i))

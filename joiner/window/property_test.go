@@ -396,29 +396,70 @@ func (r *crashing) open(number int64, _ int) (io.ReaderAt, int64, error) {
 	return nil, 0, fmt.Errorf("no file for bucket %d", number)
 }
 
+// TestIndex: entries are found in any order of putting, removing and growing, also where their hashes crowd.
+func TestIndex(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var x index
+		want := map[uint32]uint64{}
+		crowd := rapid.Uint64Range(1, 1<<32-1).Draw(t, "crowd")
+		for i := range uint32(rapid.IntRange(1, 200).Draw(t, "steps")) {
+			if len(want) > 0 && rapid.IntRange(0, 2).Draw(t, "remove") == 0 {
+				keys := slices.Sorted(maps.Keys(want))
+				k := keys[rapid.IntRange(0, len(keys)-1).Draw(t, "which")]
+				x.remove(want[k], k)
+				delete(want, k)
+				continue
+			}
+			if x.full() {
+				x.grow(x.n + 1)
+			}
+			h := rapid.Uint64Range(crowd, min(crowd+crowd/8, 1<<32-1)).Draw(t, "tag") << 32
+			x.put(h, i)
+			want[i] = h
+		}
+		sealed := index{slots: make([]uint64, len(want)+len(want)/3+1)}
+		sealed.addAll(x.slots, 7)
+		for _, x := range []struct {
+			index
+			shift uint32
+		}{{x, 0}, {sealed, 7}} {
+			if x.n != len(want) {
+				t.Fatalf("%d entries, want %d", x.n, len(want))
+			}
+			for i, h := range want {
+				p := x.place(h)
+				for n := 0; x.slots[p] != slot(h, i+x.shift); n++ {
+					if x.slots[p] == 0 || n > len(x.slots) {
+						t.Fatalf("entry %d is not found", i)
+					}
+					p = (p + 1) % uint64(len(x.slots))
+				}
+			}
+		}
+	})
+}
+
 // TestCollidingTags: ids whose hashes agree in every bit that the table looks at are still told apart.
 func TestCollidingTags(t *testing.T) {
 	var b bucket
 	b.reset(0, 0)
 	d := newDictionary(1)
+	const hash = 7 << 32
 	var at []uint32
 	for i := range uint64(200) {
 		if b.byImp.full() {
-			b.byImp.resize(b.byImp.n + 1)
-			for _, off := range at {
-				b.byImp.put(7, off)
-			}
+			b.byImp.grow(b.byImp.n + 1)
 		}
 		at = append(at, uint32(len(b.arena)))
-		b.byImp.put(7, at[i])
-		b.arena = d.appendRecord(b.arena, recordID{1, i}, &parts{})
+		b.byImp.put(hash, at[i])
+		b.arena = d.appendRecord(b.arena, recordID{1, i}, &Parts{})
 	}
 	for i := range uint64(200) {
-		if got, ok := b.findHot(7, recordID{1, i}); !ok || got != at[i] {
+		if got, ok, _ := b.findHot(hash, recordID{1, i}); !ok || got != at[i] {
 			t.Fatalf("id %d found at %d, %v", i, got, ok)
 		}
 	}
-	if got, ok := b.findHot(7, recordID{1, 200}); ok {
+	if got, ok, _ := b.findHot(hash, recordID{1, 200}); ok {
 		t.Fatalf("unknown id found at %d", got)
 	}
 }

@@ -3,6 +3,7 @@ package window
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 
 	"ctrloop/schemas"
 )
@@ -67,19 +68,76 @@ const (
 	tagPropensity = 14<<3 | 1
 )
 
-// parts is an encoded impression, cut.
-type parts struct {
+// Parts is an encoded impression, cut. It points into the bytes it was made of.
+type Parts struct {
+	raw        []byte
 	mask       byte
-	request    []byte // without tag and length
-	user       []byte // the 8 bytes
-	propensity []byte // the 8 bytes
-	group      [groups][]byte
-	rest       []byte
+	request    int // where the length begins, one byte, that the bytes follow
+	user       int // where the 8 bytes begin
+	propensity int
+	group      [groups]span
+	rest       int // up to the end
 }
 
-// cut finds the parts of raw. Joined again they are raw.
-func cut(raw []byte, id schemas.ImpressionID, p *parts) {
-	*p = parts{}
+// span is a stretch of an encoded impression.
+type span struct{ from, to int }
+
+// Cut takes apart an encoded impression of the usual form: all fields known, in the order of their numbers, none longer
+// than 127 bytes, and in front an id that is not zero. ok says that raw is of it and so well formed to its end; nearly
+// all impressions are, and for them this is the only look at their fields.
+func (p *Parts) Cut(raw []byte) (id schemas.ImpressionID, ok bool) {
+	if len(raw) < 18 || raw[0] != tagID || raw[1] != 16 {
+		return id, false
+	}
+	id = schemas.ImpressionID(raw[2:18])
+	p.raw, p.mask = raw, hasID
+	at := text(raw, 18, tagRequest)
+	if at > 18 {
+		p.request, p.mask = 19, p.mask|hasRequest
+	}
+	if at < len(raw) && raw[at] == tagUser {
+		p.user, p.mask = at+1, p.mask|hasUser
+		at += 9
+	}
+	p.group[0].from = at
+	at = text(raw, text(raw, at, 4<<3|2), 5<<3|2)
+	p.group[0].to, p.group[1].from = at, at
+	at = text(raw, at, 6<<3|2)
+	if at+1 < len(raw) && raw[at] == 7<<3 && raw[at+1] < 0x80 {
+		at += 2
+	}
+	p.group[1].to, p.group[2].from = at, at
+	at = text(raw, text(raw, at, 8<<3|2), 9<<3|2)
+	p.group[2].to, p.group[3].from = at, at
+	at = text(raw, text(raw, at, 10<<3|2), 11<<3|2)
+	at = text(raw, text(raw, at, 12<<3|2), 13<<3|2)
+	p.group[3].to = at
+	if at < len(raw) && raw[at] == tagPropensity {
+		p.propensity, p.mask = at+1, p.mask|hasPropensity
+		at += 9
+	}
+	p.group[4].from = at
+	if at+1 < len(raw) && raw[at] == 15<<3 && raw[at+1] < 0x80 {
+		at += 2
+	}
+	if at+2 < len(raw) && raw[at] == 0x80 && raw[at+1] == 1 && raw[at+2] < 0x80 { // field 16
+		at += 3
+	}
+	p.group[4].to = at
+	return id, at == len(raw) && id != schemas.ImpressionID{}
+}
+
+// text returns what is behind a short field of this tag at raw[at:], at if there is none. It may be behind the end.
+func text(raw []byte, at int, tag byte) int {
+	if at+1 < len(raw) && raw[at] == tag && raw[at+1] < 0x80 {
+		return at + 2 + int(raw[at+1])
+	}
+	return at
+}
+
+// cut finds the parts of raw, whatever it is. Joined again they are raw.
+func (p *Parts) cut(raw []byte, id schemas.ImpressionID) {
+	*p = Parts{raw: raw}
 	at := 0
 	if len(raw) >= 18 && raw[0] == tagID && raw[1] == 16 && schemas.ImpressionID(raw[2:18]) == id {
 		p.mask, at = hasID, 18
@@ -100,8 +158,7 @@ func cut(raw []byte, id schemas.ImpressionID, p *parts) {
 				s = stepRest
 				break
 			}
-			p.request = raw[value:end]
-			p.mask |= hasRequest
+			p.request, p.mask = at+1, p.mask|hasRequest
 			step = stepUser
 		case stepUser, stepPropensity:
 			if typ != 1 || value != at+1 {
@@ -109,20 +166,17 @@ func cut(raw []byte, id schemas.ImpressionID, p *parts) {
 				break
 			}
 			if s == stepUser {
-				p.user = raw[value:end]
-				p.mask |= hasUser
+				p.user, p.mask = value, p.mask|hasUser
 			} else {
-				p.propensity = raw[value:end]
-				p.mask |= hasPropensity
+				p.propensity, p.mask = value, p.mask|hasPropensity
 			}
 			step = s + 1
 		default:
 			g := &p.group[groupOf[s]]
-			if s == step && len(*g) > 0 {
-				*g = (*g)[:len(*g)+end-at] // raw goes on behind it
-			} else {
-				*g = raw[at:end]
+			if s != step || g.from == g.to {
+				g.from = at
 			}
+			g.to = end // raw goes on behind what is there already
 			step = s
 		}
 		if s == stepRest {
@@ -130,8 +184,7 @@ func cut(raw []byte, id schemas.ImpressionID, p *parts) {
 		}
 		at = end
 	}
-	if at < len(raw) {
-		p.rest = raw[at:]
+	if p.rest = at; at < len(raw) {
 		p.mask |= hasRest
 	}
 }
@@ -176,37 +229,54 @@ func field(raw []byte, at int) (num, typ uint64, value, end int) {
 }
 
 // appendRecord appends the record of an impression. Its groups are taken into the dictionary.
-func (d *dictionary) appendRecord(b []byte, id recordID, p *parts) []byte {
-	b = binary.LittleEndian.AppendUint32(b, 0)
-	b = binary.LittleEndian.AppendUint32(b, id.head)
-	b = binary.LittleEndian.AppendUint64(b, id.tail)
-	start := len(b) - recordHead
-	b = append(b, 0, p.mask)
-	var inline [groups]bool
-	for g, chunk := range p.group {
-		ref := d.take(chunk)
-		inline[g] = ref == refInline
-		b = binary.AppendUvarint(b, uint64(ref))
+func (d *dictionary) appendRecord(b []byte, id recordID, p *Parts) []byte {
+	// The longest that it can be: references of 5 bytes, lengths of 5 in front of what is kept inline.
+	b = slices.Grow(b, recordHead+2+10*groups+8+5+len(p.raw))
+	rec := b[len(b):cap(b)]
+	binary.LittleEndian.PutUint32(rec, 0)
+	binary.LittleEndian.PutUint32(rec[4:], id.head)
+	binary.LittleEndian.PutUint64(rec[8:], id.tail)
+	rec[recordHead+1] = p.mask
+	at := recordHead + 2
+	inline := 0
+	for g, c := range p.group {
+		r := d.take(g, p.raw[c.from:c.to])
+		if r == refInline {
+			inline |= 1 << g
+		}
+		for ; r >= 0x80; r >>= 7 {
+			rec[at] = byte(r) | 0x80
+			at++
+		}
+		rec[at] = byte(r)
+		at++
 	}
 	if p.mask&hasRequest != 0 {
-		b = append(append(b, byte(len(p.request))), p.request...)
+		at += copy(rec[at:], p.raw[p.request:p.request+1+int(p.raw[p.request])])
 	}
-	b = append(b, p.user...)
-	for g, chunk := range p.group {
-		if g == groups-1 {
-			b = append(b, p.propensity...)
+	if p.mask&hasUser != 0 {
+		at += copy(rec[at:], p.raw[p.user:p.user+8])
+	}
+	sized := func(part []byte) {
+		at += binary.PutUvarint(rec[at:], uint64(len(part)))
+		at += copy(rec[at:], part)
+	}
+	for g, c := range p.group {
+		if g == groups-1 && p.mask&hasPropensity != 0 {
+			at += copy(rec[at:], p.raw[p.propensity:p.propensity+8])
 		}
-		if inline[g] {
-			b = append(binary.AppendUvarint(b, uint64(len(chunk))), chunk...)
+		if inline>>g&1 != 0 {
+			sized(p.raw[c.from:c.to])
 		}
 	}
 	if p.mask&hasRest != 0 {
-		b = append(binary.AppendUvarint(b, uint64(len(p.rest))), p.rest...)
+		sized(p.raw[p.rest:])
 	}
-	if n := len(b) - start; n <= math.MaxUint8 {
-		b[start+recordHead] = byte(n)
+	rec[recordHead] = 0
+	if at <= math.MaxUint8 {
+		rec[recordHead] = byte(at)
 	}
-	return b
+	return b[:len(b)+at]
 }
 
 // recordID is an id as a record of a bucket has it.
@@ -333,19 +403,25 @@ func references(rec []byte) (refs [groups]reference, at int) {
 	return refs, at
 }
 
-// category finds field 9 of the impression that rec was made of, in the group of its campaign.
-func (d *dictionary) category(rec []byte) []byte {
+// categoryOf finds field 9 of the impression that rec was made of, in the group of its campaign.
+func (d *dictionary) categoryOf(rec []byte) []byte {
 	refs, _ := references(rec)
-	var b []byte
-	switch r := refs[groupOf[stepCampaign]]; r {
-	case refEmpty:
-	case refInline:
+	r := refs[groupOf[stepCampaign]]
+	if r == refEmpty {
+		return nil
+	}
+	if r == refInline {
 		var x walk
 		x.must(rec)
-		b = x.group[groupOf[stepCampaign]]
-	default:
-		b = d.bytes(r)
+		return categoryIn(x.group[groupOf[stepCampaign]])
 	}
+	if r != d.campaign {
+		d.campaign, d.category = r, categoryIn(d.bytes(r))
+	}
+	return d.category
+}
+
+func categoryIn(b []byte) []byte {
 	for at := 0; at < len(b); {
 		num, typ, value, end := field(b, at)
 		if num == 9 && typ == 2 {

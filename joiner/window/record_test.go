@@ -78,7 +78,7 @@ func spoil(t *rapid.T, raw []byte) []byte {
 
 // TestRecordsKeepEverything: what goes into a record comes out, byte for byte, whatever it is.
 func TestRecordsKeepEverything(t *testing.T) {
-	plain := 0
+	plain, short := 0, 0
 	rapid.Check(t, func(t *rapid.T) {
 		d := newDictionary(rapid.Uint64().Draw(t, "seed"))
 		var arena []byte
@@ -98,15 +98,18 @@ func TestRecordsKeepEverything(t *testing.T) {
 			if rapid.Bool().Draw(t, "spoil") {
 				raw = spoil(t, raw)
 			}
-			var p parts
-			cut(raw, id, &p)
+			var p Parts
+			p.cut(raw, id)
 			if p.mask&hasRest == 0 {
 				plain++
+			}
+			if checkCut(t, d, raw) {
+				short++
 			}
 			var e eventpb.Impression
 			if p.mask&hasRest == 0 && proto.Unmarshal(raw, &e) == nil && !bytes.Contains(raw, []byte{9<<3 | 2, 0}) {
 				rec := d.appendRecord(nil, recordIDOf(id, at), &p)
-				if got := string(d.category(rec)); got != e.Category && bytes.Count(raw, []byte(e.Category)) == 1 {
+				if got := string(d.categoryOf(rec)); got != e.Category && bytes.Count(raw, []byte(e.Category)) == 1 {
 					t.Fatalf("category %q, want %q", got, e.Category)
 				}
 				d.releaseRecord(rec)
@@ -139,9 +142,33 @@ func TestRecordsKeepEverything(t *testing.T) {
 			t.Fatalf("%d entries live without a record", d.live)
 		}
 	})
-	if plain == 0 {
-		t.Error("no impression fitted the expected order")
+	if plain == 0 || short == 0 {
+		t.Errorf("%d impressions fitted the expected order, %d the usual form", plain, short)
 	}
+}
+
+// checkCut says whether raw has the usual form, and holds Cut against the library and the long way.
+func checkCut(t *rapid.T, d *dictionary, raw []byte) bool {
+	var fast, slow Parts
+	id, ok := fast.Cut(raw)
+	if !ok {
+		return false
+	}
+	for rest := raw; len(rest) > 0; {
+		_, _, n := protowire.ConsumeField(rest)
+		if n < 0 {
+			t.Fatalf("%x is malformed and has the usual form", raw)
+		}
+		rest = rest[n:]
+	}
+	slow.cut(raw, id)
+	a, b := d.appendRecord(nil, recordID{}, &fast), d.appendRecord(nil, recordID{}, &slow)
+	if !bytes.Equal(a, b) {
+		t.Fatalf("%x: record %x the short way, %x the long way", raw, a, b)
+	}
+	d.releaseRecord(a)
+	d.releaseRecord(b)
+	return true
 }
 
 // TestRecordIsSmall: what a full event costs once its names are known.
@@ -154,8 +181,8 @@ func TestRecordIsSmall(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var p parts
-		cut(raw, id, &p)
+		var p Parts
+		p.cut(raw, id)
 		if p.mask != hasID|hasRequest|hasUser|hasPropensity {
 			t.Fatalf("mask %b", p.mask)
 		}
@@ -221,8 +248,8 @@ func TestDictionaryIsBounded(t *testing.T) {
 	d.index(64)
 	d.live = maxEntries - 1
 	d.slots = make([]uint64, 2*maxEntries)
-	a, b := d.take([]byte("last")), d.take([]byte("one too many"))
-	if a < refFirst || b != refInline || d.take([]byte("last")) != a || d.take(make([]byte, maxChunk+1)) != refInline {
+	a, b := d.take(0, []byte("last")), d.take(0, []byte("one too many"))
+	if a < refFirst || b != refInline || d.take(1, []byte("last")) != a || d.take(0, make([]byte, maxChunk+1)) != refInline {
 		t.Errorf("references %d and %d", a, b)
 	}
 }

@@ -5,11 +5,9 @@ import (
 	"math/bits"
 )
 
-// index is an open-addressing table of (32-bit tag | 32-bit position + 1), linear probing, load at most 3/4. A slot's
-// place comes from the upper half of the hash, its tag is the lower half, so the size need not be a power of two.
-// It holds no keys: the caller compares the record at the position. Entries are removed only in the reverse
-// order of insertion (undo), which for linear probing needs no tombstones: whatever probed past the entry
-// came later and is gone already.
+// index is an open-addressing table of (32-bit tag | 32-bit position + 1), linear probing, load at most 3/4. The tag is
+// the upper half of the hash and gives the slot's place too, so an index moves to another size by itself, without the
+// keys, and nearly in the order of its memory. It holds no keys: the caller compares the record at the position.
 type index struct {
 	slots []uint64
 	n     int
@@ -26,35 +24,60 @@ func (x *index) reset() {
 // full says whether one more entry needs a larger table.
 func (x *index) full() bool { return (x.n+1)*4 > len(x.slots)*3 }
 
-// resize makes room for at least n entries and forgets all of them; the caller puts them again.
-func (x *index) resize(n int) {
-	size := minSlots
-	if n > 0 {
-		size = max(size, 1<<bits.Len(uint(n)*4/3))
+// grow makes room for n entries in all.
+func (x *index) grow(n int) {
+	old := x.slots
+	x.slots, x.n = make([]uint64, max(minSlots, 1<<bits.Len(uint(n)*4/3))), 0
+	x.addAll(old, 0)
+}
+
+// addAll takes over the slots of another index, whose positions are now by so much higher. The caller has made room.
+func (x *index) addAll(slots []uint64, shift uint64) {
+	for _, s := range slots {
+		if s != 0 {
+			x.add(s + shift)
+		}
 	}
-	x.slots, x.n = make([]uint64, size), 0
 }
 
 func (x *index) place(h uint64) uint64 { return (h >> 32 * uint64(len(x.slots))) >> 32 }
 
-// put adds position i under hash h. The caller has made room.
-func (x *index) put(h uint64, i uint32) {
-	p, n := x.place(h), uint64(len(x.slots))
+func slot(h uint64, i uint32) uint64 { return h>>32<<32 | uint64(i+1) }
+
+// position in a slot that is not empty.
+func position(slot uint64) uint32 { return uint32(slot) - 1 }
+
+func (x *index) add(s uint64) {
+	p, n := x.place(s), uint64(len(x.slots))
 	for x.slots[p] != 0 {
 		if p++; p == n {
 			p = 0
 		}
 	}
-	x.slots[p] = h<<32 | uint64(i+1)
+	x.slots[p] = s
 	x.n++
 }
 
-// remove takes back the entry of position i under hash h, which must be the last one put.
+// put adds position i under hash h. The caller has made room.
+func (x *index) put(h uint64, i uint32) { x.add(slot(h, i)) }
+
+// remove takes out position i under hash h, which must be there, and moves up what probed past it.
 func (x *index) remove(h uint64, i uint32) {
-	p, n := x.place(h), uint64(len(x.slots))
-	for uint32(x.slots[p]) != i+1 {
+	n := uint64(len(x.slots))
+	next := func(p uint64) uint64 {
 		if p++; p == n {
-			p = 0
+			return 0
+		}
+		return p
+	}
+	p := x.place(h)
+	for uint32(x.slots[p]) != i+1 {
+		p = next(p)
+	}
+	for q := next(p); x.slots[q] != 0; q = next(q) {
+		if home := x.place(x.slots[q]); (q+n-home)%n >= (q+n-p)%n {
+			x.slots[p] = x.slots[q]
+			p = q
 		}
 	}
 	x.slots[p] = 0
@@ -135,30 +158,40 @@ func (b *bucket) imps() int {
 	return b.byImp.n
 }
 
+// held is the size of the records in both places.
+func (b *bucket) held() int {
+	if b.base != nil {
+		return len(b.arena) + b.base.size
+	}
+	return len(b.arena)
+}
+
 // ref is where an impression is: in a bucket's base or in its arena.
 type ref struct {
 	inBase bool
 	off    uint32
 }
 
-// findHot returns the position of an impression in the arena.
-func (b *bucket) findHot(h uint64, id recordID) (uint32, bool) {
-	if b.byImp.n == 0 {
-		return 0, false
-	}
+// findHot returns the position of an impression in the arena, or the slot that an entry for it goes to, which is there
+// if the index is not full.
+func (b *bucket) findHot(h uint64, id recordID) (off uint32, found bool, at uint64) {
 	slots := b.byImp.slots
-	p, n := b.byImp.place(h), uint64(len(slots))
+	n := uint64(len(slots))
+	if n == 0 {
+		return 0, false, 0
+	}
+	p := b.byImp.place(h)
 	for slots[p] != 0 {
-		if s := slots[p]; uint32(s>>32) == uint32(h) {
-			if off := uint32(s) - 1; idAt(b.arena[off:]) == id {
-				return off, true
+		if s := slots[p]; s>>32 == h>>32 {
+			if off := position(s); idAt(b.arena[off:]) == id {
+				return off, true, p
 			}
 		}
 		if p++; p == n {
 			p = 0
 		}
 	}
-	return 0, false
+	return 0, false, p
 }
 
 // findClick returns the position of the head of an id's chain of waiting clicks, -1 if there is none.
@@ -169,8 +202,8 @@ func (b *bucket) findClick(h uint64, id recordID) int {
 	slots := b.byClick.slots
 	p, n := b.byClick.place(h), uint64(len(slots))
 	for slots[p] != 0 {
-		if s := slots[p]; uint32(s>>32) == uint32(h) {
-			if i := int(uint32(s)) - 1; b.clicks[i].id == id {
+		if s := slots[p]; s>>32 == h>>32 {
+			if i := int(position(s)); b.clicks[i].id == id {
 				return i
 			}
 		}

@@ -122,8 +122,17 @@ func (w *Window) releaseAll(arena []byte) {
 
 func (w *Window) recycle(b *bucket) {
 	b.base = nil
-	if cap(b.arena) > 0 && len(w.free) < maxFree { // a sealed one has given its memory back already
+	if cap(b.arena) > 0 { // a sealed one has given its memory back already
+		w.keep(b)
+	}
+}
+
+// keep puts a bucket's memory aside for a new one, if there is not enough already.
+func (w *Window) keep(b *bucket) {
+	n := b.memory()
+	if len(w.free) < maxFree || w.freeBytes+n <= maxFreeBytes {
 		w.free = append(w.free, b)
+		w.freeBytes += n
 	}
 }
 
@@ -181,14 +190,10 @@ func (w *Window) truncate(b *bucket) {
 	b.firstImp, b.firstC = m.firstImp, m.firstC
 }
 
-// unindex takes the records from a position of the arena on out of the index, the last one first.
+// unindex takes the records from a position of the arena on out of the index.
 func (w *Window) unindex(b *bucket, from int) {
-	w.offsets = w.offsets[:0]
 	for off := from; off < len(b.arena); off += recordSize(b.arena[off:]) {
-		w.offsets = append(w.offsets, uint32(off))
-	}
-	for _, off := range slices.Backward(w.offsets) {
-		b.byImp.remove(w.hashRecord(b, idAt(b.arena[off:])), off)
+		b.byImp.remove(w.hashRecord(b, idAt(b.arena[off:])), uint32(off))
 	}
 }
 

@@ -21,9 +21,12 @@ const maxArena = math.MaxUint32 - 1
 // maxBucketMS: a record has 16 bits for the milliseconds since the start of its bucket.
 const maxBucketMS = 1 << 16
 
-// maxFree bounds the dropped buckets whose memory is kept for new ones. In steady state one bucket closes
-// when one opens; a few cover batches that cross several seconds.
-const maxFree = 8
+// maxFree and maxFreeBytes bound the memory of sealed and dropped buckets that is kept for new ones. In steady state a
+// few cover batches that cross several seconds; a backlog crosses dozens of small buckets a batch.
+const (
+	maxFree      = 8
+	maxFreeBytes = 4 << 20
+)
 
 // Config says how the join is done. Changing Window or Bucket over existing state is refused by the service.
 type Config struct {
@@ -99,7 +102,7 @@ func (l *Label) AppendRaw(b []byte) []byte { return l.names.appendRaw(b, l.recor
 
 // Category is the impression's field of that name, nil if it has none or is not in the order of our schema. It may be
 // changed by nobody and read until Commit or Rollback.
-func (l *Label) Category() []byte { return l.names.category(l.record) }
+func (l *Label) Category() []byte { return l.names.categoryOf(l.record) }
 
 // Late is an event that made no label of its own.
 type Late struct {
@@ -114,16 +117,16 @@ type Late struct {
 
 // Window joins one partition. It is not safe for concurrent use.
 type Window struct {
-	cfg      Config
-	buckets  map[int64]*bucket
-	order    []*bucket // ascending by number
-	last     *bucket   // touched last: most events fall where the one before fell
-	unsealed []*bucket // in order of their making
-	free     []*bucket
-	names    *dictionary
-	cut      parts // of the impression at hand
-	head     [recordHead]byte
-	offsets  []uint32
+	cfg       Config
+	buckets   map[int64]*bucket
+	order     []*bucket // ascending by number
+	last      *bucket   // touched last: most events fall where the one before fell
+	unsealed  []*bucket // in order of their making
+	free      []*bucket // see keep
+	freeBytes int
+	names     *dictionary
+	cut       Parts // of the impression at hand
+	head      [recordHead]byte
 
 	watermark int64
 	max       [2]int64 // by Input
@@ -131,6 +134,7 @@ type Window struct {
 	ledger    Ledger
 	hash      uint64 // sum of the buckets' hashes
 	replaying bool
+	warm      byte // what Warm has read, so that it is read
 	// replayedMS is how far a rebuild has read the impressions.
 	replayedMS int64
 
@@ -183,6 +187,12 @@ func (w *Window) hashID(hi, lo uint64) uint64 {
 
 // Impression takes an impression as received. Its event time is in its id. raw is copied.
 func (w *Window) Impression(raw []byte, id schemas.ImpressionID, offset int64) error {
+	w.cut.cut(raw, id)
+	return w.Insert(&w.cut, id, offset)
+}
+
+// Insert is Impression for one that has been cut already.
+func (w *Window) Insert(parts *Parts, id schemas.ImpressionID, offset int64) error {
 	t := id.UnixMilli()
 	w.saw(Impressions, t)
 	if !w.replaying {
@@ -192,26 +202,34 @@ func (w *Window) Impression(raw []byte, id schemas.ImpressionID, offset int64) e
 	if w.closed(number) {
 		if !w.replaying {
 			w.ledger.LateImpressions++
-			w.late(schemas.LateImpression, id, t, Impressions, offset, slices.Clone(raw))
+			w.late(schemas.LateImpression, id, t, Impressions, offset, slices.Clone(parts.raw))
 		}
 		return nil
 	}
 	h := w.hashID(id.Hi(), id.Lo())
 	b := w.at(number)
 	rid := recordIDOf(id, t-b.startMS)
-	if _, found, err := w.find(b, h, rid); err != nil {
-		return err
-	} else if found {
+	if b.byImp.full() {
+		b.byImp.grow(b.byImp.n + 1)
+	}
+	_, found, slot := b.findHot(h, rid)
+	if !found && b.base != nil {
+		var err error
+		if _, found, err = b.base.find(h, rid, w.head[:]); err != nil {
+			return err
+		}
+	}
+	if found {
 		if !w.replaying {
 			w.ledger.Duplicate++
 		}
 		return nil
 	}
-	if len(b.arena)+len(raw)+maxRecordOverhead > maxArena {
+	if b.held()+len(parts.raw)+maxRecordOverhead > maxArena {
 		return fmt.Errorf("window: bucket at %d ms is full (%d impressions): use more partitions or a smaller bucket", b.startMS, b.imps())
 	}
 	w.touch(b)
-	off := w.insert(b, raw, h, id, rid, offset)
+	off := w.insert(b, parts, h, slot, id, rid, offset)
 	if b.waiting > 0 {
 		return w.settle(b, h, rid, off, t)
 	}
@@ -221,29 +239,22 @@ func (w *Window) Impression(raw []byte, id schemas.ImpressionID, offset int64) e
 // maxRecordOverhead is more than a record is longer than its impression.
 const maxRecordOverhead = 128
 
-func (w *Window) insert(b *bucket, raw []byte, h uint64, id schemas.ImpressionID, rid recordID, offset int64) uint32 {
+// insert adds a record to the arena and to a free slot of its index.
+func (w *Window) insert(b *bucket, parts *Parts, h, place uint64, id schemas.ImpressionID, rid recordID, offset int64) uint32 {
 	if b.firstImp < 0 {
 		b.firstImp = offset
 	}
-	if b.byImp.full() {
-		w.index(b, &b.byImp, b.arena, b.byImp.n+1)
-	}
 	off := uint32(len(b.arena))
-	b.byImp.put(h, off)
-	cut(raw, id, &w.cut)
-	b.arena = w.names.appendRecord(b.arena, rid, &w.cut)
+	b.byImp.slots[place] = slot(h, off)
+	b.byImp.n++
+	b.arena = w.names.appendRecord(b.arena, rid, parts)
 	w.rehash(b, mix(id.Hi()^mix(id.Lo()^mix(uint64(offset)))))
 	b.open++
 	w.ledger.Open++
 	return off
 }
 
-// index makes the index of an arena anew, with room for n entries.
-func (w *Window) index(b *bucket, x *index, arena []byte, n int) {
-	x.resize(n)
-	w.fill(b, x, arena)
-}
-
+// fill puts the records of an arena into an index with room for them.
 func (w *Window) fill(b *bucket, x *index, arena []byte) {
 	for off := 0; off < len(arena); off += recordSize(arena[off:]) {
 		x.put(w.hashRecord(b, idAt(arena[off:])), uint32(off))
@@ -257,7 +268,7 @@ func (w *Window) hashRecord(b *bucket, rid recordID) uint64 {
 
 // find looks for an impression in a bucket. Only the disk under a spilled base can fail.
 func (w *Window) find(b *bucket, h uint64, id recordID) (r ref, found bool, err error) {
-	if off, ok := b.findHot(h, id); ok {
+	if off, ok, _ := b.findHot(h, id); ok {
 		return ref{false, off}, true, nil
 	}
 	if b.base == nil {
@@ -309,12 +320,7 @@ func (w *Window) wait(b *bucket, raw []byte, h uint64, id recordID, timeMS, offs
 	head := b.findClick(h, id)
 	if head < 0 {
 		if b.byClick.full() {
-			b.byClick.resize(b.byClick.n + 1)
-			for j := range b.clicks {
-				if c := &b.clicks[j]; c.tail != 0 {
-					b.byClick.put(w.hashRecord(b, c.id), uint32(j))
-				}
-			}
+			b.byClick.grow(b.byClick.n + 1)
 		}
 		b.byClick.put(h, uint32(i))
 	}
@@ -628,10 +634,11 @@ func (w *Window) at(number int64) *bucket {
 	if w.last != nil && w.last.number == number {
 		return w.last
 	}
-	b := w.buckets[number]
+	b := w.peek(number)
 	if b == nil {
 		if n := len(w.free); n > 0 {
 			b, w.free = w.free[n-1], w.free[:n-1]
+			w.freeBytes -= b.memory()
 		} else {
 			b = &bucket{}
 		}

@@ -3,9 +3,11 @@ package bench
 import (
 	"errors"
 	"math"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
 
 	"ctrloop/internal/stream"
@@ -99,7 +101,7 @@ func TestOracleCountsEveryMistake(t *testing.T) {
 }
 
 func TestLoop(t *testing.T) {
-	res, err := Loop(t.Context(), small(), nil)
+	res, err := Loop(t.Context(), small(), "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,6 +118,63 @@ func TestEmbedded(t *testing.T) {
 	}
 	if res.Wrong != (Wrong{}) || !res.Balanced || res.OpenImpressions == 0 || res.Cost.Events < 31_000 || res.Rebuild.Events == 0 {
 		t.Errorf("%+v", res)
+	}
+}
+
+func TestLive(t *testing.T) {
+	const clicks = 30
+	res, err := Live(t.Context(), t.TempDir(), Place{Partitions: 2, Log: zerolog.Nop()}, small(), (liveDelay+clicks)*liveTick)
+	if err != nil || res.Clicks != clicks*liveClicks || res.P50MS <= 0 || res.P99MS < res.P50MS || res.MaxMS < res.P99MS {
+		t.Errorf("%+v, %v", res, err)
+	}
+}
+
+func TestTargets(t *testing.T) {
+	r := Report{
+		Loop: &LoopResult{Cost: Cost{WallSeconds: 1, CPUSeconds: 4, Events: 1_500_000}},
+		Live: &Latency{P99MS: 2001},
+		Kafka: &EndToEnd{Cost: Cost{WallSeconds: 100, CPUSeconds: 2, Events: 1_000_000}, Rebuild: Cost{WallSeconds: 1, Events: 1_000_000},
+			Wrong: Wrong{Lost: 2}},
+	}
+	var got strings.Builder
+	if err := printTargets(&got, r.Targets()); err != nil {
+		t.Fatal(err)
+	}
+	want := `target                                    figure           at least  aim      met  aim met
+loop alone, one goroutine                 1.50 M events/s  1.00 M    2.00 M   yes  NO
+end to end, real broker, per joiner core  500 K events/s   150 K     400 K    yes  yes
+cold rebuild, real broker                 100 s per 100 M  <= 120    <= 60    yes  NO
+click in to label committed, p99          2001 ms          <= 2000   <= 1000  NO   NO
+wrong labels                              2                <= 0      <= 0     NO   NO
+`
+	if d := cmp.Diff(want, got.String()); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestPeersReport(t *testing.T) {
+	side := func(name string, cpu float64, wrong int64) Peer {
+		return Peer{Name: name, Cost: Cost{WallSeconds: 2, CPUSeconds: cpu, BrokerCPUSeconds: 1, Events: 1_000_000}, Wrong: Wrong{Lost: wrong}}
+	}
+	r := PeersReport{Traffic: small(), PerCoreRatio: 40, Rounds: []Round{{side("ctrloop", 2, 0), side("other", 80, 3)}}}
+	var got strings.Builder
+	if err := r.Print(&got); err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(got.String(), "\n\n")
+	want := `                     ctrloop  other  ratio
+  events/s per core    500 K   12 K   40.0
+           events/s    500 K  500 K    1.0
+  CPU s per million     2.00  80.00   40.0
+     broker's CPU s     1.00   1.00       
+       wrong labels        0      3       
+
+target                                  figure  at least  aim   met  aim met
+events/s per core, times Kafka Streams  40      8         8     yes  yes
+our wrong labels                        0       <= 0      <= 0  yes  yes
+`
+	if d := cmp.Diff(want, table); d != "" {
+		t.Error(d)
 	}
 }
 

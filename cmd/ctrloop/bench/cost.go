@@ -1,13 +1,16 @@
 package bench
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"os"
 	"runtime"
 	"runtime/metrics"
+	"runtime/pprof"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +24,14 @@ type Cost struct {
 	// BrokerCPUSeconds of a broker in another process; 0 where it is in this one, or was not named.
 	BrokerCPUSeconds float64 `json:"broker_cpu_seconds,omitempty"`
 	Events           int64   `json:"events"`
+}
+
+func (c Cost) plus(o Cost) Cost {
+	c.WallSeconds += o.WallSeconds
+	c.CPUSeconds += o.CPUSeconds
+	c.BrokerCPUSeconds += o.BrokerCPUSeconds
+	c.Events += o.Events
+	return c
 }
 
 // PerSecond of wall time.
@@ -86,6 +97,24 @@ func processCPU(pid int) float64 {
 	return (user + system) / 100
 }
 
+// profile writes a CPU profile from now on until stop is called for the first time. Without a file it does nothing.
+func profile(file string) (stop func(), err error) {
+	if file == "" {
+		return func() {}, nil
+	}
+	f, err := os.Create(file)
+	if err != nil {
+		return nil, fmt.Errorf("CPU profile: %w", err)
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return nil, errors.Join(fmt.Errorf("CPU profile: %w", err), f.Close())
+	}
+	return sync.OnceFunc(func() {
+		pprof.StopCPUProfile()
+		f.Close() // a profile that is cut says so when it is read
+	}), nil
+}
+
 // peakRSS is the largest resident set of this process so far, bytes; 0 where the system does not tell.
 func peakRSS() int64 {
 	var u unix.Rusage
@@ -96,6 +125,24 @@ func peakRSS() int64 {
 		return u.Maxrss
 	}
 	return u.Maxrss * 1024
+}
+
+// highWater is the largest resident set that this program had so far, bytes: getrusage would count that of the process
+// that started it, too.
+func highWater() int64 {
+	raw, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return peakRSS()
+	}
+	for line := range strings.Lines(string(raw)) {
+		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
+			if err == nil {
+				return kib << 10
+			}
+		}
+	}
+	return peakRSS()
 }
 
 // heap is what lives after a collection, bytes.
@@ -118,7 +165,9 @@ type Pauses struct {
 
 const pausesMetric = "/sched/pauses/total/gc:seconds"
 
-func readPauses() *metrics.Float64Histogram {
+type pauseReading = *metrics.Float64Histogram
+
+func readPauses() pauseReading {
 	s := []metrics.Sample{{Name: pausesMetric}}
 	metrics.Read(s)
 	if s[0].Value.Kind() != metrics.KindFloat64Histogram {
@@ -129,7 +178,7 @@ func readPauses() *metrics.Float64Histogram {
 }
 
 // pausesSince returns the pauses after an earlier reading.
-func pausesSince(was *metrics.Float64Histogram) (p Pauses) {
+func pausesSince(was pauseReading) (p Pauses) {
 	now := readPauses()
 	for i, n := range now.Counts {
 		if i < len(was.Counts) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"sync"
 	"time"
@@ -25,6 +26,8 @@ type Place struct {
 	// BrokerPID is the broker's process where it is another one, to account for its processor time; 0: unknown.
 	BrokerPID int
 	Log       zerolog.Logger
+	// Profile is a file for a CPU profile of the join; "": none.
+	Profile string
 	// Progress says what is being done; nil: nobody is told.
 	Progress func(what string)
 }
@@ -38,6 +41,8 @@ func (p Place) say(format string, args ...any) {
 // EndToEnd is a backlog drained exactly once: read, joined, written, committed.
 type EndToEnd struct {
 	Cost Cost `json:"cost"`
+	// Labels that were written in the measured stretch; the open impressions get theirs after it.
+	Labels uint64 `json:"labels"`
 	// OpenImpressions when everything but the end of the log was joined.
 	OpenImpressions uint64 `json:"open_impressions"`
 	// Rebuild is how a second instance gets the state back from the topics: events of open windows, read again.
@@ -193,6 +198,11 @@ func Join(ctx context.Context, p Place, t Traffic, group string) (res EndToEnd, 
 	runtime.GC() // the garbage of loading is not the join's
 	pauses := readPauses()
 	p.say("join %d events", records(ends))
+	stop, err := profile(p.Profile)
+	if err != nil {
+		return res, err
+	}
+	defer stop()
 	w := startWatch(p.BrokerPID)
 	first, err := run(ctx, p, t, group)
 	if err != nil {
@@ -203,7 +213,9 @@ func Join(ctx context.Context, p Place, t Traffic, group string) (res EndToEnd, 
 		return res, err
 	}
 	res.Cost = w.read(records(ends))
-	res.OpenImpressions = first.Ledger().Total.Open
+	stop()
+	l := first.Ledger().Total
+	res.OpenImpressions, res.Labels = l.Open, l.Positive+l.FinalNegative+l.Corrected
 	res.GC = pausesSince(pauses)
 	if err := first.end(); err != nil {
 		return res, err
@@ -248,7 +260,7 @@ func checkTopic(ctx context.Context, p Place, t Traffic, topic string, take func
 	if err != nil {
 		return Wrong{}, err
 	}
-	ends, err := stream.EndOffsets(ctx, p.Kafka, topic)
+	ends, err := settled(ctx, p, topic)
 	if err != nil {
 		return Wrong{}, err
 	}
@@ -270,6 +282,31 @@ func checkTopic(ctx context.Context, p Place, t Traffic, topic string, take func
 		return Wrong{}, err
 	}
 	return o.finish(), nil
+}
+
+// settled waits until no transaction is open on a topic and returns its ends. A broker answers the end of a transaction
+// before it has written it into the partitions; on a busy machine that takes a while, and the labels of the last one
+// would seem lost.
+func settled(ctx context.Context, p Place, topic string) (map[stream.TopicPartition]int64, error) {
+	const patience = 30 * time.Second // longer than a transaction lives
+	for until := time.Now().Add(patience); ; {
+		written, err := stream.WrittenOffsets(ctx, p.Kafka, topic)
+		if err != nil {
+			return nil, err
+		}
+		ends, err := stream.EndOffsets(ctx, p.Kafka, topic)
+		if err != nil {
+			return nil, err
+		}
+		if maps.Equal(written, ends) || time.Now().After(until) {
+			return ends, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 // Embedded runs end to end on the embedded broker in this process, whose work is part of the cost.

@@ -24,46 +24,92 @@ type LoopResult struct {
 const (
 	chunk       = 50_000 // impressions that are made at a time, outside of what is measured
 	transaction = 50_000 // records between two commits: joiner.Default().MaxPoll
+	closeStep   = 10 * time.Second
 )
 
-// Loop runs the whole traffic through one partition's loop. Only the loop is measured: the log is made beforehand,
-// piece by piece. The oracle's look at each label is inside.
-func Loop(ctx context.Context, t Traffic, progress func(share float64)) (LoopResult, error) {
+// feeder runs a traffic through one partition's loop and measures the loop alone: the log is made beforehand, piece by
+// piece, and the oracle looks at the labels between the measured stretches.
+type feeder struct {
+	loop   *joiner.Loop
+	oracle *oracle
+	cost   Cost
+	next   [2]int64
+	since  int
+	out    []*stream.Record
+}
+
+func newFeeder(t Traffic) (*feeder, error) {
+	l, err := joiner.NewLoop(loopConfig(t))
+	if err != nil {
+		return nil, err
+	}
+	return &feeder{loop: l, oracle: newOracle(t)}, nil
+}
+
+func loopConfig(t Traffic) joiner.Config {
 	cfg := joiner.Default()
 	cfg.Window, cfg.Lateness = t.Window, time.Second
-	l, err := joiner.NewLoop(cfg)
-	if err != nil {
-		return LoopResult{}, err
+	return cfg
+}
+
+// feed takes the next records of both inputs, of which so many are events.
+func (f *feeder) feed(imps, clks []*stream.Record, events int) error {
+	for in, rs := range [][]*stream.Record{imps, clks} {
+		for _, r := range rs {
+			r.Offset = f.next[in]
+			f.next[in]++
+		}
 	}
+	f.out = f.out[:0]
+	w := startWatch(0)
+	err := f.loop.Process([]stream.PartitionBatch{{Topic: schemas.TopicImpressions, Records: imps}, {Topic: schemas.TopicClicks, Records: clks}},
+		func(r *stream.Record) { f.out = append(f.out, r) })
+	f.cost = f.cost.plus(w.read(int64(events)))
+	if err != nil {
+		return err
+	}
+	for _, r := range f.out { // their memory is used again after the commit
+		f.oracle.output(r)
+	}
+	if f.since += len(imps) + len(clks); f.since >= transaction || events == 0 {
+		w := startWatch(0)
+		f.loop.Commit()
+		f.cost = f.cost.plus(w.read(0))
+		f.since = 0
+	}
+	return nil
+}
+
+// finish closes every window, in steps like those of a clock that goes on, and returns what is wrong.
+func (f *feeder) finish(t Traffic) (Wrong, error) {
+	end := t.timeMS(t.Impressions) + t.Window.Milliseconds() + time.Minute.Milliseconds()
+	for ms := t.timeMS(t.Impressions); ; ms += closeStep.Milliseconds() {
+		if ms >= end {
+			ms = t.endMS()
+		}
+		if err := f.feed([]*stream.Record{punctuation(schemas.TopicImpressions, 0, ms)}, []*stream.Record{punctuation(schemas.TopicClicks, 0, ms)}, 0); err != nil {
+			return Wrong{}, err
+		}
+		if ms == t.endMS() {
+			return f.oracle.finish(), nil
+		}
+	}
+}
+
+// Loop runs the whole traffic through one partition's loop. file is for a CPU profile, the making of the log included.
+func Loop(ctx context.Context, t Traffic, file string, progress func(share float64)) (LoopResult, error) {
 	var res LoopResult
-	o := newOracle(t)
+	stop, err := profile(file)
+	if err != nil {
+		return res, err
+	}
+	defer stop()
+	f, err := newFeeder(t)
+	if err != nil {
+		return res, err
+	}
 	empty := heap()
 	pauses := readPauses()
-	var next [2]int64
-	var since int
-	feed := func(imps, clks []*stream.Record) error {
-		for in, rs := range [][]*stream.Record{imps, clks} {
-			for _, r := range rs {
-				r.Offset = next[in]
-				next[in]++
-			}
-		}
-		runtime.GC() // the garbage of making the log is not the loop's
-		w := startWatch(0)
-		err := l.Process([]stream.PartitionBatch{{Topic: schemas.TopicImpressions, Records: imps}, {Topic: schemas.TopicClicks, Records: clks}}, o.output)
-		if err != nil {
-			return err
-		}
-		if since += len(imps) + len(clks); since >= transaction {
-			l.Commit()
-			since = 0
-		}
-		c := w.read(int64(len(imps) + len(clks)))
-		res.Cost.WallSeconds += c.WallSeconds
-		res.Cost.CPUSeconds += c.CPUSeconds
-		res.Cost.Events += c.Events
-		return nil
-	}
 	done := 0
 	err = t.chunks(chunk, func(imps, clks []*stream.Record) error {
 		if err := ctx.Err(); err != nil {
@@ -72,25 +118,30 @@ func Loop(ctx context.Context, t Traffic, progress func(share float64)) (LoopRes
 		if done += len(imps); progress != nil {
 			progress(float64(done) / float64(t.Impressions))
 		}
-		return feed(imps, clks)
+		runtime.GC() // the garbage of making the log is not the loop's
+		return f.feed(imps, clks, len(imps)+len(clks))
 	})
 	if err != nil {
 		return res, err
 	}
-	res.OpenImpressions = l.Ledger().Open
+	res.OpenImpressions, res.BytesPerOpen, res.GC = weigh(f, empty, pauses)
+	res.Wrong, err = f.finish(t)
+	res.Cost, res.Balanced = f.cost, f.loop.Ledger().Check() == nil
+	return res, err
+}
+
+// weigh measures what the open windows take, and a full collection over them.
+func weigh(f *feeder, empty uint64, pauses pauseReading) (open uint64, bytesPerOpen float64, gc Pauses) {
+	f.out = nil
+	open = f.loop.Ledger().Open
 	held := heap()
 	began := time.Now()
 	runtime.GC()
 	full := time.Since(began)
-	if held > empty && res.OpenImpressions > 0 {
-		res.BytesPerOpen = float64(held-empty) / float64(res.OpenImpressions)
+	if held > empty {
+		bytesPerOpen = ratio(float64(held-empty), float64(open))
 	}
-	res.GC = pausesSince(pauses)
-	res.GC.FullMS = full.Seconds() * 1000
-	if err := feed([]*stream.Record{punctuation(schemas.TopicImpressions, 0, t.endMS())}, []*stream.Record{punctuation(schemas.TopicClicks, 0, t.endMS())}); err != nil {
-		return res, err
-	}
-	res.Wrong = o.finish()
-	res.Balanced = l.Ledger().Check() == nil
-	return res, nil
+	gc = pausesSince(pauses)
+	gc.FullMS = full.Seconds() * 1000
+	return open, bytesPerOpen, gc
 }

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"runtime"
@@ -37,8 +38,19 @@ type Report struct {
 	Machine  Machine     `json:"machine"`
 	Traffic  Traffic     `json:"traffic"`
 	Loop     *LoopResult `json:"loop,omitempty"`
+	Open     *OpenResult `json:"open,omitempty"`
 	Embedded *EndToEnd   `json:"embedded,omitempty"`
+	Live     *Latency    `json:"live,omitempty"`
 	Kafka    *EndToEnd   `json:"kafka,omitempty"`
+}
+
+// MarshalJSON adds the targets.
+func (r Report) MarshalJSON() ([]byte, error) {
+	type plain Report
+	return json.Marshal(struct {
+		plain
+		Targets []Target `json:"targets"`
+	}{plain(r), r.Targets()})
 }
 
 // Wrong is the sum over all parts.
@@ -56,13 +68,32 @@ func (r Report) Wrong() (n int64) {
 
 // Balanced says whether the ledger of every part closes.
 func (r Report) Balanced() bool {
-	return (r.Loop == nil || r.Loop.Balanced) && (r.Embedded == nil || r.Embedded.Balanced) && (r.Kafka == nil || r.Kafka.Balanced)
+	return (r.Loop == nil || r.Loop.Balanced) && (r.Open == nil || r.Open.Balanced) && (r.Embedded == nil || r.Embedded.Balanced) && (r.Kafka == nil || r.Kafka.Balanced)
 }
 
-// Print writes the table, one column for each part that ran.
+// Print writes the figures of the parts that ran, and the targets.
 func (r Report) Print(w io.Writer) error {
 	fmt.Fprintf(w, "%d impressions, %g clicks each, window %s, seed %d; %s, %d procs\n\n",
 		r.Traffic.Impressions, r.Traffic.ClickRate, r.Traffic.Window, r.Traffic.Seed, r.Machine.Platform, r.Machine.Procs)
+	if r.Loop != nil || r.Embedded != nil || r.Kafka != nil {
+		if err := r.printParts(w); err != nil {
+			return err
+		}
+	}
+	if o := r.Open; o != nil {
+		fmt.Fprintf(w, "\n%d impressions open over 2 h, in a process of its own: %.1f B each, at most %d MiB resident; restart from %d MiB of segments in %.2f s\n",
+			o.OpenImpressions, o.BytesPerOpen, o.PeakRSS>>20, o.Stored>>20, o.Restart.WallSeconds)
+	}
+	if l := r.Live; l != nil {
+		fmt.Fprintf(w, "\n%d events/s as they come, embedded broker: %d clicks, label committed after %.0f ms (median), %.0f ms (p99), %.0f ms (longest)\n",
+			l.EventsPerSecond, l.Clicks, l.P50MS, l.P99MS, l.MaxMS)
+	}
+	fmt.Fprintln(w)
+	return printTargets(w, r.Targets())
+}
+
+// printParts has one column for each part that joins the log.
+func (r Report) printParts(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	row := func(name string, loop func(*LoopResult) string, end func(*EndToEnd) string) {
 		fmt.Fprintf(t, "%s\t", name)
@@ -91,6 +122,7 @@ func (r Report) Print(w io.Writer) error {
 	row("events/s per core", func(l *LoopResult) string { return rate(l.Cost.PerCore()) }, func(e *EndToEnd) string { return rate(e.Cost.PerCore()) })
 	row("CPU s per million", func(l *LoopResult) string { return seconds(l.Cost.CPUPerMillion()) }, func(e *EndToEnd) string { return seconds(e.Cost.CPUPerMillion()) })
 	row("broker's CPU s", nil, func(e *EndToEnd) string { return seconds(e.Cost.BrokerCPUSeconds) })
+	row("labels in that time", nil, func(e *EndToEnd) string { return count(int64(e.Labels)) })
 	row("open impressions", func(l *LoopResult) string { return count(int64(l.OpenImpressions)) }, func(e *EndToEnd) string { return count(int64(e.OpenImpressions)) })
 	row("bytes per open impression", func(l *LoopResult) string { return fmt.Sprintf("%.1f", l.BytesPerOpen) }, nil)
 	row("GC: longest pause, ms", func(l *LoopResult) string { return fmt.Sprintf("%.2f", l.GC.LongestMS) }, func(e *EndToEnd) string { return fmt.Sprintf("%.2f", e.GC.LongestMS) })
@@ -144,10 +176,7 @@ func (r PeersReport) sum(side func(Round) Peer) (p Peer) {
 	for _, round := range r.Rounds {
 		q := side(round)
 		p.Name = q.Name
-		p.Cost.WallSeconds += q.Cost.WallSeconds
-		p.Cost.CPUSeconds += q.Cost.CPUSeconds
-		p.Cost.BrokerCPUSeconds += q.Cost.BrokerCPUSeconds
-		p.Cost.Events += q.Cost.Events
+		p.Cost = p.Cost.plus(q.Cost)
 		p.Wrong.Lost += q.Wrong.Lost
 		p.Wrong.Duplicate += q.Wrong.Duplicate
 		p.Wrong.Spurious += q.Wrong.Spurious
@@ -176,7 +205,19 @@ func (r PeersReport) Print(w io.Writer) error {
 	line("CPU s per million", a.Cost.CPUPerMillion(), b.Cost.CPUPerMillion(), ratio(b.Cost.CPUPerMillion(), a.Cost.CPUPerMillion()), seconds)
 	fmt.Fprintf(t, "broker's CPU s\t%.2f\t%.2f\t\t\n", a.Cost.BrokerCPUSeconds, b.Cost.BrokerCPUSeconds)
 	fmt.Fprintf(t, "wrong labels\t%d\t%d\t\t\n", a.Wrong.Sum(), b.Wrong.Sum())
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(w)
+	return printTargets(w, r.Targets())
+}
+
+// Targets of the comparison: the join's own are those of Report.
+func (r PeersReport) Targets() []Target {
+	return []Target{
+		higher("events/s per core, times Kafka Streams", "", r.PerCoreRatio, 8, 8),
+		lower("our wrong labels", "", float64(r.Ours().Wrong.Sum()), 0, 0),
+	}
 }
 
 func ratioInt(n int64, by int) int64 {

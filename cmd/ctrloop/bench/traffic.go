@@ -83,9 +83,9 @@ func (t Traffic) positive(i int) bool {
 }
 
 // names repeat as they do in traffic: some products, more creatives.
-func (t Traffic) impression(i int) *stream.Record {
-	id := t.id(i)
-	x := t.draw(i, 4)
+func (t Traffic) impression(i int) *stream.Record { return impressionRecord(t.id(i), t.draw(i, 4)) }
+
+func impressionRecord(id schemas.ImpressionID, x uint64) *stream.Record {
 	return &stream.Record{
 		Topic: schemas.TopicImpressions, Key: id[:], Timestamp: id.Time(),
 		Value: encode(&eventpb.Impression{
@@ -96,8 +96,7 @@ func (t Traffic) impression(i int) *stream.Record {
 	}
 }
 
-func (t Traffic) click(i int, atMS int64) *stream.Record {
-	id := t.id(i)
+func clickRecord(id schemas.ImpressionID, atMS int64) *stream.Record {
 	return &stream.Record{
 		Topic: schemas.TopicClicks, Key: id[:], Timestamp: time.UnixMilli(atMS),
 		Value: encode(&eventpb.Click{ImpressionId: id[:], Id: id[12:], TimeMs: atMS, Schema: 1}),
@@ -147,7 +146,7 @@ func (t Traffic) chunks(size int, fn func(imps, clks []*stream.Record) error) er
 		}
 		clks := make([]*stream.Record, 0, n)
 		for _, c := range due[:n] {
-			clks = append(clks, t.click(c.i, c.atMS))
+			clks = append(clks, clickRecord(t.id(c.i), c.atMS))
 		}
 		due = slices.Delete(due, 0, n)
 		if err := fn(imps, clks); err != nil {

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"ctrloop/internal/stream"
+	"ctrloop/joiner"
 	"ctrloop/schemas"
 	"ctrloop/schemas/eventpb"
 )
@@ -32,7 +33,8 @@ const (
 	Rejected State = "rejected" // a dead letter
 	Orphan   State = "orphan"   // clicks, and no impression
 	Waiting  State = "waiting"  // ingested; the joiner has not come to it
-	Open     State = "open"     // in the joiner's window, without a label
+	Open     State = "open"     // in the joiner's window, without a label for good
+	Closed   State = "closed"   // its window has closed, and there is no label
 	Labelled State = "labelled"
 	Late     State = "late" // came after its window had closed: no label
 )
@@ -85,9 +87,11 @@ type Report struct {
 // Finder knows where to look.
 type Finder struct {
 	Kafka stream.Config
-	// Group of the joiner, and its window.
-	Group  string
-	Window time.Duration
+	// Group of the joiner, its window and the width of its buckets, and of how many negatives it keeps one.
+	Group             string
+	Window            time.Duration
+	Bucket            time.Duration
+	KeepOneNegativeIn int
 	// Slack is how long after the window's end records are still looked for: corrections, re-sent events, backlogs.
 	Slack time.Duration
 	// Everywhere reads the topics whole, for logs whose record times have nothing to do with the events.
@@ -158,24 +162,24 @@ func (f Finder) Trace(ctx context.Context, id schemas.ImpressionID) (Report, err
 	return rep, f.judge(ctx, &rep)
 }
 
-// read looks through the stretch of a partition that the report names.
+// errPast ends the reading of a partition.
+var errPast = errors.New("past the stretch of time that is searched")
+
+// read looks through the stretch of a partition that the report names. Where it ends is seen by the records: asked for the
+// first offset of a time, a broker counts the end markers of transactions, too, whose time is that of the clock on its
+// wall, so that in a log of past events the answer is the first marker.
 func (f Finder) read(ctx context.Context, tp stream.TopicPartition, from, to int64, rep Report, match func(*stream.Record) (*Step, error)) (steps []Step, err error) {
 	if !f.Everywhere {
-		for _, edge := range []struct {
-			at    time.Time
-			bound *int64
-			pick  func(a, b int64) int64
-		}{
-			{rep.From, &from, func(a, b int64) int64 { return max(a, b) }}, {rep.To, &to, func(a, b int64) int64 { return min(a, b) }},
-		} {
-			at, err := stream.OffsetForTime(ctx, f.Kafka, tp.Topic, tp.Partition, edge.at.UnixMilli())
-			if err != nil {
-				return nil, err
-			}
-			*edge.bound = edge.pick(*edge.bound, at)
+		at, err := stream.OffsetForTime(ctx, f.Kafka, tp.Topic, tp.Partition, rep.From.UnixMilli())
+		if err != nil {
+			return nil, err
 		}
+		from = max(from, at)
 	}
 	err = stream.ReadRange(ctx, f.Kafka, tp.Topic, tp.Partition, from, to, func(r *stream.Record) error {
+		if !f.Everywhere && r.Timestamp.After(rep.To) {
+			return errPast
+		}
 		step, err := match(r)
 		if err != nil {
 			return fmt.Errorf("%s offset %d: %w", tp, r.Offset, err)
@@ -186,6 +190,9 @@ func (f Finder) read(ctx context.Context, tp stream.TopicPartition, from, to int
 		}
 		return nil
 	})
+	if errors.Is(err, errPast) {
+		err = nil
+	}
 	return steps, err
 }
 
@@ -274,6 +281,12 @@ func label(r *stream.Record) (*Step, error) {
 	if m.WatermarkMs > 0 {
 		d["watermark"] = time.UnixMilli(m.WatermarkMs).UTC()
 	}
+	if m.Weight != 1 && m.Weight != 0 {
+		d["weight"] = m.Weight
+	}
+	if m.Suspect {
+		d["suspect"] = true
+	}
 	return &Step{What: "label " + strings.ReplaceAll(kind, "_", " "), Detail: d}, nil
 }
 
@@ -294,23 +307,26 @@ func (f Finder) judge(ctx context.Context, rep *Report) error {
 	last := map[string]*Step{} // by topic
 	first := map[string]*Step{}
 	lateImpression := false
+	var final *Step // label
 	for i := range rep.Steps {
 		s := &rep.Steps[i]
 		last[s.Topic] = s
 		if first[s.Topic] == nil {
 			first[s.Topic] = s
 		}
+		if s.Topic == schemas.TopicLabels && s.What != provisional {
+			final = s
+		}
 		lateImpression = lateImpression || s.Detail["reason"] == string(schemas.LateImpression)
 	}
 	imp := first[schemas.TopicImpressions]
 	switch {
-	case last[schemas.TopicLabels] != nil:
-		l := last[schemas.TopicLabels]
-		rep.State, rep.Explanation = Labelled, fmt.Sprintf("%s, version %v", l.What, l.Detail["version"])
+	case final != nil:
+		rep.State, rep.Explanation = Labelled, fmt.Sprintf("%s, version %v", final.What, final.Detail["version"])
 	case imp != nil && lateImpression:
 		rep.State, rep.Explanation = Late, "it came after its window had closed, so it has no label"
 	case imp != nil:
-		return f.open(ctx, rep, imp)
+		return f.open(ctx, rep, imp, last[schemas.TopicLabels] != nil)
 	case last[schemas.TopicDeadLetters] != nil:
 		d := last[schemas.TopicDeadLetters]
 		rep.State, rep.Explanation = Rejected, fmt.Sprintf("a dead letter: %v: %v", d.Detail["reason"], d.Detail["detail"])
@@ -324,20 +340,42 @@ func (f Finder) judge(ctx context.Context, rep *Report) error {
 	return nil
 }
 
-// open tells an impression that the joiner holds from one that it has not read.
-func (f Finder) open(ctx context.Context, rep *Report, imp *Step) error {
+// provisional is what label calls a verdict that another one follows.
+const provisional = "label provisional negative"
+
+// open tells an impression that the joiner holds from one that it has not read, and from one that it no longer holds. It
+// asks what the joiner has committed, so it does not matter whether the joiner runs, nor where it keeps its windows.
+func (f Finder) open(ctx context.Context, rep *Report, imp *Step, guessed bool) error {
 	at, err := stream.CommittedOffsets(ctx, f.Kafka, f.Group)
 	if err != nil {
 		return err
 	}
-	next := at[stream.TopicPartition{Topic: imp.Topic, Partition: imp.Partition}].Offset
-	if next <= imp.Offset {
+	commit := at[stream.TopicPartition{Topic: imp.Topic, Partition: imp.Partition}]
+	if commit.Offset <= imp.Offset {
 		rep.State = Waiting
-		rep.Explanation = fmt.Sprintf("the joiner (group %s) stands at offset %d of %s/%d and has not come to %d", f.Group, next, imp.Topic, imp.Partition, imp.Offset)
+		rep.Explanation = fmt.Sprintf("the joiner (group %s) stands at offset %d of %s/%d and has not come to %d", f.Group, commit.Offset, imp.Topic, imp.Partition, imp.Offset)
 		return nil
 	}
 	rep.State = Open
 	rep.Explanation = "the joiner holds it and waits for a click, until its watermark passes " + rep.ClosesAt.Format(time.RFC3339)
+	if guessed {
+		rep.Explanation = "it has a provisional negative; " + rep.Explanation
+	}
+	ms, ok := joiner.WatermarkOf(commit.Metadata)
+	if !ok {
+		return nil
+	}
+	watermark := time.UnixMilli(ms).UTC()
+	switch {
+	case watermark.Before(rep.ClosesAt.Add(f.Bucket)): // a bucket closes as a whole
+		rep.Explanation += "; it stands at " + watermark.Format(time.RFC3339)
+	case f.KeepOneNegativeIn > 1:
+		rep.State = Closed
+		rep.Explanation = fmt.Sprintf("its window has closed without a click, and of negatives only one in %d gets a label (joiner.keep_one_negative_in)", f.KeepOneNegativeIn)
+	default:
+		rep.State = Closed
+		rep.Explanation = "its window has closed and no label is there: the retention of " + schemas.TopicLabels + " may be over, or the joiner had it left out of a sample of negatives then; the warehouse keeps labels longer"
+	}
 	return nil
 }
 

@@ -6,10 +6,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
 	"google.golang.org/protobuf/proto"
 
 	"ctrloop/internal/stream"
 	"ctrloop/internal/stream/streamtest"
+	"ctrloop/joiner"
 	"ctrloop/schemas"
 	"ctrloop/schemas/eventpb"
 )
@@ -118,7 +121,7 @@ func TestEveryState(t *testing.T) {
 // TestOpen: what the joiner's group has committed decides between waiting and open.
 func TestOpen(t *testing.T) {
 	kafka := world(t)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	k, err := stream.NewConsumer(kafka, stream.ConsumerConfig{Group: group, Topics: []string{schemas.TopicImpressions}})
 	if err != nil {
@@ -147,5 +150,67 @@ func TestOpen(t *testing.T) {
 	step := rep.Steps[0]
 	if step.Topic != schemas.TopicImpressions || step.Partition != stream.PartitionOf(i[:], partitions) || step.Detail["product"] != "lamp" {
 		t.Errorf("%+v", step)
+	}
+}
+
+// TestBesideAJoiner follows impressions through a joiner that gives provisional labels, spills its windows to disk and
+// keeps a sample of the negatives.
+func TestBesideAJoiner(t *testing.T) {
+	for name, keep := range map[string]int{"all negatives": 1, "a sample": 1000} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			b := streamtest.Start(t, 1)
+			cfg := joiner.Default()
+			cfg.Kafka, cfg.Window, cfg.Lateness, cfg.Observe, cfg.KeepOneNegativeIn, cfg.CommitInterval = b.Config, window, 0, 10*time.Second, keep, 0
+			cfg.Segments.Dir, cfg.Segments.Interval, cfg.MemoryLimit = t.TempDir(), time.Nanosecond, 1
+			j, err := joiner.New(cfg, zerolog.Nop(), prometheus.NewRegistry())
+			if err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan error, 1)
+			jctx, stop := context.WithCancel(ctx)
+			go func() { ended <- j.Run(jctx) }()
+			defer func() {
+				stop()
+				if err := <-ended; err != nil {
+					t.Error(err)
+				}
+			}()
+			f := Finder{Kafka: b.Config, Group: cfg.Group, Window: window, Bucket: cfg.Bucket, KeepOneNegativeIn: keep}
+			i := id(2)
+			streamtest.Produce(t, b.Config, &stream.Record{Topic: schemas.TopicImpressions, Key: i[:], Timestamp: base, Value: encode(t, &eventpb.Impression{Id: i[:], Schema: 1})})
+			now := func(at time.Time) {
+				for _, topic := range []string{schemas.TopicImpressions, schemas.TopicClicks} {
+					streamtest.Produce(t, b.Config, &stream.Record{
+						Topic: topic, Timestamp: at, Headers: []stream.RecordHeader{{Key: schemas.HeaderPunctuation}},
+						Value: encode(t, &eventpb.Punctuation{LowWatermarkMs: at.UnixMilli()}),
+					})
+				}
+			}
+			until := func(state State, says string) {
+				t.Helper()
+				for ; ; <-time.After(20 * time.Millisecond) {
+					rep, err := f.Trace(ctx, i)
+					if err != nil {
+						t.Fatalf("waiting for %s, %q: %v", state, says, err)
+					}
+					if rep.State == state && strings.Contains(rep.Explanation, says) {
+						return
+					}
+				}
+			}
+			now(base.Add(30 * time.Second))
+			if keep == 1 {
+				until(Open, "it has a provisional negative; the joiner holds it")
+			}
+			until(Open, "it stands at "+base.Add(30*time.Second).Format(time.RFC3339))
+			now(base.Add(2 * window))
+			if keep == 1 {
+				until(Labelled, "label final negative, version 2")
+			} else {
+				until(Closed, "only one in 1000 gets a label")
+			}
+		})
 	}
 }
