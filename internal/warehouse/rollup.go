@@ -60,17 +60,13 @@ const rollupRows = `
 		)`
 
 var rollupSteps = []string{
-	`INSERT INTO rollup_ctr_hours (day, generation, hour, experiment, variant, product, category, creative, placement, model_version, impressions, clicks, first_seen, last_seen)
+	`INSERT INTO rollup_ctr_hours (day, generation, hour, experiment, variant, product, category, model_version, impressions, clicks)
 	SELECT toDate({from:DateTime('UTC')}, 'UTC'), {generation:UInt64}, toStartOfHour(toDateTime(event_time, 'UTC')) AS hour,
-		experiment, variant, product, category, creative, placement, model_version,
-		count(), sum(clicked), min(event_time), max(event_time)` + rollupRows + `
-	GROUP BY hour, experiment, variant, product, category, creative, placement, model_version`,
-	// By day from by hour: the labels are not read again.
+		experiment, variant, product, category, model_version, count(), sum(clicked)` + rollupRows + `
+	GROUP BY hour, experiment, variant, product, category, model_version`,
 	`INSERT INTO rollup_ctr_days (day, generation, experiment, variant, product, category, creative, placement, model_version, impressions, clicks, first_seen, last_seen)
-	SELECT any(day), any(generation), experiment, variant, product, category, creative, placement, model_version,
-		sum(rollup_ctr_hours.impressions), sum(rollup_ctr_hours.clicks), min(rollup_ctr_hours.first_seen), max(rollup_ctr_hours.last_seen)
-	FROM rollup_ctr_hours
-	WHERE day = toDate({from:DateTime('UTC')}, 'UTC') AND generation = {generation:UInt64}
+	SELECT toDate({from:DateTime('UTC')}, 'UTC'), {generation:UInt64}, experiment, variant, product, category, creative, placement, model_version,
+		count(), sum(clicked), min(event_time), max(event_time)` + rollupRows + `
 	GROUP BY experiment, variant, product, category, creative, placement, model_version`,
 	`INSERT INTO rollup_users (day, generation, experiment, variant, user, impressions, clicks)
 	SELECT toDate({from:DateTime('UTC')}, 'UTC'), {generation:UInt64}, experiment, variant, user, toUInt32(count()), toUInt32(sum(clicked))` + rollupRows + `
@@ -109,7 +105,7 @@ func (db *DB) rollUpDay(ctx context.Context, d rollupDay) error {
 		}),
 		clickhouse.WithSettings(clickhouse.Settings{
 			"async_insert": 0, "insert_deduplicate": 0,
-			"distributed_foreground_insert":      1,         // the next step reads what this one wrote
+			"distributed_foreground_insert":      1,         // the last step must not be there before the others
 			"max_bytes_before_external_group_by": 512 << 20, // a day of many users on a small machine
 			"max_partitions_per_insert_block":    0,
 			// Both hold for labels: equal keys have equal event times, hence one partition.

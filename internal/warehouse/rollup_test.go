@@ -29,9 +29,8 @@ func rollUp(t testing.TB, db *DB) {
 // Each rolled-up view beside the same question to labels_mature; the rows of one must be the rows of the other.
 var rollupPairs = map[string][2]string{
 	"ctr_hours": {
-		`SELECT hour, experiment, variant, product, category, creative, placement, model_version, sum(impressions), sum(clicks), min(first_seen), max(last_seen)
-			FROM ctr_hours GROUP BY ALL`,
-		`SELECT toStartOfHour(toDateTime(event_time, 'UTC')) AS hour, experiment, variant, product, category, creative, placement, model_version, count(), sum(clicked), min(event_time), max(event_time)
+		`SELECT hour, experiment, variant, product, category, model_version, sum(impressions), sum(clicks) FROM ctr_hours GROUP BY ALL`,
+		`SELECT toStartOfHour(toDateTime(event_time, 'UTC')) AS hour, experiment, variant, product, category, model_version, count(), sum(clicked)
 			FROM labels_mature GROUP BY ALL`,
 	},
 	"ctr_days": {
@@ -180,7 +179,12 @@ func TestRollupsEqualTheFinalScan(t *testing.T) {
 		{"an insert", func() { insert(h.next()) }},
 		{"another insert", func() { insert(h.next()) }},
 		{"a retry with its token", func() { insert(h.any()) }},
-		{"the same rows under another token", func() { _, rows := h.any(); h.blocks++; h.sent[fmt.Sprint("block-", h.blocks)] = rows; insert(fmt.Sprint("block-", h.blocks), rows) }},
+		{"the same rows under another token", func() {
+			_, rows := h.any()
+			h.blocks++
+			h.sent[fmt.Sprint("block-", h.blocks)] = rows
+			insert(fmt.Sprint("block-", h.blocks), rows)
+		}},
 		{"a rollup", rollup},
 		{"an insert and a rollup", func() { insert(h.next()); rollup() }},
 		{"a merge", func() {

@@ -57,7 +57,7 @@ ENGINE = {{engine "ReplacingMergeTree" "generation"}} ORDER BY day;
 
 {{distributed "rollups" "sipHash64(day)"}}
 
--- The rollups proper. A generation is a partition: it is replaced in a moment and dropped without rewriting anything.
+-- The rollups proper. By the hour without creative and placement, which would make a row of every few labels. A generation is a partition: it is replaced in a moment and dropped without rewriting anything.
 CREATE TABLE IF NOT EXISTS {{local "rollup_ctr_hours"}} {{cluster}}(
     day           Date                   CODEC(ZSTD(1)),
     generation    UInt64                 CODEC(ZSTD(1)),
@@ -66,17 +66,13 @@ CREATE TABLE IF NOT EXISTS {{local "rollup_ctr_hours"}} {{cluster}}(
     variant       LowCardinality(String) CODEC(ZSTD(1)),
     product       LowCardinality(String) CODEC(ZSTD(1)),
     category      LowCardinality(String) CODEC(ZSTD(1)),
-    creative      LowCardinality(String) CODEC(ZSTD(1)),
-    placement     LowCardinality(String) CODEC(ZSTD(1)),
     model_version LowCardinality(String) CODEC(ZSTD(1)),
     impressions   UInt64                 CODEC(T64, ZSTD(1)),
-    clicks        UInt64                 COMMENT 'impressions with a click' CODEC(T64, ZSTD(1)),
-    first_seen    DateTime64(3, 'UTC')   CODEC(Delta, ZSTD(1)),
-    last_seen     DateTime64(3, 'UTC')   CODEC(Delta, ZSTD(1))
+    clicks        UInt64                 COMMENT 'impressions with a click' CODEC(T64, ZSTD(1))
 )
 ENGINE = {{engine "MergeTree"}}
 PARTITION BY (day, generation)
-ORDER BY (experiment, product, creative, placement, variant, category, model_version, hour);
+ORDER BY (experiment, product, hour, variant, category, model_version);
 
 {{distributed "rollup_ctr_hours" "sipHash64(product)"}}
 

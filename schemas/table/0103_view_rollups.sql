@@ -46,26 +46,26 @@ WHERE toDate(event_time, 'UTC') GLOBAL NOT IN (SELECT day FROM rollup_cells WHER
 COMMENT 'Mature impressions that are in no current rollup';
 
 -- ctr_hours
--- Question: impressions and clicks by hour and everything that an ad is told apart by?
--- Columns:  day, hour (event time, UTC); experiment, variant, product, category, creative, placement, model_version;
---           impressions, clicks (impressions with a click); first_seen, last_seen (event time). Several rows may have
---           the same key: add them up.
+-- Question: impressions and clicks by hour, product and model version?
+-- Columns:  day, hour (event time, UTC); experiment, variant, product, category, model_version; impressions, clicks
+--           (impressions with a click). Several rows may have the same key: add them up.
 -- Example:  SELECT hour, sum(clicks) / sum(impressions) AS ctr FROM ctr_hours WHERE product = 'mug-01' GROUP BY hour ORDER BY hour
 -- Cost:     one rollup row for each key, and labels_unrolled.
 CREATE OR REPLACE VIEW ctr_hours {{cluster}}AS
-SELECT day, hour, experiment, variant, product, category, creative, placement, model_version, impressions, clicks, first_seen, last_seen
+SELECT day, hour, experiment, variant, product, category, model_version, impressions, clicks
 FROM rollup_ctr_hours
 WHERE (day, generation) GLOBAL IN (SELECT day, generation FROM rollup_cells)
 UNION ALL
-SELECT toDate(event_time, 'UTC') AS day, toStartOfHour(toDateTime(event_time, 'UTC')) AS hour, experiment, variant, product, category, creative, placement, model_version,
-    count() AS impressions, sum(clicked) AS clicks, min(event_time) AS first_seen, max(event_time) AS last_seen
+SELECT toDate(event_time, 'UTC') AS day, toStartOfHour(toDateTime(event_time, 'UTC')) AS hour, experiment, variant, product, category, model_version,
+    count() AS impressions, sum(clicked) AS clicks
 FROM labels_unrolled
-GROUP BY day, hour, experiment, variant, product, category, creative, placement, model_version
+GROUP BY day, hour, experiment, variant, product, category, model_version
 COMMENT 'Impressions and clicks by hour';
 
 -- ctr_days
--- Question: the same by day?
--- Columns:  as ctr_hours without hour.
+-- Question: impressions and clicks by day and everything that an ad is told apart by?
+-- Columns:  day (event time, UTC); experiment, variant, product, category, creative, placement, model_version;
+--           impressions, clicks; first_seen, last_seen (event time). Several rows may have the same key: add them up.
 -- Example:  SELECT day, sum(clicks) / sum(impressions) AS ctr FROM ctr_days GROUP BY day ORDER BY day
 -- Cost:     one rollup row for each key, and labels_unrolled.
 CREATE OR REPLACE VIEW ctr_days {{cluster}}AS
