@@ -46,6 +46,9 @@ type EngineConfig struct {
 	// MaxMemoryBytes bounds what the engine accounts for; its resident memory can exceed it by about
 	// 0.65 GiB (allocator, code). 0 takes 2 GiB.
 	MaxMemoryBytes int64
+
+	// remoteServers is the inner XML of remote_servers: other engines as shards, for tests.
+	remoteServers string
 }
 
 // Engine is a running embedded ClickHouse. When its process dies it is started again on the same ports

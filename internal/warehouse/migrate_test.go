@@ -98,7 +98,7 @@ func TestPlan(t *testing.T) {
 }
 
 func TestClusterText(t *testing.T) {
-	all, err := migrations(table.Files, "prod")
+	all, err := migrations(table.Files, dialect{cluster: "prod"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +132,7 @@ func TestMigrationFiles(t *testing.T) {
 		"same number":  {"0001_a.sql": {}, "0001_b.sql": {}},
 		"bad template": {"0001_a.sql": {Data: []byte("{{nosuch}}")}},
 	} {
-		if _, err := migrations(files, ""); err == nil {
+		if _, err := migrations(files, dialect{}); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}

@@ -55,7 +55,7 @@ func (t *tail) String() string {
 // startProcess writes the configuration, starts the child and waits until both ports answer as ours.
 func (e *Engine) startProcess(ctx context.Context, cfg EngineConfig) (*process, error) {
 	config, users := filepath.Join(cfg.Dir, "config.xml"), filepath.Join(cfg.Dir, "users.xml")
-	if err := writePrivate(config, []byte(serverConfig(cfg.Dir, e.nonce, cfg.TCPPort, cfg.HTTPPort, cfg.MaxMemoryBytes))); err != nil {
+	if err := writePrivate(config, []byte(serverConfig(cfg.Dir, e.nonce, cfg.TCPPort, cfg.HTTPPort, cfg.MaxMemoryBytes, cfg.remoteServers))); err != nil {
 		return nil, err
 	}
 	if err := writePrivate(users, []byte(usersConfig(e.creds, cfg.MaxMemoryBytes))); err != nil {
