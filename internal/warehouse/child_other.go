@@ -17,3 +17,4 @@ func runChild(string, []string) error              { return platformError() }
 func openPTY() (master, slave *os.File, err error) { return nil, nil, platformError() }
 func setChildAttributes(*exec.Cmd)                 {}
 func lockFile(*os.File) error                      { return platformError() }
+func confinable() bool                             { return false }

@@ -14,7 +14,11 @@ import (
 	"ctrloop/internal/loopback"
 )
 
-const childEnv = "CTRLOOP_WAREHOUSE_CHILD"
+// Environment of the engine's process.
+const (
+	childEnv   = "CTRLOOP_WAREHOUSE_CHILD"   // path of the library
+	connectEnv = "CTRLOOP_WAREHOUSE_CONNECT" // set where it may connect to other engines
+)
 
 // MaybeChild must be the first call in main (and in TestMain): the engine's process is this binary
 // again, and there it runs the engine and never returns.
