@@ -230,20 +230,30 @@ func migrations(files fs.FS, d dialect) ([]migration, error) {
 	return out, nil
 }
 
-// statements splits at semicolons that end a line; a statement of comments only is none.
+// statements splits at semicolons that end a line of code; a statement of comments only is none.
 func statements(text string) []string {
 	var out []string
-	for s := range strings.SplitSeq(text+"\n", ";\n") {
-		code := false
-		for line := range strings.SplitSeq(s, "\n") {
-			if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "--") {
-				code = true
-			}
-		}
+	var lines []string
+	code := false
+	end := func() {
 		if code {
-			out = append(out, strings.TrimSpace(s))
+			out = append(out, strings.TrimSpace(strings.Join(lines, "\n")))
+		}
+		lines, code = nil, false
+	}
+	for line := range strings.SplitSeq(text, "\n") {
+		if trimmed := strings.TrimSpace(line); trimmed == "" || strings.HasPrefix(trimmed, "--") {
+			lines = append(lines, line)
+			continue
+		}
+		body, last := strings.CutSuffix(line, ";")
+		code = code || strings.TrimSpace(body) != ""
+		lines = append(lines, body)
+		if last {
+			end()
 		}
 	}
+	end()
 	return out
 }
 

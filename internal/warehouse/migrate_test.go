@@ -136,8 +136,8 @@ func TestMigrationFiles(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	got := statements("-- only a comment;\n\nSELECT 1;\n-- why\nSELECT ';' AS x;\n\n")
-	if diff := cmp.Diff([]string{"SELECT 1", "-- why\nSELECT ';' AS x"}, got); diff != "" {
+	got := statements("-- only a comment;\n\nSELECT 1\n-- inside;\n+ 1;\n-- why\nSELECT ';' AS x;\n\n")
+	if diff := cmp.Diff([]string{"-- only a comment;\n\nSELECT 1\n-- inside;\n+ 1", "-- why\nSELECT ';' AS x"}, got); diff != "" {
 		t.Error(diff)
 	}
 }
