@@ -97,7 +97,7 @@ func (q Question) Values(given map[string]string) (map[string]string, error) {
 			continue
 		}
 		if p.Default == nil {
-			return nil, fmt.Errorf("question %s needs %s (%s): give it with --param %s=...", q.Name, p.Name, p.Meaning, p.Name)
+			return nil, fmt.Errorf("question %s needs %s (%s): give it with --param %s=VALUE", q.Name, p.Name, p.Meaning, p.Name)
 		}
 		values[p.Name] = *p.Default
 	}
