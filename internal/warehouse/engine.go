@@ -79,7 +79,7 @@ func StartEngine(ctx context.Context, cfg EngineConfig, log zerolog.Logger) (*En
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	if st, err := os.Stat(cfg.Lib); err != nil || st.IsDir() {
-		return nil, fmt.Errorf("%w: no libchdb at %q: run `ctrloop setup` to fetch it or give a server with --clickhouse DSN", ErrUnavailable, cfg.Lib)
+		return nil, fmt.Errorf("%w: no libchdb at %q: run `ctrloop setup` to fetch it or give a server (clickhouse.dsn in the configuration, --dsn of sql and migrate)", ErrUnavailable, cfg.Lib)
 	}
 	dir, err := filepath.Abs(cfg.Dir)
 	if err != nil {
