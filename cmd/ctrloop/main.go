@@ -33,13 +33,14 @@ type CLI struct {
 	Up         UpCmd         `cmd:"" help:"Run the services, everything they need embedded unless configured."`
 	Demo       DemoCmd       `cmd:"" help:"The whole loop on the built-in world, with a scoreboard at the end."`
 	Eval       EvalCmd       `cmd:"" help:"Measure what is learned, on built-in worlds and without the stream."`
-	Bench      BenchCmd      `cmd:"" help:"Measure the join, alone and beside Kafka Streams."`
+	Bench      BenchCmd      `cmd:"" help:"Measure the join, the warehouse, the statistics of rollouts."`
 	Experiment ExperimentCmd `cmd:"" help:"A/B tests and rollouts: create, watch, pause, end."`
 	Replay     ReplayCmd     `cmd:"" help:"Feed recorded ad logs through edge, join and warehouse."`
 	Stats      StatsCmd      `cmd:"" help:"The statistics on a file, no server."`
 	Status     StatusCmd     `cmd:"" help:"One screen about a running instance."`
 	Trace      TraceCmd      `cmd:"" help:"Where an impression is, and what happened to it."`
 	SQL        SQLCmd        `cmd:"" name:"sql" help:"Ask the warehouse, running or at rest."`
+	Migrate    MigrateCmd    `cmd:"" help:"Bring a warehouse to the schema of this binary, or say what that would take."`
 	Config     ConfigCmd     `cmd:"" help:"Check, show or document the configuration."`
 	Version    VersionCmd    `cmd:"" help:"Print the version of this binary."`
 }

@@ -37,7 +37,7 @@ func fromFileOrWarehouse[T any](ctx context.Context, g *Globals, o *output, file
 	dsn := s.DSN
 	if dsn == "" {
 		var stop func() error
-		if dsn, stop, err = (&SQLCmd{Dir: s.Dir}).warehouse(ctx, g, o); err != nil {
+		if dsn, stop, err = warehouseAt(ctx, s.Dir, g, o, false); err != nil {
 			return v, "", err
 		}
 		defer func() {

@@ -22,7 +22,7 @@ type Row = driver.Row
 type DB struct {
 	conn     driver.Conn
 	database string
-	cluster  string // set by Migrate
+	dialect  dialect // set by Migrate
 }
 
 // httpPortParam of a DSN names the HTTP port next to the native one; SQL needs it.
