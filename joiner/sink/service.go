@@ -17,7 +17,7 @@ import (
 
 // Warehouse is where rows go; *warehouse.DB is one.
 type Warehouse interface {
-	InsertLabels(ctx context.Context, token string, rows []warehouse.LabelRow) error
+	InsertLabelBlock(ctx context.Context, token string, b *warehouse.LabelBlock, n int) error
 	InsertAudit(ctx context.Context, rows []warehouse.AuditRow) error
 	InsertLate(ctx context.Context, rows []warehouse.LateRow) error
 	InsertCreatives(ctx context.Context, rows []schemas.Creative) error

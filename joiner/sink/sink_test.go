@@ -42,11 +42,11 @@ func (u *unreliable) ask(applied bool) error {
 	return u.fail(applied)
 }
 
-func (u *unreliable) InsertLabels(ctx context.Context, token string, rows []warehouse.LabelRow) error {
+func (u *unreliable) InsertLabelBlock(ctx context.Context, token string, b *warehouse.LabelBlock, n int) error {
 	if err := u.ask(false); err != nil {
 		return err
 	}
-	if err := u.DB.InsertLabels(ctx, token, rows); err != nil {
+	if err := u.DB.InsertLabelBlock(ctx, token, b, n); err != nil {
 		return err
 	}
 	return u.ask(true)
@@ -313,7 +313,7 @@ func TestMirror(t *testing.T) {
 
 func TestDecodeEqualsProto(t *testing.T) {
 	records, _ := labels(rand.New(rand.NewPCG(6, 6)), 1, 200)
-	names := interner{}
+	block := &warehouse.LabelBlock{}
 	for _, r := range records {
 		if r.Topic != schemas.TopicLabels {
 			continue
@@ -323,20 +323,25 @@ func TestDecodeEqualsProto(t *testing.T) {
 		if err := errors.Join(proto.Unmarshal(r.Value, &l), proto.Unmarshal(l.Impression, &i)); err != nil {
 			t.Fatal(err)
 		}
-		want := warehouse.LabelRow{
-			Impression: schemas.ImpressionID(i.Id), Version: l.Version, User: i.User, Product: i.Product, Creative: i.Creative, Placement: i.Placement, Position: i.Position,
-			Campaign: i.Campaign, Category: i.Category, Experiment: i.Experiment, Variant: i.Variant, ModelVersion: i.ModelVersion, Policy: i.Policy, Propensity: i.Propensity,
-			Bot: i.Bot, Kind: l.Kind, Clicked: l.Clicked, ClickDelayMS: l.ClickDelayMs, Clicks: l.Clicks, Weight: l.Weight, WatermarkMS: l.WatermarkMs,
+		want := warehouse.Label{
+			Impression: schemas.ImpressionID(i.Id), Version: l.Version, User: i.User, Position: uint16(i.Position), Propensity: i.Propensity,
+			Bot: i.Bot, Kind: int8(l.Kind), Clicked: l.Clicked, ClickDelayMS: l.ClickDelayMs, Clicks: l.Clicks, Weight: l.Weight, WatermarkMS: l.WatermarkMs,
 		}
-		var got warehouse.LabelRow
-		if err := decodeLabel(r.Value, &got, names); err != nil {
+		for c, v := range map[warehouse.NameColumn]string{
+			warehouse.Product: i.Product, warehouse.Creative: i.Creative, warehouse.Placement: i.Placement, warehouse.Campaign: i.Campaign, warehouse.Category: i.Category,
+			warehouse.Experiment: i.Experiment, warehouse.Variant: i.Variant, warehouse.ModelVersion: i.ModelVersion, warehouse.Policy: i.Policy,
+		} {
+			want.Names[c] = block.Name(c, []byte(v))
+		}
+		var got warehouse.Label
+		if err := decodeLabel(r.Value, &got, block); err != nil {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Fatalf("(-want +got):\n%s", diff)
 		}
 		for n := range len(r.Value) {
-			_ = decodeLabel(r.Value[:n], &got, names) // cut anywhere: no panic
+			_ = decodeLabel(r.Value[:n], &got, block) // cut anywhere: no panic
 		}
 	}
 }
@@ -347,8 +352,8 @@ func FuzzDecode(f *testing.F) {
 		f.Add(r.Value)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		var row warehouse.LabelRow
-		_ = decodeLabel(b, &row, interner{})
+		var row warehouse.Label
+		_ = decodeLabel(b, &row, &warehouse.LabelBlock{})
 	})
 }
 
@@ -357,7 +362,7 @@ func TestCutKeepsGroups(t *testing.T) {
 	rows := func(watermarks ...int64) *part {
 		p := &part{}
 		for _, w := range watermarks {
-			p.rows = append(p.rows, warehouse.LabelRow{WatermarkMS: w})
+			p.block.Rows = append(p.block.Rows, warehouse.Label{WatermarkMS: w})
 		}
 		return p
 	}
