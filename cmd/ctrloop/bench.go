@@ -18,6 +18,7 @@ import (
 type BenchCmd struct {
 	Join  BenchJoinCmd  `cmd:"" help:"The join: its loop alone, end to end on the embedded broker, and on a real one by address."`
 	Peers BenchPeersCmd `cmd:"" help:"The join beside Kafka Streams on one real broker and one log; see make bench-peers."`
+	Sink  BenchSinkCmd  `cmd:"" help:"The sink: labels into the embedded warehouse, from memory and out of the embedded broker."`
 }
 
 // trafficFlags say what log is joined.

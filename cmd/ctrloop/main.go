@@ -33,7 +33,7 @@ type CLI struct {
 	Up      UpCmd      `cmd:"" help:"Run the services, everything they need embedded unless configured."`
 	Demo    DemoCmd    `cmd:"" help:"The whole loop on the built-in world, with a scoreboard at the end."`
 	Eval    EvalCmd    `cmd:"" help:"Measure what is learned, on built-in worlds and without the stream."`
-	Bench   BenchCmd   `cmd:"" help:"Measure the join, alone and beside Kafka Streams."`
+	Bench   BenchCmd   `cmd:"" help:"Measure the join and the sink."`
 	Replay  ReplayCmd  `cmd:"" help:"Feed recorded ad logs through edge, join and warehouse."`
 	Stats   StatsCmd   `cmd:"" help:"The statistics on a file, no server."`
 	Status  StatusCmd  `cmd:"" help:"One screen about a running instance."`

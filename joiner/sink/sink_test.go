@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -385,49 +383,4 @@ func TestCutKeepsGroups(t *testing.T) {
 			t.Errorf("%s: %d, want %d", c.name, got, c.want)
 		}
 	}
-}
-
-// BenchmarkSink: go test ./joiner/sink -run - -bench Sink -benchtime 1x; one iteration is 2 million labels
-// out of the broker in this process into the engine, on the same cores.
-func BenchmarkSink(b *testing.B) {
-	const n = 2_000_000
-	broker := streamtest.Start(b, 4)
-	for part := range 20 {
-		records, _ := labels(rand.New(rand.NewPCG(8, uint64(part))), 4, n/20)
-		streamtest.Produce(b, broker.Config, records...)
-	}
-	db := database(b, engine(b))
-	for b.Loop() {
-		cfg := Default()
-		cfg.Kafka = broker.Config
-		s := newService(b, cfg, db)
-		began, self, server := time.Now(), cpuSeconds(b, os.Getpid()), cpuSeconds(b, engine(b).PID())
-		stop := start(b, s)
-		drain(b, s)
-		b.ReportMetric(n/time.Since(began).Seconds(), "rows/s")
-		b.ReportMetric(1e6*(cpuSeconds(b, os.Getpid())-self)/n, "sink-cpu-µs/row") // broker included
-		b.ReportMetric(1e6*(cpuSeconds(b, engine(b).PID())-server)/n, "engine-cpu-µs/row")
-		stop()
-	}
-	var bytes float64
-	if err := db.QueryRow(b.Context(), "SELECT sum(data_compressed_bytes) / sum(rows) FROM system.parts WHERE active AND table = 'labels' AND database = currentDatabase()").Scan(&bytes); err != nil {
-		b.Fatal(err)
-	}
-	b.ReportMetric(bytes, "bytes/row")
-}
-
-// cpuSeconds of a process: on a busy machine the only honest figure.
-func cpuSeconds(b *testing.B, pid int) float64 {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		b.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(raw), ") ")
-	f := strings.Fields(rest)
-	user, err1 := strconv.Atoi(f[11])
-	system, err2 := strconv.Atoi(f[12])
-	if err := errors.Join(err1, err2); err != nil {
-		b.Fatal(err)
-	}
-	return float64(user+system) / 100 // USER_HZ
 }
