@@ -31,6 +31,10 @@ var shared struct {
 
 func TestMain(m *testing.M) {
 	warehouse.MaybeChild()
+	if os.Getenv(childStepEnv) != "" {
+		fmt.Fprintln(os.Stderr, killedChild())
+		os.Exit(1)
+	}
 	os.Exit(run(m))
 }
 
