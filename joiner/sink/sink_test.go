@@ -233,6 +233,54 @@ func TestInstancesComeAndGo(t *testing.T) {
 	check(t, db, want)
 }
 
+// A row that is missing and one that is there twice raise the alarm at the second look, and not before.
+func TestAuditAlarm(t *testing.T) {
+	for name, damage := range map[string]string{
+		"missing":   "DELETE FROM labels WHERE impression_id = (SELECT min(impression_id) FROM labels)",
+		"duplicate": "INSERT INTO labels SELECT * REPLACE (version + 7 AS version) FROM labels WHERE impression_id = (SELECT min(impression_id) FROM labels) LIMIT 1",
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := streamtest.Start(t, 2)
+			db := database(t, engine(t))
+			records, _ := labels(rand.New(rand.NewPCG(30, 30)), 2, 2000)
+			streamtest.Produce(t, b.Config, records...)
+			s := newService(t, testConfig(b), db)
+			s.log = zerolog.Nop() // the alarm is an error
+			stop := start(t, s)
+			drain(t, s)
+			stop()
+			look := func(before map[warehouse.Mismatch]bool) map[warehouse.Mismatch]bool {
+				t.Helper()
+				now, err := s.look(t.Context(), before)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return now
+			}
+			alarm := func() float64 { return testutil.ToFloat64(s.metrics.mismatched) }
+			if seen := look(look(nil)); len(seen) != 0 || alarm() != 0 {
+				t.Fatalf("alarm without a reason: %v", seen)
+			}
+			exec1(t, db, damage)
+			seen := look(nil)
+			if len(seen) != 1 || alarm() != 0 {
+				t.Fatalf("%d minutes differ, alarm %v: want 1 and none yet", len(seen), alarm())
+			}
+			var line strings.Builder
+			s.log = zerolog.New(&line)
+			look(seen)
+			if alarm() != 1 || !strings.Contains(line.String(), `"level":"error"`) || !strings.Contains(line.String(), `"missing":`) {
+				t.Errorf("alarm %v, log %q", alarm(), line.String())
+			}
+			for m := range seen {
+				if want := map[string]int64{"missing": 1, "duplicate": -1}[name]; m.Missing() != want {
+					t.Errorf("missing %d, want %d", m.Missing(), want)
+				}
+			}
+		})
+	}
+}
+
 func TestSameTokenChangesNothing(t *testing.T) {
 	db := database(t, engine(t))
 	rows := make([]warehouse.LabelRow, 100)
