@@ -56,6 +56,8 @@
 // set back, its id carries its time and its clicks name that id, so it goes to dlq.v1. With clock "event"
 // times are not compared with the wall clock at all.
 //
-// Several instances share the partitions, but each punctuates for its own: until the join tells the
-// sources apart, run one instance per pair of raw topics.
+// Several instances share the raw partitions, in one group under different instance names. Punctuation names the raw
+// partitions that it is a promise for, and how many there are, so the join waits for those of every instance, and for
+// those that have just lost theirs. An instance that takes over a partition which lags behind its own promises less for
+// it until it has caught up.
 package ingest

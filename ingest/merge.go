@@ -25,6 +25,7 @@ type source struct {
 	waited   time.Duration // spent waiting for it since it last gave something
 	lastMS   int64         // event time of the last item, given to items that have none
 	promised int64         // the greatest watermark event taken, Unix ms; 0: none
+	floor    int64         // place of the merge of whoever read this partition before, Unix ms
 	position int64         // offset of the next record to take
 	dirty    bool          // taken from since the last commit
 	paused   bool
@@ -59,7 +60,7 @@ func newMerger(idleAfter time.Duration) *merger {
 
 // assign adds a partition that will be read from offset next and presently ends at end.
 func (m *merger) assign(at stream.TopicPartition, next, end, promised, position int64) {
-	s := &source{at: at, next: next, position: next, end: end, promised: promised, index: -1}
+	s := &source{at: at, next: next, position: next, end: end, promised: promised, floor: position, index: -1}
 	m.open = false
 	m.sources[at] = s
 	m.empty[s] = true
@@ -167,6 +168,18 @@ func (m *merger) low() int64 {
 		}
 	}
 	return max(m.position, promised)
+}
+
+// promise is the low watermark of one source alone: that of the merge, but for a source that this instance has just
+// taken over and that lags behind the others.
+func (m *merger) promise(s *source) int64 {
+	switch {
+	case s.len() > 0:
+		return min(m.low(), s.items[s.head].timeMS)
+	case !s.drained(m.idleAfter):
+		return min(m.low(), max(s.floor, s.lastMS))
+	}
+	return m.low()
 }
 
 // readyHeap orders sources by the time of their first item; ties by name, so that a merge of the same

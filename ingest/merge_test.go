@@ -152,3 +152,33 @@ func TestMergeIsASort(t *testing.T) {
 		}
 	})
 }
+
+// TestPromiseOfALaggard: an instance that takes over a partition minutes behind its own promises for it only what is
+// true of it, until it has caught up.
+func TestPromiseOfALaggard(t *testing.T) {
+	m := newMerger(time.Second)
+	mine, taken := stream.TopicPartition{Topic: schemas.TopicRawClicks}, stream.TopicPartition{Topic: schemas.TopicRawClicks, Partition: 1}
+	at := func(ms ...int64) (items []item) {
+		for i, t := range ms {
+			items = append(items, item{event: event{kind: click, timeMS: t}, offset: int64(i)})
+		}
+		return items
+	}
+	want := func(when string, a, b int64) {
+		t.Helper()
+		if x, y := m.promise(m.sources[mine]), m.promise(m.sources[taken]); x != a || y != b {
+			t.Errorf("%s: promises %d and %d, want %d and %d", when, x, y, a, b)
+		}
+	}
+	m.assign(mine, 0, 1, 0, 0)
+	m.add(m.sources[mine], at(600_000), 1, 1)
+	m.take()
+	m.assign(taken, 7, 9, 0, 60_000) // read up to minute 1 by whoever had it
+	want("nothing read yet", 600_000, 60_000)
+	m.add(m.sources[taken], at(61_000, 62_000), 9, 9)
+	want("read", 600_000, 61_000)
+	m.take()
+	want("one taken", 600_000, 62_000)
+	m.take()
+	want("caught up", 600_000, 600_000)
+}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -85,8 +87,9 @@ type session struct {
 	*Service
 	tx         *stream.Tx
 	merge      *merger
-	partitions map[string]int32 // of imp.v1 and clk.v1
-	sentLow    int64            // low watermark of the last committed punctuation
+	partitions map[string]int32                // of imp.v1 and clk.v1
+	parts      map[string]int32                // of the raw topics
+	sent       map[stream.TopicPartition]int64 // promises of the last committed punctuation
 	sentAt     time.Time
 	failed     error // of a rebalance callback
 	slab       []stream.Record
@@ -100,7 +103,11 @@ func (s *Service) session(ctx context.Context) error {
 	if i, c := partitions[schemas.TopicImpressions], partitions[schemas.TopicClicks]; i != c {
 		return fmt.Errorf("%s has %d partitions, %s has %d: %w: the join needs the same", schemas.TopicImpressions, i, schemas.TopicClicks, c, stream.ErrPartitionCount)
 	}
-	r := &session{Service: s, partitions: partitions, merge: newMerger(s.cfg.Merge.IdleAfter)}
+	parts, err := stream.PartitionCounts(ctx, s.kafka, schemas.TopicRawImpressions, schemas.TopicRawClicks)
+	if err != nil {
+		return err
+	}
+	r := &session{Service: s, partitions: partitions, parts: parts, sent: map[stream.TopicPartition]int64{}, merge: newMerger(s.cfg.Merge.IdleAfter)}
 	r.tx, err = stream.NewTx(s.kafka, stream.TxConfig{
 		Group: Group, TransactionalID: "ctrloop-ingest-" + s.instance, InstanceID: s.instance,
 		Topics:     []string{schemas.TopicRawImpressions, schemas.TopicRawClicks},
@@ -154,7 +161,9 @@ func (r *session) assigned(ctx context.Context, parts map[string][]int32) {
 func (r *session) lost(_ context.Context, parts map[string][]int32) {
 	for topic, ps := range parts {
 		for _, p := range ps {
-			r.merge.drop(stream.TopicPartition{Topic: topic, Partition: p})
+			tp := stream.TopicPartition{Topic: topic, Partition: p}
+			r.merge.drop(tp)
+			delete(r.sent, tp)
 		}
 	}
 }
@@ -266,7 +275,17 @@ func (r *session) balance() {
 }
 
 func (r *session) punctuationDue(now time.Time) bool {
-	return r.merge.low() > r.sentLow && now.Sub(r.sentAt) >= r.cfg.Merge.PunctuateEvery
+	return now.Sub(r.sentAt) >= r.cfg.Merge.PunctuateEvery && r.advanced()
+}
+
+// advanced says whether some promise is greater than the last one that was sent.
+func (r *session) advanced() bool {
+	for tp, s := range r.merge.sources {
+		if r.merge.promise(s) > r.sent[tp] {
+			return true
+		}
+	}
+	return false
 }
 
 // counts of one transaction, added to the metrics when it commits.
@@ -300,10 +319,10 @@ func (r *session) transaction(ctx context.Context, now time.Time, from *source, 
 			from, it, _ = r.merge.take()
 		}
 	}
-	low := r.merge.low()
-	punctuate := low > r.sentLow && (promise || r.punctuationDue(now))
-	if punctuate {
-		if err := r.punctuate(low); err != nil {
+	var sent map[stream.TopicPartition]int64
+	if promise && r.advanced() || r.punctuationDue(now) {
+		var err error
+		if sent, err = r.punctuate(); err != nil {
 			return err
 		}
 	}
@@ -316,10 +335,10 @@ func (r *session) transaction(ctx context.Context, now time.Time, from *source, 
 		// The client is back at the last commit; what we hold was read after it.
 		return errAborted
 	}
-	if punctuate {
-		r.sentLow, r.sentAt = low, now
+	if sent != nil {
+		r.sent, r.sentAt = sent, now
 		r.metrics.punctuations.Inc()
-		r.metrics.lowWatermark.Set(float64(low) / 1000)
+		r.metrics.lowWatermark.Set(float64(r.merge.low()) / 1000)
 	}
 	r.count(c)
 	return nil
@@ -371,20 +390,41 @@ func (r *session) routed(it *item) *stream.Record {
 	return rec
 }
 
-func (r *session) punctuate(low int64) error {
-	value, err := proto.Marshal(&eventpb.Punctuation{Source: r.instance, LowWatermarkMs: low})
-	if err != nil {
-		return fmt.Errorf("encode punctuation: %w", err)
+// punctuate writes what this instance promises into every partition of both topics. A promise is for raw partitions, not
+// for the instance: when they move to another one, nobody has to say good-bye and nobody is missed. Nearly always it
+// is one promise for all that the instance reads.
+func (r *session) punctuate() (map[stream.TopicPartition]int64, error) {
+	sent := map[stream.TopicPartition]int64{}
+	covers := map[int64][]uint32{}
+	for tp, s := range r.merge.sources {
+		low := r.merge.promise(s)
+		sent[tp] = low
+		if low <= 0 {
+			continue // nothing is known of it yet
+		}
+		part := uint32(tp.Partition)
+		if tp.Topic == schemas.TopicRawClicks {
+			part += uint32(r.parts[schemas.TopicRawImpressions])
+		}
+		covers[low] = append(covers[low], part)
 	}
-	for topic, n := range r.partitions {
-		for p := range n {
-			r.tx.Produce(&stream.Record{
-				Topic: topic, Partition: p, Value: value, Timestamp: time.UnixMilli(low),
-				Headers: []stream.RecordHeader{{Key: schemas.HeaderPunctuation}},
-			})
+	all := uint32(r.parts[schemas.TopicRawImpressions] + r.parts[schemas.TopicRawClicks])
+	for _, low := range slices.Sorted(maps.Keys(covers)) {
+		slices.Sort(covers[low])
+		value, err := proto.Marshal(&eventpb.Punctuation{Source: r.instance, LowWatermarkMs: low, Covers: covers[low], Parts: all})
+		if err != nil {
+			return nil, fmt.Errorf("encode punctuation: %w", err)
+		}
+		for topic, n := range r.partitions {
+			for p := range n {
+				r.tx.Produce(&stream.Record{
+					Topic: topic, Partition: p, Value: value, Timestamp: time.UnixMilli(low),
+					Headers: []stream.RecordHeader{{Key: schemas.HeaderPunctuation}},
+				})
+			}
 		}
 	}
-	return nil
+	return sent, nil
 }
 
 func deadLetter(at stream.TopicPartition, it *item) *stream.Record {

@@ -104,6 +104,9 @@ func punctuation(t *testing.T, r *stream.Record) (int64, bool) {
 			if err := proto.Unmarshal(r.Value, &p); err != nil {
 				t.Fatal(err)
 			}
+			if p.Source == "" || p.Parts == 0 || len(p.Covers) != int(p.Parts) {
+				t.Errorf("%v: want a promise of every raw partition, there is one instance", &p)
+			}
 			return p.LowWatermarkMs, true
 		}
 	}

@@ -1,12 +1,14 @@
 package joiner
 
 import (
+	"errors"
 	"math/rand/v2"
 	"runtime"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
@@ -61,7 +63,7 @@ func BenchmarkShard(b *testing.B) {
 	const rate, batch, n = 100_000, 10_000, 1_000_000
 	cfg := Default()
 	cfg.Window, cfg.Lateness = time.Minute, 0
-	s := newShard(0, window.New(cfg.window(7)), [2]int64{}, 0)
+	s := newShard(newGuard(cfg, zerolog.Nop()), 0, window.New(cfg.window(7)), [2]int64{}, 0)
 	var bytes, labels int64
 	start, offsets := int64(1_790_000_000_000), [2]int64{}
 	feed := func(imps, clks [][]*stream.Record) (events int) {
@@ -154,17 +156,24 @@ func BenchmarkEndToEnd(b *testing.B) {
 }
 
 func BenchmarkAppendLabel(b *testing.B) {
-	l := window.Label{Raw: make([]byte, 120), Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMS: 1_790_000_000_000, Version: 1}
+	imps, _ := benchTraffic(1, 1, 1, 1_790_000_000_000)
+	raw := imps[0][0].Value
+	w := window.New(window.Config{WindowMS: 1000, BucketMS: 1000})
+	id := schemas.ImpressionID(imps[0][0].Key)
+	if err := errors.Join(w.Impression(raw, id, 0), w.Click(nil, id, 1_790_000_000_000, 0)); err != nil {
+		b.Fatal(err)
+	}
+	l := w.Labels[0]
 	b.Run("hand", func(b *testing.B) {
 		var buf []byte
 		for b.Loop() {
-			buf = appendLabel(buf[:0], &l)
+			buf = appendLabel(buf[:0], &l, false)
 		}
 	})
 	b.Run("proto", func(b *testing.B) {
 		var buf []byte
 		for b.Loop() {
-			m := &eventpb.Label{Impression: l.Raw, Kind: l.Kind, WatermarkMs: l.WatermarkMS, Version: 1, Weight: 1}
+			m := &eventpb.Label{Impression: raw, Kind: l.Kind, WatermarkMs: l.WatermarkMS, Version: 1, Weight: 1}
 			buf, _ = proto.MarshalOptions{}.MarshalAppend(buf[:0], m)
 		}
 	})

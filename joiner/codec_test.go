@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
@@ -16,23 +17,34 @@ import (
 
 func TestCodecMatchesProto(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		l := window.Label{
-			Raw: rapid.SliceOfN(rapid.Byte(), 0, 300).Draw(t, "raw"), Kind: eventpb.LabelKind(rapid.Int32Range(0, 4).Draw(t, "kind")),
-			Clicked: rapid.Bool().Draw(t, "clicked"), DelayMS: rapid.Int64().Draw(t, "delay"), Clicks: rapid.Uint32().Draw(t, "clicks"),
-			WatermarkMS: rapid.SampledFrom([]int64{window.None, 0, 1, 1_790_000_000_000, -5}).Draw(t, "watermark"), Version: rapid.Uint32().Draw(t, "version"),
-		}
+		raw := rapid.SliceOfN(rapid.Byte(), 0, 300).Draw(t, "raw")
+		l := labelOf(t, raw)
+		l.Kind, l.Clicked = eventpb.LabelKind(rapid.Int32Range(0, 4).Draw(t, "kind")), rapid.Bool().Draw(t, "clicked")
+		l.DelayMS, l.Clicks, l.Version = rapid.Int64().Draw(t, "delay"), rapid.Uint32().Draw(t, "clicks"), rapid.Uint32().Draw(t, "version")
+		l.Weight = float64(rapid.IntRange(1, 1000).Draw(t, "weight"))
+		l.WatermarkMS = rapid.SampledFrom([]int64{window.None, 0, 1, 1_790_000_000_000, -5}).Draw(t, "watermark")
 		want := &eventpb.Label{
-			Impression: l.Raw, Kind: l.Kind, Clicked: l.Clicked, ClickDelayMs: l.DelayMS, Clicks: l.Clicks,
-			WatermarkMs: knownTime(l.WatermarkMS), Version: l.Version, Weight: 1,
+			Impression: raw, Kind: l.Kind, Clicked: l.Clicked, ClickDelayMs: l.DelayMS, Clicks: l.Clicks,
+			WatermarkMs: knownTime(l.WatermarkMS), Version: l.Version, Weight: l.Weight, Suspect: rapid.Bool().Draw(t, "suspect"),
 		}
 		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(want)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := appendLabel(nil, &l); string(got) != string(b) {
+		if got := appendLabel(nil, &l, want.Suspect); string(got) != string(b) {
 			t.Fatalf("%+v:\n got %x\nwant %x", l, got, b)
 		}
 	})
+}
+
+// labelOf is a label on an impression of these bytes, out of a window.
+func labelOf(t interface{ Fatal(...any) }, raw []byte) window.Label {
+	w := window.New(window.Config{WindowMS: 1000, BucketMS: 1000})
+	id := schemas.ImpressionID{15: 1}
+	if err := errors.Join(w.Impression(raw, id, 0), w.Click(nil, id, 1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	return w.Labels[0]
 }
 
 func TestDecode(t *testing.T) {
@@ -88,6 +100,9 @@ func TestMetadataRoundTrip(t *testing.T) {
 		for _, v := range m.counts() {
 			*v = rapid.Uint64().Draw(t, "count")
 		}
+		for in := range m.Sources {
+			m.Sources[in] = rapid.SampledFrom([]string{"", "0-3=17,4-4=-5", "name=12"}).Draw(t, "sources")
+		}
 		m.Hash = rapid.Uint64().Draw(t, "hash")
 		got, err := parseMetadata(m.String())
 		if err != nil {
@@ -100,9 +115,36 @@ func TestMetadataRoundTrip(t *testing.T) {
 			t.Fatalf("%d bytes of metadata: brokers keep 4096 by default", n)
 		}
 	})
-	for _, s := range []string{"", "j2 1", "j1", "j1 x", "client-member-id-0123"} {
+	for _, s := range []string{"", "j9 1", "j2", "j2 x", "j1 1 2", "client-member-id-0123"} {
 		if _, err := parseMetadata(s); !errors.Is(err, errMetadata) {
 			t.Errorf("%q: %v", s, err)
 		}
 	}
+}
+
+// TestFieldsMatchProtowire: the short ways through a message accept and refuse what the library does, field by field.
+func TestFieldsMatchProtowire(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		raw := rapid.SliceOfN(rapid.OneOf(rapid.Byte(), rapid.SampledFrom([]byte{0x0a, 0x19, 0x20, 0x05, 0x12, 0x03, 0x80, 0x01, 0x0b, 0x0c})), 0, 40).Draw(t, "raw")
+		var got, want []int
+		err := fields(raw, func(num protowire.Number, typ protowire.Type, v []byte) error {
+			got = append(got, int(num), int(typ), len(v))
+			return nil
+		})
+		bad := false
+		for rest := raw; len(rest) > 0 && !bad; {
+			num, typ, n := protowire.ConsumeTag(rest)
+			if bad = n < 0; bad {
+				break
+			}
+			m := protowire.ConsumeFieldValue(num, typ, rest[n:])
+			if bad = m < 0; !bad {
+				want = append(want, int(num), int(typ), m)
+				rest = rest[n+m:]
+			}
+		}
+		if d := cmp.Diff(want, got); d != "" || (err != nil) != bad {
+			t.Fatalf("%x: %v, bad %v\n%s", raw, err, bad, d)
+		}
+	})
 }

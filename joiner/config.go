@@ -27,15 +27,46 @@ type Config struct {
 	// Bucket is the width of a time bucket, 1 s to 10 s; a final negative comes at most this much after the
 	// window. It cannot be changed over existing state.
 	Bucket time.Duration `yaml:"bucket"`
+	// Observe, if it is not 0, gives every impression that has no click this long after its bucket a provisional
+	// negative, for consumers that learn from delayed feedback; versions of final labels then count from 2. Less than
+	// the window. It cannot be changed over existing state.
+	Observe time.Duration `yaml:"observe"`
+	// KeepOneNegativeIn leaves out all but one of so many negatives, chosen by impression id; those that stay have this
+	// weight. 1 keeps all. ctrloop's own figures, pairs and experiments count rows, not weights: anything but 1 is for
+	// deployments in which other programs read labels.v1.
+	KeepOneNegativeIn int `yaml:"keep_one_negative_in"`
+	// SourceExpiry is how far a source of punctuation may fall behind the furthest one, in event time, before it no longer
+	// holds up the join: it has left without saying so. What it sends after all may then be late. 0: it holds for ever.
+	SourceExpiry time.Duration `yaml:"source_expiry"`
 	// MaxLead is how far one input may run ahead of the other in event time before it is paused.
 	MaxLead time.Duration `yaml:"max_lead"`
 	// CommitInterval is the pace of transactions under light load; a backlog is not held up by it.
 	CommitInterval time.Duration `yaml:"commit_interval"`
 	// MaxPoll bounds the records of one transaction.
 	MaxPoll int `yaml:"max_poll"`
+	// Breaker stops the learning when the traffic is not what it was.
+	Breaker Breaker `yaml:"breaker"`
+	// Segments keeps the state on a local disk besides, so that a restart is fast.
+	Segments Segments `yaml:"segments"`
+	// MemoryLimit is what the state may take in memory, in bytes, all partitions of the instance together. Beyond
+	// it the oldest windows are read from segments.dir. 0: no limit.
+	MemoryLimit int64 `yaml:"memory_limit"`
 	// Workers is how many partitions are joined at the same time; 0: one per core.
 	Workers int `yaml:"workers"`
 }
+
+// Segments says where the state is kept on disk. What is there is a cache: it can be deleted while the joiner is
+// stopped.
+type Segments struct {
+	// Dir is a folder on a local disk, of this instance alone. Empty: "joiner" in the state folder of the process, if
+	// it has one.
+	Dir string `yaml:"dir"`
+	// Interval is how often the state is made durable, by the clock on the wall; a restart reads at most about this
+	// much again from the topics. 0: no segments.
+	Interval time.Duration `yaml:"interval"`
+}
+
+func (s Segments) on() bool { return s.Dir != "" && s.Interval > 0 }
 
 // Default is for one instance beside an embedded broker.
 func Default() Config {
@@ -47,9 +78,14 @@ func Default() Config {
 		Lateness:        30 * time.Second,
 		Bucket:          time.Second,
 		// At the default window this adds a sixth to the memory of a backlog that drains unevenly.
-		MaxLead:        5 * time.Minute,
+		MaxLead:           5 * time.Minute,
+		KeepOneNegativeIn: 1,
+		Breaker:           defaultBreaker(),
+		// Longer than an instance of ingest is away for a restart, a rebalance or a bad night's page.
+		SourceExpiry:   time.Hour,
 		CommitInterval: 250 * time.Millisecond,
 		MaxPoll:        50_000,
+		Segments:       Segments{Interval: 30 * time.Second},
 	}
 }
 
@@ -75,6 +111,18 @@ func (c Config) Validate() error {
 	if c.Bucket < time.Second || c.Bucket > 10*time.Second {
 		bad("bucket: %s: want 1s to 10s", c.Bucket)
 	}
+	if c.Observe < 0 || c.Observe >= c.Window && c.Observe > 0 {
+		bad("observe: %s: want 0 (none) or less than the window of %s", c.Observe, c.Window)
+	}
+	if err := c.Breaker.rules().Validate(); c.Breaker.Enabled && err != nil {
+		bad("breaker: %w", err)
+	}
+	if c.KeepOneNegativeIn < 1 || c.KeepOneNegativeIn > 1000 {
+		bad("keep_one_negative_in: %d: want 1 (all) to 1000", c.KeepOneNegativeIn)
+	}
+	if c.SourceExpiry < 0 {
+		bad("source_expiry: %s: want 0 (never) or more", c.SourceExpiry)
+	}
 	if c.MaxLead < time.Second {
 		bad("max_lead: %s: want 1s or more", c.MaxLead)
 	}
@@ -83,6 +131,15 @@ func (c Config) Validate() error {
 	}
 	if c.MaxPoll < 1 {
 		bad("max_poll: %d: want 1 or more", c.MaxPoll)
+	}
+	if c.Segments.Interval < 0 {
+		bad("segments.interval: %s: want 0 (no segments) or more", c.Segments.Interval)
+	}
+	if c.MemoryLimit < 0 {
+		bad("memory_limit: %d: want 0 (none) or more bytes", c.MemoryLimit)
+	}
+	if c.MemoryLimit > 0 && c.Segments.Interval == 0 {
+		bad("memory_limit: %d, but segments.interval is 0: cold windows have nowhere to go", c.MemoryLimit)
 	}
 	if c.Workers < 0 {
 		bad("workers: %d: want 0 (one per core) or more", c.Workers)
@@ -93,5 +150,6 @@ func (c Config) Validate() error {
 func (c Config) window(seed uint64) window.Config {
 	return window.Config{
 		WindowMS: c.Window.Milliseconds(), LatenessMS: c.Lateness.Milliseconds(), BucketMS: c.Bucket.Milliseconds(), Seed: seed,
+		ObserveMS: c.Observe.Milliseconds(), NegativeRate: int64(c.KeepOneNegativeIn), SourceExpiryMS: c.SourceExpiry.Milliseconds(),
 	}
 }

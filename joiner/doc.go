@@ -13,6 +13,9 @@
 // The metadata of the input that moved last is the valid one; its sequence number says which that is, and it
 // names the offsets of both inputs, which must be the committed ones.
 //
+// Package segment keeps the state on a local disk besides: a cache that makes a restart fast, and the place of cold
+// windows when Config.MemoryLimit is set.
+//
 // # Aborts
 //
 // The client rewinds the offsets of an aborted transaction; the window undoes it (window.Rollback). When the

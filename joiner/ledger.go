@@ -23,6 +23,8 @@ type PartitionLedger struct {
 	ImpressionsAt   int64         `json:"impressions_at"`    // next offset of imp.v1
 	ClicksAt        int64         `json:"clicks_at"`         // next offset of clk.v1
 	Paused          []string      `json:"paused,omitempty"`  // inputs that wait for the other one
+	StateBytes      int           `json:"state_bytes"`       // of the open windows in memory
+	SpilledBytes    int           `json:"spilled_bytes"`     // of those that are on disk only
 	Ledger          window.Ledger `json:"ledger"`
 	Problem         string        `json:"problem,omitempty"` // an equation that does not close
 }
@@ -47,6 +49,8 @@ func (l *ledgers) publish(s *shard) {
 		MaxImpressionMS: knownTime(s.w.MaxTime(window.Impressions)), MaxClickMS: knownTime(s.w.MaxTime(window.Clicks)),
 		ImpressionsAt: s.committed[0], ClicksAt: s.committed[1], Ledger: s.w.Ledger(),
 	}
+	p.StateBytes = s.w.Memory()
+	_, p.SpilledBytes = s.w.Spilled()
 	for in, paused := range s.paused {
 		if paused {
 			p.Paused = append(p.Paused, inputTopic[in])
@@ -108,12 +112,14 @@ var (
 	descPending     = prometheus.NewDesc("ctrloop_joiner_pending_clicks", "Clicks that wait for their impression.", []string{"partition"}, nil)
 	descWatermark   = prometheus.NewDesc("ctrloop_joiner_watermark_seconds", "Watermark, Unix seconds of event time.", []string{"partition"}, nil)
 	descLag         = prometheus.NewDesc("ctrloop_joiner_watermark_lag_seconds", "Newest event of either input minus the watermark, in event time.", []string{"partition"}, nil)
+	descState       = prometheus.NewDesc("ctrloop_joiner_state_bytes", "Memory of the open windows.", []string{"partition"}, nil)
+	descSpilled     = prometheus.NewDesc("ctrloop_joiner_spilled_bytes", "Open windows that are on disk only, see joiner.memory_limit.", []string{"partition"}, nil)
 	descBroken      = prometheus.NewDesc("ctrloop_joiner_ledger_broken_partitions", "Partitions whose ledger does not close. Anything but 0 is a bug.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (l *ledgers) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descImpressions, descClicks, descOpen, descPending, descWatermark, descLag, descBroken} {
+	for _, d := range []*prometheus.Desc{descImpressions, descClicks, descOpen, descPending, descWatermark, descLag, descState, descSpilled, descBroken} {
 		ch <- d
 	}
 }
@@ -137,6 +143,8 @@ func (l *ledgers) Collect(ch chan<- prometheus.Metric) {
 			send(descClicks, prometheus.CounterValue, float64(n), name, outcome)
 		}
 		send(descOpen, prometheus.GaugeValue, float64(g.Open), name)
+		send(descState, prometheus.GaugeValue, float64(p.StateBytes), name)
+		send(descSpilled, prometheus.GaugeValue, float64(p.SpilledBytes), name)
 		send(descPending, prometheus.GaugeValue, float64(g.Pending), name)
 		if p.WatermarkMS != 0 {
 			send(descWatermark, prometheus.GaugeValue, float64(p.WatermarkMS)/1000, name)

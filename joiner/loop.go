@@ -3,6 +3,8 @@ package joiner
 import (
 	"fmt"
 
+	"github.com/rs/zerolog"
+
 	"ctrloop/internal/stream"
 	"ctrloop/joiner/window"
 )
@@ -20,7 +22,7 @@ func NewLoop(cfg Config) (*Loop, error) {
 		return nil, fmt.Errorf("joiner configuration: %w", err)
 	}
 	const seed = 7 // any: it has no effect on results
-	return &Loop{cfg, newShard(0, window.New(cfg.window(seed)), [2]int64{}, 0)}, nil
+	return &Loop{cfg, newShard(newGuard(cfg, zerolog.Nop()), 0, window.New(cfg.window(seed)), [2]int64{}, 0)}, nil
 }
 
 // Process joins polled records and hands what comes out to produce, whose argument is valid until Commit.

@@ -10,14 +10,16 @@ import (
 )
 
 // metadataVersion leads the text; another form gets another number. Brokers keep 4096 bytes of metadata
-// (offset.metadata.max.bytes); this is about 250.
-const metadataVersion = "j1"
+// (offset.metadata.max.bytes); this is about 300, and 3500 with the most sources that the window keeps apart.
+const metadataVersion = "j2"
 
 // metadata is what is committed with the offsets of a partition's inputs.
 type metadata struct {
 	Sequence int64 // +1 per committed transaction of the partition: the larger one of the two inputs is valid
 	WindowMS int64
 	BucketMS int64
+	// ObserveMS decides how versions are counted.
+	ObserveMS int64
 	window.Snapshot
 }
 
@@ -26,7 +28,7 @@ var errMetadata = errors.New("offset-commit metadata is not readable")
 // ints lists the fields in their order on the wire.
 func (m *metadata) ints() []*int64 {
 	return []*int64{
-		&m.Sequence, &m.WindowMS, &m.BucketMS, &m.WatermarkMS, &m.MaxTimeMS[0], &m.MaxTimeMS[1],
+		&m.Sequence, &m.WindowMS, &m.BucketMS, &m.ObserveMS, &m.WatermarkMS, &m.MaxTimeMS[0], &m.MaxTimeMS[1],
 		&m.NextOffset[0], &m.NextOffset[1], &m.RewindOffset[0], &m.RewindOffset[1],
 	}
 }
@@ -35,11 +37,12 @@ func (m *metadata) counts() []*uint64 {
 	l := &m.Ledger
 	return []*uint64{
 		&l.ImpressionsIn, &l.Positive, &l.FinalNegative, &l.Duplicate, &l.LateImpressions, &l.Open,
-		&l.ClicksIn, &l.Joined, &l.Repeated, &l.OrphanExpired, &l.LateClicks, &l.Pending, &l.Corrected,
+		&l.ClicksIn, &l.Joined, &l.Repeated, &l.OrphanExpired, &l.LateClicks, &l.Pending, &l.Corrected, &l.Provisional, &l.SampledOut,
 	}
 }
 
-// String is the compact form: "j1 <numbers> / <counts> / <hash>", an unknown time as "-".
+// String is the compact form: "j2 <numbers> / <counts> / <sources> <sources> <hash>", an unknown time as "-", and so an
+// input without sources.
 func (m metadata) String() string {
 	b := make([]byte, 0, 256)
 	b = append(b, metadataVersion...)
@@ -55,6 +58,12 @@ func (m metadata) String() string {
 		b = strconv.AppendUint(append(b, ' '), *v, 10)
 	}
 	b = append(b, " / "...)
+	for _, s := range m.Sources {
+		if s == "" {
+			s = "-"
+		}
+		b = append(append(b, s...), ' ')
+	}
 	return string(strconv.AppendUint(b, m.Hash, 16))
 }
 
@@ -65,7 +74,7 @@ func parseMetadata(s string) (m metadata, err error) {
 	if len(f) == 0 || f[0] != metadataVersion {
 		return m, fmt.Errorf("%w: %q does not begin with %q", errMetadata, s, metadataVersion)
 	}
-	if want := 1 + len(ints) + 1 + len(counts) + 2; len(f) != want {
+	if want := 1 + len(ints) + 1 + len(counts) + 4; len(f) != want {
 		return m, fmt.Errorf("%w: %q has %d fields, want %d", errMetadata, s, len(f), want)
 	}
 	f = f[1:]
@@ -80,6 +89,11 @@ func parseMetadata(s string) (m metadata, err error) {
 	for i, v := range counts {
 		if *v, err = strconv.ParseUint(f[i], 10, 64); err != nil {
 			return m, fmt.Errorf("%w: %w", errMetadata, err)
+		}
+	}
+	for in := range m.Sources {
+		if s := f[len(counts)+1+in]; s != "-" {
+			m.Sources[in] = s
 		}
 	}
 	if m.Hash, err = strconv.ParseUint(f[len(f)-1], 16, 64); err != nil {

@@ -61,16 +61,17 @@ func (s *slab) room(n int) []byte {
 
 func (s *slab) keep(b []byte) { s.bytes[s.b] = b }
 
-// labelOverhead is more than an encoded label adds to its impression, its key included.
-const labelOverhead = 128
+// labelRoom is more than nearly all labels take, their keys included. A longer one moves its chunk to a larger place;
+// what was handed out of it stays where it was.
+const labelRoom = 512
 
 // label makes the record of a label: key and value lie side by side in the slab.
-func (s *slab) label(l *window.Label, partition int32) *stream.Record {
-	b := s.room(len(l.Raw) + labelOverhead)
+func (s *slab) label(l *window.Label, partition int32, suspect bool) *stream.Record {
+	b := s.room(labelRoom)
 	start := len(b)
 	b = append(b, l.ID[:]...)
 	value := len(b)
-	b = appendLabel(b, l)
+	b = appendLabel(b, l, suspect)
 	s.keep(b)
 	r := s.record()
 	*r = stream.Record{

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"strconv"
 	"time"
 
 	"ctrloop/internal/stream"
+	"ctrloop/joiner/segment"
 	"ctrloop/joiner/window"
 	"ctrloop/schemas"
 )
@@ -95,6 +98,9 @@ func (m metadata) matches(cfg Config) error {
 	if was := time.Duration(m.BucketMS) * time.Millisecond; was != cfg.Bucket {
 		return refuse("the bucket is %s, the state was made with %s: set joiner.bucket back to %s, or %s", cfg.Bucket, was, was, freshStart)
 	}
+	if was := time.Duration(m.ObserveMS) * time.Millisecond; was != cfg.Observe {
+		return refuse("the observation is %s, the state was made with %s, and it decides the version of the labels: set joiner.observe back to %s, or %s", cfg.Observe, was, was, freshStart)
+	}
 	return nil
 }
 
@@ -122,34 +128,126 @@ func checkUnlabelled(ctx context.Context, cfg Config, partition int32) error {
 }
 
 // rebuild makes the shard of one partition by replaying its inputs. step is called once per record.
-func rebuild(ctx context.Context, cfg Config, seed uint64, partition int32, p plan, step func() error) (*shard, error) {
+func rebuild(ctx context.Context, cfg Config, g *guard, seed uint64, partition int32, p plan, step func() error) (*shard, error) {
 	if p.fresh {
 		if err := checkUnlabelled(ctx, cfg, partition); err != nil {
 			return nil, err
 		}
-		return newShard(partition, window.New(cfg.window(seed)), p.next, 0), nil
+		return newShard(g, partition, window.New(cfg.window(seed)), p.next, 0), nil
 	}
 	w := window.Restore(cfg.window(seed), p.meta.Snapshot)
-	for _, in := range []window.Input{window.Impressions, window.Clicks} {
-		from, to := p.meta.RewindOffset[in], p.meta.NextOffset[in]
-		err := stream.ReadRange(ctx, cfg.Kafka, inputTopic[in], partition, from, to, func(r *stream.Record) error {
-			if err := apply(w, in, r); err != nil {
-				if _, fatal := recordError(err); fatal != nil {
-					return fatal // what was a dead letter then is one now
-				}
-			}
-			return step()
-		})
-		if errors.Is(err, stream.ErrDataLoss) {
-			return nil, refuse("rebuild of partition %d: %w; %s", partition, err, freshStart)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("rebuild of partition %d: replay %s from %d to %d: %w", partition, inputTopic[in], from, to, err)
-		}
+	if err := replay(ctx, cfg, w, partition, p, p.meta.RewindOffset, step); err != nil {
+		return nil, err
 	}
 	if err := w.Restored(p.meta.Snapshot); err != nil {
 		return nil, refuse("rebuild of partition %d from %s [%d, %d) and %s [%d, %d): %w: records of the inputs have changed or gone; %s",
 			partition, inputTopic[0], p.meta.RewindOffset[0], p.meta.NextOffset[0], inputTopic[1], p.meta.RewindOffset[1], p.meta.NextOffset[1], err, freshStart)
 	}
-	return newShard(partition, w, p.next, p.meta.Sequence), nil
+	return newShard(g, partition, w, p.next, p.meta.Sequence), nil
+}
+
+// settleEvery bounds what a replay keeps to undo, which it never does: at this pace the window seals what it has read.
+const settleEvery = 50_000
+
+// replay feeds a window what the inputs have from some offsets up to the committed ones.
+func replay(ctx context.Context, cfg Config, w *window.Window, partition int32, p plan, start [2]int64, step func() error) error {
+	n := 0
+	for _, in := range []window.Input{window.Impressions, window.Clicks} {
+		from, to := start[in], p.meta.NextOffset[in]
+		err := stream.ReadRange(ctx, cfg.Kafka, inputTopic[in], partition, from, to, func(r *stream.Record) error {
+			if _, err := apply(w, in, r); err != nil {
+				if _, fatal := recordError(err); fatal != nil {
+					return fatal // what was a dead letter then is one now
+				}
+			}
+			if n++; n%settleEvery == 0 {
+				w.Commit()
+			}
+			return step()
+		})
+		if errors.Is(err, stream.ErrDataLoss) {
+			return refuse("rebuild of partition %d: %w; %s", partition, err, freshStart)
+		}
+		if err != nil {
+			return fmt.Errorf("rebuild of partition %d: replay %s from %d to %d: %w", partition, inputTopic[in], from, to, err)
+		}
+	}
+	return nil
+}
+
+// restore makes the shard of one partition: from the segments on disk if they fit, and from the inputs alone if not.
+func (se *session) restore(ctx context.Context, partition int32, share int, p plan) (*shard, error) {
+	step := func() error { return se.fault(stepRebuild) }
+	if !se.cfg.Segments.on() {
+		return rebuild(ctx, se.cfg, se.guard, se.seed, partition, p, step)
+	}
+	keeper := se.keeper(partition, share)
+	if !p.fresh {
+		sh, err := se.load(ctx, keeper, partition, p, step)
+		var i *segment.Ignored
+		switch {
+		case err == nil && sh != nil:
+			keeper.Clear(true)
+			se.kept.Loads.Inc()
+			return sh, nil
+		case errors.As(err, &i):
+			se.kept.Ignored.WithLabelValues(string(i.Reason)).Inc()
+			se.log.Warn().Err(err).Int32("partition", partition).Msg("the state is rebuilt from the topics instead")
+		case err != nil:
+			keeper.Release()
+			return nil, err
+		}
+		keeper.Release()
+		keeper = se.keeper(partition, share)
+	}
+	keeper.Clear(false)
+	sh, err := rebuild(ctx, se.cfg, se.guard, se.seed, partition, p, step)
+	if err != nil {
+		return nil, err
+	}
+	sh.keep(keeper)
+	return sh, nil
+}
+
+func (se *session) keeper(partition int32, share int) *segment.Keeper {
+	return segment.Open(filepath.Join(se.cfg.Segments.Dir, strconv.Itoa(int(partition))), segment.Identity{
+		TopicIDs: [2]string{se.topicIDs[inputTopic[0]], se.topicIDs[inputTopic[1]]}, Partition: partition,
+		WindowMS: se.cfg.Window.Milliseconds(), BucketMS: se.cfg.Bucket.Milliseconds(),
+	}, segment.Options{
+		Interval: se.cfg.Segments.Interval, Memory: int(se.cfg.MemoryLimit / int64(share)), Now: time.Now, Log: se.log, Count: se.kept,
+	})
+}
+
+// load returns nil without an error when there is nothing on disk.
+func (se *session) load(ctx context.Context, keeper *segment.Keeper, partition int32, p plan, step func() error) (*shard, error) {
+	w, at, err := keeper.Load(se.cfg.window(se.seed), p.meta.Sequence, p.meta.Snapshot, func(at segment.Place) error {
+		for in, topic := range inputTopic {
+			if at.Epoch[in] < 0 {
+				continue // nothing was read of it, or by a broker without epochs: the hash alone must do
+			}
+			end, err := stream.EpochEnd(ctx, se.cfg.Kafka, topic, partition, at.Epoch[in])
+			if err != nil {
+				return err
+			}
+			if end < at.Next[in] {
+				return fmt.Errorf("%s/%d ended at offset %d in leader epoch %d, they were made of records up to %d", topic, partition, end, at.Epoch[in], at.Next[in])
+			}
+		}
+		return nil
+	})
+	if err != nil || w == nil {
+		return nil, err
+	}
+	if err := replay(ctx, se.cfg, w, partition, p, at.Next, step); err != nil {
+		if errors.Is(err, window.ErrSpill) {
+			return nil, &segment.Ignored{Reason: segment.ReasonCorrupt, Err: err}
+		}
+		return nil, err
+	}
+	if err := w.Restored(p.meta.Snapshot); err != nil {
+		return nil, &segment.Ignored{Reason: segment.ReasonHash, Err: err}
+	}
+	sh := newShard(se.guard, partition, w, p.next, p.meta.Sequence)
+	sh.keep(keeper)
+	return sh, nil
 }

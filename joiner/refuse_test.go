@@ -74,6 +74,8 @@ func TestRefusesAnotherWindow(t *testing.T) {
 	cfg.Window = time.Minute
 	cfg.Bucket = 2 * time.Second
 	wantWords(t, refusal(t, cfg), "the bucket is 2s", "set joiner.bucket back to 1s")
+	cfg.Bucket, cfg.Observe = time.Second, 10*time.Second
+	wantWords(t, refusal(t, cfg), "the observation is 10s", "set joiner.observe back to 0s")
 }
 
 func TestRefusesMovedOffsetsAndForeignMetadata(t *testing.T) {
@@ -95,7 +97,7 @@ func TestRefusesMovedOffsetsAndForeignMetadata(t *testing.T) {
 	wantWords(t, refusal(t, cfg), "imp.v1/1", "moved by hand", "move them back")
 	commit(good.Offset, "")
 	wantWords(t, refusal(t, cfg), "imp.v1/1", "metadata is not readable", "set another joiner.group")
-	commit(good.Offset, "j2 of the future")
+	commit(good.Offset, "j9 of the future")
 	wantWords(t, refusal(t, cfg), "does not begin with")
 	commit(good.Offset, good.Metadata)
 	i := start(t, cfg, nil)
@@ -186,8 +188,8 @@ func TestLedgerPageAndMetrics(t *testing.T) {
 		t.Errorf("lint: %v, %v", problems, err)
 	}
 	n, err := testutil.GatherAndCount(reg)
-	if err != nil || n != 15 {
-		t.Errorf("%d series of the ledger, want 5 + 5 outcomes, open, pending, watermark, lag, broken: %v", n, err)
+	if err != nil || n != 17 {
+		t.Errorf("%d series of the ledger, want 5 + 5 outcomes, open, pending, watermark, lag, state, spilled, broken: %v", n, err)
 	}
 	if got := testutil.ToFloat64(i.metrics.labels.WithLabelValues("positive")); got != float64(l.Total.Positive) {
 		t.Errorf("labels_total of positives is %v, the ledger says %d", got, l.Total.Positive)

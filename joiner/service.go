@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ctrloop/internal/stream"
+	"ctrloop/joiner/segment"
 	"ctrloop/joiner/window"
 )
 
@@ -37,6 +38,8 @@ type Service struct {
 	cfg     Config
 	log     zerolog.Logger
 	metrics *metrics
+	kept    *segment.Metrics
+	guard   *guard
 	ledgers ledgers
 	seed    uint64
 	// fault is asked at every step of the life of a transaction; tests return errors to break off there.
@@ -60,10 +63,19 @@ func New(cfg Config, log zerolog.Logger, reg prometheus.Registerer) (*Service, e
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("joiner configuration: %w", err)
 	}
-	s := &Service{cfg: cfg, log: log, seed: rand.Uint64(), fault: func(step) error { return nil }, backoff: minBackoff}
+	if cfg.MemoryLimit > 0 && !cfg.Segments.on() {
+		return nil, fmt.Errorf("joiner configuration: memory_limit: %d, but segments.dir is empty: cold windows have nowhere to go", cfg.MemoryLimit)
+	}
+	s := &Service{cfg: cfg, log: log, seed: rand.Uint64(), guard: newGuard(cfg, log), fault: func(step) error { return nil }, backoff: minBackoff}
 	var err error
 	if s.metrics, err = newMetrics(reg, &s.ledgers); err != nil {
 		return nil, err
+	}
+	if s.kept, err = segment.NewMetrics(reg); err != nil {
+		return nil, err
+	}
+	if err := reg.Register(s.guard.tripped); err != nil {
+		return nil, fmt.Errorf("joiner metrics: %w", err)
 	}
 	return s, nil
 }
@@ -71,6 +83,16 @@ func New(cfg Config, log zerolog.Logger, reg prometheus.Registerer) (*Service, e
 // Run joins until ctx is done. It returns nil then, and otherwise an error that wraps ErrRefused or
 // stream.ErrBroker; whatever else fails is tried again from the last commit.
 func (s *Service) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		s.guard.run(ctx)
+	}()
+	defer func() {
+		cancel()
+		<-told
+	}()
 	backoff := s.backoff
 	for {
 		progress, err := s.session(ctx)
@@ -101,10 +123,12 @@ type session struct {
 	tx     *stream.Tx
 	shards map[int32]*shard
 
+	open     bool  // a transaction is
 	progress bool  // something was committed
 	aborts   int   // since the last commit
 	failed   error // of a rebalance callback, which cannot return one
 	cancel   context.CancelCauseFunc
+	topicIDs map[string]string
 }
 
 func (s *Service) session(ctx context.Context) (progress bool, err error) {
@@ -118,6 +142,11 @@ func (s *Service) session(ctx context.Context) (progress bool, err error) {
 	defer cancel(nil)
 	se := &session{Service: s, shards: map[int32]*shard{}, cancel: cancel}
 	defer s.ledgers.drop()
+	defer func() {
+		for _, sh := range se.shards {
+			sh.leave(ctx.Err() != nil && !se.open)
+		}
+	}()
 	se.tx, err = stream.NewTx(s.cfg.Kafka, stream.TxConfig{
 		Group: s.cfg.Group, TransactionalID: s.cfg.TransactionalID, InstanceID: s.cfg.InstanceID,
 		Topics: inputTopic[:], MaxPoll: s.cfg.MaxPoll, OnAssigned: se.assigned, OnLost: se.lost,
@@ -149,6 +178,7 @@ func (se *session) cycle(ctx context.Context) error {
 		return err
 	}
 	began := time.Now()
+	se.open = true
 	if err := se.tx.Begin(); err != nil {
 		return err
 	}
@@ -158,7 +188,9 @@ func (se *session) cycle(ctx context.Context) error {
 	if err := se.end(ctx); err != nil {
 		return err
 	}
+	se.open = false
 	se.align()
+	se.guard.judge(se.shards)
 	for _, sh := range se.shards {
 		se.ledgers.publish(sh)
 	}
@@ -324,12 +356,18 @@ func (se *session) adopt(ctx context.Context, partitions map[string][]int32) err
 	if err != nil {
 		return err
 	}
+	if se.cfg.Segments.on() && se.topicIDs == nil {
+		if se.topicIDs, err = stream.TopicIDs(ctx, se.cfg.Kafka, inputTopic[:]...); err != nil {
+			return err
+		}
+	}
+	share := len(ps) + len(se.shards) // of the memory: those that are there keep theirs until they are taken anew
 	var mu sync.Mutex
 	var g errgroup.Group
 	g.SetLimit(se.workers())
 	for _, p := range ps {
 		g.Go(func() error {
-			sh, err := se.rebuild(ctx, p, committed, start)
+			sh, err := se.rebuild(ctx, p, share, committed, start)
 			if err != nil {
 				return err
 			}
@@ -348,13 +386,13 @@ func (se *session) adopt(ctx context.Context, partitions map[string][]int32) err
 	return nil
 }
 
-func (se *session) rebuild(ctx context.Context, p int32, committed map[stream.TopicPartition]stream.Committed, start map[stream.TopicPartition]int64) (*shard, error) {
+func (se *session) rebuild(ctx context.Context, p int32, share int, committed map[stream.TopicPartition]stream.Committed, start map[stream.TopicPartition]int64) (*shard, error) {
 	plan, err := planRebuild(se.cfg, p, committed, start)
 	if err != nil {
 		return nil, err
 	}
 	began := time.Now()
-	sh, err := rebuild(ctx, se.cfg, se.seed, p, plan, func() error { return se.fault(stepRebuild) })
+	sh, err := se.restore(ctx, p, share, plan)
 	if err != nil {
 		return nil, err
 	}
@@ -381,6 +419,9 @@ func (se *session) lost(_ context.Context, partitions map[string][]int32) {
 	}
 	for _, ps := range partitions {
 		for _, p := range ps {
+			if sh := se.shards[p]; sh != nil {
+				sh.leave(true)
+			}
 			delete(se.shards, p)
 			se.ledgers.forget(p)
 		}

@@ -41,13 +41,24 @@ type instance struct {
 	stop context.CancelFunc
 }
 
+func testLog(t testing.TB) zerolog.Logger {
+	if testing.Verbose() {
+		return zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)
+	}
+	return zerolog.Nop()
+}
+
 func start(t testing.TB, cfg Config, fault func(step) error) *instance {
 	t.Helper()
-	log := zerolog.Nop()
-	if testing.Verbose() {
-		log = zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)
-	}
-	s, err := New(cfg, log, prometheus.NewRegistry())
+	i := prepare(t, cfg, fault)
+	i.begin(t)
+	return i
+}
+
+// prepare makes an instance that does not run yet.
+func prepare(t testing.TB, cfg Config, fault func(step) error) *instance {
+	t.Helper()
+	s, err := New(cfg, testLog(t), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,11 +66,14 @@ func start(t testing.TB, cfg Config, fault func(step) error) *instance {
 		s.fault = fault
 	}
 	s.backoff = time.Millisecond
+	return &instance{Service: s, done: make(chan error, 1)}
+}
+
+func (i *instance) begin(t testing.TB) {
 	ctx, cancel := context.WithCancel(context.Background())
-	i := &instance{s, make(chan error, 1), cancel}
-	go func() { i.done <- s.Run(ctx) }()
+	i.stop = cancel
+	go func() { i.done <- i.Run(ctx) }()
 	t.Cleanup(func() { i.close(t) })
-	return i
 }
 
 func (i *instance) close(t testing.TB) {
@@ -190,6 +204,10 @@ func run(t *testing.T, seed uint64, fault func(step) error, brokers func(*stream
 	t.Helper()
 	b := streamtest.Start(t, 3)
 	cfg := testConfig(b)
+	if seed%2 == 0 { // the same with all that is sealed on disk
+		cfg.Segments = Segments{Dir: t.TempDir(), Interval: time.Millisecond}
+		cfg.MemoryLimit = 1
+	}
 	if brokers != nil {
 		brokers(b, &cfg)
 	}

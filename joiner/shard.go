@@ -9,6 +9,7 @@ import (
 
 	"ctrloop/internal/invariant"
 	"ctrloop/internal/stream"
+	"ctrloop/joiner/segment"
 	"ctrloop/joiner/window"
 	"ctrloop/schemas"
 	"ctrloop/schemas/eventpb"
@@ -34,8 +35,13 @@ type shard struct {
 	next      [2]int64 // the same in the running transaction
 	first     [2]int64 // the first event time of each input since assignment, for the lead over a silent one
 	paused    [2]bool
+	epoch     [2]int32 // leader epoch of the last record of each input, -1: not known
+	settled   segment.Place
+	keeper    *segment.Keeper // nil: no segments
 
 	progress bool // the running transaction consumed a record
+	guard    *guard
+	health   health
 	stats    counts
 	slab     slab
 	audit    audit
@@ -54,10 +60,11 @@ type counts struct {
 // errState says that the client and the state have come apart: the session must be built anew.
 var errState = errors.New("join state and consumed offsets have come apart")
 
-func newShard(partition int32, w *window.Window, next [2]int64, sequence int64) *shard {
+func newShard(g *guard, partition int32, w *window.Window, next [2]int64, sequence int64) *shard {
 	return &shard{
+		guard: g, health: newHealth(w, g.breaker == nil),
 		partition: partition, w: w, committed: next, next: next, sequence: sequence, hash: w.Hash(),
-		first: [2]int64{window.None, window.None},
+		first: [2]int64{window.None, window.None}, epoch: [2]int32{-1, -1},
 		stats: counts{lates: map[schemas.LateReason]int{}, dead: map[schemas.DeadLetterReason]int{}},
 	}
 }
@@ -75,7 +82,9 @@ func (s *shard) process(batches []stream.PartitionBatch, produce func(*stream.Re
 			}
 		}
 	}
-	s.w.Advance()
+	if err := s.w.Advance(); err != nil {
+		return err
+	}
 	s.emit(produce)
 	if invariant.Enabled {
 		invariant.NoError(fmt.Sprintf("ledger of partition %d", s.partition), s.w.Check())
@@ -88,7 +97,11 @@ func (s *shard) consume(in window.Input, b stream.PartitionBatch, produce func(*
 		if r.Offset < s.next[in] {
 			return fmt.Errorf("%s/%d: got offset %d, but the state holds everything before %d: %w", r.Topic, r.Partition, r.Offset, s.next[in], errState)
 		}
-		if err := apply(s.w, in, r); err != nil {
+		event, err := apply(s.w, in, r)
+		if event {
+			s.health.event(in, r.Timestamp.UnixMilli())
+		}
+		if err != nil {
 			reason, fatal := recordError(err)
 			if fatal != nil {
 				return fatal
@@ -102,7 +115,7 @@ func (s *shard) consume(in window.Input, b stream.PartitionBatch, produce func(*
 		if s.first[in] == window.None {
 			s.first[in] = s.w.MaxTime(in)
 		}
-		s.next[in] = r.Offset + 1
+		s.next[in], s.epoch[in] = r.Offset+1, r.LeaderEpoch
 	}
 	s.progress = true
 	s.stats.records[in] += len(b.Records)
@@ -123,16 +136,18 @@ func recordError(err error) (schemas.DeadLetterReason, error) {
 	return deadReason(r.error), nil
 }
 
-// apply feeds one record to a window: live and rebuild are the same code.
-func apply(w *window.Window, in window.Input, r *stream.Record) error {
+// apply feeds one record to a window: live and rebuild are the same code. event says that it was an impression or a click.
+func apply(w *window.Window, in window.Input, r *stream.Record) (event bool, err error) {
 	for _, h := range r.Headers {
 		if h.Key == schemas.HeaderPunctuation {
 			var p eventpb.Punctuation
 			if err := proto.Unmarshal(r.Value, &p); err != nil {
-				return errRecord{fmt.Errorf("%w: punctuation: %w", errWire, err)}
+				return false, errRecord{fmt.Errorf("%w: punctuation: %w", errWire, err)}
 			}
-			w.Punctuate(in, p.LowWatermarkMs)
-			return nil
+			if err := w.Punctuate(in, window.Promise{Source: p.Source, Covers: p.Covers, Parts: p.Parts, LowMS: p.LowWatermarkMs, Closed: p.Closed}); err != nil {
+				return false, errRecord{err}
+			}
+			return false, nil
 		}
 	}
 	if in == window.Impressions {
@@ -141,18 +156,18 @@ func apply(w *window.Window, in window.Input, r *stream.Record) error {
 			err = checkKey(r, id)
 		}
 		if err != nil {
-			return errRecord{err}
+			return false, errRecord{err}
 		}
-		return w.Impression(r.Value, id, r.Offset)
+		return true, w.Impression(r.Value, id, r.Offset)
 	}
 	id, at, err := decodeClick(r.Value)
 	if err == nil {
 		err = checkKey(r, id)
 	}
 	if err != nil {
-		return errRecord{err}
+		return false, errRecord{err}
 	}
-	return w.Click(r.Value, id, at, r.Offset)
+	return true, w.Click(r.Value, id, at, r.Offset)
 }
 
 // checkKey: the key decides the partition, so with another key an impression, its clicks and its labels would
@@ -170,7 +185,9 @@ func (s *shard) emit(produce func(*stream.Record)) {
 		l := &s.w.Labels[i]
 		s.audit.add(l, s.partition)
 		s.stats.labels[l.Kind]++
-		produce(s.slab.label(l, s.partition))
+		d := department(l.Category())
+		s.health.label(l, d)
+		produce(s.slab.label(l, s.partition, s.guard.suspect(d)))
 	}
 	for i := range s.w.Lates {
 		l := &s.w.Lates[i]
@@ -189,7 +206,7 @@ func (s *shard) propose(cfg Config) (string, bool) {
 		return "", false
 	}
 	s.proposed = metadata{
-		Sequence: s.sequence + 1, WindowMS: cfg.Window.Milliseconds(), BucketMS: cfg.Bucket.Milliseconds(),
+		Sequence: s.sequence + 1, WindowMS: cfg.Window.Milliseconds(), BucketMS: cfg.Bucket.Milliseconds(), ObserveMS: cfg.Observe.Milliseconds(),
 		Snapshot: s.w.Snapshot(s.next),
 	}
 	return s.proposed.String(), true
@@ -203,8 +220,30 @@ func (s *shard) commit() {
 	}
 	s.committed = s.next
 	s.w.Commit()
+	s.health.commit(s.w)
 	s.hash = s.w.Hash()
 	s.reset()
+	if s.keeper != nil {
+		s.settled = segment.Place{Sequence: s.sequence, Next: s.committed, Epoch: s.epoch}
+		s.keeper.Keep(s.w, s.settled)
+	}
+}
+
+// keep gives a shard that has just been rebuilt its keeper.
+func (s *shard) keep(k *segment.Keeper) {
+	s.keeper, s.settled = k, segment.Place{Sequence: s.sequence, Next: s.committed, Epoch: s.epoch}
+}
+
+// leave follows the end of the session or of the assignment. orderly: no transaction is open, so the state is the one
+// of the last commit and worth keeping.
+func (s *shard) leave(orderly bool) {
+	switch {
+	case s.keeper == nil:
+	case orderly && s.settled.Sequence == s.sequence && s.w.Hash() == s.hash:
+		s.keeper.Close(s.w, s.settled)
+	default:
+		s.keeper.Release()
+	}
 }
 
 // rollback follows an aborted one. It fails when the state is not what it was at the last commit.
@@ -223,6 +262,7 @@ func (s *shard) reset() {
 	s.stats.records, s.stats.labels = [2]int{}, [5]int{}
 	clear(s.stats.lates)
 	clear(s.stats.dead)
+	s.health.reset()
 	s.slab.reset()
 	s.audit.reset()
 }

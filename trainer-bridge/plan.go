@@ -52,8 +52,11 @@ func JobID(stage, dataset string) string { return stage + "-" + short(dataset) }
 func short(digest string) string { return digest[:min(12, len(digest))] }
 
 // Plan returns the job that must be submitted next, or nil. Data sets are worked off one after another,
-// oldest evidence first; a cycle ends with its last stage or with the first one that failed.
+// oldest evidence first; nothing is submitted while a circuit breaker is open; a cycle ends with its last stage or with the first one that failed.
 func Plan(cfg Config, st *control.State, baseDigest string) (*control.Job, error) {
+	if len(st.Breakers) > 0 {
+		return nil, nil // what the newest evidence was made of is in doubt; jobs that run go on
+	}
 	sets := make([]control.Dataset, 0, len(st.Datasets))
 	for _, d := range st.Datasets {
 		sets = append(sets, d)

@@ -19,6 +19,7 @@ type BenchCmd struct {
 	Join  BenchJoinCmd  `cmd:"" help:"The join: its loop alone, end to end on the embedded broker, and on a real one by address."`
 	Peers BenchPeersCmd `cmd:"" help:"The join beside Kafka Streams on one real broker and one log; see make bench-peers."`
 	Sink  BenchSinkCmd  `cmd:"" help:"The sink: labels into the embedded warehouse, from memory and out of the embedded broker."`
+	Query BenchQueryCmd `cmd:"" help:"The warehouse: labels made inside the engine, every view timed, storage by column."`
 }
 
 // trafficFlags say what log is joined.

@@ -226,6 +226,9 @@ func (e *Engine) dsn(user, password string) string {
 	return fmt.Sprintf("clickhouse://%s:%s@127.0.0.1:%d/%s?http_port=%d", user, password, e.cfg.TCPPort, Database, e.cfg.HTTPPort)
 }
 
+// Dir is where the engine's data are.
+func (e *Engine) Dir() string { return e.cfg.Dir }
+
 // PID of the engine's process; it changes when the engine was started again.
 func (e *Engine) PID() int { return e.process().cmd.Process.Pid }
 

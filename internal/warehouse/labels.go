@@ -55,6 +55,7 @@ type Label struct {
 	Partition    uint16 // of labels.v1
 	Kind         int8   // eventpb.LabelKind
 	Clicked, Bot bool
+	Suspect      bool // made while the circuit breaker of its slice was open
 }
 
 // LabelBlock is a row of labels that are on their way to the warehouse, with the dictionaries of their names.
@@ -159,7 +160,7 @@ func (db *DB) InsertLabels(ctx context.Context, token string, rows []LabelRow) e
 		r := &rows[i]
 		l := Label{
 			Impression: r.Impression, User: r.User, Propensity: r.Propensity, Weight: r.Weight, ClickDelayMS: r.ClickDelayMS, WatermarkMS: r.WatermarkMS, Offset: r.Offset,
-			Version: r.Version, Clicks: r.Clicks, Position: ClampPosition(uint64(r.Position)), Partition: uint16(r.Partition), Kind: int8(r.Kind), Clicked: r.Clicked, Bot: r.Bot,
+			Version: r.Version, Clicks: r.Clicks, Position: ClampPosition(uint64(r.Position)), Partition: uint16(r.Partition), Kind: int8(r.Kind), Clicked: r.Clicked, Bot: r.Bot, Suspect: r.Suspect,
 		}
 		for c, v := range [nameColumns]string{r.Product, r.Creative, r.Placement, r.Campaign, r.Category, r.Experiment, r.Variant, r.ModelVersion, r.Policy} {
 			l.Names[c] = b.Name(NameColumn(c), []byte(v))
@@ -191,6 +192,7 @@ type LabelRow struct {
 	ClickDelayMS int64
 	Clicks       uint32
 	Weight       float64
+	Suspect      bool // made while the circuit breaker of its slice was open
 	WatermarkMS  int64
 	Partition    int32 // of labels.v1
 	Offset       int64 // in labels.v1
@@ -212,6 +214,7 @@ type labelEncoder struct {
 	position, partition proto.ColUInt16
 	propensity, weight  proto.ColFloat64
 	bot, clicked        proto.ColUInt8
+	suspect             proto.ColUInt8
 	kind                proto.ColInt8
 	delay, offset       proto.ColInt64
 	names               [nameColumns]nameEncoder
@@ -240,7 +243,7 @@ func newLabelEncoder() *labelEncoder {
 	e.watermark.WithPrecision(proto.PrecisionMilli).WithLocation(time.UTC)
 	e.columns = proto.Input{
 		{Name: "impression_id", Data: &e.impression}, {Name: "event_time", Data: &e.event}, {Name: "version", Data: &e.version}, {Name: "user", Data: &e.user},
-		{Name: "position", Data: &e.position}, {Name: "propensity", Data: &e.propensity}, {Name: "bot", Data: &e.bot}, {Name: "kind", Data: typed{&e.kind, kindType}},
+		{Name: "position", Data: &e.position}, {Name: "propensity", Data: &e.propensity}, {Name: "bot", Data: &e.bot}, {Name: "suspect", Data: &e.suspect}, {Name: "kind", Data: typed{&e.kind, kindType}},
 		{Name: "clicked", Data: &e.clicked}, {Name: "click_delay_ms", Data: &e.delay}, {Name: "clicks", Data: &e.clicks}, {Name: "weight", Data: &e.weight},
 		{Name: "watermark", Data: &e.watermark}, {Name: "partition", Data: &e.partition}, {Name: "offset", Data: &e.offset},
 	}
@@ -332,7 +335,7 @@ func (e *labelEncoder) encode(b *LabelBlock, n int) {
 	e.event.Reset()
 	e.watermark.Reset()
 	e.position, e.partition, e.propensity, e.weight = e.position[:0], e.partition[:0], e.propensity[:0], e.weight[:0]
-	e.bot, e.clicked, e.kind, e.delay, e.offset = e.bot[:0], e.clicked[:0], e.kind[:0], e.delay[:0], e.offset[:0]
+	e.bot, e.suspect, e.clicked, e.kind, e.delay, e.offset = e.bot[:0], e.suspect[:0], e.clicked[:0], e.kind[:0], e.delay[:0], e.offset[:0]
 	for _, k := range e.order {
 		r := &rows[k.row]
 		e.impression = append(e.impression, uuid.UUID(r.Impression))
@@ -342,6 +345,7 @@ func (e *labelEncoder) encode(b *LabelBlock, n int) {
 		e.position = append(e.position, r.Position)
 		e.propensity = append(e.propensity, r.Propensity)
 		e.bot = append(e.bot, bit(r.Bot))
+		e.suspect = append(e.suspect, bit(r.Suspect))
 		e.kind = append(e.kind, r.Kind)
 		e.clicked = append(e.clicked, bit(r.Clicked))
 		e.delay = append(e.delay, r.ClickDelayMS)

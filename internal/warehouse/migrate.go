@@ -168,6 +168,7 @@ type dialect struct{ cluster string }
 func (d dialect) render(name, text string) (string, error) {
 	t, err := template.New(name).Funcs(template.FuncMap{
 		"cluster": d.onCluster, "local": d.local, "engine": d.engine, "dedup": d.dedup, "distributed": d.distributed,
+		"dict": dict,
 	}).Parse(text)
 	if err != nil {
 		return "", fmt.Errorf("schemas/table: %w", err)
@@ -177,6 +178,15 @@ func (d dialect) render(name, text string) (string, error) {
 		return "", fmt.Errorf("schemas/table: %w", err)
 	}
 	return b.String(), nil
+}
+
+// dict is the map of its arguments, key, value, key, value: what a {{template}} with several parameters needs.
+func dict(pairs ...string) map[string]string {
+	m := make(map[string]string, len(pairs)/2)
+	for i := 0; i+1 < len(pairs); i += 2 {
+		m[pairs[i]] = pairs[i+1]
+	}
+	return m
 }
 
 // onCluster follows the name in a CREATE.

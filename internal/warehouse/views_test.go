@@ -213,6 +213,9 @@ func TestViews(t *testing.T) {
 	if got, want := lines(t, db, "SELECT partition, newest_offset FROM freshness ORDER BY partition"), newestOffsets(rows); got != want {
 		t.Errorf("freshness %q, want %q", got, want)
 	}
+	rollUp(t, db)
+	t.Run("rolled up", check)
+	t.Run("experiments rolled up", func(t *testing.T) { checkExperiments(t, db, good) })
 	exec1(t, db, "SYSTEM START MERGES labels")
 	exec1(t, db, "OPTIMIZE TABLE labels FINAL")
 	t.Run("after merges", check)

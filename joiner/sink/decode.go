@@ -73,7 +73,7 @@ func uvarint(b []byte) (uint64, int) {
 
 // Fields of eventpb.Label and eventpb.Impression. A known number with another wire type is a stranger's.
 const (
-	labelFields      = 8
+	labelFields      = 9
 	impressionFields = 16
 )
 
@@ -104,6 +104,8 @@ func decodeLabel(value []byte, row *warehouse.Label, block *warehouse.LabelBlock
 			row.Version = uint32(f.n)
 		case 8<<3 | fixed64:
 			row.Weight = math.Float64frombits(f.n)
+		case 9<<3 | varint:
+			row.Suspect = f.n != 0
 		default:
 			if f.tag>>3 <= labelFields {
 				return fmt.Errorf("label: field %d: %w", f.tag>>3, errLabel)

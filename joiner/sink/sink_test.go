@@ -371,7 +371,7 @@ func TestDecodeEqualsProto(t *testing.T) {
 		}
 		want := warehouse.Label{
 			Impression: schemas.ImpressionID(i.Id), Version: l.Version, User: i.User, Position: uint16(i.Position), Propensity: i.Propensity,
-			Bot: i.Bot, Kind: int8(l.Kind), Clicked: l.Clicked, ClickDelayMS: l.ClickDelayMs, Clicks: l.Clicks, Weight: l.Weight, WatermarkMS: l.WatermarkMs,
+			Bot: i.Bot, Suspect: l.Suspect, Kind: int8(l.Kind), Clicked: l.Clicked, ClickDelayMS: l.ClickDelayMs, Clicks: l.Clicks, Weight: l.Weight, WatermarkMS: l.WatermarkMs,
 		}
 		for c, v := range map[warehouse.NameColumn]string{
 			warehouse.Product: i.Product, warehouse.Creative: i.Creative, warehouse.Placement: i.Placement, warehouse.Campaign: i.Campaign, warehouse.Category: i.Category,

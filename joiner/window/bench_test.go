@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"ctrloop/schemas"
 )
 
@@ -14,16 +16,19 @@ import (
 // benchmark measures the join alone.
 type traffic struct {
 	imps []schemas.ImpressionID
+	ends []int // of each impression in raw
 	clks []struct {
 		id schemas.ImpressionID
 		at int64
 	}
-	raw []byte // of an impression: 120 bytes, what ingest writes for a full one
+	raw   []byte // of all impressions
+	bytes int    // of one: a full event
+	click []byte
 }
 
 func draw(n int, perSecond int, ctr float64, start int64) *traffic {
 	r := rand.New(rand.NewPCG(1, uint64(start)))
-	tr := &traffic{raw: make([]byte, 120)}
+	tr := &traffic{click: make([]byte, 60)}
 	for i := range n {
 		t := start + int64(i)*1000/int64(perSecond)
 		var random [10]byte
@@ -32,6 +37,13 @@ func draw(n int, perSecond int, ctr float64, start int64) *traffic {
 		}
 		id := schemas.NewImpressionID(time.UnixMilli(t), random)
 		tr.imps = append(tr.imps, id)
+		var err error
+		before := len(tr.raw)
+		if tr.raw, err = (proto.MarshalOptions{}).MarshalAppend(tr.raw, fullEvent(id, r.IntN(100_000))); err != nil {
+			panic(err)
+		}
+		tr.ends = append(tr.ends, len(tr.raw))
+		tr.bytes = len(tr.raw) - before
 		if r.Float64() < ctr {
 			tr.clks = append(tr.clks, struct {
 				id schemas.ImpressionID
@@ -46,20 +58,27 @@ func draw(n int, perSecond int, ctr float64, start int64) *traffic {
 // labels like the service does.
 func (tr *traffic) feed(b *testing.B, w *Window, labels *int) {
 	c := 0
+	at := 0
 	for i, id := range tr.imps {
-		if err := w.Impression(tr.raw, id, int64(i)); err != nil {
+		raw := tr.raw[at:tr.ends[i]]
+		at = tr.ends[i]
+		if err := w.Impression(raw, id, int64(i)); err != nil {
 			b.Fatal(err)
 		}
-		if i%1000 != 999 {
+		if i%1000 != 999 && i != len(tr.imps)-1 {
 			continue
 		}
 		for ; c < len(tr.clks) && tr.clks[c].at <= id.UnixMilli(); c++ {
-			if err := w.Click(tr.raw[:60], tr.clks[c].id, tr.clks[c].at, int64(c)); err != nil {
+			if err := w.Click(tr.click, tr.clks[c].id, tr.clks[c].at, int64(c)); err != nil {
 				b.Fatal(err)
 			}
 		}
-		w.Punctuate(Clicks, id.UnixMilli())
-		w.Advance()
+		if err := w.Punctuate(Clicks, Promise{LowMS: id.UnixMilli()}); err != nil {
+			b.Fatal(err)
+		}
+		if err := w.Advance(); err != nil {
+			b.Fatal(err)
+		}
 		if i%50_000 == 49_999 {
 			*labels += len(w.Labels)
 			w.Commit()
@@ -96,19 +115,23 @@ func BenchmarkLoop(b *testing.B) {
 // BenchmarkMemory is bytes per open impression, all in, and what a full garbage collection costs over them.
 func BenchmarkMemory(b *testing.B) {
 	const rate, seconds = 50_000, 60
+	event := 0
 	for b.Loop() {
 		before := heap()
 		w := New(Config{WindowMS: 3600_000, BucketMS: 1000})
 		labels := 0
 		for s := range seconds {
-			draw(rate, rate, 0.05, 1_790_000_000_000+int64(s)*1000).feed(b, w, &labels)
+			tr := draw(rate, rate, 0.05, 1_790_000_000_000+int64(s)*1000)
+			tr.feed(b, w, &labels)
+			event = tr.bytes
 		}
 		bytes := heap() - before
 		began := time.Now()
 		runtime.GC()
 		b.ReportMetric(float64(time.Since(began).Microseconds())/1000, "gc-ms")
 		b.ReportMetric(float64(bytes)/float64(w.Known()), "B/open")
-		b.ReportMetric(float64(bytes)/float64(w.Known())-120, "B/open-without-event")
+		b.ReportMetric(float64(event), "B/event")
+		b.ReportMetric(float64(w.names.memory())/float64(w.Known()), "B/open-of-names")
 		runtime.KeepAlive(w)
 	}
 }
@@ -129,11 +152,13 @@ func BenchmarkRollback(b *testing.B) {
 	hash := w.Hash()
 	for b.Loop() {
 		for i, id := range tr.imps {
-			if err := w.Impression(tr.raw, id, int64(i)); err != nil {
+			if err := w.Impression(tr.raw[:tr.ends[0]], id, int64(i)); err != nil {
 				b.Fatal(err)
 			}
 		}
-		w.Advance()
+		if err := w.Advance(); err != nil {
+			b.Fatal(err)
+		}
 		w.Rollback()
 	}
 	if w.Hash() != hash {

@@ -5,7 +5,8 @@
 //
 // An impression's event time t is read from its id, so an impression and its clicks always meet in the same
 // time bucket [k*Bucket, (k+1)*Bucket). The watermark is min(max impression time, max click time) - Lateness
-// and never falls; punctuation counts as an event of its input. A bucket closes, whole, when the watermark
+// and never falls. Punctuation without a source counts as an event of its input; once sources have promised, the
+// smallest promise of those alive takes the place of the max time (type Promise). A bucket closes, whole, when the watermark
 // reaches (k+1)*Bucket + Window.
 //
 //   - A click with click time - t <= Window that meets an open impression joins it, whichever came first: the
@@ -19,13 +20,19 @@
 //   - After the close the bucket is gone: an impression is late (impression_after_close), and so is a click
 //     (click_after_close), of which nobody can tell any more whether its impression existed. Nothing is
 //     dropped without a record.
+//   - With Config.ObserveMS an impression without a click gets a provisional negative (version 1) when its bucket has been
+//     watched that long; all other versions are then one higher. An impression that comes later gets none.
+//   - With Config.NegativeRate negatives are a sample by id, with its weight; positives and corrections all stay.
 //   - An impression id seen twice while its bucket is open is a duplicate; the first bytes win.
 //
 // # State
 //
-// Per bucket: 32-byte pointer-free records, an open-addressing index (32-bit tag | 32-bit position), one byte
-// arena with the encoded impressions, and the same again for clicks that wait. Expiry scans a bucket in the
-// order of arrival and drops it whole.
+// Per bucket: an arena of pointer-free records of about 60 bytes (record.go), an open-addressing index over it (32-bit
+// tag | 32-bit position), and the same again for clicks that wait. What repeats between impressions is in a dictionary
+// that forgets what no open record names. Expiry scans a bucket in the order of arrival and drops it whole.
+//
+// Behind the watermark a bucket is sealed: its records and index are copied to their exact size. Sealed records may be
+// dropped from memory once the caller has put them into a file (image.go); a click then costs one read.
 //
 // # What a restart may rely on
 //
@@ -35,6 +42,8 @@
 // came first. So a fresh Window, given the watermark (Restore) and the input from the rewind offsets on (Replay,
 // either input first), has the same Hash. The rewind offsets are kept per bucket instead of being looked up by
 // record time: that is exact for any disorder and any broker timestamp.
+//
+// A window may also be loaded from its image of an earlier commit (Load), and the inputs replayed from there.
 //
 // Between two calls of Commit everything can be undone (Rollback): an aborted transaction leaves the state, the
 // ledger and the hash as they were.

@@ -1,6 +1,7 @@
 package window
 
 import (
+	"bytes"
 	"flag"
 	"fmt"
 	"os"
@@ -22,11 +23,12 @@ var update = flag.Bool("update", false, "rewrite testdata with what the window d
 //	config window=10000 lateness=0 bucket=1000
 //	imp NAME@TIME            an impression
 //	clk NAME@TIME CLICKTIME  a click on it
-//	punctuate imp|clk TIME
+//	punctuate imp|clk TIME [SOURCE | PART,.../PARTS] [closed]
 //	advance                  moves the watermark
 //	commit, rollback
 //	rebuild                  commits, then replaces the window by one rebuilt from its snapshot and the inputs
-//	ledger
+//	ledger, watermark
+//	spill                    commits, then drops what is sealed from memory
 //
 // Everything that comes out is printed. The ledger and the state are checked after every command.
 type scenario struct {
@@ -115,9 +117,13 @@ func (s *scenario) command(line string) string {
 		id, _ := s.id(f[1])
 		s.event(Clicks, logged{raw: []byte("click " + f[1]), id: id, time: s.number(f[2])})
 	case "punctuate":
-		s.w.Punctuate(map[string]Input{"imp": Impressions, "clk": Clicks}[f[1]], s.number(f[2]))
+		if err := s.w.Punctuate(map[string]Input{"imp": Impressions, "clk": Clicks}[f[1]], s.promise(f[2:])); err != nil {
+			return fmt.Sprintf("refused: %v\n", err)
+		}
 	case "advance":
-		s.w.Advance()
+		if err := s.w.Advance(); err != nil {
+			s.t.Fatal(err)
+		}
 	case "commit":
 		s.w.Commit()
 		s.settled = s.next
@@ -131,6 +137,15 @@ func (s *scenario) command(line string) string {
 		return s.rebuild()
 	case "ledger":
 		return fmt.Sprintf("%+v\n", s.w.Ledger())
+	case "watermark":
+		return fmt.Sprintf("watermark=%s imp %q clk %q\n", when(s.w.Watermark()), s.w.sources[0], s.w.sources[1])
+	case "spill":
+		s.w.Commit()
+		s.settled = s.next
+		for _, n := range s.w.Unsaved(nil) {
+			s.w.Saved(n, bytes.NewReader(s.w.AppendBase(nil, n)), 0)
+		}
+		return fmt.Sprintf("%d buckets spilled\n", s.w.Spill(0))
 	default:
 		s.t.Fatalf("unknown command %q", line)
 	}
@@ -150,11 +165,37 @@ func (s *scenario) configure(args []string) {
 			s.cfg.LatenessMS = s.number(v)
 		case "bucket":
 			s.cfg.BucketMS = s.number(v)
+		case "observe":
+			s.cfg.ObserveMS = s.number(v)
+		case "negatives":
+			s.cfg.NegativeRate = s.number(v)
+		case "expiry":
+			s.cfg.SourceExpiryMS = s.number(v)
 		default:
 			s.t.Fatalf("unknown setting %q", a)
 		}
 	}
 	s.w = New(s.cfg)
+}
+
+// promise reads TIME [NAME | PART,PART/PARTS] [closed].
+func (s *scenario) promise(f []string) Promise {
+	p := Promise{LowMS: s.number(f[0])}
+	for _, word := range f[1:] {
+		list, parts, ok := strings.Cut(word, "/")
+		switch {
+		case word == "closed":
+			p.Closed = true
+		case ok:
+			p.Parts = uint32(s.number(parts))
+			for part := range strings.SplitSeq(list, ",") {
+				p.Covers = append(p.Covers, uint32(s.number(part)))
+			}
+		default:
+			p.Source = word
+		}
+	}
+	return p
 }
 
 func (s *scenario) event(in Input, e logged) {
@@ -193,7 +234,10 @@ func (s *scenario) output() string {
 	var b strings.Builder
 	for _, l := range s.w.Labels {
 		kind := strings.ToLower(strings.TrimPrefix(l.Kind.String(), "LABEL_KIND_"))
-		fmt.Fprintf(&b, "%s %s v%d clicked=%v delay=%d clicks=%d watermark=%s raw=%q\n", kind, s.names[l.ID], l.Version, l.Clicked, l.DelayMS, l.Clicks, when(l.WatermarkMS), l.Raw)
+		if l.Weight != 1 {
+			kind += fmt.Sprintf(" weight=%g", l.Weight)
+		}
+		fmt.Fprintf(&b, "%s %s v%d clicked=%v delay=%d clicks=%d watermark=%s raw=%q\n", kind, s.names[l.ID], l.Version, l.Clicked, l.DelayMS, l.Clicks, when(l.WatermarkMS), l.AppendRaw(nil))
 	}
 	for _, l := range s.w.Lates {
 		fmt.Fprintf(&b, "late %s: %s of %s time=%d watermark=%s offset=%d raw=%q\n", l.Reason, l.Input, s.names[l.ID], l.TimeMS, when(l.WatermarkMS), l.Offset, l.Value)

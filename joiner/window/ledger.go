@@ -23,6 +23,9 @@ type Ledger struct {
 	Pending       uint64 `json:"pending"`        // waiting for their impression
 
 	Corrected uint64 `json:"corrected"` // version-2 labels; each belongs to a final negative, so it is in no equation
+
+	Provisional uint64 `json:"provisional"` // provisional negatives written; each impression of theirs is open, positive or final besides
+	SampledOut  uint64 `json:"sampled_out"` // final negatives without a label, because only a sample of them is kept
 }
 
 // ErrLedger is what every failed equation wraps.
@@ -41,6 +44,8 @@ func (l Ledger) Check() error {
 			ErrLedger, l.ClicksIn, l.Joined, l.Repeated, l.OrphanExpired, l.LateClicks, l.Pending, clks)
 	case l.Positive != l.Joined:
 		return fmt.Errorf("%w: %d positive labels from %d joined clicks", ErrLedger, l.Positive, l.Joined)
+	case l.SampledOut > l.FinalNegative:
+		return fmt.Errorf("%w: %d of %d final negatives left out of the sample", ErrLedger, l.SampledOut, l.FinalNegative)
 	case l.Corrected > l.FinalNegative:
 		return fmt.Errorf("%w: %d corrections of %d final negatives", ErrLedger, l.Corrected, l.FinalNegative)
 	}
@@ -62,5 +67,7 @@ func (l Ledger) Add(o Ledger) Ledger {
 	l.LateClicks += o.LateClicks
 	l.Pending += o.Pending
 	l.Corrected += o.Corrected
+	l.Provisional += o.Provisional
+	l.SampledOut += o.SampledOut
 	return l
 }

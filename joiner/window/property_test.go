@@ -1,14 +1,19 @@
 package window
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"sort"
+	"strconv"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
 	"ctrloop/schemas"
@@ -27,6 +32,7 @@ type oracle struct {
 }
 
 type oracleImp struct {
+	offset       int64 // of the impression
 	clicks, late int
 	lateDelay    int64
 }
@@ -59,7 +65,7 @@ func (o *oracle) impression(id schemas.ImpressionID, offset int64) {
 	if _, ok := o.imps[id]; ok {
 		return
 	}
-	o.imps[id] = oracleImp{}
+	o.imps[id] = oracleImp{offset: offset}
 	o.impOrder = append(o.impOrder, id)
 	mine := slices.DeleteFunc(slices.Clone(o.waiting), func(c oracleClick) bool { return c.id != id })
 	o.waiting = slices.DeleteFunc(o.waiting, func(c oracleClick) bool { return c.id == id })
@@ -86,7 +92,7 @@ func (o *oracle) apply(c oracleClick, count int) {
 	} else {
 		s.clicks++
 		if s.clicks == 1 {
-			o.say("label %s %x delay %d clicks %d v1", eventpb.LabelKind_LABEL_KIND_POSITIVE, c.id, delay, count)
+			o.say("label %s %x of %d delay %d clicks %d v%d", eventpb.LabelKind_LABEL_KIND_POSITIVE, c.id, s.offset, delay, count, 1+min(o.cfg.ObserveMS, 1))
 		}
 	}
 	o.imps[c.id] = s
@@ -109,17 +115,26 @@ func (o *oracle) advance() {
 	if o.max[0] == None || o.max[1] == None {
 		return
 	}
+	before := o.wm
 	o.wm = max(o.wm, min(o.max[0], o.max[1])-o.cfg.LatenessMS)
+	first := 1
+	if o.cfg.ObserveMS > 0 {
+		first = 2
+	}
 	keep := o.impOrder[:0]
 	for _, id := range o.impOrder {
 		if !o.closed(id) {
 			keep = append(keep, id)
+			seen := o.closeTime(id) - o.cfg.WindowMS + o.cfg.ObserveMS
+			if s := o.imps[id]; first == 2 && s.clicks == 0 && before < seen && seen <= o.wm {
+				o.say("label %s %x of %d delay 0 clicks 0 v1", eventpb.LabelKind_LABEL_KIND_PROVISIONAL_NEGATIVE, id, s.offset)
+			}
 			continue
 		}
 		if s := o.imps[id]; s.clicks == 0 {
-			o.say("label %s %x delay 0 clicks 0 v1", eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, id)
+			o.say("label %s %x of %d delay 0 clicks 0 v%d", eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, id, s.offset, first)
 			if s.late > 0 {
-				o.say("label %s %x delay %d clicks %d v2", eventpb.LabelKind_LABEL_KIND_CORRECTED, id, s.lateDelay, s.late)
+				o.say("label %s %x of %d delay %d clicks %d v%d", eventpb.LabelKind_LABEL_KIND_CORRECTED, id, s.offset, s.lateDelay, s.late, first+1)
 			}
 		}
 		delete(o.imps, id)
@@ -133,10 +148,12 @@ func (o *oracle) advance() {
 	})
 }
 
-// said is a window's output in the oracle's words.
-func said(w *Window) (out []string) {
+// said is a window's output in the oracle's words. A label's bytes are found among the impressions' own.
+func said(w *Window, imps []logged) (out []string) {
 	for _, l := range w.Labels {
-		out = append(out, fmt.Sprintf("label %s %x delay %d clicks %d v%d", l.Kind, l.ID, l.DelayMS, l.Clicks, l.Version))
+		raw := l.AppendRaw(nil)
+		offset := slices.IndexFunc(imps, func(e logged) bool { return e.id == l.ID && bytes.Equal(e.raw, raw) })
+		out = append(out, fmt.Sprintf("label %s %x of %d delay %d clicks %d v%d", l.Kind, l.ID, offset, l.DelayMS, l.Clicks, l.Version))
 	}
 	for _, l := range w.Lates {
 		out = append(out, fmt.Sprintf("late %s %x %d", l.Reason, l.ID, l.Offset))
@@ -162,7 +179,7 @@ func history(t *rapid.T, cfg Config) (log [2][]logged) {
 	}
 	for _, id := range ids {
 		for range rapid.SampledFrom([]int{1, 1, 1, 1, 0, 2, 3}).Draw(t, "copies") {
-			log[0] = append(log[0], logged{raw: fmt.Appendf(nil, "imp %x", id), id: id, time: id.UnixMilli()})
+			log[0] = append(log[0], logged{raw: rawImpression(id, len(log[0])), id: id, time: id.UnixMilli()})
 		}
 		for range rapid.SampledFrom([]int{0, 0, 1, 1, 2, 5}).Draw(t, "clicks") {
 			at := id.UnixMilli() + rapid.Int64Range(-5, cfg.WindowMS*3/2).Draw(t, "delay")
@@ -175,6 +192,18 @@ func history(t *rapid.T, cfg Config) (log [2][]logged) {
 	return log
 }
 
+// rawImpression is sometimes a message of ours, and sometimes anything.
+func rawImpression(id schemas.ImpressionID, n int) []byte {
+	if n%3 == 0 {
+		return fmt.Appendf(nil, "imp %x", id)
+	}
+	raw, err := proto.Marshal(&eventpb.Impression{Id: id[:], User: uint64(n), Product: strconv.Itoa(n % 4), Campaign: strconv.Itoa(n % 3), Variant: id.String(), Propensity: 0.5, Schema: 1})
+	if err != nil {
+		panic(err)
+	}
+	return raw
+}
+
 // TestAgainstOracle drives a window and the oracle through random transactions, of which some abort and some
 // are followed by a crash: outputs, ledger and state must never differ from the oracle's and the rebuild's.
 func TestAgainstOracle(t *testing.T) {
@@ -184,6 +213,9 @@ func TestAgainstOracle(t *testing.T) {
 			LatenessMS: rapid.Int64Range(0, 20).Draw(t, "lateness"),
 			BucketMS:   rapid.Int64Range(1, 40).Draw(t, "bucket"),
 			Seed:       rapid.Uint64().Draw(t, "seed"),
+		}
+		if rapid.Bool().Draw(t, "observe") {
+			cfg.ObserveMS = rapid.Int64Range(0, cfg.WindowMS-1).Draw(t, "observation")
 		}
 		run := &crashing{t: t, cfg: cfg, log: history(t, cfg), w: New(cfg)}
 		run.committed = &oracle{cfg: cfg, wm: None, max: [2]int64{None, None}, imps: map[schemas.ImpressionID]oracleImp{}}
@@ -202,6 +234,31 @@ type crashing struct {
 	w         *Window
 	committed *oracle
 	next      [2]int64 // at the last commit
+
+	image   []byte // of some earlier commit
+	imageAt [2]int64
+	files   map[int64]io.ReaderAt // of the image
+}
+
+// disk saves and spills what it can, or some of it, and may take an image.
+func (r *crashing) disk() {
+	for _, n := range r.w.Unsaved(nil) {
+		if rapid.Bool().Draw(r.t, "save") {
+			before := []byte("something before it")
+			r.w.Saved(n, bytes.NewReader(r.w.AppendBase(before, n)), int64(len(before)))
+		}
+	}
+	if rapid.Bool().Draw(r.t, "spill") {
+		r.w.Spill(rapid.SampledFrom([]int{0, r.w.Memory() - 100}).Draw(r.t, "limit"))
+	}
+	if rapid.IntRange(0, 2).Draw(r.t, "image") == 0 {
+		r.image, r.imageAt, r.files = r.w.AppendImage(nil), r.next, map[int64]io.ReaderAt{}
+		for _, b := range r.w.order {
+			if b.base != nil && b.base.file != nil {
+				r.files[b.number] = io.NewSectionReader(b.base.file, b.base.at, 1<<40)
+			}
+		}
+	}
 }
 
 // transaction runs one and says whether the history is used up.
@@ -225,14 +282,16 @@ func (r *crashing) transaction() bool {
 			next[in]++
 		}
 		if rapid.Bool().Draw(r.t, "advance") {
-			r.w.Advance()
+			if err := r.w.Advance(); err != nil {
+				r.t.Fatal(err)
+			}
 			o.advance()
 		}
 		if err := r.w.Check(); err != nil {
 			r.t.Fatal(err)
 		}
 	}
-	got, want := said(r.w), slices.Clone(o.out)
+	got, want := said(r.w, r.log[0]), slices.Clone(o.out)
 	sort.Strings(got) // the window keeps labels and lates apart, so only their sets compare
 	sort.Strings(want)
 	if d := cmp.Diff(want, got); d != "" {
@@ -243,6 +302,9 @@ func (r *crashing) transaction() bool {
 		r.w.Rollback()
 		if h := r.w.Hash(); h != before || r.w.Ledger() != ledger {
 			r.t.Fatalf("after the abort: hash %x, ledger %+v; before the transaction: %x, %+v", h, r.w.Ledger(), before, ledger)
+		}
+		if err := r.w.counts(); err != nil {
+			r.t.Fatalf("after the abort: %v", err)
 		}
 		r.rebuild(false)
 		return false
@@ -264,36 +326,60 @@ func (r *crashing) commit(o *oracle, next [2]int64) {
 	r.committed, r.next = o, next
 	for id, s := range o.imps {
 		b := r.w.buckets[id.UnixMilli()/r.cfg.BucketMS]
-		if b == nil || b.find(r.w.hashID(id.Hi(), id.Lo()), id.Hi(), id.Lo()) < 0 {
+		found := false
+		if b != nil {
+			var err error
+			if _, found, err = r.w.find(b, r.w.hashID(id.Hi(), id.Lo()), recordIDOf(id, id.UnixMilli()-b.startMS)); err != nil {
+				r.t.Fatal(err)
+			}
+		}
+		if !found {
 			r.t.Fatalf("impression %x %+v is open in the oracle, not in the window", id, s)
 		}
+	}
+	if err := r.w.counts(); err != nil {
+		r.t.Fatal(err)
 	}
 	if n := r.w.Known(); n != len(o.imps) {
 		r.t.Fatalf("window knows %d impressions, oracle %d", n, len(o.imps))
 	}
+	r.disk()
 }
 
 // rebuild makes a second window from the snapshot and the inputs, holds it against the first and, after a
 // crash, goes on with it.
 func (r *crashing) rebuild(keep bool) {
 	snap := r.w.Snapshot(r.next)
-	w := Restore(r.cfg, snap)
+	w, from := Restore(r.cfg, snap), snap.RewindOffset
+	if r.image != nil && rapid.Bool().Draw(r.t, "from the image") {
+		var err error
+		if w, err = Load(r.cfg, snap, r.image, r.open, rapid.Bool().Draw(r.t, "keep")); err != nil {
+			r.t.Fatal(err)
+		}
+		from = r.imageAt
+	}
 	order := []Input{Impressions, Clicks}
 	if rapid.Bool().Draw(r.t, "clicks first") {
 		order = []Input{Clicks, Impressions}
 	}
 	for _, in := range order {
-		for o := snap.RewindOffset[in]; o < snap.NextOffset[in]; o++ {
+		for o := from[in]; o < snap.NextOffset[in]; o++ {
 			if err := feed(w, in, r.log[in][o], o); err != nil {
 				r.t.Fatal(err)
+			}
+			if o%7 == 6 {
+				w.Commit() // as a long rebuild does, to seal as it goes
 			}
 		}
 	}
 	if len(w.Labels)+len(w.Lates) > 0 {
-		r.t.Fatalf("the rebuild emitted %v", said(w))
+		r.t.Fatalf("the rebuild emitted %v", said(w, r.log[0]))
 	}
 	if err := w.Restored(snap); err != nil {
 		r.t.Fatal(err)
+	}
+	if err := w.counts(); err != nil {
+		r.t.Fatalf("after the rebuild: %v", err)
 	}
 	if w.Ledger() != r.w.Ledger() || w.Watermark() != r.w.Watermark() {
 		r.t.Fatalf("rebuilt ledger %+v, want %+v", w.Ledger(), r.w.Ledger())
@@ -303,27 +389,125 @@ func (r *crashing) rebuild(keep bool) {
 	}
 }
 
+func (r *crashing) open(number int64, _ int) (io.ReaderAt, int64, error) {
+	if f := r.files[number]; f != nil {
+		return f, 0, nil
+	}
+	return nil, 0, fmt.Errorf("no file for bucket %d", number)
+}
+
 // TestCollidingTags: ids whose hashes agree in every bit that the table looks at are still told apart.
 func TestCollidingTags(t *testing.T) {
 	var b bucket
-	b.reset(0)
+	b.reset(0, 0)
+	d := newDictionary(1)
+	var at []uint32
 	for i := range uint64(200) {
 		if b.byImp.full() {
-			b.byImp.resize(len(b.imps) + 1)
-			for j := range b.imps {
-				b.byImp.put(7, j)
+			b.byImp.resize(b.byImp.n + 1)
+			for _, off := range at {
+				b.byImp.put(7, off)
 			}
 		}
-		b.byImp.put(7, len(b.imps))
-		b.imps = append(b.imps, impression{hi: 1, lo: i})
+		at = append(at, uint32(len(b.arena)))
+		b.byImp.put(7, at[i])
+		b.arena = d.appendRecord(b.arena, recordID{1, i}, &parts{})
 	}
 	for i := range uint64(200) {
-		if got := b.find(7, 1, i); got != int(i) {
-			t.Fatalf("id %d found at %d", i, got)
+		if got, ok := b.findHot(7, recordID{1, i}); !ok || got != at[i] {
+			t.Fatalf("id %d found at %d, %v", i, got, ok)
 		}
 	}
-	if got := b.find(7, 1, 200); got != -1 {
+	if got, ok := b.findHot(7, recordID{1, 200}); ok {
 		t.Fatalf("unknown id found at %d", got)
+	}
+}
+
+// TestImageThatIsCut: no prefix of an image is taken for one.
+func TestImageThatIsCut(t *testing.T) {
+	cfg := Config{WindowMS: 1000, BucketMS: 100, Seed: 1}
+	w := New(cfg)
+	for i := range int64(40) {
+		id := schemas.NewImpressionID(time.UnixMilli(i*30), [10]byte{byte(i)})
+		if err := errors.Join(w.Impression(rawImpression(id, int(i)), id, i), w.Click([]byte("c"), id, i*30+(i%3)*2000, 2*i), w.Click([]byte("d"), schemas.ImpressionID{15: byte(i)}, i*30, 2*i+1), w.Advance()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.Commit()
+	snap := w.Snapshot([2]int64{40, 80})
+	image := w.AppendImage(nil)
+	none := func(int64, int) (io.ReaderAt, int64, error) { return nil, 0, errors.New("no file") }
+	for n := range image {
+		if _, err := Load(cfg, snap, image[:n], none, true); err == nil {
+			t.Fatalf("%d of %d bytes were taken for an image", n, len(image))
+		}
+	}
+	l, err := Load(cfg, snap, image, none, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Restored(snap); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// brokenDisk fails when told to.
+type brokenDisk struct {
+	io.ReaderAt
+	broken bool
+}
+
+func (d *brokenDisk) ReadAt(p []byte, at int64) (int, error) {
+	if d.broken {
+		return 0, errors.New("bad sector")
+	}
+	return d.ReaderAt.ReadAt(p, at)
+}
+
+// TestSpilledDiskFails: every use of what cannot be read is an error, not a wrong answer.
+func TestSpilledDiskFails(t *testing.T) {
+	cfg := Config{WindowMS: 1000, BucketMS: 100, Seed: 1}
+	w := New(cfg)
+	id := schemas.NewImpressionID(time.UnixMilli(50), [10]byte{1})
+	if err := errors.Join(w.Impression(rawImpression(id, 1), id, 0), w.Click(nil, schemas.ImpressionID{15: 1}, 300, 0)); err != nil {
+		t.Fatal(err)
+	}
+	must(t, w.Punctuate(Impressions, Promise{LowMS: 300}))
+	if err := w.Advance(); err != nil {
+		t.Fatal(err)
+	}
+	w.Commit()
+	disk := &brokenDisk{ReaderAt: bytes.NewReader(w.AppendBase(nil, 0))}
+	w.Saved(0, disk, 0)
+	if n := w.Spill(0); n != 1 || !w.Holds(0, disk) {
+		t.Fatalf("%d buckets spilled", n)
+	}
+	disk.broken = true
+	if err := w.Click(nil, id, 60, 1); !errors.Is(err, ErrSpill) {
+		t.Errorf("click: %v", err)
+	}
+	if err := w.Impression(nil, id, 1); !errors.Is(err, ErrSpill) {
+		t.Errorf("duplicate: %v", err)
+	}
+	w.Rollback()
+	must(t, w.Punctuate(Impressions, Promise{LowMS: 5000}))
+	must(t, w.Punctuate(Clicks, Promise{LowMS: 5000}))
+	if err := w.Advance(); !errors.Is(err, ErrSpill) {
+		t.Errorf("close: %v", err)
+	}
+	w.Rollback()
+	disk.broken = false
+	must(t, w.Punctuate(Impressions, Promise{LowMS: 5000}))
+	must(t, w.Punctuate(Clicks, Promise{LowMS: 5000}))
+	if err := w.Advance(); err != nil || len(w.Labels) != 1 || !bytes.Equal(w.Labels[0].AppendRaw(nil), rawImpression(id, 1)) {
+		t.Errorf("after the disk came back: %v, %d labels", err, len(w.Labels))
 	}
 }
 

@@ -1,12 +1,12 @@
 package window
 
 import (
+	"encoding/binary"
 	"math/bits"
-
-	"ctrloop/schemas"
 )
 
-// index is an open-addressing table of (32-bit tag | 32-bit position + 1), linear probing, load at most 0.8.
+// index is an open-addressing table of (32-bit tag | 32-bit position + 1), linear probing, load at most 3/4. A slot's
+// place comes from the upper half of the hash, its tag is the lower half, so the size need not be a power of two.
 // It holds no keys: the caller compares the record at the position. Entries are removed only in the reverse
 // order of insertion (undo), which for linear probing needs no tombstones: whatever probed past the entry
 // came later and is gone already.
@@ -24,57 +24,56 @@ func (x *index) reset() {
 }
 
 // full says whether one more entry needs a larger table.
-func (x *index) full() bool { return (x.n+1)*5 > len(x.slots)*4 }
+func (x *index) full() bool { return (x.n+1)*4 > len(x.slots)*3 }
 
 // resize makes room for at least n entries and forgets all of them; the caller puts them again.
 func (x *index) resize(n int) {
 	size := minSlots
 	if n > 0 {
-		size = max(size, 1<<bits.Len(uint(n)*5/4))
+		size = max(size, 1<<bits.Len(uint(n)*4/3))
 	}
 	x.slots, x.n = make([]uint64, size), 0
 }
 
+func (x *index) place(h uint64) uint64 { return (h >> 32 * uint64(len(x.slots))) >> 32 }
+
 // put adds position i under hash h. The caller has made room.
-func (x *index) put(h uint64, i int) {
-	mask := uint64(len(x.slots) - 1)
-	p := h & mask
+func (x *index) put(h uint64, i uint32) {
+	p, n := x.place(h), uint64(len(x.slots))
 	for x.slots[p] != 0 {
-		p = (p + 1) & mask
+		if p++; p == n {
+			p = 0
+		}
 	}
-	x.slots[p] = h&^0xffffffff | uint64(i+1)
+	x.slots[p] = h<<32 | uint64(i+1)
 	x.n++
 }
 
 // remove takes back the entry of position i under hash h, which must be the last one put.
-func (x *index) remove(h uint64, i int) {
-	mask := uint64(len(x.slots) - 1)
-	p := h & mask
-	for uint32(x.slots[p]) != uint32(i+1) {
-		p = (p + 1) & mask
+func (x *index) remove(h uint64, i uint32) {
+	p, n := x.place(h), uint64(len(x.slots))
+	for uint32(x.slots[p]) != i+1 {
+		if p++; p == n {
+			p = 0
+		}
 	}
 	x.slots[p] = 0
 	x.n--
 }
 
-// impression is an impression in an open bucket: 32 bytes, no pointers.
-type impression struct {
-	hi, lo uint64
-	off    uint32 // of the encoded impression in the bucket's arena
-	size   uint32
-	clicks uint32 // clicks inside the window; > 0 means labelled positive
-	late   uint32 // 1 + position in the bucket's corrections, 0 without clicks beyond the window
+// extra is what the state of an impression is when a count of clicks does not say it.
+type extra struct {
+	clicks uint32 // inside the window
+	late   uint32 // beyond it
+	delay  int64  // of the first one beyond it, ms
 }
 
-// correction is what is known of the clicks beyond the window of one impression.
-type correction struct {
-	delayMS int64 // of the first one
-	clicks  uint32
-}
+// state of a record: the number of clicks inside the window or, with this bit, the position of an extra.
+const stateExtra = 1 << 31
 
 // pendingClick waits for its impression. Clicks of one id form a chain in order of arrival, whose head is indexed.
 type pendingClick struct {
-	hi, lo  uint64
+	id      recordID
 	timeMS  int64
 	offset  int64
 	off     uint32 // of the encoded click in the bucket's click arena
@@ -84,14 +83,16 @@ type pendingClick struct {
 	settled bool   // its impression came
 }
 
-// bucket is one slice of event time.
+// bucket is one slice of event time. Impressions are in two places: those of before the bucket was sealed
+// in its base, later ones in its own arena.
 type bucket struct {
-	number int64 // event time / bucket width
+	number  int64 // event time / bucket width
+	startMS int64
 
-	imps  []impression
-	byImp index
-	arena []byte
-	corr  []correction
+	arena []byte // records in order of arrival
+	byImp index  // positions in arena
+	base  *base
+	extra []extra
 
 	clicks  []pendingClick
 	byClick index
@@ -108,16 +109,16 @@ type bucket struct {
 
 // mark is how a bucket was when the transaction first touched it.
 type mark struct {
-	created                           bool
-	imps, arena, corr, clicks, clkMem int
-	waiting, open                     int
-	hash                              uint64
-	firstImp, firstC                  int64
+	created                      bool
+	arena, extra, clicks, clkMem int
+	waiting, open                int
+	hash                         uint64
+	firstImp, firstC             int64
 }
 
-func (b *bucket) reset(number int64) {
-	b.number = number
-	b.imps, b.arena, b.corr = b.imps[:0], b.arena[:0], b.corr[:0]
+func (b *bucket) reset(number, startMS int64) {
+	b.number, b.startMS = number, startMS
+	b.arena, b.extra, b.base = b.arena[:0], b.extra[:0], nil
 	b.clicks, b.clkMem = b.clicks[:0], b.clkMem[:0]
 	b.byImp.reset()
 	b.byClick.reset()
@@ -126,57 +127,86 @@ func (b *bucket) reset(number int64) {
 	b.epoch = 0
 }
 
-// find returns the position of an impression, -1 if it is not here.
-func (b *bucket) find(h, hi, lo uint64) int {
-	if b.byImp.n == 0 {
-		return -1
+// imps is the number of impressions.
+func (b *bucket) imps() int {
+	if b.base != nil {
+		return b.byImp.n + b.base.byImp.n
 	}
-	mask := uint64(len(b.byImp.slots) - 1)
-	for p := h & mask; b.byImp.slots[p] != 0; p = (p + 1) & mask {
-		s := b.byImp.slots[p]
-		if (s^h)>>32 == 0 {
-			i := int(uint32(s)) - 1
-			if r := &b.imps[i]; r.hi == hi && r.lo == lo {
-				return i
+	return b.byImp.n
+}
+
+// ref is where an impression is: in a bucket's base or in its arena.
+type ref struct {
+	inBase bool
+	off    uint32
+}
+
+// findHot returns the position of an impression in the arena.
+func (b *bucket) findHot(h uint64, id recordID) (uint32, bool) {
+	if b.byImp.n == 0 {
+		return 0, false
+	}
+	slots := b.byImp.slots
+	p, n := b.byImp.place(h), uint64(len(slots))
+	for slots[p] != 0 {
+		if s := slots[p]; uint32(s>>32) == uint32(h) {
+			if off := uint32(s) - 1; idAt(b.arena[off:]) == id {
+				return off, true
 			}
 		}
+		if p++; p == n {
+			p = 0
+		}
 	}
-	return -1
+	return 0, false
 }
 
 // findClick returns the position of the head of an id's chain of waiting clicks, -1 if there is none.
-func (b *bucket) findClick(h, hi, lo uint64) int {
+func (b *bucket) findClick(h uint64, id recordID) int {
 	if b.byClick.n == 0 {
 		return -1
 	}
-	mask := uint64(len(b.byClick.slots) - 1)
-	for p := h & mask; b.byClick.slots[p] != 0; p = (p + 1) & mask {
-		s := b.byClick.slots[p]
-		if (s^h)>>32 == 0 {
-			i := int(uint32(s)) - 1
-			if c := &b.clicks[i]; c.hi == hi && c.lo == lo {
+	slots := b.byClick.slots
+	p, n := b.byClick.place(h), uint64(len(slots))
+	for slots[p] != 0 {
+		if s := slots[p]; uint32(s>>32) == uint32(h) {
+			if i := int(uint32(s)) - 1; b.clicks[i].id == id {
 				return i
 			}
 		}
+		if p++; p == n {
+			p = 0
+		}
 	}
 	return -1
-}
-
-func (b *bucket) raw(i int) []byte {
-	r := &b.imps[i]
-	return b.arena[r.off : r.off+r.size : r.off+r.size]
 }
 
 func (b *bucket) rawClick(c *pendingClick) []byte {
 	return b.clkMem[c.off : c.off+c.size : c.off+c.size]
 }
 
-func idOf(hi, lo uint64) (id schemas.ImpressionID) {
-	for i := range 8 {
-		id[i] = byte(hi >> (56 - 8*i))
-		id[8+i] = byte(lo >> (56 - 8*i))
+// state of the impression at r.
+func (b *bucket) state(r ref) uint32 {
+	if r.inBase {
+		return b.base.state(r.off)
 	}
-	return id
+	return binary.LittleEndian.Uint32(b.arena[r.off:])
+}
+
+func (b *bucket) setState(r ref, s uint32) {
+	if r.inBase {
+		b.base.setState(r.off, s)
+		return
+	}
+	binary.LittleEndian.PutUint32(b.arena[r.off:], s)
+}
+
+// clicksOf is what a state says.
+func (b *bucket) clicksOf(state uint32) extra {
+	if state&stateExtra != 0 {
+		return b.extra[state&^stateExtra]
+	}
+	return extra{clicks: state}
 }
 
 // mix is the finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection that spreads every bit.

@@ -13,21 +13,22 @@ type transaction struct {
 	epoch     uint64
 	watermark int64
 	max       [2]int64
+	sources   [2]sources
 	ledger    Ledger
 	hash      uint64
 
 	touched []*bucket // each with its mark
 	dropped []*bucket // closed; kept until Commit, because labels still point into their arenas
-	imps    []savedImpression
+	states  []savedState
 	clicks  []savedClick
 }
 
-// savedImpression is an impression that was there at the mark, as it was before a click.
-type savedImpression struct {
-	b    *bucket
-	i    int
-	old  impression
-	corr correction // of old, if old.late != 0
+// savedState is an impression that was there at the mark, as it was before a click.
+type savedState struct {
+	b     *bucket
+	r     ref
+	old   uint32
+	extra extra // if old says that there is one
 }
 
 // savedClick is a waiting click that was there at the mark.
@@ -40,12 +41,12 @@ type savedClick struct {
 func (w *Window) begin() {
 	tx := &w.tx
 	tx.epoch++
-	tx.watermark, tx.max, tx.ledger, tx.hash = w.watermark, w.max, w.ledger, w.hash
+	tx.watermark, tx.max, tx.sources, tx.ledger, tx.hash = w.watermark, w.max, w.sources, w.ledger, w.hash
 	clear(tx.touched)
 	clear(tx.dropped)
-	clear(tx.imps)
+	clear(tx.states)
 	clear(tx.clicks)
-	tx.touched, tx.dropped, tx.imps, tx.clicks = tx.touched[:0], tx.dropped[:0], tx.imps[:0], tx.clicks[:0]
+	tx.touched, tx.dropped, tx.states, tx.clicks = tx.touched[:0], tx.dropped[:0], tx.states[:0], tx.clicks[:0]
 }
 
 // touch takes a bucket's mark before the transaction's first change to it.
@@ -55,21 +56,21 @@ func (w *Window) touch(b *bucket) {
 	}
 	b.epoch = w.tx.epoch
 	b.mark = mark{
-		imps: len(b.imps), arena: len(b.arena), corr: len(b.corr), clicks: len(b.clicks), clkMem: len(b.clkMem),
+		arena: len(b.arena), extra: len(b.extra), clicks: len(b.clicks), clkMem: len(b.clkMem),
 		waiting: b.waiting, open: b.open, hash: b.hash, firstImp: b.firstImp, firstC: b.firstC,
 	}
 	w.tx.touched = append(w.tx.touched, b)
 }
 
-func (w *Window) saveImpression(b *bucket, i int) {
-	if i >= b.mark.imps {
+func (w *Window) saveState(b *bucket, r ref) {
+	if !r.inBase && int(r.off) >= b.mark.arena {
 		return // goes as a whole
 	}
-	s := savedImpression{b: b, i: i, old: b.imps[i]}
-	if s.old.late != 0 {
-		s.corr = b.corr[s.old.late-1]
+	s := savedState{b: b, r: r, old: b.state(r)}
+	if s.old&stateExtra != 0 {
+		s.extra = b.extra[s.old&^stateExtra]
 	}
-	w.tx.imps = append(w.tx.imps, s)
+	w.tx.states = append(w.tx.states, s)
 }
 
 func (w *Window) saveClick(b *bucket, i int) {
@@ -82,12 +83,48 @@ func (w *Window) saveClick(b *bucket, i int) {
 // again afterwards, so the caller calls it once its outputs are durable. It also forgets the output.
 func (w *Window) Commit() {
 	for _, b := range w.tx.dropped {
-		if len(w.free) < maxFree {
-			w.free = append(w.free, b)
+		w.forget(b)
+	}
+	for _, b := range w.tx.touched {
+		if b.base != nil && w.buckets[b.number] == b && w.sealable(b) {
+			w.seal(b)
 		}
 	}
+	w.unsealed = slices.DeleteFunc(w.unsealed, func(b *bucket) bool {
+		if w.buckets[b.number] != b {
+			return true // closed, or never was
+		}
+		if !w.sealable(b) {
+			return false
+		}
+		w.seal(b)
+		return true
+	})
 	w.ResetOutput()
 	w.begin()
+}
+
+// forget gives back what a bucket holds.
+func (w *Window) forget(b *bucket) {
+	if b.base != nil {
+		w.releaseAll(b.base.closing)
+	}
+	w.releaseAll(b.arena)
+	w.recycle(b)
+}
+
+// releaseAll takes the records of an arena out of the dictionary's counts.
+func (w *Window) releaseAll(arena []byte) {
+	for off := 0; off < len(arena); {
+		off += w.names.releaseRecord(arena[off:])
+	}
+}
+
+func (w *Window) recycle(b *bucket) {
+	b.base = nil
+	if cap(b.arena) > 0 && len(w.free) < maxFree { // a sealed one has given its memory back already
+		w.free = append(w.free, b)
+	}
 }
 
 // Rollback undoes everything since the last Commit: state, hash, ledger and output are as they were then.
@@ -95,11 +132,14 @@ func (w *Window) Rollback() {
 	tx := &w.tx
 	for _, b := range tx.dropped {
 		w.buckets[b.number] = b
+		if b.base != nil {
+			b.base.closing = nil
+		}
 	}
-	for _, s := range slices.Backward(tx.imps) {
-		s.b.imps[s.i] = s.old
-		if s.old.late != 0 {
-			s.b.corr[s.old.late-1] = s.corr
+	for _, s := range slices.Backward(tx.states) {
+		s.b.setState(s.r, s.old)
+		if s.old&stateExtra != 0 {
+			s.b.extra[s.old&^stateExtra] = s.extra
 		}
 	}
 	for _, b := range tx.touched {
@@ -109,11 +149,12 @@ func (w *Window) Rollback() {
 	for _, s := range slices.Backward(tx.clicks) {
 		s.b.clicks[s.i] = s.old
 	}
+	w.unsealed = slices.DeleteFunc(w.unsealed, func(b *bucket) bool { return w.buckets[b.number] != b })
 	clear(w.order)
 	w.order = slices.AppendSeq(w.order[:0], maps.Values(w.buckets))
 	slices.SortFunc(w.order, func(a, b *bucket) int { return cmp.Compare(a.number, b.number) })
 	w.last = nil
-	w.watermark, w.max, w.ledger, w.hash = tx.watermark, tx.max, tx.ledger, tx.hash
+	w.watermark, w.max, w.sources, w.ledger, w.hash = tx.watermark, tx.max, tx.sources, tx.ledger, tx.hash
 	w.ResetOutput()
 	w.begin()
 }
@@ -121,25 +162,34 @@ func (w *Window) Rollback() {
 // truncate cuts a bucket back to its mark.
 func (w *Window) truncate(b *bucket) {
 	m := b.mark
+	w.releaseAll(b.arena[m.arena:])
 	if m.created {
 		delete(w.buckets, b.number)
-		if len(w.free) < maxFree {
-			w.free = append(w.free, b)
-		}
+		b.arena = b.arena[:0]
+		w.recycle(b)
 		return
 	}
-	for i := len(b.imps) - 1; i >= m.imps; i-- {
-		b.byImp.remove(w.hashID(b.imps[i].hi, b.imps[i].lo), i)
-	}
+	w.unindex(b, m.arena)
 	for i := len(b.clicks) - 1; i >= m.clicks; i-- {
 		if c := &b.clicks[i]; c.tail != 0 {
-			b.byClick.remove(w.hashID(c.hi, c.lo), i)
+			b.byClick.remove(w.hashRecord(b, c.id), uint32(i))
 		}
 	}
-	b.imps, b.arena, b.corr = b.imps[:m.imps], b.arena[:m.arena], b.corr[:m.corr]
+	b.arena, b.extra = b.arena[:m.arena], b.extra[:m.extra]
 	b.clicks, b.clkMem = b.clicks[:m.clicks], b.clkMem[:m.clkMem]
 	b.waiting, b.open, b.hash = m.waiting, m.open, m.hash
 	b.firstImp, b.firstC = m.firstImp, m.firstC
+}
+
+// unindex takes the records from a position of the arena on out of the index, the last one first.
+func (w *Window) unindex(b *bucket, from int) {
+	w.offsets = w.offsets[:0]
+	for off := from; off < len(b.arena); off += recordSize(b.arena[off:]) {
+		w.offsets = append(w.offsets, uint32(off))
+	}
+	for _, off := range slices.Backward(w.offsets) {
+		b.byImp.remove(w.hashRecord(b, idAt(b.arena[off:])), off)
+	}
 }
 
 // Snapshot is all that a restart needs besides the inputs themselves.
@@ -150,11 +200,15 @@ type Snapshot struct {
 	RewindOffset [2]int64 // by Input: no earlier offset shapes the state
 	Ledger       Ledger   // Open and Pending included, though the state implies them: a rebuild is checked against them
 	Hash         uint64
+	Sources      [2]string // by Input: who promised what
 }
 
 // Snapshot describes the state, given the first offset of each input that was not consumed.
 func (w *Window) Snapshot(next [2]int64) Snapshot {
 	s := Snapshot{WatermarkMS: w.watermark, MaxTimeMS: w.max, NextOffset: next, RewindOffset: next, Ledger: w.ledger, Hash: w.Hash()}
+	for in := range s.Sources {
+		s.Sources[in] = w.sources[in].String()
+	}
 	for _, b := range w.order {
 		if b.firstImp >= 0 {
 			s.RewindOffset[Impressions] = min(s.RewindOffset[Impressions], b.firstImp)
@@ -167,12 +221,16 @@ func (w *Window) Snapshot(next [2]int64) Snapshot {
 }
 
 // Restore starts the rebuild of a snapshot in a new window. Then feed Impression and Click the inputs from
-// RewindOffset up to NextOffset, either input first, and call Restored.
+// RewindOffset up to NextOffset, either input first, and call Restored. Sources that cannot be read are left out, which
+// Restored then notices.
 func Restore(cfg Config, s Snapshot) *Window {
 	w := New(cfg)
+	for in := range s.Sources {
+		w.sources[in] = parseSources(s.Sources[in])
+	}
 	w.watermark, w.max, w.ledger = s.WatermarkMS, s.MaxTimeMS, s.Ledger
 	w.ledger.Open, w.ledger.Pending = 0, 0
-	w.replaying = true
+	w.replaying, w.replayedMS = true, None
 	return w
 }
 

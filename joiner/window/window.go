@@ -15,8 +15,11 @@ import (
 // None is a time or watermark that is not known yet; it is smaller than every time.
 const None = math.MinInt64
 
-// maxArena bounds the encoded events of one bucket: positions in it are 32 bits.
-const maxArena = math.MaxUint32
+// maxArena bounds the records of one bucket: positions in it are 32 bits, and one more is used for "none".
+const maxArena = math.MaxUint32 - 1
+
+// maxBucketMS: a record has 16 bits for the milliseconds since the start of its bucket.
+const maxBucketMS = 1 << 16
 
 // maxFree bounds the dropped buckets whose memory is kept for new ones. In steady state one bucket closes
 // when one opens; a few cover batches that cross several seconds.
@@ -24,10 +27,18 @@ const maxFree = 8
 
 // Config says how the join is done. Changing Window or Bucket over existing state is refused by the service.
 type Config struct {
-	WindowMS   int64  // a click counts until this long after its impression, ms
-	LatenessMS int64  // allowed disorder: the watermark stays this far behind, ms
-	BucketMS   int64  // width of a time bucket, ms; a final negative comes at most this much late
-	Seed       uint64 // of the hash tables, so that ids cannot be crafted to collide; no effect on results
+	WindowMS   int64 // a click counts until this long after its impression, ms
+	LatenessMS int64 // allowed disorder: the watermark stays this far behind, ms
+	BucketMS   int64 // width of a time bucket, ms; a final negative comes at most this much late
+	// ObserveMS after the end of its bucket an impression without a click gets a provisional negative, ms. 0: none. With
+	// it, provisional labels are version 1 and all others count from 2.
+	ObserveMS int64
+	// NegativeRate keeps one negative of so many, chosen by id, with this weight; 0 and 1 keep all.
+	NegativeRate int64
+	// SourceExpiryMS: a source of punctuation that is behind the furthest one by more holds nothing up any longer, ms.
+	// 0: it holds for ever.
+	SourceExpiryMS int64
+	Seed           uint64 // of the hash tables, so that ids cannot be crafted to collide; no effect on results
 }
 
 // Validate returns every problem.
@@ -39,8 +50,14 @@ func (c Config) Validate() error {
 	if c.LatenessMS < 0 {
 		errs = append(errs, fmt.Errorf("lateness of %d ms: want 0 or more", c.LatenessMS))
 	}
-	if c.BucketMS <= 0 {
-		errs = append(errs, fmt.Errorf("bucket of %d ms: want more than 0", c.BucketMS))
+	if c.BucketMS <= 0 || c.BucketMS > maxBucketMS {
+		errs = append(errs, fmt.Errorf("bucket of %d ms: want 1 to %d", c.BucketMS, maxBucketMS))
+	}
+	if c.ObserveMS < 0 || c.ObserveMS >= c.WindowMS {
+		errs = append(errs, fmt.Errorf("observation of %d ms: want 0 (none) or less than the window", c.ObserveMS))
+	}
+	if c.NegativeRate < 0 || c.SourceExpiryMS < 0 {
+		errs = append(errs, fmt.Errorf("negative rate %d and source expiry of %d ms: want 0 or more", c.NegativeRate, c.SourceExpiryMS))
 	}
 	return errors.Join(errs...)
 }
@@ -65,14 +82,24 @@ func (i Input) String() string {
 // Label is a verdict on one impression.
 type Label struct {
 	ID          schemas.ImpressionID
-	Raw         []byte // the impression as received; valid until Commit or Rollback
 	Kind        eventpb.LabelKind
 	Clicked     bool
 	DelayMS     int64 // click time - impression time, at least 0; 0 without a click
 	Clicks      uint32
 	WatermarkMS int64 // None as long as one input is unheard of
 	Version     uint32
+	Weight      float64 // how many impressions it stands for
+
+	record []byte
+	names  *dictionary
 }
+
+// AppendRaw appends the impression as received, byte for byte. It may be called until Commit or Rollback.
+func (l *Label) AppendRaw(b []byte) []byte { return l.names.appendRaw(b, l.record, &l.ID) }
+
+// Category is the impression's field of that name, nil if it has none or is not in the order of our schema. It may be
+// changed by nobody and read until Commit or Rollback.
+func (l *Label) Category() []byte { return l.names.category(l.record) }
 
 // Late is an event that made no label of its own.
 type Late struct {
@@ -87,17 +114,25 @@ type Late struct {
 
 // Window joins one partition. It is not safe for concurrent use.
 type Window struct {
-	cfg     Config
-	buckets map[int64]*bucket
-	order   []*bucket // ascending by number
-	last    *bucket   // touched last: most events fall where the one before fell
-	free    []*bucket
+	cfg      Config
+	buckets  map[int64]*bucket
+	order    []*bucket // ascending by number
+	last     *bucket   // touched last: most events fall where the one before fell
+	unsealed []*bucket // in order of their making
+	free     []*bucket
+	names    *dictionary
+	cut      parts // of the impression at hand
+	head     [recordHead]byte
+	offsets  []uint32
 
 	watermark int64
 	max       [2]int64 // by Input
+	sources   [2]sources
 	ledger    Ledger
 	hash      uint64 // sum of the buckets' hashes
 	replaying bool
+	// replayedMS is how far a rebuild has read the impressions.
+	replayedMS int64
 
 	// Labels and Lates are what came out since ResetOutput, in order. The caller may read them, not keep them.
 	Labels []Label
@@ -111,7 +146,7 @@ func New(cfg Config) *Window {
 	if err := cfg.Validate(); err != nil {
 		panic("window: " + err.Error())
 	}
-	w := &Window{cfg: cfg, buckets: map[int64]*bucket{}, watermark: None, max: [2]int64{None, None}}
+	w := &Window{cfg: cfg, buckets: map[int64]*bucket{}, watermark: None, max: [2]int64{None, None}, names: newDictionary(cfg.Seed)}
 	w.begin()
 	return w
 }
@@ -129,7 +164,7 @@ func (w *Window) Ledger() Ledger { return w.ledger }
 func (w *Window) Known() int {
 	n := 0
 	for _, b := range w.order {
-		n += len(b.imps)
+		n += b.imps()
 	}
 	return n
 }
@@ -161,42 +196,75 @@ func (w *Window) Impression(raw []byte, id schemas.ImpressionID, offset int64) e
 		}
 		return nil
 	}
-	hi, lo := id.Hi(), id.Lo()
-	h := w.hashID(hi, lo)
+	h := w.hashID(id.Hi(), id.Lo())
 	b := w.at(number)
-	if b.find(h, hi, lo) >= 0 {
+	rid := recordIDOf(id, t-b.startMS)
+	if _, found, err := w.find(b, h, rid); err != nil {
+		return err
+	} else if found {
 		if !w.replaying {
 			w.ledger.Duplicate++
 		}
 		return nil
 	}
-	if len(b.arena)+len(raw) > maxArena || len(b.imps) >= math.MaxUint32-1 {
-		return fmt.Errorf("window: bucket at %d ms is full (%d impressions): use more partitions or a smaller bucket", number*w.cfg.BucketMS, len(b.imps))
+	if len(b.arena)+len(raw)+maxRecordOverhead > maxArena {
+		return fmt.Errorf("window: bucket at %d ms is full (%d impressions): use more partitions or a smaller bucket", b.startMS, b.imps())
 	}
 	w.touch(b)
-	w.insert(b, raw, h, hi, lo, offset)
+	off := w.insert(b, raw, h, id, rid, offset)
 	if b.waiting > 0 {
-		w.settle(b, h, len(b.imps)-1, t)
+		return w.settle(b, h, rid, off, t)
 	}
 	return nil
 }
 
-func (w *Window) insert(b *bucket, raw []byte, h, hi, lo uint64, offset int64) {
+// maxRecordOverhead is more than a record is longer than its impression.
+const maxRecordOverhead = 128
+
+func (w *Window) insert(b *bucket, raw []byte, h uint64, id schemas.ImpressionID, rid recordID, offset int64) uint32 {
 	if b.firstImp < 0 {
 		b.firstImp = offset
 	}
 	if b.byImp.full() {
-		b.byImp.resize(len(b.imps) + 1)
-		for i := range b.imps {
-			b.byImp.put(w.hashID(b.imps[i].hi, b.imps[i].lo), i)
-		}
+		w.index(b, &b.byImp, b.arena, b.byImp.n+1)
 	}
-	b.byImp.put(h, len(b.imps))
-	b.imps = append(b.imps, impression{hi: hi, lo: lo, off: uint32(len(b.arena)), size: uint32(len(raw))})
-	b.arena = append(b.arena, raw...)
-	w.rehash(b, mix(hi^mix(lo^mix(uint64(offset)))))
+	off := uint32(len(b.arena))
+	b.byImp.put(h, off)
+	cut(raw, id, &w.cut)
+	b.arena = w.names.appendRecord(b.arena, rid, &w.cut)
+	w.rehash(b, mix(id.Hi()^mix(id.Lo()^mix(uint64(offset)))))
 	b.open++
 	w.ledger.Open++
+	return off
+}
+
+// index makes the index of an arena anew, with room for n entries.
+func (w *Window) index(b *bucket, x *index, arena []byte, n int) {
+	x.resize(n)
+	w.fill(b, x, arena)
+}
+
+func (w *Window) fill(b *bucket, x *index, arena []byte) {
+	for off := 0; off < len(arena); off += recordSize(arena[off:]) {
+		x.put(w.hashRecord(b, idAt(arena[off:])), uint32(off))
+	}
+}
+
+func (w *Window) hashRecord(b *bucket, rid recordID) uint64 {
+	id := rid.of(b.startMS)
+	return w.hashID(id.Hi(), id.Lo())
+}
+
+// find looks for an impression in a bucket. Only the disk under a spilled base can fail.
+func (w *Window) find(b *bucket, h uint64, id recordID) (r ref, found bool, err error) {
+	if off, ok := b.findHot(h, id); ok {
+		return ref{false, off}, true, nil
+	}
+	if b.base == nil {
+		return ref{}, false, nil
+	}
+	off, ok, err := b.base.find(h, id, w.head[:])
+	return ref{true, off}, ok, err
 }
 
 // Click takes a click as received; timeMS is when it happened. raw is copied.
@@ -214,40 +282,43 @@ func (w *Window) Click(raw []byte, id schemas.ImpressionID, timeMS, offset int64
 		}
 		return nil
 	}
-	hi, lo := id.Hi(), id.Lo()
-	h := w.hashID(hi, lo)
+	h := w.hashID(id.Hi(), id.Lo())
 	b := w.at(number)
+	rid := recordIDOf(id, t-b.startMS)
 	if len(b.clkMem)+len(raw) > maxArena || len(b.clicks) >= math.MaxUint32-1 {
-		return fmt.Errorf("window: bucket at %d ms is full (%d waiting clicks): use more partitions or a smaller bucket", number*w.cfg.BucketMS, len(b.clicks))
+		return fmt.Errorf("window: bucket at %d ms is full (%d waiting clicks): use more partitions or a smaller bucket", b.startMS, len(b.clicks))
 	}
 	w.touch(b)
 	if b.firstC < 0 {
 		b.firstC = offset
 	}
-	if i := b.find(h, hi, lo); i >= 0 {
-		w.join(b, i, t, timeMS, offset, raw, true)
-		return nil
+	r, found, err := w.find(b, h, rid)
+	switch {
+	case err != nil:
+		return err
+	case found:
+		return w.join(b, r, id, timeMS, offset, raw, true)
 	}
-	w.wait(b, raw, h, hi, lo, timeMS, offset)
+	w.wait(b, raw, h, rid, timeMS, offset)
 	return nil
 }
 
 // wait puts a click aside until its impression comes or the bucket closes.
-func (w *Window) wait(b *bucket, raw []byte, h, hi, lo uint64, timeMS, offset int64) {
+func (w *Window) wait(b *bucket, raw []byte, h uint64, id recordID, timeMS, offset int64) {
 	i := len(b.clicks)
-	head := b.findClick(h, hi, lo)
+	head := b.findClick(h, id)
 	if head < 0 {
 		if b.byClick.full() {
 			b.byClick.resize(b.byClick.n + 1)
 			for j := range b.clicks {
 				if c := &b.clicks[j]; c.tail != 0 {
-					b.byClick.put(w.hashID(c.hi, c.lo), j)
+					b.byClick.put(w.hashRecord(b, c.id), uint32(j))
 				}
 			}
 		}
-		b.byClick.put(h, i)
+		b.byClick.put(h, uint32(i))
 	}
-	b.clicks = append(b.clicks, pendingClick{hi: hi, lo: lo, timeMS: timeMS, offset: offset, off: uint32(len(b.clkMem)), size: uint32(len(raw))})
+	b.clicks = append(b.clicks, pendingClick{id: id, timeMS: timeMS, offset: offset, off: uint32(len(b.clkMem)), size: uint32(len(raw))})
 	b.clkMem = append(b.clkMem, raw...)
 	if head < 0 {
 		b.clicks[i].tail = uint32(i + 1)
@@ -258,81 +329,103 @@ func (w *Window) wait(b *bucket, raw []byte, h, hi, lo uint64, timeMS, offset in
 		b.clicks[c.tail-1].next = uint32(i + 1)
 		c.tail = uint32(i + 1)
 	}
-	w.rehash(b, hashPending(&b.clicks[i]))
+	w.rehash(b, b.hashPending(&b.clicks[i]))
 	b.waiting++
 	w.ledger.Pending++
 }
 
-func hashPending(c *pendingClick) uint64 {
-	return mix(c.hi ^ mix(c.lo^mix(uint64(c.timeMS)^mix(uint64(c.offset)+1))))
+func (b *bucket) hashPending(c *pendingClick) uint64 {
+	id := c.id.of(b.startMS)
+	return mix(id.Hi() ^ mix(id.Lo()^mix(uint64(c.timeMS)^mix(uint64(c.offset)+1))))
 }
 
-// settle joins the clicks that waited for impression i, in their order of arrival. The label that comes of
-// it counts all of them.
-func (w *Window) settle(b *bucket, h uint64, i int, t int64) {
-	r := b.imps[i]
-	n := b.findClick(h, r.hi, r.lo)
+// settle joins the clicks that waited for the impression at off, in their order of arrival. The label that
+// comes of it counts all of them.
+func (w *Window) settle(b *bucket, h uint64, rid recordID, off uint32, t int64) error {
+	n := b.findClick(h, rid)
 	first := len(w.Labels)
+	id := rid.of(b.startMS)
 	for n >= 0 {
 		w.saveClick(b, n)
 		c := &b.clicks[n]
 		c.settled = true
-		w.rehash(b, -hashPending(c))
+		w.rehash(b, -b.hashPending(c))
 		b.waiting--
 		w.ledger.Pending--
-		w.join(b, i, t, c.timeMS, c.offset, b.rawClick(c), false)
+		if err := w.join(b, ref{false, off}, id, c.timeMS, c.offset, b.rawClick(c), false); err != nil {
+			return err
+		}
 		n = int(c.next) - 1
 	}
 	if len(w.Labels) > first {
-		w.Labels[first].Clicks = b.imps[i].clicks
+		w.Labels[first].Clicks = b.clicksOf(b.state(ref{false, off})).clicks
 	}
+	return nil
 }
 
-// join applies one click to the impression at position i of b. copyRaw: raw is the caller's memory.
-func (w *Window) join(b *bucket, i int, t, timeMS, offset int64, raw []byte, copyRaw bool) {
-	w.saveImpression(b, i)
-	r := &b.imps[i]
-	before := b.hashClicks(i)
-	delay := max(timeMS-t, 0)
-	if delay <= w.cfg.WindowMS {
-		r.clicks++
-		if r.clicks == 1 {
+// join applies one click to the impression at r. copyRaw: raw is the caller's memory.
+func (w *Window) join(b *bucket, r ref, id schemas.ImpressionID, timeMS, offset int64, raw []byte, copyRaw bool) error {
+	w.saveState(b, r)
+	state := b.state(r)
+	now := b.clicksOf(state)
+	before := hashClicks(id, now)
+	delay := max(timeMS-id.UnixMilli(), 0)
+	inside := delay <= w.cfg.WindowMS
+	if inside {
+		now.clicks++
+		if now.clicks == 1 {
 			b.open--
 			w.ledger.Open--
 		}
-		if !w.replaying {
-			w.joined(b, i, delay)
-		}
-	} else {
-		if r.late == 0 {
-			b.corr = append(b.corr, correction{delayMS: delay})
-			r.late = uint32(len(b.corr))
-		}
-		b.corr[r.late-1].clicks++
-		if !w.replaying {
-			if copyRaw {
-				raw = slices.Clone(raw)
-			}
-			w.ledger.LateClicks++
-			w.late(schemas.LateClick, idOf(r.hi, r.lo), timeMS, Clicks, offset, raw)
-		}
+	} else if now.late++; now.late == 1 {
+		now.delay = delay
 	}
-	w.rehash(b, b.hashClicks(i)-before)
+	w.store(b, r, state, now)
+	w.rehash(b, hashClicks(id, now)-before)
+	switch {
+	case w.replaying:
+	case inside:
+		return w.joined(b, r, id, now.clicks, delay)
+	default:
+		if copyRaw {
+			raw = slices.Clone(raw)
+		}
+		w.ledger.LateClicks++
+		w.late(schemas.LateClick, id, timeMS, Clicks, offset, raw)
+	}
+	return nil
+}
+
+// store keeps what is known of an impression's clicks.
+func (w *Window) store(b *bucket, r ref, state uint32, now extra) {
+	switch {
+	case state&stateExtra != 0:
+		b.extra[state&^stateExtra] = now
+	case now.late == 0 && now.clicks < stateExtra:
+		b.setState(r, now.clicks)
+	default:
+		b.extra = append(b.extra, now)
+		b.setState(r, stateExtra|uint32(len(b.extra)-1))
+	}
 }
 
 // joined counts a click inside the window, which has been applied, and labels its impression if it is the first.
-func (w *Window) joined(b *bucket, i int, delay int64) {
-	r := &b.imps[i]
-	if r.clicks > 1 {
+func (w *Window) joined(b *bucket, r ref, id schemas.ImpressionID, clicks uint32, delay int64) error {
+	if clicks > 1 {
 		w.ledger.Repeated++
-		return
+		return nil
+	}
+	rec, err := b.record(r)
+	if err != nil {
+		return err
 	}
 	w.ledger.Joined++
 	w.ledger.Positive++
 	w.Labels = append(w.Labels, Label{
-		ID: idOf(r.hi, r.lo), Raw: b.raw(i), Kind: eventpb.LabelKind_LABEL_KIND_POSITIVE, Clicked: true,
-		DelayMS: delay, Clicks: 1, WatermarkMS: w.watermark, Version: 1,
+		ID: id, Kind: eventpb.LabelKind_LABEL_KIND_POSITIVE, Clicked: true,
+		DelayMS: delay, Clicks: 1, WatermarkMS: w.watermark, Version: w.first(), Weight: 1, record: rec, names: w.names,
 	})
+	return nil
 }
 
 // rehash adds to the hash of a bucket, and so of the state; all arithmetic wraps.
@@ -341,72 +434,151 @@ func (w *Window) rehash(b *bucket, delta uint64) {
 	w.hash += delta
 }
 
-// hashClicks is the part of impression i in the bucket's hash that clicks change.
-func (b *bucket) hashClicks(i int) uint64 {
-	r := &b.imps[i]
-	if r.clicks == 0 && r.late == 0 {
+// hashClicks is the part of an impression in its bucket's hash that clicks change.
+func hashClicks(id schemas.ImpressionID, e extra) uint64 {
+	if e.clicks == 0 && e.late == 0 {
 		return 0
 	}
-	h := uint64(r.clicks)
-	if r.late != 0 {
-		c := b.corr[r.late-1]
-		h ^= mix(uint64(c.delayMS)) + uint64(c.clicks)<<32
+	h := uint64(e.clicks)
+	if e.late != 0 {
+		h ^= mix(uint64(e.delay)) + uint64(e.late)<<32
 	}
-	return mix(r.lo ^ mix(r.hi^mix(h)))
+	return mix(id.Lo() ^ mix(id.Hi()^mix(h)))
 }
 
-// Punctuate takes a producer's promise that an input has no more events before lowMS.
-func (w *Window) Punctuate(in Input, lowMS int64) { w.saw(in, lowMS) }
+// first is the version of an impression's first verdict that is not provisional.
+func (w *Window) first() uint32 {
+	if w.cfg.ObserveMS > 0 {
+		return 2
+	}
+	return 1
+}
+
+// Punctuate takes a promise that an input has no more events before a time. It fails when there are more sources than
+// a commit's metadata can name.
+func (w *Window) Punctuate(in Input, p Promise) error {
+	w.saw(in, p.LowMS)
+	if w.replaying || p.Source == "" && len(p.Covers) == 0 {
+		return nil
+	}
+	s, err := w.sources[in].with(p)
+	if err == nil {
+		w.sources[in] = s
+	}
+	return err
+}
+
+// progress is up to where an input is complete but for Lateness, ms, or None.
+func (w *Window) progress(in Input) int64 {
+	if len(w.sources[in]) > 0 {
+		return w.sources[in].low(w.cfg.SourceExpiryMS)
+	}
+	return w.max[in]
+}
 
 func (w *Window) saw(in Input, t int64) {
-	if !w.replaying && t > w.max[in] {
-		w.max[in] = t
+	switch {
+	case !w.replaying:
+		w.max[in] = max(w.max[in], t)
+	case in == Impressions:
+		w.replayedMS = max(w.replayedMS, t)
 	}
 }
 
 // Advance moves the watermark to what the inputs allow and closes the buckets that it passed. Call it once a
 // batch: it costs nothing while the oldest bucket stays open.
-func (w *Window) Advance() {
-	if w.max[Impressions] == None || w.max[Clicks] == None {
-		return
+func (w *Window) Advance() error {
+	low := min(w.progress(Impressions), w.progress(Clicks))
+	if low == None || low-w.cfg.LatenessMS <= w.watermark {
+		return nil
 	}
-	low := min(w.max[Impressions], w.max[Clicks]) - w.cfg.LatenessMS
-	if low <= w.watermark {
-		return
-	}
-	w.watermark = low
+	before := w.watermark
+	w.watermark = low - w.cfg.LatenessMS
 	n := 0
 	for n < len(w.order) && w.closed(w.order[n].number) {
-		w.close(w.order[n])
+		if err := w.close(w.order[n]); err != nil {
+			return err
+		}
 		n++
 	}
 	w.order = slices.Delete(w.order, 0, n)
+	if err := w.observe(before); err != nil {
+		return err
+	}
 	if invariant.Enabled {
 		invariant.NoError("ledger after Advance", w.Check())
 	}
+	return nil
+}
+
+// observe gives provisional negatives to the impressions without a click of the buckets whose observation has ended
+// since the watermark was before. It is a function of the watermark alone: an impression that comes later
+// gets none, and nothing of it need be remembered.
+func (w *Window) observe(before int64) error {
+	if w.cfg.ObserveMS == 0 {
+		return nil
+	}
+	observed := func(b *bucket, watermark int64) bool {
+		return watermark != None && b.startMS+w.cfg.BucketMS+w.cfg.ObserveMS <= watermark
+	}
+	i := sort.Search(len(w.order), func(i int) bool { return !observed(w.order[i], before) })
+	for ; i < len(w.order) && observed(w.order[i], w.watermark); i++ {
+		b := w.order[i]
+		if b.base != nil {
+			data, err := b.base.load()
+			if err != nil {
+				return fmt.Errorf("window: observe bucket at %d ms: %w", b.startMS, err)
+			}
+			w.observeArena(b, true, data)
+		}
+		w.observeArena(b, false, b.arena)
+	}
+	return nil
+}
+
+func (w *Window) observeArena(b *bucket, inBase bool, arena []byte) {
+	for off := 0; off < len(arena); {
+		size := recordSize(arena[off:])
+		rec := arena[off : off+size : off+size]
+		at := ref{inBase, uint32(off)}
+		off += size
+		if b.clicksOf(b.state(at)).clicks > 0 {
+			continue
+		}
+		if l := w.negative(b, rec, eventpb.LabelKind_LABEL_KIND_PROVISIONAL_NEGATIVE, 1); l.Weight > 0 {
+			w.Labels = append(w.Labels, l)
+			w.ledger.Provisional++
+		}
+	}
+}
+
+// negative is a label without a click; its weight is 0 if the sample leaves it out.
+func (w *Window) negative(b *bucket, rec []byte, kind eventpb.LabelKind, version uint32) Label {
+	l := Label{ID: idAt(rec).of(b.startMS), Kind: kind, WatermarkMS: w.watermark, Version: version, Weight: 1, record: rec, names: w.names}
+	if n := uint64(w.cfg.NegativeRate); n > 1 {
+		// The seed must not be in it: the same impression is in the sample after a restart.
+		if l.Weight = float64(n); mix(l.ID.Hi()^mix(l.ID.Lo()))%n != 0 {
+			l.Weight = 0
+		}
+	}
+	return l
 }
 
 // close labels what is left in a bucket and drops it.
-func (w *Window) close(b *bucket) {
+func (w *Window) close(b *bucket) error {
 	w.touch(b)
-	for i := range b.imps {
-		r := &b.imps[i]
-		if r.clicks > 0 {
-			continue
+	if b.base != nil {
+		data, err := b.base.load()
+		if err != nil {
+			return fmt.Errorf("window: close bucket at %d ms: %w", b.startMS, err)
 		}
-		l := Label{ID: idOf(r.hi, r.lo), Raw: b.raw(i), Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMS: w.watermark, Version: 1}
-		w.Labels = append(w.Labels, l)
-		w.ledger.FinalNegative++
-		if r.late != 0 {
-			c := b.corr[r.late-1]
-			l.Kind, l.Clicked, l.DelayMS, l.Clicks, l.Version = eventpb.LabelKind_LABEL_KIND_CORRECTED, true, c.delayMS, c.clicks, 2
-			w.Labels = append(w.Labels, l)
-			w.ledger.Corrected++
-		}
+		b.base.closing = data
+		w.closeArena(b, true, data)
 	}
+	w.closeArena(b, false, b.arena)
 	for i := range b.clicks {
 		if c := &b.clicks[i]; !c.settled {
-			w.late(schemas.LateOrphan, idOf(c.hi, c.lo), c.timeMS, Clicks, c.offset, b.rawClick(c))
+			w.late(schemas.LateOrphan, c.id.of(b.startMS), c.timeMS, Clicks, c.offset, b.rawClick(c))
 			w.ledger.OrphanExpired++
 		}
 	}
@@ -418,6 +590,33 @@ func (w *Window) close(b *bucket) {
 		w.last = nil
 	}
 	w.tx.dropped = append(w.tx.dropped, b)
+	return nil
+}
+
+// closeArena labels the impressions of an arena that have no label.
+func (w *Window) closeArena(b *bucket, inBase bool, arena []byte) {
+	for off := 0; off < len(arena); {
+		size := recordSize(arena[off:])
+		rec := arena[off : off+size : off+size]
+		now := b.clicksOf(b.state(ref{inBase, uint32(off)}))
+		off += size
+		if now.clicks > 0 {
+			continue
+		}
+		l := w.negative(b, rec, eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, w.first())
+		w.ledger.FinalNegative++
+		if l.Weight > 0 {
+			w.Labels = append(w.Labels, l)
+		} else {
+			w.ledger.SampledOut++
+		}
+		if now.late != 0 {
+			l.Kind, l.Clicked, l.DelayMS, l.Clicks, l.Version = eventpb.LabelKind_LABEL_KIND_CORRECTED, true, now.delay, now.late, w.first()+1
+			l.Weight = 1
+			w.Labels = append(w.Labels, l)
+			w.ledger.Corrected++
+		}
+	}
 }
 
 func (w *Window) late(reason schemas.LateReason, id schemas.ImpressionID, timeMS int64, in Input, offset int64, raw []byte) {
@@ -436,10 +635,11 @@ func (w *Window) at(number int64) *bucket {
 		} else {
 			b = &bucket{}
 		}
-		b.reset(number)
+		b.reset(number, number*w.cfg.BucketMS)
 		w.buckets[number] = b
 		i := sort.Search(len(w.order), func(i int) bool { return w.order[i].number >= number })
 		w.order = slices.Insert(w.order, i, b)
+		w.unsealed = append(w.unsealed, b)
 		w.touch(b)
 		b.mark.created = true
 	}
@@ -447,11 +647,11 @@ func (w *Window) at(number int64) *bucket {
 	return b
 }
 
-// Hash is equal for equal states: watermark, both maximum times, open buckets with their impressions, clicks
+// Hash is equal for equal states: watermark, both maximum times, sources of punctuation, open buckets with their impressions, clicks
 // and waiting clicks. It does not depend on the interleaving of the two inputs nor on the seed. It is a sum
 // over what is in the state, so it is kept up to date at every change and costs nothing here.
 func (w *Window) Hash() uint64 {
-	return w.hash + mix(uint64(w.watermark)^mix(uint64(w.max[0])^mix(uint64(w.max[1])+1)))
+	return w.hash + mix(uint64(w.watermark)^mix(uint64(w.max[0])^mix(uint64(w.max[1])+1))) + w.sources[0].hash(0) + w.sources[1].hash(1)
 }
 
 // Check holds the ledger's equations, and the ledger's view of the state against the state.

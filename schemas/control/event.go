@@ -240,4 +240,7 @@ type Breaker struct {
 	Slice  string  `json:"slice"`
 	Reason string  `json:"reason"`
 	Value  float64 `json:"value"`
+	// Trailing are the counts of the healthy traffic that the slice is held against, so that a restart of the guard
+	// does not take the outage for the norm (breaker.Counts, in their order).
+	Trailing []uint64 `json:"trailing,omitempty"`
 }

@@ -314,11 +314,16 @@ func (x *Click) GetSchema() uint32 {
 }
 
 // Punctuation: a producer's promise that it sends no event older than low_watermark_ms.
-// It travels in imp.v1 and clk.v1 under the header schemas.HeaderPunctuation.
+// It travels in imp.v1 and clk.v1 under the header schemas.HeaderPunctuation. The time of an input is the
+// smallest promise of its live sources; a source that is named once holds it until it promises more, closes
+// or falls behind the others by more than the joiner's source_expiry.
 type Punctuation struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
-	Source         string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"` // the ingest instance that promises
+	Source         string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"` // who promises; with covers, for people only. Both empty: an event at that time
 	LowWatermarkMs int64                  `protobuf:"varint,2,opt,name=low_watermark_ms,json=lowWatermarkMs,proto3" json:"low_watermark_ms,omitempty"`
+	Covers         []uint32               `protobuf:"varint,3,rep,packed,name=covers,proto3" json:"covers,omitempty"` // the promise is that of these parts of a known whole: of raw partitions, of whatever is read
+	Parts          uint32                 `protobuf:"varint,4,opt,name=parts,proto3" json:"parts,omitempty"`          // how many parts there are, numbered from 0; those not heard of hold the time too
+	Closed         bool                   `protobuf:"varint,5,opt,name=closed,proto3" json:"closed,omitempty"`        // nothing follows from this source
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -367,6 +372,27 @@ func (x *Punctuation) GetLowWatermarkMs() int64 {
 	return 0
 }
 
+func (x *Punctuation) GetCovers() []uint32 {
+	if x != nil {
+		return x.Covers
+	}
+	return nil
+}
+
+func (x *Punctuation) GetParts() uint32 {
+	if x != nil {
+		return x.Parts
+	}
+	return 0
+}
+
+func (x *Punctuation) GetClosed() bool {
+	if x != nil {
+		return x.Closed
+	}
+	return false
+}
+
 // Label: the join's verdict on one impression. Topic labels.v1, keyed by the impression id.
 type Label struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -378,6 +404,7 @@ type Label struct {
 	WatermarkMs   int64                  `protobuf:"varint,6,opt,name=watermark_ms,json=watermarkMs,proto3" json:"watermark_ms,omitempty"`      // of the partition, when the label was made
 	Version       uint32                 `protobuf:"varint,7,opt,name=version,proto3" json:"version,omitempty"`                                 // 1, then +1 with each correction
 	Weight        float64                `protobuf:"fixed64,8,opt,name=weight,proto3" json:"weight,omitempty"`                                  // sampling weight, 1 unless the joiner samples
+	Suspect       bool                   `protobuf:"varint,9,opt,name=suspect,proto3" json:"suspect,omitempty"`                                 // made while the circuit breaker of its slice was open: not to be learned from
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -466,6 +493,13 @@ func (x *Label) GetWeight() float64 {
 		return x.Weight
 	}
 	return 0
+}
+
+func (x *Label) GetSuspect() bool {
+	if x != nil {
+		return x.Suspect
+	}
+	return false
 }
 
 // Late: an event that the join could not use for a label. Topic late.v1.
@@ -782,10 +816,13 @@ const file_event_proto_rawDesc = "" +
 	"\rimpression_id\x18\x01 \x01(\fR\fimpressionId\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\fR\x02id\x12\x17\n" +
 	"\atime_ms\x18\x03 \x01(\x03R\x06timeMs\x12\x16\n" +
-	"\x06schema\x18\x04 \x01(\rR\x06schema\"O\n" +
+	"\x06schema\x18\x04 \x01(\rR\x06schema\"\x95\x01\n" +
 	"\vPunctuation\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12(\n" +
-	"\x10low_watermark_ms\x18\x02 \x01(\x03R\x0elowWatermarkMs\"\xff\x01\n" +
+	"\x10low_watermark_ms\x18\x02 \x01(\x03R\x0elowWatermarkMs\x12\x16\n" +
+	"\x06covers\x18\x03 \x03(\rR\x06covers\x12\x14\n" +
+	"\x05parts\x18\x04 \x01(\rR\x05parts\x12\x16\n" +
+	"\x06closed\x18\x05 \x01(\bR\x06closed\"\x99\x02\n" +
 	"\x05Label\x12\x1e\n" +
 	"\n" +
 	"impression\x18\x01 \x01(\fR\n" +
@@ -796,7 +833,8 @@ const file_event_proto_rawDesc = "" +
 	"\x06clicks\x18\x05 \x01(\rR\x06clicks\x12!\n" +
 	"\fwatermark_ms\x18\x06 \x01(\x03R\vwatermarkMs\x12\x18\n" +
 	"\aversion\x18\a \x01(\rR\aversion\x12\x16\n" +
-	"\x06weight\x18\b \x01(\x01R\x06weight\"\xe1\x01\n" +
+	"\x06weight\x18\b \x01(\x01R\x06weight\x12\x18\n" +
+	"\asuspect\x18\t \x01(\bR\asuspect\"\xe1\x01\n" +
 	"\x04Late\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12#\n" +
 	"\rimpression_id\x18\x02 \x01(\fR\fimpressionId\x12\x17\n" +

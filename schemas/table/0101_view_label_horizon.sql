@@ -6,7 +6,7 @@
 --           impressions show clicks only. An impression is mature when event_time <= horizon, where horizon is
 --           the smallest, over partitions, newest watermark - window - bucket.
 -- Example:  SELECT horizon FROM label_horizon
--- Cost:     reads two columns of labels (about 3 bytes a row, compressed). No FINAL: max is the same with duplicates.
+-- Cost:     a few rows.
 CREATE OR REPLACE VIEW label_horizon {{cluster}}AS
 WITH
     (SELECT max(value) FROM (SELECT value FROM parameters FINAL WHERE name = 'window_ms')) AS configured_window,
@@ -19,5 +19,5 @@ SELECT
     window_ms,
     bucket_ms,
     count() AS partitions
-FROM (SELECT partition, toUnixTimestamp64Milli(max(watermark)) AS newest_ms FROM labels GROUP BY partition)
+FROM (SELECT partition, toUnixTimestamp64Milli(max(watermark)) AS newest_ms FROM label_partitions GROUP BY partition)
 COMMENT 'Event time up to which click-through rates are unbiased';

@@ -7,7 +7,7 @@
 --           one user are not independent. variance and se are NaN below two users.
 -- Note:     sum (m - R d) is 0, so v needs no means: n^2 (sum_mm - 2 R sum_md + R^2 sum_dd) / ((n - 1) sum_d^2).
 -- Example:  SELECT variant, users, ctr, se FROM experiment_results WHERE experiment = 'x-1'
--- Cost:     one scan of labels_mature, grouped by user; an experiment alone reads its range only.
+-- Cost:     user_days, grouped by user; an experiment alone reads its range only.
 CREATE OR REPLACE VIEW experiment_results {{cluster}}AS
 SELECT experiment, variant,
     sum(d) AS impressions, sum(m) AS clicks, count() AS users, clicks / impressions AS ctr,
@@ -16,14 +16,69 @@ SELECT experiment, variant,
     sqrt(variance / n) AS se
 FROM
 (
-    SELECT experiment, variant, user, toUInt64(sum(clicked)) AS m, toUInt64(count()) AS d
-    FROM labels_mature
+    SELECT experiment, variant, user, toUInt64(sum(clicks)) AS m, toUInt64(sum(impressions)) AS d
+    FROM user_days
     WHERE experiment != ''
     GROUP BY experiment, variant, user
 )
 GROUP BY experiment, variant
 COMMENT 'Clicks, users and sums of each variant of each experiment';
 
+-- experiment_results_by_category
+-- Question: the same, within each category?
+-- Columns:  experiment, category, variant, then as experiment_results. A user counts in each category that they saw.
+-- Example:  SELECT category, variant, ctr FROM experiment_results_by_category WHERE experiment = 'x-1'
+-- Cost:     one scan of labels_mature, grouped by user and category: the rollups know users, but not by category (they
+--           would be as large as labels). An experiment alone reads its range only.
+CREATE OR REPLACE VIEW experiment_results_by_category {{cluster}}AS
+SELECT experiment, category, variant,
+    sum(d) AS impressions, sum(m) AS clicks, count() AS users, clicks / impressions AS ctr,
+    users AS n, clicks AS sum_m, impressions AS sum_d, sum(m * m) AS sum_mm, sum(d * d) AS sum_dd, sum(m * d) AS sum_md,
+    if(n < 2, nan, n * greatest(0, sum_mm - 2 * ctr * sum_md + ctr * ctr * sum_dd) / (n - 1) * n / sum_d / sum_d) AS variance,
+    sqrt(variance / n) AS se
+FROM
+(
+    SELECT experiment, category, variant, user, toUInt64(sum(clicked)) AS m, toUInt64(count()) AS d
+    FROM labels_mature
+    WHERE experiment != ''
+    GROUP BY experiment, category, variant, user
+)
+GROUP BY experiment, category, variant
+COMMENT 'Clicks, users and sums of each variant of each experiment and category';
+
+{{define "lift"}}WITH
+    0.05 AS alpha,
+    5000 AS n_star,
+    x * (-2 * log(alpha) + log(1 - 2 * log(alpha))) / n_star AS y,
+    sqrt(2 * (y + 1) / y * (0.5 * log1p(y) - log(alpha))) AS z,
+    vb + va > 0 AS informative,
+    ra * ra - z * z * va AS qa,
+    ra * rb AS qb,
+    rb * rb - z * z * vb AS qc,
+    sqrt(greatest(0, qb * qb - qa * qc)) AS root
+SELECT
+    {{.keys}}, variant, users, control_users, rb AS ctr, ra AS control_ctr,
+    rb - ra AS diff,
+    if(informative, diff - z * sqrt(va + vb), -1) AS diff_low,
+    if(informative, diff + z * sqrt(va + vb), 1) AS diff_high,
+    if(ra > 0, rb / ra - 1, nan) AS lift,
+    if(informative AND qa > 0, greatest((qb - root) / qa, 0) - 1, -1) AS lift_low,
+    if(informative AND qa > 0, (qb + root) / qa - 1, inf) AS lift_high,
+    if(informative, least(1, exp(0.5 * log1p(y) - y * diff * diff / (va + vb) / (2 * (y + 1)))), 1) AS p
+FROM
+(
+    -- One pass over the results: a join of them with themselves would count the users twice.
+    SELECT {{.keys}}, arm.1 AS variant, arm.2 AS users, control.2 AS control_users,
+        arm.3 AS rb, control.3 AS ra, pow(arm.4, 2) AS vb, pow(control.4, 2) AS va, toFloat64(arm.2 + control.2) AS x
+    FROM
+    (
+        SELECT {{.keys}}, groupArray((toString(variant), users, ctr, se)) AS arms, arrayFirst(a -> a.1 = 'control', arms) AS control
+        FROM {{.results}}
+        GROUP BY {{.keys}}
+    )
+    ARRAY JOIN arms AS arm
+    WHERE arm.1 != 'control' AND control.1 = 'control'
+){{end -}}
 -- experiment_lift
 -- Question: is the treatment better than the control, by how much, and may we look now?
 -- Columns:  experiment, variant (each one but "control"); users, control_users, ctr, control_ctr (0 - 1);
@@ -38,37 +93,90 @@ COMMENT 'Clicks, users and sums of each variant of each experiment';
 -- Example:  SELECT lift, lift_low, lift_high, p FROM experiment_lift WHERE experiment = 'x-1'
 -- Cost:     experiment_results.
 CREATE OR REPLACE VIEW experiment_lift {{cluster}}AS
-WITH
-    0.05 AS alpha,
-    5000 AS n_star,
-    x * (-2 * log(alpha) + log(1 - 2 * log(alpha))) / n_star AS y,
-    sqrt(2 * (y + 1) / y * (0.5 * log1p(y) - log(alpha))) AS z,
-    vb + va > 0 AS informative,
-    ra * ra - z * z * va AS qa,
-    ra * rb AS qb,
-    rb * rb - z * z * vb AS qc,
-    sqrt(greatest(0, qb * qb - qa * qc)) AS root
-SELECT
-    experiment, variant, users, control_users, rb AS ctr, ra AS control_ctr,
-    rb - ra AS diff,
-    if(informative, diff - z * sqrt(va + vb), -1) AS diff_low,
-    if(informative, diff + z * sqrt(va + vb), 1) AS diff_high,
-    if(ra > 0, rb / ra - 1, nan) AS lift,
-    if(informative AND qa > 0, greatest((qb - root) / qa, 0) - 1, -1) AS lift_low,
-    if(informative AND qa > 0, (qb + root) / qa - 1, inf) AS lift_high,
-    if(informative, least(1, exp(0.5 * log1p(y) - y * diff * diff / (va + vb) / (2 * (y + 1)))), 1) AS p
+{{template "lift" dict "results" "experiment_results" "keys" "experiment"}}
+COMMENT 'Lift of each variant over control with always-valid intervals';
+
+-- experiment_lift_by_category
+-- Question: where is the treatment better, where worse?
+-- Columns:  experiment, category, then as experiment_lift. Each interval and p holds for its category alone: of 44
+--           categories without a difference about two are below 0.05. Compare p with 0.05 / categories, or use the
+--           experiment's analysis over HTTP, which corrects for it.
+-- Example:  SELECT category, lift, lift_low, lift_high FROM experiment_lift_by_category WHERE experiment = 'x-1' ORDER BY p
+-- Cost:     experiment_results_by_category.
+CREATE OR REPLACE VIEW experiment_lift_by_category {{cluster}}AS
+{{template "lift" dict "results" "experiment_results_by_category" "keys" "experiment, category"}}
+COMMENT 'Lift of each variant over control within each category';
+
+-- experiment_cuped
+-- Question: the sums of each variant together with what its users did before the experiment (for CUPED)?
+-- Columns:  experiment, variant; n users; with m clicks and d impressions in the experiment, x clicks and y impressions in the
+--           days before the experiment's first (all traffic of the user, 0 without any): sum_m, sum_d, sum_x, sum_y and
+--           the sums of products sum_mm, sum_dd, sum_md, sum_xx, sum_yy, sum_xy, sum_mx, sum_my, sum_dx, sum_dy.
+-- Parameters: id of the experiment; days before it that count.
+-- Example:  SELECT * FROM experiment_cuped(id = 'x-1', days = 14)
+-- Cost:     user_days of the experiment, and of the days before.
+CREATE OR REPLACE VIEW experiment_cuped {{cluster}}AS
+WITH (SELECT min(day) FROM user_days WHERE experiment = {id:String}) AS start
+SELECT {id:String} AS experiment, variant, count() AS n, sum(m) AS sum_m, sum(d) AS sum_d, sum(x) AS sum_x, sum(y) AS sum_y,
+    sum(m * m) AS sum_mm, sum(d * d) AS sum_dd, sum(m * d) AS sum_md, sum(x * x) AS sum_xx, sum(y * y) AS sum_yy, sum(x * y) AS sum_xy,
+    sum(m * x) AS sum_mx, sum(m * y) AS sum_my, sum(d * x) AS sum_dx, sum(d * y) AS sum_dy
 FROM
 (
-    -- One pass over experiment_results: a join of it with itself would scan the labels twice.
-    SELECT experiment, arm.1 AS variant, arm.2 AS users, control.2 AS control_users,
-        arm.3 AS rb, control.3 AS ra, pow(arm.4, 2) AS vb, pow(control.4, 2) AS va, toFloat64(arm.2 + control.2) AS x
+    SELECT variant, user, toUInt64(sum(clicks)) AS m, toUInt64(sum(impressions)) AS d
+    FROM user_days
+    WHERE experiment = {id:String}
+    GROUP BY variant, user
+) AS during
+LEFT JOIN
+(
+    SELECT user, toUInt64(sum(clicks)) AS x, toUInt64(sum(impressions)) AS y
+    FROM user_days
+    WHERE day < start AND day >= start - {days:UInt16}
+    GROUP BY user
+) AS earlier USING (user)
+GROUP BY variant
+COMMENT 'Sums of an experiment with those of the days before it';
+
+-- experiment_health
+-- Question: is the experiment's traffic split as planned, and does each user see one variant?
+-- Columns:  experiment, variant; users, users_elsewhere (of them, seen in another variant of the experiment too), multiple
+--           (their share, 0 - 1); share (of the experiment's users over all variants, 0 - 1); planned (share of the variant
+--           by the latest step on the control log, 0 - 1; NaN when it is not there); steps (ramp steps so far), looks and
+--           last_action (of the rollout controller), srm_p (of its sample-ratio test at the last look, valid at every look;
+--           NaN before the first).
+-- Note:     share covers the whole experiment, planned its last step: compare them while steps is 1. srm_p is made step by
+--           step and is the one to act on: below 0.01 the assignment or the logging is broken.
+-- Example:  SELECT experiment, variant, multiple, srm_p FROM experiment_health WHERE multiple > 0.01 OR srm_p < 0.01
+-- Cost:     user_days, grouped by user; an experiment alone reads its range only.
+CREATE OR REPLACE VIEW experiment_health {{cluster}}AS
+SELECT experiment, variant, users, users_elsewhere, users_elsewhere / users AS multiple,
+    users / sum(users) OVER (PARTITION BY experiment) AS share,
+    if(steps = 0, nan, if(variant = 'treatment', plan.planned, 1 - plan.planned)) AS planned,
+    plan.steps AS steps, looked.looks AS looks, looked.last_action AS last_action, if(looks = 0, nan, looked.srm_p) AS srm_p
+FROM
+(
+    SELECT experiment, arrayJoin(arms) AS variant, count() AS users, countIf(length(arms) > 1) AS users_elsewhere
     FROM
     (
-        SELECT experiment, groupArray((toString(variant), users, ctr, se)) AS arms, arrayFirst(a -> a.1 = 'control', arms) AS control
-        FROM experiment_results
-        GROUP BY experiment
+        SELECT toString(user_days.experiment) AS experiment, user, groupUniqArray(toString(user_days.variant)) AS arms
+        FROM user_days
+        WHERE user_days.experiment != ''
+        GROUP BY experiment, user
     )
-    ARRAY JOIN arms AS arm
-    WHERE arm.1 != 'control' AND control.1 = 'control'
-)
-COMMENT 'Lift of each variant over control with always-valid intervals';
+    GROUP BY experiment, variant
+) AS arms
+LEFT JOIN
+(
+    SELECT substring(entity, 12) AS experiment, argMax(if(type = 'experiment.step', JSONExtractFloat(data, 'share'), JSONExtractArrayRaw(data, 'steps')[1]::Float64), (time, offset)) AS planned,
+        count() AS steps
+    FROM control_log FINAL
+    WHERE rejected = '' AND type IN ('experiment.created', 'experiment.step')
+    GROUP BY experiment
+) AS plan USING (experiment)
+LEFT JOIN
+(
+    SELECT toString(experiment_looks.experiment) AS experiment, count() AS looks, toString(argMax(action, time)) AS last_action, argMax(experiment_looks.srm_p, time) AS srm_p
+    FROM experiment_looks FINAL
+    GROUP BY experiment
+) AS looked USING (experiment)
+COMMENT 'Split and exposures of each experiment';

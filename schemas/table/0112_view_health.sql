@@ -3,11 +3,12 @@
 -- Columns:  partition (of labels.v1); rows, newest_event, newest_watermark (event time), newest_offset, inserted_at (wall
 --           clock, UTC, of the newest insert), idle_seconds (since then).
 -- Example:  SELECT max(idle_seconds) FROM freshness
--- Cost:     reads five small columns of labels. No FINAL: only rows counts duplicates that are not merged yet.
+-- Note:     rows counts what was sent, a block that was sent again under another token included.
+-- Cost:     a few rows.
 CREATE OR REPLACE VIEW freshness {{cluster}}AS
-SELECT partition, count() AS rows, max(event_time) AS newest_event, max(watermark) AS newest_watermark, max(offset) AS newest_offset,
-    max(labels.inserted_at) AS inserted_at, dateDiff('second', inserted_at, now()) AS idle_seconds
-FROM labels
+SELECT partition, sum(label_partitions.rows) AS rows, max(event_time) AS newest_event, max(watermark) AS newest_watermark,
+    max(offset) AS newest_offset, max(label_partitions.inserted_at) AS inserted_at, dateDiff('second', inserted_at, now()) AS idle_seconds
+FROM label_partitions
 GROUP BY partition
 COMMENT 'How far behind the warehouse is, per partition of labels.v1';
 
@@ -39,3 +40,20 @@ FROM
 GROUP BY partition, minute
 HAVING want_labels != labels OR want_positive != positive OR want_xor != hash_xor OR want_sum != hash_sum
 COMMENT 'Minutes in which the labels here differ from what the joiner says it made';
+
+-- trace_impression
+-- Question: what does the warehouse know of one impression?
+-- Columns:  those of labels, one row a version, oldest first, and: age_ms (watermark - event time when the label was made),
+--           latest (1: the version that counts), counts (1: labels_mature has it), description and blocked (of the creative).
+-- Example:  SELECT * FROM trace_impression(id = '0199c2d7-1c00-7aaa-8bbb-0123456789ab')
+-- Cost:     one day of one column, then a few rows: the time is read from the id.
+CREATE OR REPLACE VIEW trace_impression {{cluster}}AS
+WITH toUUID({id:String}) AS wanted
+SELECT labels.*, toUnixTimestamp64Milli(watermark) - toUnixTimestamp64Milli(event_time) AS age_ms,
+    version = max(version) OVER () AS latest,
+    latest AND bot = 0 AND suspect = 0 AND event_time <= (SELECT horizon FROM label_horizon) AS counts,
+    known.description AS description, known.blocked AS blocked
+FROM (SELECT * FROM labels FINAL WHERE event_time = UUIDv7ToDateTime(wanted, 'UTC') AND impression_id = wanted) AS labels
+LEFT JOIN (SELECT toLowCardinality(id) AS creative, description, blocked FROM creatives FINAL) AS known USING (creative)
+ORDER BY version
+COMMENT 'All versions of one impression, by its id';

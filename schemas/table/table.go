@@ -1,11 +1,12 @@
 // Package table holds the tables and views of the warehouse as numbered SQL files; internal/warehouse
-// applies them. They are Go templates over five functions, so that one text serves one server and a cluster:
+// applies them. They are Go templates over a few functions, so that one text serves one server and a cluster:
 //
 //	{{cluster}}                  ON CLUSTER ..., or nothing
 //	{{local "labels"}}           the table that holds the data (labels, or labels_local)
 //	{{engine "Kind" "arg"}}      Kind(arg), or ReplicatedKind('path', 'replica', arg)
 //	{{dedup 100000}}             the setting of the window of insert tokens
 //	{{distributed "labels" key}} the Distributed table over labels_local, or nothing
+//	{{dict "key" "value"}}       parameters of a {{template}}
 //
 // A file NNNN_name.sql is applied once and must not change afterwards; a file NNNN_view_name.sql holds only
 // CREATE OR REPLACE VIEW and is applied again whenever it has changed. A semicolon at the end of a line

@@ -314,13 +314,16 @@ func (a *App) holdout(product string) bool {
 }
 
 func (a *App) openLogs(ctx context.Context) (err error) {
-	if !a.needs(Pairer, Trainer, Serving) {
+	if !a.needs(Joiner, Pairer, Trainer, Serving) {
 		return nil
 	}
 	if a.control, err = controllog.Open(ctx, a.kafka, a.log, a.registry); err != nil {
 		return err
 	}
 	a.actors.onStop("control log", a.control.Close)
+	if !a.needs(Pairer, Trainer, Serving) {
+		return nil // the joiner's circuit breaker needs the control log alone
+	}
 	if a.ads, err = creativelog.Open(ctx, a.kafka, a.log, a.registry); err != nil {
 		return err
 	}
@@ -331,9 +334,13 @@ func (a *App) openLogs(ctx context.Context) (err error) {
 func (a *App) startJoiner(context.Context) (err error) {
 	cfg := a.cfg.Joiner
 	cfg.Kafka = a.kafka
+	if cfg.Segments.Dir == "" && a.opt.Dir != "" {
+		cfg.Segments.Dir = filepath.Join(a.opt.Dir, "joiner")
+	}
 	if a.joiner, err = joiner.New(cfg, a.log, a.registry); err != nil {
 		return err
 	}
+	a.joiner.Guard(a.control)
 	a.actors.start("joiner", a.joiner.Run)
 	return nil
 }

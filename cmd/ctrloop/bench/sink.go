@@ -307,4 +307,3 @@ func metText(met bool) string {
 
 // Wrong rows of both parts.
 func (r SinkReport) Wrong() int64 { return r.Alone.Wrong + r.Broker.Wrong }
-

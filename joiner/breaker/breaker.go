@@ -1,0 +1,291 @@
+// Package breaker decides when the labels of the join are not to be learned from: it is pure, all times are event times.
+//
+// It watches slices of the traffic: all of it, and each department of the catalogue. A minute is judged once the watermark
+// has passed it, so that a backlog which drains unevenly is not taken for an outage. Then the recent minutes are held
+// against the trailing ones:
+//
+//   - stale: no clicks at all, where the trailing click rate makes that impossible by chance.
+//   - rate: clicks per impression less than Drop or more than Rise times the trailing rate.
+//   - coverage: of the clicks that were settled, the share that found their impression has fallen by more than Cover.
+//   - orphans: the share of clicks whose impression never came has grown by more than Orphan.
+//   - ctr: of the impressions that were labelled for good, the share with a click is off like rate. For departments, whose
+//     clicks are known only by their labels, it is the only rule.
+//
+// Every rule needs a deviation that is both large and far outside of chance. A slice that has tripped closes again after Hold
+// minutes without one. Minutes while it is open are kept out of its trailing baseline, and those of before it tripped
+// are its measure, so that an outage does not become the norm. What is trailing is forgotten in a restart: until Warm minutes have been seen nothing trips.
+package breaker
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+)
+
+// All is the slice of all traffic.
+const All = "all"
+
+// maxSlices bounds the departments that are watched one by one; those beyond are in All only.
+const maxSlices = 64
+
+const minuteMS = 60_000
+
+// few clicks say nothing, whatever the statistics.
+const few = 30
+
+// Config of the rules.
+type Config struct {
+	Recent   int     // minutes that are judged together
+	Baseline int     // trailing minutes they are held against
+	Warm     int     // trailing minutes without which nothing is judged
+	Hold     int     // good minutes after which an open slice closes
+	Drop     float64 // trips below this times the trailing rate, in (0, 1)
+	Rise     float64 // trips above this times the trailing rate, more than 1
+	Cover    float64 // trips when coverage has fallen by more than this, in (0, 1)
+	Orphan   float64 // trips when the orphan rate has grown by more than this, in (0, 1)
+	Sigma    float64 // and only beyond so many standard deviations
+}
+
+// Default trips on halves and triples, and hardly ever by chance: at 6 standard deviations once in a billion looks.
+func Default() Config {
+	return Config{Recent: 5, Baseline: 360, Warm: 30, Hold: 10, Drop: 0.5, Rise: 3, Cover: 0.3, Orphan: 0.3, Sigma: 6}
+}
+
+// Validate returns every problem.
+func (cfg Config) Validate() error {
+	var errs []error
+	bad := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	bad(cfg.Recent >= 1 && cfg.Hold >= 1, "recent %d and hold %d: want 1 minute or more", cfg.Recent, cfg.Hold)
+	bad(cfg.Warm >= 1 && cfg.Warm <= cfg.Baseline, "warm %d: want 1 to the baseline of %d minutes", cfg.Warm, cfg.Baseline)
+	bad(cfg.Drop > 0 && cfg.Drop < 1 && cfg.Rise > 1, "drop %g and rise %g: want them on both sides of 1", cfg.Drop, cfg.Rise)
+	bad(cfg.Cover > 0 && cfg.Cover < 1 && cfg.Orphan > 0 && cfg.Orphan < 1, "cover %g and orphan %g: want 0 to 1", cfg.Cover, cfg.Orphan)
+	bad(cfg.Sigma > 0, "sigma %g: want more than 0", cfg.Sigma)
+	return errors.Join(errs...)
+}
+
+// Counts of a minute of event time.
+type Counts struct {
+	Impressions, Clicks uint64 // read, by their own time
+	Joined, Orphans     uint64 // clicks settled while the watermark was in the minute
+	Positive, Negative  uint64 // labels for good made while the watermark was in the minute
+}
+
+// Add sums.
+func (c Counts) Add(o Counts) Counts {
+	return Counts{c.Impressions + o.Impressions, c.Clicks + o.Clicks, c.Joined + o.Joined, c.Orphans + o.Orphans, c.Positive + o.Positive, c.Negative + o.Negative}
+}
+
+// List is the counts in the order of their fields, for a log.
+func (c Counts) List() []uint64 {
+	return []uint64{c.Impressions, c.Clicks, c.Joined, c.Orphans, c.Positive, c.Negative}
+}
+
+// CountsOf reads List's form; anything else is no counts.
+func CountsOf(l []uint64) Counts {
+	if len(l) != 6 {
+		return Counts{}
+	}
+	return Counts{l[0], l[1], l[2], l[3], l[4], l[5]}
+}
+
+// Change of a slice's state.
+type Change struct {
+	Slice  string
+	Open   bool
+	Reason string  // what is wrong, in words; of the last trip when it closes
+	Value  float64 // the figure that tripped it, relative to the trailing one
+	// Trailing are the counts that it was held against, and is until it closes.
+	Trailing Counts
+}
+
+// Breaker watches. It is not safe for concurrent use.
+type Breaker struct {
+	cfg    Config
+	slices map[string]*slice
+	judged int64 // the last minute that was, by number; 0: none yet
+}
+
+type slice struct {
+	minutes map[int64]Counts // by number; judged ones that belong to the baseline, and those to come
+	bad     map[int64]bool   // minutes while it was open
+	open    bool
+	norm    Counts // the trailing counts when it tripped: while it is open they are the measure, however long that takes
+	good    int    // minutes in a row, while open
+	last    Change
+}
+
+// New returns a breaker whose slices are closed, but for those that were open before a restart.
+func New(cfg Config, tripped []Change) *Breaker {
+	b := &Breaker{cfg: cfg, slices: map[string]*slice{}}
+	for _, c := range tripped {
+		if s := b.slice(c.Slice); s != nil {
+			s.open, s.norm, s.last = true, c.Trailing, c
+		}
+	}
+	return b
+}
+
+func (b *Breaker) slice(name string) *slice {
+	s := b.slices[name]
+	if s == nil && (name == All || len(b.slices) <= maxSlices) {
+		s = &slice{minutes: map[int64]Counts{}, bad: map[int64]bool{}}
+		b.slices[name] = s
+	}
+	return s
+}
+
+// Add counts what happened in a minute, given by any time in it. What comes after its minute was judged goes into the
+// baseline only.
+func (b *Breaker) Add(name string, ms int64, c Counts) {
+	if s := b.slice(name); s != nil {
+		s.minutes[ms/minuteMS] = s.minutes[ms/minuteMS].Add(c)
+	}
+}
+
+// Open says whether a slice, or all traffic, is.
+func (b *Breaker) Open(name string) bool {
+	if s := b.slices[All]; s != nil && s.open {
+		return true
+	}
+	s := b.slices[name]
+	return s != nil && s.open
+}
+
+// Tripped lists the open slices with the reason, by name.
+func (b *Breaker) Tripped() (out []Change) {
+	for _, name := range slices.Sorted(maps.Keys(b.slices)) {
+		if s := b.slices[name]; s.open {
+			out = append(out, s.last)
+		}
+	}
+	return out
+}
+
+// Judge looks at the minutes that the watermark has passed since the last call.
+func (b *Breaker) Judge(watermarkMS int64) (changes []Change) {
+	end := watermarkMS/minuteMS - 1 // the last whole minute
+	if end <= b.judged {
+		return nil
+	}
+	// After a jump over a long silence only what can be in a baseline is looked at.
+	from := max(b.judged+1, end-int64(b.cfg.Baseline))
+	if b.judged == 0 {
+		from = end
+	}
+	for m := from; m <= end; m++ {
+		for _, name := range slices.Sorted(maps.Keys(b.slices)) {
+			if c, ok := b.slices[name].judge(b.cfg, name, m); ok {
+				changes = append(changes, c)
+			}
+		}
+	}
+	b.judged = end
+	return changes
+}
+
+// judge looks at one slice at the end of minute m.
+func (s *slice) judge(cfg Config, name string, m int64) (Change, bool) {
+	oldest := m - int64(cfg.Baseline) - int64(cfg.Recent)
+	maps.DeleteFunc(s.minutes, func(k int64, _ Counts) bool { return k < oldest })
+	maps.DeleteFunc(s.bad, func(k int64, _ bool) bool { return k < oldest })
+	var recent, trailing Counts
+	seen := 0
+	for k, c := range s.minutes {
+		switch {
+		case k > m:
+		case k > m-int64(cfg.Recent):
+			recent = recent.Add(c)
+		case !s.bad[k]:
+			trailing = trailing.Add(c)
+			seen++
+		}
+	}
+	if s.open {
+		s.bad[m] = true
+		if s.norm != (Counts{}) {
+			trailing, seen = s.norm, cfg.Warm
+		}
+	}
+	reason, value := "", 0.0
+	if seen >= cfg.Warm {
+		reason, value = cfg.wrong(recent, trailing)
+	}
+	switch {
+	case reason != "" && !s.open:
+		s.open, s.good, s.norm = true, 0, trailing
+		for k := m - int64(cfg.Recent) + 1; k <= m; k++ {
+			s.bad[k] = true
+		}
+		s.last = Change{name, true, reason, value, trailing}
+		return s.last, true
+	case reason != "":
+		s.good = 0
+	case s.open:
+		if s.good++; s.good >= cfg.Hold {
+			s.open, s.norm = false, Counts{}
+			return Change{name, false, s.last.Reason, s.last.Value, s.last.Trailing}, true
+		}
+	}
+	return Change{}, false
+}
+
+// wrong is the first rule that is broken, and by how much.
+func (cfg Config) wrong(recent, trailing Counts) (reason string, value float64) {
+	clickRate := share(trailing.Clicks, trailing.Impressions)
+	expected := clickRate * float64(recent.Impressions)
+	if recent.Clicks == 0 && expected > cfg.Sigma*cfg.Sigma { // e^-36 by chance
+		return fmt.Sprintf("the click stream is stale: no click in %d minutes, %.0f were to be expected", cfg.Recent, expected), 0
+	}
+	if r, off := cfg.off(recent.Clicks, expected); off {
+		return fmt.Sprintf("clicks per impression are %.2f times the trailing %.4f", r, clickRate), r
+	}
+	settled, before := recent.Joined+recent.Orphans, trailing.Joined+trailing.Orphans
+	was, is := share(trailing.Orphans, before), share(recent.Orphans, settled)
+	if is-was > cfg.Orphan && cfg.farther(is, was, settled) {
+		return fmt.Sprintf("%.0f %% of the clicks have no impression, %.0f %% in the trailing minutes", 100*is, 100*was), is - was
+	}
+	was, is = share(trailing.Joined, trailing.Clicks), share(recent.Joined, recent.Clicks)
+	if was-is > cfg.Cover && cfg.farther(is, was, recent.Clicks) {
+		return fmt.Sprintf("%.0f %% of the clicks find their impression, %.0f %% in the trailing minutes", 100*is, 100*was), is - was
+	}
+	ctr := share(trailing.Positive, trailing.Positive+trailing.Negative)
+	if r, off := cfg.off(recent.Positive, ctr*float64(recent.Positive+recent.Negative)); off {
+		return fmt.Sprintf("the click-through rate is %.2f times the trailing %.4f", r, ctr), r
+	}
+	return "", 0
+}
+
+func share(a, b uint64) float64 {
+	if b == 0 {
+		return 0
+	}
+	return float64(a) / float64(b)
+}
+
+// off holds a count against its expectation: Poisson, so the variance is the expectation.
+func (cfg Config) off(n uint64, expected float64) (ratio float64, off bool) {
+	if expected == 0 {
+		return 0, false
+	}
+	ratio = float64(n) / expected
+	if max(float64(n), expected) < few {
+		return ratio, false
+	}
+	far := math.Abs(float64(n)-expected) > cfg.Sigma*math.Sqrt(expected)
+	return ratio, far && (ratio < cfg.Drop || ratio > cfg.Rise)
+}
+
+// farther says whether a share of n lies beyond chance from what it was.
+func (cfg Config) farther(is, was float64, n uint64) bool {
+	if n < few {
+		return false
+	}
+	p := min(max(was, 0.01), 0.99)
+	return math.Abs(is-was)*math.Sqrt(float64(n)) > cfg.Sigma*math.Sqrt(p*(1-p))
+}

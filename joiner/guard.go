@@ -1,0 +1,359 @@
+package joiner
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+
+	"ctrloop/joiner/breaker"
+	"ctrloop/joiner/window"
+	"ctrloop/schemas/control"
+	"ctrloop/schemas/eventpb"
+)
+
+// Control is the control log: the state of the circuit breaker is told there, and read back after a restart.
+type Control interface {
+	State() *control.State
+	Append(ctx context.Context, e control.Event) error
+}
+
+// Breaker configures the circuit breaker (package breaker has the rules). While it is open, labels are written as
+// always but marked as suspect, and no pairs are built nor training started.
+type Breaker struct {
+	// Enabled watches the traffic.
+	Enabled bool `yaml:"enabled"`
+	// Recent is the stretch of event time that is judged, in whole minutes.
+	Recent time.Duration `yaml:"recent"`
+	// Baseline is the trailing stretch that it is held against.
+	Baseline time.Duration `yaml:"baseline"`
+	// Warm is how much of the baseline must have been seen before anything is judged.
+	Warm time.Duration `yaml:"warm"`
+	// Hold is how long all must be well before an open breaker closes.
+	Hold time.Duration `yaml:"hold"`
+	// Drop trips when clicks per impression, or the click-through rate of a department, fall below this part of the
+	// trailing rate.
+	Drop float64 `yaml:"drop"`
+	// Rise trips when they grow beyond this multiple.
+	Rise float64 `yaml:"rise"`
+	// Cover trips when the share of clicks that find their impression falls by more than this.
+	Cover float64 `yaml:"cover"`
+	// Orphan trips when the share of clicks whose impression never came grows by more than this.
+	Orphan float64 `yaml:"orphan"`
+	// Sigma is how many standard deviations off chance each of these must be besides.
+	Sigma float64 `yaml:"sigma"`
+}
+
+func defaultBreaker() Breaker {
+	d := breaker.Default()
+	minutes := func(n int) time.Duration { return time.Duration(n) * time.Minute }
+	return Breaker{
+		Enabled: true, Recent: minutes(d.Recent), Baseline: minutes(d.Baseline), Warm: minutes(d.Warm), Hold: minutes(d.Hold),
+		Drop: d.Drop, Rise: d.Rise, Cover: d.Cover, Orphan: d.Orphan, Sigma: d.Sigma,
+	}
+}
+
+func (b Breaker) rules() breaker.Config {
+	minutes := func(d time.Duration) int { return int(d / time.Minute) }
+	return breaker.Config{
+		Recent: minutes(b.Recent), Baseline: minutes(b.Baseline), Warm: minutes(b.Warm), Hold: minutes(b.Hold),
+		Drop: b.Drop, Rise: b.Rise, Cover: b.Cover, Orphan: b.Orphan, Sigma: b.Sigma,
+	}
+}
+
+// guard runs the circuit breaker over the committed transactions of this instance's partitions.
+type guard struct {
+	instance string // in the names of slices, "" for the only instance
+	log      zerolog.Logger
+	control  Control // nil: nobody is told
+	tripped  prometheus.Gauge
+
+	mu      sync.Mutex
+	breaker *breaker.Breaker // nil: off
+	changed chan struct{}
+
+	open atomic.Pointer[map[string]bool] // slices, nil if none; breaker.All is one of them
+}
+
+func newGuard(cfg Config, log zerolog.Logger) *guard {
+	g := &guard{log: log, changed: make(chan struct{}, 1), tripped: prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "ctrloop_joiner_breaker_open_slices", Help: "Slices of the traffic whose circuit breaker is open: their labels are marked, no pairs are built and no training starts.",
+	})}
+	if cfg.TransactionalID != Default().TransactionalID {
+		g.instance = cfg.TransactionalID
+	}
+	if cfg.Breaker.Enabled {
+		g.breaker = breaker.New(cfg.Breaker.rules(), nil)
+	}
+	return g
+}
+
+// Guard tells the circuit breaker's state to the control log, and takes over what this instance had open before. Call
+// it before Run.
+func (s *Service) Guard(c Control) {
+	g := s.guard
+	g.control = c
+	if g.breaker == nil {
+		return
+	}
+	var tripped []breaker.Change
+	for name, b := range c.State().Breakers {
+		if slice, mine := g.mine(name); mine {
+			tripped = append(tripped, breaker.Change{Slice: slice, Open: true, Reason: b.Reason, Value: b.Value, Trailing: breaker.CountsOf(b.Trailing)})
+		}
+	}
+	g.breaker = breaker.New(s.cfg.Breaker.rules(), tripped)
+	g.publish()
+}
+
+// Tripped lists what the circuit breaker of this instance has open.
+func (s *Service) Tripped() []breaker.Change {
+	s.guard.mu.Lock()
+	defer s.guard.mu.Unlock()
+	if s.guard.breaker == nil {
+		return nil
+	}
+	return s.guard.breaker.Tripped()
+}
+
+// name of a slice on the control log: instances judge their own partitions, so each has its own slices.
+func (g *guard) name(slice string) string {
+	if g.instance == "" {
+		return slice
+	}
+	return slice + "@" + g.instance
+}
+
+func (g *guard) mine(name string) (slice string, ok bool) {
+	slice, instance, _ := strings.Cut(name, "@")
+	return slice, instance == g.instance
+}
+
+// suspect says whether labels of a department are not to be learned from.
+func (g *guard) suspect(department []byte) bool {
+	open := g.open.Load()
+	return open != nil && ((*open)[breaker.All] || (*open)[string(department)])
+}
+
+// publish makes the open slices known to the shards.
+func (g *guard) publish() {
+	var open map[string]bool
+	tripped := g.breaker.Tripped()
+	g.tripped.Set(float64(len(tripped)))
+	for _, c := range tripped {
+		if open == nil {
+			open = map[string]bool{}
+		}
+		open[c.Slice] = true
+	}
+	if open == nil {
+		g.open.Store(nil)
+		return
+	}
+	g.open.Store(&open)
+}
+
+// judge takes what the shards have committed, and looks at the minutes that all of them have passed.
+func (g *guard) judge(shards map[int32]*shard) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.breaker == nil {
+		return
+	}
+	low := int64(window.None)
+	for _, s := range shards {
+		for k, c := range s.health.settled {
+			g.breaker.Add(k.slice, k.minute*minuteMS, c)
+		}
+		clear(s.health.settled)
+		if wm := s.w.Watermark(); wm != window.None && (low == window.None || wm < low) {
+			low = wm
+		}
+	}
+	if low == window.None {
+		return
+	}
+	changes := g.breaker.Judge(low)
+	for _, c := range changes {
+		state := "closed"
+		if c.Open {
+			state = "open"
+		}
+		g.log.Warn().Str("slice", g.name(c.Slice)).Str("reason", c.Reason).Msg("circuit breaker " + state)
+	}
+	if len(changes) > 0 {
+		g.publish()
+		select {
+		case g.changed <- struct{}{}:
+		default: // a look is due already
+		}
+	}
+}
+
+// run holds the control log against the breaker, until they agree, after every change.
+func (g *guard) run(ctx context.Context) {
+	if g.control == nil {
+		return
+	}
+	const again = 5 * time.Second // after a failure, and in case an operator has reset what is still wrong
+	for {
+		err := g.tell(ctx)
+		if err != nil && ctx.Err() == nil {
+			g.log.Error().Err(err).Msg("the circuit breaker's state could not be told; trying again")
+		}
+		if err == nil && g.breaker == nil {
+			return // it is off: what it had open is reset, and that was all
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-g.changed:
+		case <-time.After(again):
+		}
+	}
+}
+
+func (g *guard) tell(ctx context.Context) error {
+	g.mu.Lock()
+	want := map[string]control.Breaker{}
+	if g.breaker != nil {
+		for _, c := range g.breaker.Tripped() {
+			name := g.name(c.Slice)
+			want[name] = control.Breaker{Slice: name, Reason: c.Reason, Value: c.Value, Trailing: c.Trailing.List()}
+		}
+	}
+	g.mu.Unlock()
+	have := g.control.State().Breakers
+	var errs []error
+	send := func(typ control.Type, b control.Breaker) {
+		e, err := control.NewEvent(uuid.NewString(), typ, control.BreakerEntity(b.Slice), -1, "joiner", b.Reason, time.Now(), b)
+		if err == nil {
+			err = g.control.Append(ctx, e)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s of %s: %w", typ, b.Slice, err))
+		}
+	}
+	for name, b := range want {
+		if _, ok := have[name]; !ok {
+			send(control.BreakerTripped, b)
+		}
+	}
+	for name, b := range have {
+		if _, mine := g.mine(name); !mine {
+			continue
+		}
+		if _, ok := want[name]; !ok {
+			send(control.BreakerReset, b)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// health counts for the circuit breaker what a transaction does, by slice and minute.
+type health struct {
+	off     bool
+	running map[healthKey]*breaker.Counts
+	settled map[healthKey]breaker.Counts // of committed transactions, until the guard takes them
+	names   map[string]string            // departments, so that a label costs no string
+	ledger  window.Ledger                // at the last commit
+	lastKey healthKey
+	last    *breaker.Counts
+}
+
+type healthKey struct {
+	slice  string
+	minute int64
+}
+
+func newHealth(w *window.Window, off bool) health {
+	return health{off: off, running: map[healthKey]*breaker.Counts{}, settled: map[healthKey]breaker.Counts{}, names: map[string]string{}, ledger: w.Ledger()}
+}
+
+func (h *health) at(slice string, ms int64) *breaker.Counts {
+	k := healthKey{slice, ms / minuteMS}
+	if h.last != nil && h.lastKey == k {
+		return h.last
+	}
+	c := h.running[k]
+	if c == nil {
+		c = &breaker.Counts{}
+		h.running[k] = c
+	}
+	h.lastKey, h.last = k, c
+	return c
+}
+
+func (h *health) event(in window.Input, ms int64) {
+	if h.off {
+		return
+	}
+	c := h.at(breaker.All, ms)
+	if in == window.Impressions {
+		c.Impressions++
+	} else {
+		c.Clicks++
+	}
+}
+
+// maxDepartments bounds the names that are told apart before the breaker, which watches fewer.
+const maxDepartments = 256
+
+// label counts a verdict for good, for its department and for all.
+func (h *health) label(l *window.Label, department []byte) {
+	positive := l.Kind == eventpb.LabelKind_LABEL_KIND_POSITIVE
+	if h.off || l.WatermarkMS == window.None || !positive && l.Kind != eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE {
+		return
+	}
+	name, ok := h.names[string(department)]
+	if !ok && len(h.names) < maxDepartments {
+		name = string(department)
+		h.names[name] = name
+	}
+	if name == "" || name == breaker.All {
+		return
+	}
+	if c := h.at(name, l.WatermarkMS); positive {
+		c.Positive++
+	} else {
+		c.Negative += uint64(l.Weight)
+	}
+}
+
+// commit settles a transaction. What the ledger counts need not be counted again.
+func (h *health) commit(w *window.Window) {
+	now := w.Ledger()
+	if wm := w.Watermark(); !h.off && wm != window.None {
+		c := h.at(breaker.All, wm)
+		c.Joined += now.Joined + now.Repeated - h.ledger.Joined - h.ledger.Repeated
+		c.Orphans += now.OrphanExpired - h.ledger.OrphanExpired
+		c.Positive += now.Positive - h.ledger.Positive
+		c.Negative += now.FinalNegative - h.ledger.FinalNegative
+	}
+	h.ledger = now
+	for k, c := range h.running {
+		if *c != (breaker.Counts{}) {
+			h.settled[k] = h.settled[k].Add(*c)
+		}
+	}
+	h.reset()
+}
+
+func (h *health) reset() {
+	clear(h.running)
+	h.last = nil
+}
+
+// department is the first part of "department/category".
+func department(category []byte) []byte {
+	d, _, _ := bytes.Cut(category, []byte{'/'})
+	return d
+}

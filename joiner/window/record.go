@@ -1,0 +1,411 @@
+package window
+
+import (
+	"encoding/binary"
+	"math"
+
+	"ctrloop/schemas"
+)
+
+// A record is one impression in a bucket's arena, without pointers and unaligned:
+//
+//	[0:4)   state: clicks so far, or where more about them is (see bucket.state)
+//	[4:8)   milliseconds since the start of the bucket << 16 | bits 48 to 64 of the id
+//	[8:16)  the last 8 bytes of the id
+//	[16]    length of the record, 0 if it is longer than 255 bytes
+//	[17]    mask: which of the parts below are there
+//	        one reference for each group of fields that repeat, as varints (see dictionary)
+//	        in the order of the wire, what is not in the dictionary: request id (length and bytes),
+//	        user (8 bytes), groups (length and bytes), propensity (8 bytes), the rest (length and bytes)
+//
+// An encoded impression is cut, not decoded: every part is the bytes of the wire as they came, and what does not fit
+// the expected order (fields of a later schema, fields out of order, bytes that are no protobuf at all) is kept
+// as the rest. So the impression of a label is the impression received, byte for byte, whatever it was.
+const recordHead = 16
+
+// Bits of a record's mask.
+const (
+	hasID         byte = 1 << iota // field 1 leads and is the id: it is not stored again
+	hasRequest                     // field 2, at most 127 bytes
+	hasUser                        // field 3
+	hasPropensity                  // field 14
+	hasRest
+)
+
+// groups of fields that repeat together: an ad (product, creative), a place (placement, position), a campaign
+// (campaign, category), an arm (experiment, variant, model version, policy), and the form (schema, bot). Few
+// references a record, and few distinct values a group.
+const groups = 5
+
+// Steps of an impression in the order of the wire.
+const (
+	stepID = iota
+	stepRequest
+	stepUser
+	stepAd
+	stepPlace
+	stepCampaign
+	stepArm
+	stepPropensity
+	stepForm
+	stepRest
+)
+
+// stepOf a field number.
+var stepOf = [17]uint8{
+	0: stepRest, 1: stepID, 2: stepRequest, 3: stepUser, 4: stepAd, 5: stepAd, 6: stepPlace, 7: stepPlace, 8: stepCampaign, 9: stepCampaign,
+	10: stepArm, 11: stepArm, 12: stepArm, 13: stepArm, 14: stepPropensity, 15: stepForm, 16: stepForm,
+}
+
+var groupOf = [stepRest + 1]int{stepAd: 0, stepPlace: 1, stepCampaign: 2, stepArm: 3, stepForm: 4}
+
+// Tags of the fields that are stored without one.
+const (
+	tagID         = 1<<3 | 2
+	tagRequest    = 2<<3 | 2
+	tagUser       = 3<<3 | 1
+	tagPropensity = 14<<3 | 1
+)
+
+// parts is an encoded impression, cut.
+type parts struct {
+	mask       byte
+	request    []byte // without tag and length
+	user       []byte // the 8 bytes
+	propensity []byte // the 8 bytes
+	group      [groups][]byte
+	rest       []byte
+}
+
+// cut finds the parts of raw. Joined again they are raw.
+func cut(raw []byte, id schemas.ImpressionID, p *parts) {
+	*p = parts{}
+	at := 0
+	if len(raw) >= 18 && raw[0] == tagID && raw[1] == 16 && schemas.ImpressionID(raw[2:18]) == id {
+		p.mask, at = hasID, 18
+	}
+	step := uint8(stepRequest)
+	for at < len(raw) {
+		num, typ, value, end := field(raw, at)
+		s := uint8(stepRest)
+		if num <= 16 {
+			s = stepOf[num]
+		}
+		if end < 0 || s < step || s == stepRest || p.mask&hasID == 0 {
+			break
+		}
+		switch s {
+		case stepRequest:
+			if typ != 2 || value != at+2 {
+				s = stepRest
+				break
+			}
+			p.request = raw[value:end]
+			p.mask |= hasRequest
+			step = stepUser
+		case stepUser, stepPropensity:
+			if typ != 1 || value != at+1 {
+				s = stepRest
+				break
+			}
+			if s == stepUser {
+				p.user = raw[value:end]
+				p.mask |= hasUser
+			} else {
+				p.propensity = raw[value:end]
+				p.mask |= hasPropensity
+			}
+			step = s + 1
+		default:
+			g := &p.group[groupOf[s]]
+			if s == step && len(*g) > 0 {
+				*g = (*g)[:len(*g)+end-at] // raw goes on behind it
+			} else {
+				*g = raw[at:end]
+			}
+			step = s
+		}
+		if s == stepRest {
+			break
+		}
+		at = end
+	}
+	if at < len(raw) {
+		p.rest = raw[at:]
+		p.mask |= hasRest
+	}
+}
+
+// field reads the tag at raw[at:]: value is where the field's content begins, end is behind it, -1 if the bytes are
+// not a field in the shortest form. Groups of protobuf's first version are not fields here.
+func field(raw []byte, at int) (num, typ uint64, value, end int) {
+	tag, n := uint64(raw[at]), 1
+	if tag >= 0x80 {
+		if tag, n = binary.Uvarint(raw[at:]); n <= 0 || n > 2 {
+			return 0, 0, 0, -1
+		}
+	}
+	num, typ, at = tag>>3, tag&7, at+n
+	value, end = at, -1
+	switch typ {
+	case 0:
+		for end = at; end < len(raw) && raw[end] >= 0x80; end++ {
+		}
+		end++
+	case 1:
+		end = at + 8
+	case 2:
+		if at >= len(raw) {
+			return num, typ, value, -1
+		}
+		size, n := uint64(raw[at]), 1
+		if size >= 0x80 {
+			if size, n = binary.Uvarint(raw[at:]); n <= 0 || size > uint64(len(raw)) {
+				return num, typ, value, -1
+			}
+		}
+		value = at + n
+		end = value + int(size)
+	case 5:
+		end = at + 4
+	}
+	if end > len(raw) {
+		end = -1
+	}
+	return num, typ, value, end
+}
+
+// appendRecord appends the record of an impression. Its groups are taken into the dictionary.
+func (d *dictionary) appendRecord(b []byte, id recordID, p *parts) []byte {
+	b = binary.LittleEndian.AppendUint32(b, 0)
+	b = binary.LittleEndian.AppendUint32(b, id.head)
+	b = binary.LittleEndian.AppendUint64(b, id.tail)
+	start := len(b) - recordHead
+	b = append(b, 0, p.mask)
+	var inline [groups]bool
+	for g, chunk := range p.group {
+		ref := d.take(chunk)
+		inline[g] = ref == refInline
+		b = binary.AppendUvarint(b, uint64(ref))
+	}
+	if p.mask&hasRequest != 0 {
+		b = append(append(b, byte(len(p.request))), p.request...)
+	}
+	b = append(b, p.user...)
+	for g, chunk := range p.group {
+		if g == groups-1 {
+			b = append(b, p.propensity...)
+		}
+		if inline[g] {
+			b = append(binary.AppendUvarint(b, uint64(len(chunk))), chunk...)
+		}
+	}
+	if p.mask&hasRest != 0 {
+		b = append(binary.AppendUvarint(b, uint64(len(p.rest))), p.rest...)
+	}
+	if n := len(b) - start; n <= math.MaxUint8 {
+		b[start+recordHead] = byte(n)
+	}
+	return b
+}
+
+// recordID is an id as a record of a bucket has it.
+type recordID struct {
+	head uint32
+	tail uint64
+}
+
+func recordIDOf(id schemas.ImpressionID, offsetMS int64) recordID {
+	return recordID{uint32(offsetMS)<<16 | uint32(id.Hi()&0xffff), id.Lo()}
+}
+
+func (r recordID) of(startMS int64) (id schemas.ImpressionID) {
+	binary.BigEndian.PutUint64(id[:], uint64(startMS+int64(r.head>>16))<<16|uint64(r.head&0xffff))
+	binary.BigEndian.PutUint64(id[8:], r.tail)
+	return id
+}
+
+func idAt(rec []byte) recordID {
+	return recordID{binary.LittleEndian.Uint32(rec[4:]), binary.LittleEndian.Uint64(rec[8:])}
+}
+
+// walk takes a record apart.
+type walk struct {
+	mask       byte
+	ref        [groups]reference
+	request    []byte
+	user       []byte
+	propensity []byte
+	group      [groups][]byte // those kept inline
+	rest       []byte
+	size       int // of the record
+}
+
+// read says whether rec begins with a whole record.
+func (x *walk) read(rec []byte) bool {
+	at := recordHead + 2
+	if len(rec) < at {
+		return false
+	}
+	x.mask = rec[recordHead+1]
+	for g := range x.ref {
+		if at >= len(rec) {
+			return false
+		}
+		r := uint64(rec[at])
+		if at++; r >= 0x80 {
+			var n int
+			if r, n = binary.Uvarint(rec[at-1:]); n <= 0 {
+				return false
+			}
+			at += n - 1
+		}
+		x.ref[g] = reference(r)
+	}
+	ok := true
+	take := func(n int) []byte {
+		if n < 0 || at+n > len(rec) {
+			ok = false
+			return nil
+		}
+		at += n
+		return rec[at-n : at]
+	}
+	sized := func() []byte {
+		n, w := binary.Uvarint(rec[at:])
+		at += max(w, 0)
+		if w <= 0 || n > uint64(len(rec)) {
+			ok = false
+			return nil
+		}
+		return take(int(n))
+	}
+	if x.mask&hasRequest != 0 {
+		x.request = sized()
+	}
+	if x.mask&hasUser != 0 {
+		x.user = take(8)
+	}
+	for g, r := range x.ref {
+		if g == groups-1 && x.mask&hasPropensity != 0 {
+			x.propensity = take(8)
+		}
+		if r == refInline {
+			x.group[g] = sized()
+		}
+	}
+	if x.mask&hasRest != 0 {
+		x.rest = sized()
+	}
+	x.size = at
+	return ok
+}
+
+// must is read for records of our own arenas.
+func (x *walk) must(rec []byte) {
+	if !x.read(rec) {
+		panic("window: an arena ends inside a record")
+	}
+}
+
+// recordSize is the length of the record that rec begins with.
+func recordSize(rec []byte) int {
+	if n := int(rec[recordHead]); n != 0 {
+		return n
+	}
+	var x walk
+	x.must(rec)
+	return x.size
+}
+
+// references reads the references of a record, and where what follows them begins.
+func references(rec []byte) (refs [groups]reference, at int) {
+	at = recordHead + 2
+	for g := range refs {
+		r := uint64(rec[at])
+		if at++; r >= 0x80 {
+			var n int
+			r, n = binary.Uvarint(rec[at-1:])
+			at += n - 1
+		}
+		refs[g] = reference(r)
+	}
+	return refs, at
+}
+
+// category finds field 9 of the impression that rec was made of, in the group of its campaign.
+func (d *dictionary) category(rec []byte) []byte {
+	refs, _ := references(rec)
+	var b []byte
+	switch r := refs[groupOf[stepCampaign]]; r {
+	case refEmpty:
+	case refInline:
+		var x walk
+		x.must(rec)
+		b = x.group[groupOf[stepCampaign]]
+	default:
+		b = d.bytes(r)
+	}
+	for at := 0; at < len(b); {
+		num, typ, value, end := field(b, at)
+		if num == 9 && typ == 2 {
+			return b[value:end]
+		}
+		at = end
+	}
+	return nil
+}
+
+// releaseRecord gives back what the record at the start of rec holds in the dictionary, and returns its length.
+func (d *dictionary) releaseRecord(rec []byte) int {
+	refs, _ := references(rec)
+	for _, r := range refs {
+		d.release(r)
+	}
+	return recordSize(rec)
+}
+
+// appendRaw appends the impression that rec was made of, byte for byte. It runs once a label, so it reads a record
+// as it goes instead of taking it apart first.
+func (d *dictionary) appendRaw(b []byte, rec []byte, id *schemas.ImpressionID) []byte {
+	mask := rec[recordHead+1]
+	refs, at := references(rec)
+	if mask&hasID != 0 {
+		b = append(b, tagID, 16)
+		b = append(b, id[:]...)
+	}
+	if mask&hasRequest != 0 {
+		n := 1 + int(rec[at])
+		b = append(b, tagRequest)
+		b = append(b, rec[at:at+n]...)
+		at += n
+	}
+	if mask&hasUser != 0 {
+		b = append(b, tagUser)
+		b = append(b, rec[at:at+8]...)
+		at += 8
+	}
+	for g, r := range refs {
+		if g == groups-1 && mask&hasPropensity != 0 {
+			b = append(b, tagPropensity)
+			b = append(b, rec[at:at+8]...)
+			at += 8
+		}
+		switch r {
+		case refEmpty:
+		case refInline:
+			n, w := binary.Uvarint(rec[at:])
+			at += w
+			b = append(b, rec[at:at+int(n)]...)
+			at += int(n)
+		default:
+			b = append(b, d.bytes(r)...)
+		}
+	}
+	if mask&hasRest != 0 {
+		n, w := binary.Uvarint(rec[at:])
+		at += w
+		b = append(b, rec[at:at+int(n)]...)
+	}
+	return b
+}

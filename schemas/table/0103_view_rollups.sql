@@ -1,0 +1,96 @@
+-- rollup_cells
+-- Question: which days are rolled up, and is that still what labels would give?
+-- Columns:  day, generation (of the rollup tables), until (end of what is rolled up).
+-- Rule:     a day counts while as many rows have been sent to its hours as when it was rolled up, and all of it is
+--           mature. The list is made once in a query, as a scalar: several readers in one query must not see two lists.
+-- Example:  SELECT * FROM rollup_cells ORDER BY day
+-- Cost:     a row an hour.
+CREATE OR REPLACE VIEW rollup_cells {{cluster}}AS
+SELECT cell.1 AS day, cell.2 AS generation, cell.3 AS until
+FROM
+(
+    SELECT arrayJoin((
+        SELECT groupArray((rolled_day, g, u))
+        FROM
+        (
+            SELECT rolled_day, any(generation) AS g, any(until) AS u
+            FROM (SELECT toDate(hour, 'UTC') AS rolled_day, hour, sum(rows) AS sent FROM label_hours GROUP BY hour) AS hours
+            INNER JOIN (SELECT day AS rolled_day, generation, until, touched FROM rollups FINAL) AS made USING (rolled_day)
+            GROUP BY rolled_day
+            HAVING sumIf(sent, hour < until) = any(touched)
+                AND u <= (SELECT toStartOfHour(toDateTime(fromUnixTimestamp64Milli(greatest(horizon_ms, 0) + 1, 'UTC'), 'UTC')) FROM label_horizon)
+        )
+    )) AS cell
+)
+COMMENT 'Days whose rollup is current';
+
+-- labels_unrolled
+-- Question: which mature impressions are in no current rollup?
+-- Columns:  those of labels; one row per impression.
+-- Rule:     labels_mature outside of rollup_cells. The condition on days lets whole partitions be left out.
+-- Example:  SELECT count() FROM labels_unrolled
+-- Cost:     the hours since the last rollup, and days that a correction has touched since; DB.RollUp makes it small.
+CREATE OR REPLACE VIEW labels_unrolled {{cluster}}AS
+SELECT *
+FROM labels FINAL
+WHERE toDate(event_time, 'UTC') GLOBAL NOT IN (SELECT day FROM rollup_cells WHERE until = toDateTime(day + 1, 'UTC'))
+    AND toStartOfHour(toDateTime(event_time, 'UTC')) GLOBAL NOT IN
+        (SELECT toDateTime(day, 'UTC') + 3600 * arrayJoin(range(toUInt32(dateDiff('hour', toDateTime(day, 'UTC'), until)))) FROM rollup_cells)
+    AND (impression_id, version) GLOBAL NOT IN
+    (
+        SELECT impression_id, toUInt32(version - 1)
+        FROM labels
+        WHERE version > 1 AND toDate(event_time, 'UTC') GLOBAL NOT IN (SELECT day FROM rollup_cells WHERE until = toDateTime(day + 1, 'UTC'))
+    )
+    AND event_time <= (SELECT horizon FROM label_horizon) AND bot = 0 AND suspect = 0
+COMMENT 'Mature impressions that are in no current rollup';
+
+-- ctr_hours
+-- Question: impressions and clicks by hour, product and model version?
+-- Columns:  day, hour (event time, UTC); experiment, variant, product, category, model_version; impressions, clicks
+--           (impressions with a click). Several rows may have the same key: add them up.
+-- Example:  SELECT hour, sum(clicks) / sum(impressions) AS ctr FROM ctr_hours WHERE product = 'mug-01' GROUP BY hour ORDER BY hour
+-- Cost:     one rollup row for each key, and labels_unrolled.
+CREATE OR REPLACE VIEW ctr_hours {{cluster}}AS
+SELECT day, hour, experiment, variant, product, category, model_version, impressions, clicks
+FROM rollup_ctr_hours
+WHERE (day, generation) GLOBAL IN (SELECT day, generation FROM rollup_cells)
+UNION ALL
+SELECT toDate(event_time, 'UTC') AS day, toStartOfHour(toDateTime(event_time, 'UTC')) AS hour, experiment, variant, product, category, model_version,
+    count() AS impressions, sum(clicked) AS clicks
+FROM labels_unrolled
+GROUP BY day, hour, experiment, variant, product, category, model_version
+COMMENT 'Impressions and clicks by hour';
+
+-- ctr_days
+-- Question: impressions and clicks by day and everything that an ad is told apart by?
+-- Columns:  day (event time, UTC); experiment, variant, product, category, creative, placement, model_version;
+--           impressions, clicks; first_seen, last_seen (event time). Several rows may have the same key: add them up.
+-- Example:  SELECT day, sum(clicks) / sum(impressions) AS ctr FROM ctr_days GROUP BY day ORDER BY day
+-- Cost:     one rollup row for each key, and labels_unrolled.
+CREATE OR REPLACE VIEW ctr_days {{cluster}}AS
+SELECT day, experiment, variant, product, category, creative, placement, model_version, impressions, clicks, first_seen, last_seen
+FROM rollup_ctr_days
+WHERE (day, generation) GLOBAL IN (SELECT day, generation FROM rollup_cells)
+UNION ALL
+SELECT toDate(event_time, 'UTC') AS day, experiment, variant, product, category, creative, placement, model_version,
+    count() AS impressions, sum(clicked) AS clicks, min(event_time) AS first_seen, max(event_time) AS last_seen
+FROM labels_unrolled
+GROUP BY day, experiment, variant, product, category, creative, placement, model_version
+COMMENT 'Impressions and clicks by day';
+
+-- user_days
+-- Question: impressions and clicks of each user by day?
+-- Columns:  day, experiment (empty: none), variant, user (salted hash); impressions, clicks. Several rows may have the
+--           same key: add them up.
+-- Example:  SELECT count() FROM (SELECT user FROM user_days GROUP BY user HAVING sum(impressions) > 100)
+-- Cost:     one rollup row for each user, day and experiment, and labels_unrolled.
+CREATE OR REPLACE VIEW user_days {{cluster}}AS
+SELECT day, experiment, variant, user, impressions, clicks
+FROM rollup_users
+WHERE (day, generation) GLOBAL IN (SELECT day, generation FROM rollup_cells)
+UNION ALL
+SELECT toDate(event_time, 'UTC') AS day, experiment, variant, user, toUInt32(count()) AS impressions, toUInt32(sum(clicked)) AS clicks
+FROM labels_unrolled
+GROUP BY day, experiment, variant, user
+COMMENT 'Impressions and clicks of each user by day';
