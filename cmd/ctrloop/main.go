@@ -39,6 +39,7 @@ type CLI struct {
 	Status  StatusCmd  `cmd:"" help:"One screen about a running instance."`
 	Trace   TraceCmd   `cmd:"" help:"Where an impression is, and what happened to it."`
 	SQL     SQLCmd     `cmd:"" name:"sql" help:"Ask the warehouse, running or at rest."`
+	Migrate MigrateCmd `cmd:"" help:"Bring a warehouse to the schema of this binary, or say what that would take."`
 	Config  ConfigCmd  `cmd:"" help:"Check, show or document the configuration."`
 	Version VersionCmd `cmd:"" help:"Print the version of this binary."`
 }

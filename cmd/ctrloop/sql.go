@@ -41,7 +41,7 @@ func (c *SQLCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	if dsn == "" {
 		var stop func() error
 		var err error
-		if dsn, stop, err = c.warehouse(ctx, g, out); err != nil {
+		if dsn, stop, err = warehouseAt(ctx, c.Dir, g, out, false); err != nil {
 			return err
 		}
 		defer func() {
@@ -55,22 +55,26 @@ func (c *SQLCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	return warehouse.SQL(ctx, dsn, query, warehouse.Format(c.Format), out.stdout, limits)
 }
 
-// warehouse returns the DSN of the instance's ClickHouse, started on its folder where nothing runs.
-func (c *SQLCmd) warehouse(ctx context.Context, g *Globals, out *output) (dsn string, stop func() error, err error) {
-	running, err := readInstance(c.Dir)
+// warehouseAt returns the DSN of the ClickHouse of the instance in dir, started on its folder where nothing runs. A
+// running one can be read only; with all rights it must be at rest.
+func warehouseAt(ctx context.Context, dir string, g *Globals, out *output, allRights bool) (dsn string, stop func() error, err error) {
+	running, err := readInstance(dir)
 	if err == nil && running.ClickHouse != "" {
 		if db, err := warehouse.Open(ctx, running.ClickHouse); err == nil {
 			_ = db.Close() // it was only asked whether it is there
+			if allRights {
+				return "", nil, withHint(fmt.Errorf("an instance is running on %s", dir), "stop it first; it has migrated its warehouse when it started")
+			}
 			return running.ClickHouse, func() error { return nil }, nil
 		}
 		// Whoever left the addresses was killed: the folder is at rest.
 	} else if err != nil && !errors.Is(err, errNotRunning) {
 		return "", nil, err
 	}
-	data := filepath.Join(c.Dir, app.EngineFolder)
+	data := filepath.Join(dir, app.EngineFolder)
 	if _, err := os.Stat(data); err != nil {
-		return "", nil, withHint(fmt.Errorf("there is no warehouse in %s: %w", c.Dir, err),
-			"name the folder of an instance with --dir; `ctrloop demo --dir "+c.Dir+"` makes one")
+		return "", nil, withHint(fmt.Errorf("there is no warehouse in %s: %w", dir, err),
+			"name the folder of an instance with --dir; `ctrloop demo --dir "+dir+"` makes one")
 	}
 	home, err := setup.Home(g.Home)
 	if err != nil {
@@ -87,7 +91,11 @@ func (c *SQLCmd) warehouse(ctx context.Context, g *Globals, out *output) (dsn st
 	if err != nil {
 		return "", nil, err
 	}
-	return engine.ReadOnlyDSN(), func() error {
+	dsn = engine.ReadOnlyDSN()
+	if allRights {
+		dsn = engine.DSN()
+	}
+	return dsn, func() error {
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopGrace)
 		defer cancel()
 		return engine.Stop(grace)

@@ -113,7 +113,7 @@ func (c *TraceCmd) rows(ctx context.Context, g *Globals, out *output, cfg app.Co
 		}
 		var stop func() error
 		var err error
-		if dsn, stop, err = (&SQLCmd{Dir: c.Dir}).warehouse(ctx, g, out); err != nil {
+		if dsn, stop, err = warehouseAt(ctx, c.Dir, g, out, false); err != nil {
 			return err
 		}
 		defer func() {

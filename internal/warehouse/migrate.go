@@ -1,9 +1,11 @@
 package warehouse
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -24,6 +26,32 @@ type Options struct {
 	// Window and Bucket of the join, for the mature horizon (view label_horizon); 0 keeps what the
 	// warehouse has (30 min and 1 s in a new one).
 	Window, Bucket time.Duration
+	// Accept are numbers of applied files whose text has changed and may: the new checksum is recorded, the file is not
+	// run again.
+	Accept []uint32
+}
+
+// StepState is what Migrate would do about a file.
+type StepState string
+
+// States of a Step.
+const (
+	StepApplied  StepState = "applied"  // nothing to do
+	StepNew      StepState = "new"      // will be run
+	StepReplaced StepState = "replaced" // a file of views whose text has changed: will be run again
+	StepAccepted StepState = "accepted" // changed after it was applied, and Options.Accept has it: recorded, not run
+	StepRefused  StepState = "refused"  // changed after it was applied, or unknown to this binary: nothing will be run at all
+)
+
+// Step is one file of schemas/table beside what the database says about it.
+type Step struct {
+	Version  uint32    `json:"version"`
+	Name     string    `json:"name"`
+	State    StepState `json:"state"`
+	Why      string    `json:"why"`
+	Checksum string    `json:"checksum,omitempty"` // SHA-256 of the rendered text, hex; empty: the binary has no such file
+	Applied  string    `json:"applied,omitempty"`  // checksum of what was applied; empty: never
+	SQL      []string  `json:"sql,omitempty"`      // what will be run
 }
 
 // migration is one file of schemas/table.
@@ -35,61 +63,113 @@ type migration struct {
 	Sum     string // of the rendered text
 }
 
+// ErrRefused is wrapped by Migrate when the database and this binary do not belong together.
+var ErrRefused = errors.New("migration refused")
+
 // Migrate brings the database to the schema of this binary. It is idempotent. Files of tables are applied
 // once and must not change after that; files of views (name starts with "view_") follow their text.
 func (db *DB) Migrate(ctx context.Context, opt Options) error {
 	db.cluster = opt.Cluster
-	all, err := migrations(table.Files, opt.Cluster)
+	steps, err := db.Plan(ctx, opt)
 	if err != nil {
 		return err
+	}
+	for _, s := range steps {
+		if s.State == StepRefused {
+			return fmt.Errorf("%w: %04d_%s %s", ErrRefused, s.Version, s.Name, s.Why)
+		}
 	}
 	if err := db.Exec(ctx, migrationsTable(opt.Cluster)); err != nil {
 		return err
 	}
-	applied, err := db.applied(ctx)
-	if err != nil {
-		return err
-	}
-	for _, m := range all {
-		sum, done := applied[m.Version]
-		if done && sum == m.Sum {
+	for _, s := range steps {
+		if s.State == StepApplied {
 			continue
 		}
-		if done && !m.View {
-			return fmt.Errorf("migration %04d_%s has changed since it was applied to this database: this binary and the data do not belong together; use the version that wrote them, or a new directory", m.Version, m.Name)
-		}
-		if err := db.apply(ctx, m); err != nil {
+		if err := db.apply(ctx, s); err != nil {
 			return err
 		}
 	}
 	return db.setParameters(ctx, opt)
 }
 
-func (db *DB) applied(ctx context.Context) (map[uint32]string, error) {
-	rows, err := db.Query(ctx, "SELECT version, sha256 FROM schema_migrations FINAL")
+// Plan says what Migrate would do, and changes nothing. Steps are in the order of their numbers.
+func (db *DB) Plan(ctx context.Context, opt Options) ([]Step, error) {
+	all, err := migrations(table.Files, opt.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	applied, err := db.applied(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return plan(all, applied, opt.Accept), nil
+}
+
+// plan holds the files against what was applied.
+func plan(all []migration, applied map[uint32]appliedFile, accept []uint32) []Step {
+	steps := make([]Step, 0, len(all))
+	for _, m := range all {
+		was, done := applied[m.Version]
+		delete(applied, m.Version)
+		s := Step{Version: m.Version, Name: m.Name, Checksum: m.Sum, Applied: was.Sum}
+		switch {
+		case !done:
+			s.State, s.Why, s.SQL = StepNew, "was never applied", m.SQL
+		case was.Sum == m.Sum:
+			s.State, s.Why = StepApplied, "is as it was applied"
+		case m.View:
+			s.State, s.Why, s.SQL = StepReplaced, "has views whose text has changed", m.SQL
+		case slices.Contains(accept, m.Version):
+			s.State, s.Why = StepAccepted, "has changed since it was applied, which was accepted: its checksum will be recorded"
+		default:
+			s.State = StepRefused
+			s.Why = fmt.Sprintf("has changed since it was applied to this database (%.12s then, %.12s now), so this binary and the data may not belong together: "+
+				"use the version that wrote the data, or a new directory, or, if the new text is known to make the same tables, `ctrloop migrate --accept %04d`", was.Sum, m.Sum, m.Version)
+		}
+		steps = append(steps, s)
+	}
+	for v, was := range applied {
+		steps = append(steps, Step{Version: v, Name: was.Name, State: StepRefused, Applied: was.Sum,
+			Why: "was applied by a newer version of ctrloop, and this one does not know it: use that version or a newer one"})
+	}
+	slices.SortStableFunc(steps, func(a, b Step) int { return cmp.Compare(a.Version, b.Version) })
+	return steps
+}
+
+// appliedFile is a row of schema_migrations.
+type appliedFile struct{ Name, Sum string }
+
+// applied reads schema_migrations; without the table nothing was applied.
+func (db *DB) applied(ctx context.Context) (map[uint32]appliedFile, error) {
+	out := map[uint32]appliedFile{}
+	var there uint8
+	if err := db.QueryRow(ctx, "EXISTS TABLE schema_migrations").Scan(&there); err != nil || there == 0 {
+		return out, err
+	}
+	rows, err := db.Query(ctx, "SELECT version, name, sha256 FROM schema_migrations FINAL")
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = rows.Close() }()
-	out := map[uint32]string{}
 	for rows.Next() {
 		var v uint32
-		var sum string
-		if err := rows.Scan(&v, &sum); err != nil {
+		var f appliedFile
+		if err := rows.Scan(&v, &f.Name, &f.Sum); err != nil {
 			return nil, fmt.Errorf("read schema_migrations: %w", err)
 		}
-		out[v] = sum
+		out[v] = f
 	}
 	return out, rows.Err()
 }
 
-func (db *DB) apply(ctx context.Context, m migration) error {
-	for i, q := range m.SQL {
+func (db *DB) apply(ctx context.Context, s Step) error {
+	for i, q := range s.SQL {
 		if err := db.Exec(ctx, q); err != nil {
-			return fmt.Errorf("migration %04d_%s, statement %d: %w", m.Version, m.Name, i+1, err)
+			return fmt.Errorf("migration %04d_%s, statement %d: %w", s.Version, s.Name, i+1, err)
 		}
 	}
-	return db.Exec(ctx, "INSERT INTO schema_migrations (version, name, sha256) SETTINGS async_insert = 0 VALUES (?, ?, ?)", m.Version, m.Name, m.Sum)
+	return db.Exec(ctx, "INSERT INTO schema_migrations (version, name, sha256) SETTINGS async_insert = 0 VALUES (?, ?, ?)", s.Version, s.Name, s.Checksum)
 }
 
 func (db *DB) setParameters(ctx context.Context, opt Options) error {

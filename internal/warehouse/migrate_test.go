@@ -1,6 +1,8 @@
 package warehouse
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -42,8 +44,56 @@ func TestChangedMigrations(t *testing.T) {
 	}
 	count(t, db, "SELECT count() FROM ctr_by_category")
 	exec1(t, db, "INSERT INTO schema_migrations (version, name, sha256) VALUES (1, 'labels', 'other text')")
-	if err := db.Migrate(t.Context(), Options{}); err == nil || !strings.Contains(err.Error(), "0001_labels") {
-		t.Errorf("changed table: %v", err)
+	err := db.Migrate(t.Context(), Options{})
+	if !errors.Is(err, ErrRefused) {
+		t.Fatalf("changed table: %v", err)
+	}
+	for _, want := range []string{"0001_labels", "new directory", "--accept 0001"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q does not say %q", err, want)
+		}
+	}
+	if err := db.Migrate(t.Context(), Options{Accept: []uint32{1}}); err != nil {
+		t.Fatalf("accepted: %v", err)
+	}
+	if err := db.Migrate(t.Context(), Options{}); err != nil {
+		t.Errorf("after it was accepted: %v", err)
+	}
+	exec1(t, db, "INSERT INTO schema_migrations (version, name, sha256) VALUES (9999, 'future', 'x')")
+	if err := db.Migrate(t.Context(), Options{Accept: []uint32{9999}}); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "newer") {
+		t.Errorf("file of a newer version: %v", err)
+	}
+}
+
+// Plan says what Migrate would do, and does none of it.
+func TestPlan(t *testing.T) {
+	file := func(v uint32, name string, sum string) migration {
+		return migration{Version: v, Name: name, View: strings.HasPrefix(name, "view_"), Sum: sum, SQL: []string{"CREATE " + name}}
+	}
+	files := []migration{file(1, "a", "same"), file(2, "b", "new text"), file(3, "c", "new text"), file(4, "d", "x"), file(100, "view_e", "new text"), file(101, "view_f", "same")}
+	applied := map[uint32]appliedFile{1: {"a", "same"}, 2: {"b", "old text"}, 3: {"c", "old text"}, 9: {"z", "x"}, 100: {"view_e", "old text"}, 101: {"view_f", "same"}}
+	var got []string
+	for _, s := range plan(files, applied, []uint32{3}) {
+		got = append(got, fmt.Sprint(s.Name, " ", s.State, " ", len(s.SQL)))
+	}
+	want := []string{"a applied 0", "b refused 0", "c accepted 0", "d new 1", "z refused 0", "view_e replaced 1", "view_f applied 0"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	name := "test_plan_empty"
+	db := connect(t, strings.Replace(engine(t).DSN(), "/"+Database+"?", "/"+name+"?", 1))
+	t.Cleanup(func() { _ = db.conn.Exec(context.Background(), "DROP DATABASE "+name) })
+	steps, err := db.Plan(t.Context(), Options{})
+	if err != nil || len(steps) < 10 {
+		t.Fatalf("%d steps, %v", len(steps), err)
+	}
+	for _, s := range steps {
+		if s.State != StepNew || len(s.SQL) == 0 || len(s.Checksum) != 64 {
+			t.Errorf("%04d_%s in an empty database: %s, %d statements", s.Version, s.Name, s.State, len(s.SQL))
+		}
+	}
+	if n := count(t, db, "SELECT count() FROM system.tables WHERE database = '"+name+"'"); n != 0 {
+		t.Errorf("a plan made %d tables", n)
 	}
 }
 

@@ -169,6 +169,11 @@ func sorted(s string) string {
 func TestViews(t *testing.T) {
 	db := database(t)
 	rows := world(rand.New(rand.NewPCG(1, 2)), 6000)
+	for i := range rows { // x0 begins on the second day
+		if r := &rows[i]; r.Experiment == "x0" && r.Impression.Time().Day() == 1 {
+			r.Experiment, r.Variant = "", ""
+		}
+	}
 	load(t, db, rows)
 	good, horizon := mature(rows)
 	if len(good) == 0 || len(good) == len(rows) {
@@ -207,6 +212,7 @@ func TestViews(t *testing.T) {
 		}
 	}
 	t.Run("before merges", check)
+	t.Run("others", func(t *testing.T) { checkOtherViews(t, db, rows, good, horizon) })
 	t.Run("delay", func(t *testing.T) { checkClickDelay(t, db, good) })
 	t.Run("experiments", func(t *testing.T) { checkExperiments(t, db, good) })
 	t.Run("audit", func(t *testing.T) { checkAudit(t, db, rows) })
@@ -215,6 +221,7 @@ func TestViews(t *testing.T) {
 	}
 	rollUp(t, db)
 	t.Run("rolled up", check)
+	t.Run("others rolled up", func(t *testing.T) { checkOtherViews(t, db, rows, good, horizon) })
 	t.Run("experiments rolled up", func(t *testing.T) { checkExperiments(t, db, good) })
 	exec1(t, db, "SYSTEM START MERGES labels")
 	exec1(t, db, "OPTIMIZE TABLE labels FINAL")
@@ -408,6 +415,182 @@ func TestLiftEdges(t *testing.T) {
 	}
 	for _, l := range lifts {
 		checkLift(t, l, *sums[l.Experiment+"/control"], *sums[l.Experiment+"/treatment"])
+	}
+}
+
+// checkOtherViews holds the remaining views against figures made here from the raw rows.
+func checkOtherViews(t *testing.T, db *DB, rows, good []LabelRow, horizon int64) {
+	// creative_fatigue: day by day of each creative's life.
+	first := map[string]time.Time{}
+	for _, r := range good {
+		k, day := r.Product+"\t"+r.Creative, r.Impression.Time().Truncate(24*time.Hour)
+		if f, ok := first[k]; !ok || day.Before(f) {
+			first[k] = day
+		}
+	}
+	age := func(r LabelRow) string {
+		k := r.Product + "\t" + r.Creative
+		return fmt.Sprintf("%s\t%d", k, int(r.Impression.Time().Truncate(24*time.Hour).Sub(first[k]).Hours()/24))
+	}
+	if diff := cmp.Diff(grouped(good, age), sorted(lines(t, db, "SELECT product, creative, age_days, impressions, clicks FROM creative_fatigue"))); diff != "" {
+		t.Errorf("creative_fatigue (-want +got):\n%s", diff)
+	}
+	if n := count(t, db, "SELECT count() FROM creative_fatigue WHERE abs(change - (ctr / first_ctr - 1)) > 1e-12 OR age_days < 3 AND first_ctr <= 0"); n != 0 {
+		t.Errorf("creative_fatigue: %d rows do not add up", n)
+	}
+	// experiment_health: users by variant, and those who met more than one.
+	met := map[string]map[uint64]map[string]bool{}
+	for _, r := range good {
+		if r.Experiment != "" {
+			if met[r.Experiment] == nil {
+				met[r.Experiment] = map[uint64]map[string]bool{}
+			}
+			if met[r.Experiment][r.User] == nil {
+				met[r.Experiment][r.User] = map[string]bool{}
+			}
+			met[r.Experiment][r.User][r.Variant] = true
+		}
+	}
+	health := map[string][2]int{}
+	for x, users := range met {
+		for _, variants := range users {
+			for v := range variants {
+				h := health[x+"\t"+v]
+				h[0]++
+				if len(variants) > 1 {
+					h[1]++
+				}
+				health[x+"\t"+v] = h
+			}
+		}
+	}
+	var want []string
+	for k, h := range health {
+		want = append(want, fmt.Sprintf("%s\t%d\t%d\n", k, h[0], h[1]))
+	}
+	if diff := cmp.Diff(sorted(strings.Join(want, "")), sorted(lines(t, db, "SELECT experiment, variant, users, users_elsewhere FROM experiment_health"))); diff != "" {
+		t.Errorf("experiment_health (-want +got):\n%s", diff)
+	}
+	// experiment_results_by_category, and the lifts made of it.
+	type cell struct{ experiment, category, variant string }
+	type unit struct {
+		cell
+		user uint64
+	}
+	units := map[unit][2]float64{}
+	for _, r := range good {
+		if r.Experiment != "" {
+			k := unit{cell{r.Experiment, r.Category, r.Variant}, r.User}
+			u := units[k]
+			u[1]++
+			if r.Clicked {
+				u[0]++
+			}
+			units[k] = u
+		}
+	}
+	sums := map[cell]*stats.RatioSums{}
+	for k, u := range units {
+		if sums[k.cell] == nil {
+			sums[k.cell] = &stats.RatioSums{}
+		}
+		sums[k.cell].Observe(u[0], u[1])
+	}
+	var lifts []struct {
+		Category string `ch:"category"`
+		liftRow
+	}
+	if err := db.Select(t.Context(), &lifts, "SELECT experiment, category, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p FROM experiment_lift_by_category"); err != nil {
+		t.Fatal(err)
+	}
+	if len(lifts) != 8 {
+		t.Errorf("%d lifts by category, want 8", len(lifts))
+	}
+	for _, l := range lifts {
+		checkLift(t, l.liftRow, *sums[cell{l.Experiment, l.Category, "control"}], *sums[cell{l.Experiment, l.Category, l.Variant}])
+	}
+	// trace_impression: every version of one that was corrected.
+	for _, r := range rows {
+		if r.Version != 2 {
+			continue
+		}
+		versions, latest := 0, uint32(0)
+		for _, o := range rows {
+			if o.Impression == r.Impression {
+				versions++
+				latest = max(latest, o.Version)
+			}
+		}
+		counts := 0
+		if !r.Bot && r.Impression.UnixMilli() <= horizon {
+			counts = 1
+		}
+		got := lines(t, db, "SELECT count(), max(version), sum(latest), maxIf(version, latest), sum(counts), min(age_ms) > 0 FROM trace_impression(id = '"+r.Impression.String()+"')")
+		if want := fmt.Sprintf("%d\t%d\t1\t%d\t%d\t1\n", versions, latest, latest, counts); got != want {
+			t.Errorf("trace_impression: %q, want %q", got, want)
+		}
+		break
+	}
+	// ctr_hours and user_days add up to all of it.
+	clicks := 0
+	for _, r := range good {
+		if r.Clicked {
+			clicks++
+		}
+	}
+	for _, view := range []string{"ctr_hours", "ctr_days", "user_days"} {
+		if got, want := lines(t, db, "SELECT sum(impressions), sum(clicks) FROM "+view), fmt.Sprintf("%d\t%d\n", len(good), clicks); got != want {
+			t.Errorf("%s: %q, want %q", view, got, want)
+		}
+	}
+	checkCUPED(t, db, good)
+}
+
+// checkCUPED: what users of x0 did on the days before it.
+func checkCUPED(t *testing.T, db *DB, good []LabelRow) {
+	start := ""
+	for _, r := range good {
+		if day := r.Impression.Time().Format(time.DateOnly); r.Experiment == "x0" && (start == "" || day < start) {
+			start = day
+		}
+	}
+	type unit struct {
+		variant string
+		user    uint64
+	}
+	during, before := map[unit][2]uint64{}, map[uint64][2]uint64{}
+	for _, r := range good {
+		c := uint64(0)
+		if r.Clicked {
+			c = 1
+		}
+		if r.Experiment == "x0" {
+			k := unit{r.Variant, r.User}
+			during[k] = [2]uint64{during[k][0] + c, during[k][1] + 1}
+		}
+		if r.Impression.Time().Format(time.DateOnly) < start {
+			before[r.User] = [2]uint64{before[r.User][0] + c, before[r.User][1] + 1}
+		}
+	}
+	if len(before) == 0 || len(during) == 0 {
+		t.Fatal("nobody was there before or during x0: the test would prove nothing")
+	}
+	sums := map[string][15]uint64{}
+	for k, u := range during {
+		m, d, x, y := u[0], u[1], before[k.user][0], before[k.user][1]
+		s := sums[k.variant]
+		for i, v := range [15]uint64{1, m, d, x, y, m * m, d * d, m * d, x * x, y * y, x * y, m * x, m * y, d * x, d * y} {
+			s[i] += v
+		}
+		sums[k.variant] = s
+	}
+	var want []string
+	for v, s := range sums {
+		want = append(want, v+"\t"+strings.ReplaceAll(strings.Trim(fmt.Sprint(s), "[]"), " ", "\t")+"\n")
+	}
+	got := lines(t, db, "SELECT variant, n, sum_m, sum_d, sum_x, sum_y, sum_mm, sum_dd, sum_md, sum_xx, sum_yy, sum_xy, sum_mx, sum_my, sum_dx, sum_dy FROM experiment_cuped(id = 'x0', days = 14)")
+	if diff := cmp.Diff(sorted(strings.Join(want, "")), sorted(got)); diff != "" {
+		t.Errorf("experiment_cuped (-want +got):\n%s", diff)
 	}
 }
 

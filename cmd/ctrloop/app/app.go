@@ -345,6 +345,10 @@ func (a *App) startJoiner(context.Context) (err error) {
 	return nil
 }
 
+// rollUpInterval is how soon a correction of an old day is in the rollups again; a day is counted in seconds. Views
+// are exact in between.
+const rollUpInterval = time.Minute
+
 func (a *App) startSink(context.Context) (err error) {
 	cfg := a.cfg.Sink
 	cfg.Kafka = a.kafka
@@ -352,6 +356,7 @@ func (a *App) startSink(context.Context) (err error) {
 		return err
 	}
 	a.actors.start("sink", a.sink.Run)
+	a.actors.start("rollups", func(ctx context.Context) error { return a.db.KeepRolledUp(ctx, rollUpInterval, a.log) })
 	return nil
 }
 
