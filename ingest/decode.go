@@ -124,6 +124,14 @@ func encode(k kind, m proto.Message) (event, *problem) {
 	return checkMessage(k, b)
 }
 
+// HashUser is how a user who is given as text appears in events: the first 8 bytes, big endian, of
+// HMAC-SHA256 under the salt (Config.UserSalt).
+func HashUser(salt, user string) uint64 {
+	h := hmac.New(sha256.New, []byte(salt))
+	h.Write([]byte(user))
+	return binary.BigEndian.Uint64(h.Sum(nil))
+}
+
 // user is the number given, or the salted hash of the string given.
 func (d decoder) user(raw json.RawMessage) (uint64, *problem) {
 	switch {
@@ -134,9 +142,7 @@ func (d decoder) user(raw json.RawMessage) (uint64, *problem) {
 		if err := json.Unmarshal(raw, &s); err != nil {
 			return 0, reject(schemas.DeadBadField, "user: %v", err)
 		}
-		h := hmac.New(sha256.New, d.salt)
-		h.Write([]byte(s))
-		return binary.BigEndian.Uint64(h.Sum(nil)), nil
+		return HashUser(string(d.salt), s), nil
 	}
 	n, err := strconv.ParseUint(string(raw), 10, 64)
 	if err != nil {
