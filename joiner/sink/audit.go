@@ -11,6 +11,9 @@ import (
 // day, and a correction may come a day later. `ctrloop audit` asks about all time.
 const auditSpan = 48 * time.Hour
 
+// retireInterval is the pace at which days that are too old are looked for.
+const retireInterval = time.Hour
+
 // maxAlarms bounds the log lines of one look.
 const maxAlarms = 5
 
@@ -18,6 +21,7 @@ const maxAlarms = 5
 // two looks is no label on its way: it is missing, or there twice, and the alarm is raised.
 func (s *Service) audit(ctx context.Context) (progress bool, err error) {
 	before := map[warehouse.Mismatch]bool{}
+	retire := time.Now() // at the first look, then every retireInterval
 	for {
 		select {
 		case <-ctx.Done():
@@ -28,6 +32,16 @@ func (s *Service) audit(ctx context.Context) (progress bool, err error) {
 			return progress, err
 		}
 		progress = true
+		if s.cfg.Retention > 0 && !time.Now().Before(retire) {
+			retire = time.Now().Add(retireInterval)
+			days, err := s.db.Retire(ctx, s.cfg.Retention)
+			for _, d := range days {
+				s.log.Info().Str("day", d.Format(time.DateOnly)).Dur("retention", s.cfg.Retention).Msg("a day of labels has reached the end of its retention and is removed")
+			}
+			if err != nil {
+				return progress, err
+			}
+		}
 	}
 }
 

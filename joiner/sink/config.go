@@ -30,6 +30,9 @@ type Config struct {
 	InsertTimeout time.Duration `yaml:"insert_timeout"`
 	// AuditInterval is the time between two looks at the audit, 1s to 24h; an alarm takes two.
 	AuditInterval time.Duration `yaml:"audit_interval"`
+	// Retention of labels, late events and decisions: a day of impressions is removed when its newest label was
+	// inserted this long ago, with its audit. At least 24h; 0 keeps everything. One server only, not a cluster.
+	Retention time.Duration `yaml:"retention"`
 }
 
 // Default is for one instance beside an embedded broker and an embedded warehouse.
@@ -68,6 +71,9 @@ func (c Config) Validate() error {
 	}
 	if c.AuditInterval < time.Second || c.AuditInterval > 24*time.Hour {
 		bad("audit_interval: %s: want 1s to 24h", c.AuditInterval)
+	}
+	if c.Retention != 0 && c.Retention < 24*time.Hour {
+		bad("retention: %s: want 0 or at least 24h", c.Retention)
 	}
 	return errors.Join(errs...)
 }

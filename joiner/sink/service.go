@@ -25,6 +25,7 @@ type Warehouse interface {
 	InsertControl(ctx context.Context, rows []warehouse.ControlRow) error
 	Audit(ctx context.Context, since time.Time) ([]warehouse.Mismatch, error)
 	NewestAudited(ctx context.Context) (time.Time, error)
+	Retire(ctx context.Context, keep time.Duration) ([]time.Time, error)
 }
 
 // Pauses between sessions that fail, doubling until one has made progress.

@@ -281,6 +281,30 @@ func TestAuditAlarm(t *testing.T) {
 	}
 }
 
+// retiring hears of retirements.
+type retiring struct {
+	*warehouse.DB
+	keep chan time.Duration
+}
+
+func (r retiring) Retire(_ context.Context, keep time.Duration) ([]time.Time, error) {
+	r.keep <- keep
+	return nil, nil
+}
+
+func TestRetentionFollowsConfig(t *testing.T) {
+	b := streamtest.Start(t, 1)
+	cfg := testConfig(b)
+	cfg.Retention = 48 * time.Hour
+	heard := make(chan time.Duration, 1)
+	s := newService(t, cfg, retiring{database(t, engine(t)), heard})
+	s.cfg.AuditInterval = time.Millisecond
+	start(t, s)
+	if got := <-heard; got != cfg.Retention {
+		t.Errorf("%v is kept, want %v", got, cfg.Retention)
+	}
+}
+
 func TestSameTokenChangesNothing(t *testing.T) {
 	db := database(t, engine(t))
 	rows := make([]warehouse.LabelRow, 100)
