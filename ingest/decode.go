@@ -35,6 +35,7 @@ type jsonEvent struct {
 	Propensity   float64         `json:"propensity"`
 	Schema       uint32          `json:"schema"`
 	Bot          bool            `json:"bot"`
+	UserAgent    string          `json:"user_agent"` // judged by IsBot and not kept
 	ImpressionID string          `json:"impression_id"`
 	TimeMS       int64           `json:"time_ms"`
 }
@@ -102,7 +103,7 @@ func (d decoder) jsonImpression(j *jsonEvent) (event, *problem) {
 		Id: id[:], RequestId: []byte(j.RequestID), User: user, Product: j.Product, Creative: j.Creative,
 		Placement: j.Placement, Position: j.Position, Campaign: j.Campaign, Category: j.Category,
 		Experiment: j.Experiment, Variant: j.Variant, ModelVersion: j.ModelVersion, Policy: j.Policy,
-		Propensity: j.Propensity, Schema: orOne(j.Schema), Bot: j.Bot,
+		Propensity: j.Propensity, Schema: orOne(j.Schema), Bot: j.Bot || IsBot(j.UserAgent),
 	})
 }
 
