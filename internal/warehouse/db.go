@@ -161,8 +161,7 @@ func (db *DB) Close() error {
 // has understood and refused. Everything else (network, memory, overload, shutdown) is worth a retry.
 func Permanent(err error) bool {
 	var code int32
-	var ex *clickhouse.Exception
-	if errors.As(err, &ex) {
+	if ex, ok := errors.AsType[*clickhouse.Exception](err); ok {
 		code = ex.Code
 	} else if ex, ok := ch.AsException(err); ok {
 		code = int32(ex.Code)
