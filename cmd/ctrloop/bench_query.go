@@ -67,7 +67,7 @@ func (c *BenchQueryCmd) Run(ctx context.Context, g *Globals, out *output) error 
 	if err != nil {
 		return err
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }() // what was to be kept was acknowledged
 	if err := db.Migrate(ctx, warehouse.Options{}); err != nil {
 		return err
 	}

@@ -43,7 +43,7 @@ func (c *MigrateCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	if err != nil {
 		return err
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }() // what was to be kept was acknowledged
 	opt := warehouse.Options{Cluster: c.Cluster, Window: c.Window, Accept: c.Accept}
 	steps, err := db.Plan(ctx, opt)
 	if err != nil {

@@ -7,21 +7,26 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"text/tabwriter"
 	"time"
 
 	"ctrloop/cmd/ctrloop/app"
 	"ctrloop/internal/setup"
 	"ctrloop/internal/warehouse"
+	"ctrloop/schemas/question"
 )
 
 // SQLCmd is `ctrloop sql`.
 type SQLCmd struct {
-	Query   string        `arg:"" help:"The question; - reads it from standard input."`
-	Dir     string        `help:"Folder of the instance; its engine is started for the question where nothing runs." default:"ctrloop-data" env:"CTRLOOP_DIR" type:"path"`
-	DSN     string        `name:"dsn" help:"Ask this ClickHouse instead: clickhouse://user:password@host:port/database." env:"CTRLOOP_CLICKHOUSE_DSN"`
-	Format  string        `help:"table, json (one object a line), csv, tsv or parquet." default:"table" enum:"table,json,csv,tsv,parquet"`
-	Rows    int64         `help:"Most rows of the answer; 0 leaves the server's limit."`
-	Timeout time.Duration `help:"Longest time the question may take; 0 leaves the server's limit."`
+	Query    string            `arg:"" optional:"" help:"The question in SQL; - reads it from standard input."`
+	Question string            `help:"Ask a question of the book instead." placeholder:"NAME" xor:"book"`
+	Param    map[string]string `help:"Parameter of the question: NAME=VALUE." placeholder:"NAME=VALUE" mapsep:"none"`
+	List     bool              `help:"List the book of questions." xor:"book"`
+	Dir      string            `help:"Folder of the instance; its engine is started for the question where nothing runs." default:"ctrloop-data" env:"CTRLOOP_DIR" type:"path"`
+	DSN      string            `name:"dsn" help:"Ask this ClickHouse instead: clickhouse://user:password@host:port/database." env:"CTRLOOP_CLICKHOUSE_DSN"`
+	Format   string            `help:"table, json (one object a line), csv, tsv or parquet." default:"table" enum:"table,json,csv,tsv,parquet"`
+	Rows     int64             `help:"Most rows of the answer; 0 leaves the server's limit."`
+	Timeout  time.Duration     `help:"Longest time the question may take; 0 leaves the server's limit."`
 }
 
 // stopGrace is how long an engine started for one question may take to stop.
@@ -29,18 +34,16 @@ const stopGrace = 10 * time.Second
 
 // Run asks the warehouse.
 func (c *SQLCmd) Run(ctx context.Context, g *Globals, out *output) error {
-	query := c.Query
-	if query == "-" {
-		raw, err := io.ReadAll(os.Stdin)
-		if err != nil {
-			return fmt.Errorf("read the question: %w", err)
-		}
-		query = string(raw)
+	if c.List {
+		return c.list(out)
+	}
+	query, params, err := c.ask()
+	if err != nil {
+		return err
 	}
 	dsn := c.DSN
 	if dsn == "" {
 		var stop func() error
-		var err error
 		if dsn, stop, err = warehouseAt(ctx, c.Dir, g, out, false); err != nil {
 			return err
 		}
@@ -52,7 +55,52 @@ func (c *SQLCmd) Run(ctx context.Context, g *Globals, out *output) error {
 		}()
 	}
 	limits := warehouse.Limits{Rows: c.Rows, Timeout: c.Timeout}
-	return warehouse.SQL(ctx, dsn, query, warehouse.Format(c.Format), out.stdout, limits)
+	return warehouse.Ask(ctx, dsn, query, params, warehouse.Format(c.Format), out.stdout, limits)
+}
+
+// ask is the text to send, and the values of its parameters.
+func (c *SQLCmd) ask() (query string, params map[string]string, err error) {
+	switch {
+	case c.Question != "" && c.Query != "":
+		return "", nil, usageError{errors.New("give a question of the book or one of your own, not both")}
+	case c.Question != "":
+		q, err := question.Find(c.Question)
+		if err == nil {
+			params, err = q.Values(c.Param)
+		}
+		if err != nil {
+			return "", nil, usageError{err}
+		}
+		return q.SQL, params, nil
+	case c.Query == "":
+		return "", nil, withHint(usageError{errors.New("there is no question")}, "ctrloop --help lists the commands; give a question in SQL, or name one of `ctrloop sql --list` with --question")
+	case c.Query == "-":
+		raw, err := io.ReadAll(os.Stdin)
+		if err != nil {
+			return "", nil, fmt.Errorf("read the question: %w", err)
+		}
+		return string(raw), c.Param, nil
+	}
+	return c.Query, c.Param, nil
+}
+
+// list prints the book.
+func (c *SQLCmd) list(out *output) error {
+	if warehouse.Format(c.Format) == warehouse.FormatJSON {
+		return out.printJSON(question.All())
+	}
+	t := tabwriter.NewWriter(out.stdout, 0, 0, 2, ' ', 0)
+	for _, q := range question.All() {
+		fmt.Fprintf(t, "%s\t%s\n", q.Name, q.Text)
+		for _, p := range q.Params {
+			usual := ""
+			if p.Default != nil {
+				usual = " (" + *p.Default + ")"
+			}
+			fmt.Fprintf(t, "\t  --param %s=...  %s%s\n", p.Name, p.Meaning, usual)
+		}
+	}
+	return t.Flush()
 }
 
 // warehouseAt returns the DSN of the ClickHouse of the instance in dir, started on its folder where nothing runs. A

@@ -3,6 +3,7 @@ package warehouse
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"unsafe"
 
@@ -15,6 +16,9 @@ func platformError() error { return nil }
 
 // runChild loads libchdb and runs clickhouse-local with the arguments of this process until it exits.
 func runChild(lib string, args []string) error {
+	if err := confine(os.Getenv("HOME"), lib); err != nil { // HOME is the engine's directory
+		return err
+	}
 	libc, err := purego.Dlopen("libc.so.6", purego.RTLD_NOW|purego.RTLD_GLOBAL)
 	if err != nil {
 		return fmt.Errorf("load libc: %w", err)

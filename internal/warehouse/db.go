@@ -24,7 +24,7 @@ type DB struct {
 	conn     driver.Conn
 	native   *native // inserts of labels
 	database string
-	cluster  string // set by Migrate
+	dialect  dialect // set by Migrate
 }
 
 // httpPortParam of a DSN names the HTTP port next to the native one; SQL needs it.

@@ -14,7 +14,11 @@ import (
 	"ctrloop/internal/loopback"
 )
 
-const childEnv = "CTRLOOP_WAREHOUSE_CHILD"
+// Environment of the engine's process.
+const (
+	childEnv   = "CTRLOOP_WAREHOUSE_CHILD"   // path of the library
+	connectEnv = "CTRLOOP_WAREHOUSE_CONNECT" // set where it may connect to other engines
+)
 
 // MaybeChild must be the first call in main (and in TestMain): the engine's process is this binary
 // again, and there it runs the engine and never returns.
@@ -46,6 +50,9 @@ type EngineConfig struct {
 	// MaxMemoryBytes bounds what the engine accounts for; its resident memory can exceed it by about
 	// 0.65 GiB (allocator, code). 0 takes 2 GiB.
 	MaxMemoryBytes int64
+
+	// remoteServers is the inner XML of remote_servers: other engines as shards, for tests.
+	remoteServers string
 }
 
 // Engine is a running embedded ClickHouse. When its process dies it is started again on the same ports
@@ -72,7 +79,7 @@ func StartEngine(ctx context.Context, cfg EngineConfig, log zerolog.Logger) (*En
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	if st, err := os.Stat(cfg.Lib); err != nil || st.IsDir() {
-		return nil, fmt.Errorf("%w: no libchdb at %q: run `ctrloop setup` to fetch it or give a server with --clickhouse DSN", ErrUnavailable, cfg.Lib)
+		return nil, fmt.Errorf("%w: no libchdb at %q: run `ctrloop setup` to fetch it or give a server (clickhouse.dsn in the configuration, --dsn of sql and migrate)", ErrUnavailable, cfg.Lib)
 	}
 	dir, err := filepath.Abs(cfg.Dir)
 	if err != nil {

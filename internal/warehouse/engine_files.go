@@ -78,7 +78,7 @@ func xmlText(s string) string {
 }
 
 // serverConfig is config.xml. display_name carries the nonce that proves whose answer a port gives.
-func serverConfig(dir, nonce string, tcp, http int, maxMemory int64) string {
+func serverConfig(dir, nonce string, tcp, http int, maxMemory int64, remoteServers string) string {
 	at := func(parts ...string) string { return xmlText(filepath.Join(append([]string{dir}, parts...)...)) }
 	return fmt.Sprintf(`<clickhouse>
   <logger><level>information</level><log>%[1]s/server.log</log><errorlog>%[1]s/error.log</errorlog><size>10M</size><count>2</count><console>0</console></logger>
@@ -104,8 +104,9 @@ func serverConfig(dir, nonce string, tcp, http int, maxMemory int64) string {
   <keep_alive_timeout>10</keep_alive_timeout>
   <query_log><database>system</database><table>query_log</table><flush_interval_milliseconds>7500</flush_interval_milliseconds><ttl>event_date + INTERVAL 3 DAY DELETE</ttl></query_log>
   <part_log><database>system</database><table>part_log</table><flush_interval_milliseconds>7500</flush_interval_milliseconds><ttl>event_date + INTERVAL 3 DAY DELETE</ttl></part_log>
+  <remote_servers>%[8]s</remote_servers>
 </clickhouse>
-`, at("log"), nonce, at("data"), tcp, http, at("users.xml"), maxMemory)
+`, at("log"), nonce, at("data"), tcp, http, at("users.xml"), maxMemory, remoteServers)
 }
 
 // usersConfig is users.xml. "default" is who the engine's own console logs in as: it may open the ports

@@ -155,7 +155,7 @@ func TestMissingLibrary(t *testing.T) {
 	if !errors.Is(err, ErrUnavailable) {
 		t.Fatalf("got %v, want ErrUnavailable", err)
 	}
-	for _, want := range []string{"ctrloop setup", "--clickhouse"} {
+	for _, want := range []string{"ctrloop setup", "clickhouse.dsn"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q does not say %q", err, want)
 		}

@@ -71,6 +71,7 @@ func (db *DB) insert(ctx context.Context, table string, cols []column) error {
 		// Send LowCardinality columns as plain strings: building dictionaries is slow in the client
 		// (a boxed map entry per value) and fast in the server.
 		"low_cardinality_allow_in_native_format": 0,
+		"distributed_foreground_insert":          1, // on a cluster too an answer means applied, on every shard
 		"insert_deduplicate":                     0,
 	}
 	names := make([]string, len(cols))

@@ -29,7 +29,13 @@ type Options struct {
 	// Accept are numbers of applied files whose text has changed and may: the new checksum is recorded, the file is not
 	// run again.
 	Accept []uint32
+
+	// unreplicated leaves out what needs Keeper (replication, ON CLUSTER), for tests with several embedded engines:
+	// each of them is migrated by itself.
+	unreplicated bool
 }
+
+func (o Options) dialect() dialect { return dialect{o.Cluster, o.unreplicated} }
 
 // StepState is what Migrate would do about a file.
 type StepState string
@@ -69,7 +75,7 @@ var ErrRefused = errors.New("migration refused")
 // Migrate brings the database to the schema of this binary. It is idempotent. Files of tables are applied
 // once and must not change after that; files of views (name starts with "view_") follow their text.
 func (db *DB) Migrate(ctx context.Context, opt Options) error {
-	db.cluster = opt.Cluster
+	db.dialect = opt.dialect()
 	steps, err := db.Plan(ctx, opt)
 	if err != nil {
 		return err
@@ -79,7 +85,7 @@ func (db *DB) Migrate(ctx context.Context, opt Options) error {
 			return fmt.Errorf("%w: %04d_%s %s", ErrRefused, s.Version, s.Name, s.Why)
 		}
 	}
-	if err := db.Exec(ctx, migrationsTable(opt.Cluster)); err != nil {
+	if err := db.Exec(ctx, migrationsTable(opt.dialect())); err != nil {
 		return err
 	}
 	for _, s := range steps {
@@ -95,7 +101,7 @@ func (db *DB) Migrate(ctx context.Context, opt Options) error {
 
 // Plan says what Migrate would do, and changes nothing. Steps are in the order of their numbers.
 func (db *DB) Plan(ctx context.Context, opt Options) ([]Step, error) {
-	all, err := migrations(table.Files, opt.Cluster)
+	all, err := migrations(table.Files, opt.dialect())
 	if err != nil {
 		return nil, err
 	}
@@ -187,15 +193,14 @@ func (db *DB) setParameters(ctx context.Context, opt Options) error {
 	return nil
 }
 
-func migrationsTable(cluster string) string {
-	d := dialect{cluster}
+func migrationsTable(d dialect) string {
 	return "CREATE TABLE IF NOT EXISTS schema_migrations " + d.onCluster() +
 		"(version UInt32, name String, sha256 String, applied DateTime64(3, 'UTC') DEFAULT now64(3)) ENGINE = " +
 		d.engine("ReplacingMergeTree", "applied") + " ORDER BY version"
 }
 
 // migrations renders NNNN_name.sql in order of their numbers.
-func migrations(files fs.FS, cluster string) ([]migration, error) {
+func migrations(files fs.FS, d dialect) ([]migration, error) {
 	names, err := fs.Glob(files, "*.sql")
 	if err != nil {
 		return nil, err
@@ -215,7 +220,7 @@ func migrations(files fs.FS, cluster string) ([]migration, error) {
 		if err != nil {
 			return nil, err
 		}
-		text, err := dialect{cluster}.render(name, string(raw))
+		text, err := d.render(name, string(raw))
 		if err != nil {
 			return nil, err
 		}
@@ -225,25 +230,38 @@ func migrations(files fs.FS, cluster string) ([]migration, error) {
 	return out, nil
 }
 
-// statements splits at semicolons that end a line; a statement of comments only is none.
+// statements splits at semicolons that end a line of code; a statement of comments only is none.
 func statements(text string) []string {
 	var out []string
-	for s := range strings.SplitSeq(text+"\n", ";\n") {
-		code := false
-		for line := range strings.SplitSeq(s, "\n") {
-			if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "--") {
-				code = true
-			}
-		}
+	var lines []string
+	code := false
+	end := func() {
 		if code {
-			out = append(out, strings.TrimSpace(s))
+			out = append(out, strings.TrimSpace(strings.Join(lines, "\n")))
+		}
+		lines, code = nil, false
+	}
+	for line := range strings.SplitSeq(text, "\n") {
+		if trimmed := strings.TrimSpace(line); trimmed == "" || strings.HasPrefix(trimmed, "--") {
+			lines = append(lines, line)
+			continue
+		}
+		body, last := strings.CutSuffix(line, ";")
+		code = code || strings.TrimSpace(body) != ""
+		lines = append(lines, body)
+		if last {
+			end()
 		}
 	}
+	end()
 	return out
 }
 
 // dialect is the difference between one server and a cluster, as functions of the DDL templates.
-type dialect struct{ cluster string }
+type dialect struct {
+	cluster      string
+	unreplicated bool
+}
 
 func (d dialect) render(name, text string) (string, error) {
 	t, err := template.New(name).Funcs(template.FuncMap{
@@ -271,7 +289,7 @@ func dict(pairs ...string) map[string]string {
 
 // onCluster follows the name in a CREATE.
 func (d dialect) onCluster() string {
-	if d.cluster == "" {
+	if d.cluster == "" || d.unreplicated {
 		return ""
 	}
 	return "ON CLUSTER " + quoteName(d.cluster) + " "
@@ -287,7 +305,7 @@ func (d dialect) local(name string) string {
 
 // engine is a MergeTree engine with its arguments.
 func (d dialect) engine(kind string, args ...string) string {
-	if d.cluster != "" {
+	if d.cluster != "" && !d.unreplicated {
 		kind = "Replicated" + kind
 		args = append([]string{"'/clickhouse/tables/{shard}/{database}/{table}'", "'{replica}'"}, args...)
 	}
@@ -296,7 +314,7 @@ func (d dialect) engine(kind string, args ...string) string {
 
 // dedup is the setting of the window, in blocks, in which an insert token is remembered.
 func (d dialect) dedup(blocks int) string {
-	if d.cluster != "" {
+	if d.cluster != "" && !d.unreplicated {
 		return fmt.Sprintf("replicated_deduplication_window = %d, replicated_deduplication_window_seconds = 604800", blocks)
 	}
 	return fmt.Sprintf("non_replicated_deduplication_window = %d", blocks)

@@ -98,7 +98,7 @@ func TestPlan(t *testing.T) {
 }
 
 func TestClusterText(t *testing.T) {
-	all, err := migrations(table.Files, "prod")
+	all, err := migrations(table.Files, dialect{cluster: "prod"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,12 +132,12 @@ func TestMigrationFiles(t *testing.T) {
 		"same number":  {"0001_a.sql": {}, "0001_b.sql": {}},
 		"bad template": {"0001_a.sql": {Data: []byte("{{nosuch}}")}},
 	} {
-		if _, err := migrations(files, ""); err == nil {
+		if _, err := migrations(files, dialect{}); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	got := statements("-- only a comment;\n\nSELECT 1;\n-- why\nSELECT ';' AS x;\n\n")
-	if diff := cmp.Diff([]string{"SELECT 1", "-- why\nSELECT ';' AS x"}, got); diff != "" {
+	got := statements("-- only a comment;\n\nSELECT 1\n-- inside;\n+ 1;\n-- why\nSELECT ';' AS x;\n\n")
+	if diff := cmp.Diff([]string{"-- only a comment;\n\nSELECT 1\n-- inside;\n+ 1", "-- why\nSELECT ';' AS x"}, got); diff != "" {
 		t.Error(diff)
 	}
 }

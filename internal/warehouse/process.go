@@ -55,7 +55,7 @@ func (t *tail) String() string {
 // startProcess writes the configuration, starts the child and waits until both ports answer as ours.
 func (e *Engine) startProcess(ctx context.Context, cfg EngineConfig) (*process, error) {
 	config, users := filepath.Join(cfg.Dir, "config.xml"), filepath.Join(cfg.Dir, "users.xml")
-	if err := writePrivate(config, []byte(serverConfig(cfg.Dir, e.nonce, cfg.TCPPort, cfg.HTTPPort, cfg.MaxMemoryBytes))); err != nil {
+	if err := writePrivate(config, []byte(serverConfig(cfg.Dir, e.nonce, cfg.TCPPort, cfg.HTTPPort, cfg.MaxMemoryBytes, cfg.remoteServers))); err != nil {
 		return nil, err
 	}
 	if err := writePrivate(users, []byte(usersConfig(e.creds, cfg.MaxMemoryBytes))); err != nil {
@@ -72,6 +72,9 @@ func (e *Engine) startProcess(ctx context.Context, cfg EngineConfig) (*process, 
 		"--highlight", "0", "--hints", "0", "--echo", "0", "--query", "SYSTEM START LISTEN TCP; SYSTEM START LISTEN HTTP")
 	// A short environment: nothing of the caller's (tokens, proxies) belongs into the database's process.
 	p.cmd.Env = []string{childEnv + "=" + cfg.Lib, "TZ=UTC", "LANG=C.UTF-8", "TERM=dumb", "HOME=" + cfg.Dir, "PATH=" + os.Getenv("PATH")}
+	if cfg.remoteServers != "" {
+		p.cmd.Env = append(p.cmd.Env, connectEnv+"=1")
+	}
 	p.cmd.Dir = filepath.Join(cfg.Dir, "data", "user_files") // where clickhouse-local looks for files, whatever the configuration says
 	p.cmd.ExtraFiles = []*os.File{e.lock}
 	p.cmd.Stdout, p.cmd.Stderr = &p.output, &p.output

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
@@ -48,14 +49,15 @@ const rollupDue = `
 	WHERE generation = 0 OR until != made_until OR touched != made_touched
 	ORDER BY due_day`
 
-// The condition on versions is that of labels_latest, on one day.
+// The condition on versions is that of labels_latest, on one day. The table carries its database: on a cluster the
+// shards read the text too, with a default database of their own.
 const rollupRows = `
-	FROM labels FINAL
+	FROM {labels} FINAL
 	WHERE event_time >= {from:DateTime('UTC')} AND event_time < {until:DateTime('UTC')} AND bot = 0 AND suspect = 0
 		AND (impression_id, version) GLOBAL NOT IN
 		(
 			SELECT impression_id, toUInt32(version - 1)
-			FROM labels
+			FROM {labels}
 			WHERE version > 1 AND event_time >= {from:DateTime('UTC')} AND event_time < {until:DateTime('UTC')}
 		)`
 
@@ -111,8 +113,9 @@ func (db *DB) rollUpDay(ctx context.Context, d rollupDay) error {
 			// Both hold for labels: equal keys have equal event times, hence one partition.
 			"do_not_merge_across_partitions_select_final": 1,
 		}))
+	labels := quoteName(db.database) + ".labels"
 	for i, q := range rollupSteps {
-		if err := db.Exec(ctx, q); err != nil {
+		if err := db.Exec(ctx, strings.ReplaceAll(q, "{labels}", labels)); err != nil {
 			return fmt.Errorf("roll up %s, step %d: %w", d.Day.Format(time.DateOnly), i+1, err)
 		}
 	}
@@ -149,7 +152,7 @@ func (db *DB) dropGenerations(ctx context.Context) (int, error) {
 		if err != nil {
 			return dropped, fmt.Errorf("find old generations of %s: %w", name, err)
 		}
-		d := dialect{cluster: db.cluster}
+		d := db.dialect
 		for _, g := range stale {
 			q := fmt.Sprintf("ALTER TABLE %s %sDROP PARTITION ('%s', %d)", d.local(name), d.onCluster(), g.Day.Format(time.DateOnly), g.Generation)
 			if err := db.Exec(ctx, q); err != nil {

@@ -64,6 +64,17 @@ func TestReadOnlyUserCanOnlyRead(t *testing.T) {
 		"SELECT 1 SETTINGS readonly = 0", "SET max_execution_time = 100000", "SELECT 1 SETTINGS max_result_rows = 100000000",
 		"SELECT number FROM numbers(20000000)", // more rows than the limit
 		"CREATE USER x", "GRANT ALL ON *.* TO " + readOnlyUser,
+		"SELECT 1 INTO OUTFILE 'out.csv'", "SELECT 1 INTO OUTFILE '/tmp/ctrloop-outfile.csv' TRUNCATE FORMAT CSV",
+		fmt.Sprintf("INSERT INTO FUNCTION url('http://%s/', 'CSV', 'x UInt64') VALUES (1)", outside.Addr()),
+		fmt.Sprintf("SELECT * FROM cluster('default', url('http://%s/', 'CSV', 'x UInt64'))", outside.Addr()),
+		fmt.Sprintf("SELECT * FROM remoteSecure('%s', system.one)", outside.Addr()),
+		fmt.Sprintf("CREATE DICTIONARY d (x UInt64) PRIMARY KEY x SOURCE(HTTP(URL 'http://%s/' FORMAT 'CSV')) LAYOUT(FLAT()) LIFETIME(1)", outside.Addr()),
+		"SELECT * FROM fileCluster('default', 'secret.csv', 'CSV', 'x UInt64')", "DESCRIBE TABLE file('secret.csv')",
+		"SELECT file('secret.csv')", "SELECT `f\\x69le`('secret.csv')", "SELECT * APPLY(file) FROM (SELECT 'secret.csv')", // the function of the same name
+		"SELECT * FROM merge('system', 'query_log')", "SELECT * FROM loop(system.query_log)",
+		"SELECT * FROM system.processes", "SELECT * FROM system.named_collections", "SELECT * FROM system.server_settings", "SELECT * FROM system.disks",
+		"SELECT * FROM system.user_directories", "SELECT * FROM system.clusters", "SELECT * FROM system.session_log", "SELECT * FROM system.stack_trace",
+		"SELECT addressToLine(1) SETTINGS allow_introspection_functions = 1", "SELECT getSetting('x'), 1 SETTINGS log_queries = 0", "BACKUP TABLE for_reading TO File('b')", "ATTACH DATABASE x",
 	}
 	for _, q := range refused {
 		if err := SQL(t.Context(), e.ReadOnlyDSN(), q, FormatTSV, &bytes.Buffer{}, Limits{}); err == nil {
@@ -121,5 +132,43 @@ func TestSQLFormatsAndLimits(t *testing.T) {
 	}
 	if err := SQL(t.Context(), e.ReadOnlyDSN(), "SELECT 1", "xml", &bytes.Buffer{}, Limits{}); err == nil {
 		t.Error("unknown format accepted")
+	}
+}
+
+// The engine's process cannot read what is not its own, whoever asks: the function file() knows no rights, and the
+// library takes any path.
+func TestEngineIsConfined(t *testing.T) {
+	e := engine(t)
+	app := connect(t, e.DSN())
+	own := filepath.Join(e.cfg.Dir, "data", "user_files", "own.txt")
+	other := filepath.Join(t.TempDir(), "other.txt")
+	for _, path := range []string{own, other} {
+		if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var content string
+	if err := app.QueryRow(t.Context(), "SELECT file('"+own+"')").Scan(&content); err != nil || content != "x" {
+		t.Fatalf("a file of its own: %q, %v; the test would prove nothing", content, err)
+	}
+	if !confinable() {
+		t.Skip("this kernel has no Landlock of ABI 3")
+	}
+	for _, path := range []string{other, "/etc/passwd", filepath.Join(e.cfg.Dir, "credentials.json"), "/proc/1/environ", fmt.Sprintf("/proc/%d/environ", os.Getpid())} {
+		if err := app.QueryRow(t.Context(), "SELECT file('"+path+"')").Scan(&content); err == nil {
+			t.Errorf("the engine reads %s", path)
+		}
+	}
+	if err := app.Exec(t.Context(), "INSERT INTO FUNCTION file('"+filepath.Join(filepath.Dir(other), "new.csv")+"', 'CSV', 'x UInt64') VALUES (1)"); err == nil {
+		t.Error("the engine writes outside of its folder")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	err = app.Exec(t.Context(), fmt.Sprintf("SELECT * FROM url('http://%s/', 'CSV', 'x UInt64') SETTINGS http_max_tries = 1", l.Addr()))
+	if err == nil || !strings.Contains(strings.ToLower(err.Error()), "permission denied") {
+		t.Errorf("the engine connects to elsewhere: %v", err)
 	}
 }

@@ -666,7 +666,7 @@ func TestAuditHash(t *testing.T) {
 
 func TestEmptyViews(t *testing.T) {
 	db := database(t)
-	names := strings.Fields(lines(t, db, "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine = 'View'"))
+	names := strings.Fields(lines(t, db, "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine = 'View' AND NOT match(create_table_query, '\\\\{[a-z]+:')"))
 	if len(names) < 13 {
 		t.Errorf("only the views %v", names)
 	}

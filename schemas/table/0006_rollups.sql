@@ -43,7 +43,7 @@ INSERT INTO label_hours (hour, rows)
 SELECT toStartOfHour(toDateTime(event_time, 'UTC')) AS hour, count() FROM labels GROUP BY hour;
 
 INSERT INTO label_partitions (partition, rows, event_time, watermark, offset, inserted_at)
-SELECT partition, count(), max(labels.event_time), max(labels.watermark), max(labels.offset), max(labels.inserted_at) FROM labels GROUP BY partition;
+SELECT partition, count(), max(event_time), max(watermark), max(offset), max(inserted_at) FROM labels GROUP BY partition;
 
 -- rollups: the generation of each day, and what it was made of. The last one counts.
 CREATE TABLE IF NOT EXISTS {{local "rollups"}} {{cluster}}(

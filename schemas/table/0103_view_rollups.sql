@@ -64,8 +64,8 @@ COMMENT 'Impressions and clicks by hour';
 
 -- ctr_days
 -- Question: impressions and clicks by day and everything that an ad is told apart by?
--- Columns:  day (event time, UTC); experiment, variant, product, category, creative, placement, model_version;
---           impressions, clicks; first_seen, last_seen (event time). Several rows may have the same key: add them up.
+-- Columns:  day (event time, UTC); experiment, variant, product, category, creative, placement,
+--           model_version; impressions, clicks; first_seen, last_seen (event time). Several rows may have the same key: add them up.
 -- Example:  SELECT day, sum(clicks) / sum(impressions) AS ctr FROM ctr_days GROUP BY day ORDER BY day
 -- Cost:     one rollup row for each key, and labels_unrolled.
 CREATE OR REPLACE VIEW ctr_days {{cluster}}AS

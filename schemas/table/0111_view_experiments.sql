@@ -175,8 +175,8 @@ LEFT JOIN
 ) AS plan USING (experiment)
 LEFT JOIN
 (
-    SELECT toString(experiment_looks.experiment) AS experiment, count() AS looks, toString(argMax(action, time)) AS last_action, argMax(experiment_looks.srm_p, time) AS srm_p
-    FROM experiment_looks FINAL
+    SELECT toString(l.experiment) AS experiment, count() AS looks, toString(argMax(l.action, l.time)) AS last_action, argMax(l.srm_p, l.time) AS srm_p
+    FROM experiment_looks AS l FINAL
     GROUP BY experiment
 ) AS looked USING (experiment)
 COMMENT 'Split and exposures of each experiment';

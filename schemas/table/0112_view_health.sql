@@ -6,9 +6,9 @@
 -- Note:     rows counts what was sent, a block that was sent again under another token included.
 -- Cost:     a few rows.
 CREATE OR REPLACE VIEW freshness {{cluster}}AS
-SELECT partition, sum(label_partitions.rows) AS rows, max(event_time) AS newest_event, max(watermark) AS newest_watermark,
-    max(offset) AS newest_offset, max(label_partitions.inserted_at) AS inserted_at, dateDiff('second', inserted_at, now()) AS idle_seconds
-FROM label_partitions
+SELECT partition, sum(p.rows) AS rows, max(event_time) AS newest_event, max(watermark) AS newest_watermark,
+    max(offset) AS newest_offset, max(p.inserted_at) AS inserted_at, dateDiff('second', inserted_at, now()) AS idle_seconds
+FROM label_partitions AS p
 GROUP BY partition
 COMMENT 'How far behind the warehouse is, per partition of labels.v1';
 

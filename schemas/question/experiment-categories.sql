@@ -1,0 +1,6 @@
+-- Where is the treatment better, where worse? (Each interval holds for its category alone.)
+-- param experiment: id of the experiment
+SELECT category, variant, users, control_users, round(lift, 4) AS lift, round(lift_low, 4) AS lift_low, round(lift_high, 4) AS lift_high, p
+FROM experiment_lift_by_category
+WHERE experiment = {experiment:String}
+ORDER BY p
