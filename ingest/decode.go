@@ -35,6 +35,7 @@ type jsonEvent struct {
 	Propensity   float64         `json:"propensity"`
 	Schema       uint32          `json:"schema"`
 	Bot          bool            `json:"bot"`
+	UserAgent    string          `json:"user_agent"` // judged by IsBot and not kept
 	ImpressionID string          `json:"impression_id"`
 	TimeMS       int64           `json:"time_ms"`
 }
@@ -102,7 +103,7 @@ func (d decoder) jsonImpression(j *jsonEvent) (event, *problem) {
 		Id: id[:], RequestId: []byte(j.RequestID), User: user, Product: j.Product, Creative: j.Creative,
 		Placement: j.Placement, Position: j.Position, Campaign: j.Campaign, Category: j.Category,
 		Experiment: j.Experiment, Variant: j.Variant, ModelVersion: j.ModelVersion, Policy: j.Policy,
-		Propensity: j.Propensity, Schema: orOne(j.Schema), Bot: j.Bot,
+		Propensity: j.Propensity, Schema: orOne(j.Schema), Bot: j.Bot || IsBot(j.UserAgent),
 	})
 }
 
@@ -124,6 +125,14 @@ func encode(k kind, m proto.Message) (event, *problem) {
 	return checkMessage(k, b)
 }
 
+// HashUser is how a user who is given as text appears in events: the first 8 bytes, big endian, of
+// HMAC-SHA256 under the salt (Config.UserSalt).
+func HashUser(salt, user string) uint64 {
+	h := hmac.New(sha256.New, []byte(salt))
+	h.Write([]byte(user))
+	return binary.BigEndian.Uint64(h.Sum(nil))
+}
+
 // user is the number given, or the salted hash of the string given.
 func (d decoder) user(raw json.RawMessage) (uint64, *problem) {
 	switch {
@@ -134,9 +143,7 @@ func (d decoder) user(raw json.RawMessage) (uint64, *problem) {
 		if err := json.Unmarshal(raw, &s); err != nil {
 			return 0, reject(schemas.DeadBadField, "user: %v", err)
 		}
-		h := hmac.New(sha256.New, d.salt)
-		h.Write([]byte(s))
-		return binary.BigEndian.Uint64(h.Sum(nil)), nil
+		return HashUser(string(d.salt), s), nil
 	}
 	n, err := strconv.ParseUint(string(raw), 10, 64)
 	if err != nil {

@@ -21,6 +21,9 @@
 // number, taken as it is, or a string, which is hashed with the configured salt. Unknown fields are
 // refused here (a misspelt field would be lost silently) and ignored in the raw topics.
 //
+// An impression is marked as a bot's by "bot":true, or by its "user_agent", which is judged (IsBot) and not kept.
+// What is marked is joined and stored like all else, and left out of every rate.
+//
 // A watermark promises that no event older than time_ms will follow: the end of a replay, or of a batch of one. It
 // is forwarded behind every event that was acknowledged before it was sent. It must be sent alone or last in a body.
 //

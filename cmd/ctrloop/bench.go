@@ -18,6 +18,7 @@ import (
 type BenchCmd struct {
 	Join  BenchJoinCmd  `cmd:"" help:"The join against its targets: loop alone, state at scale, end to end on the embedded broker and on a real one, live."`
 	Peers BenchPeersCmd `cmd:"" help:"The join beside Kafka Streams on one real broker and one log; see make bench-peers."`
+	Sink  BenchSinkCmd  `cmd:"" help:"The sink: labels into the embedded warehouse, from memory and out of the embedded broker."`
 	Query BenchQueryCmd `cmd:"" help:"The warehouse: labels made inside the engine, every view timed, storage by column."`
 	Open  BenchOpenCmd  `cmd:"" hidden:"" help:"The state at scale, for bench join to run in a process of its own."`
 

@@ -74,3 +74,18 @@ func TestBenchExperiments(t *testing.T) {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
 }
+
+func TestBenchSink(t *testing.T) {
+	code, stdout, stderr := cli(t, "bench", "sink", "--rows", "30000", "--json", "-")
+	if code == exitNeedsSetup && os.Getenv("CTRLOOP_TEST_ALLOW_MISSING") == "1" {
+		t.Skip("the embedded engine is not set up (CTRLOOP_TEST_ALLOW_MISSING=1)")
+	}
+	var rep bench.SinkReport
+	if err := json.Unmarshal([]byte(stdout), &rep); code != exitOK || err != nil || rep.Wrong() != 0 || rep.Alone.Rows != 30000 || rep.Broker.Inserts == 0 || rep.Alone.PerGoCore() == 0 {
+		t.Fatalf("exit %d, %v: %s%s", code, err, stdout, stderr)
+	}
+	var table strings.Builder
+	if err := rep.Print(&table); err != nil || !strings.Contains(table.String(), "rows/s per Go core") {
+		t.Errorf("%v:\n%s", err, table.String())
+	}
+}

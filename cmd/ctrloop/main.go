@@ -39,6 +39,10 @@ type CLI struct {
 	Stats      StatsCmd      `cmd:"" help:"The statistics on a file, no server."`
 	Status     StatusCmd     `cmd:"" help:"One screen about a running instance."`
 	Trace      TraceCmd      `cmd:"" help:"Where an impression is, and what happened to it."`
+	Audit      AuditCmd      `cmd:"" help:"Hold the warehouse against what the join says it wrote."`
+	Erase      EraseCmd      `cmd:"" help:"Erase a user's events, with proof."`
+	Backup     BackupCmd     `cmd:"" help:"Copy the stores of an instance at rest, with checksums."`
+	Restore    RestoreCmd    `cmd:"" help:"Bring a backup back into an empty folder."`
 	SQL        SQLCmd        `cmd:"" name:"sql" help:"Ask the warehouse, running or at rest."`
 	Migrate    MigrateCmd    `cmd:"" help:"Bring a warehouse to the schema of this binary, or say what that would take."`
 	Config     ConfigCmd     `cmd:"" help:"Check, show or document the configuration."`

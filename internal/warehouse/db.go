@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 )
@@ -21,6 +22,7 @@ type Row = driver.Row
 // ends the query.
 type DB struct {
 	conn     driver.Conn
+	native   *native // inserts of labels
 	database string
 	dialect  dialect // set by Migrate
 }
@@ -53,7 +55,7 @@ func Open(ctx context.Context, dsn string) (*DB, error) {
 		_ = conn.Close()
 		return nil, fmt.Errorf("connect to ClickHouse at %v: %w", opt.Addr, err)
 	}
-	return &DB{conn: conn, database: opt.Auth.Database}, nil
+	return &DB{conn: conn, native: newNative(opt), database: opt.Auth.Database}, nil
 }
 
 func options(dsn string) (*clickhouse.Options, error) {
@@ -150,16 +152,21 @@ func (db *DB) Select(ctx context.Context, dest any, query string, args ...any) e
 func (db *DB) Ping(ctx context.Context) error { return db.conn.Ping(ctx) }
 
 // Close ends all connections.
-func (db *DB) Close() error { return db.conn.Close() }
+func (db *DB) Close() error {
+	db.native.close()
+	return db.conn.Close()
+}
 
 // Permanent says whether an error will come again however often the statement is repeated: the server
 // has understood and refused. Everything else (network, memory, overload, shutdown) is worth a retry.
 func Permanent(err error) bool {
-	var ex *clickhouse.Exception
-	if !errors.As(err, &ex) {
-		return false
+	var code int32
+	if ex, ok := errors.AsType[*clickhouse.Exception](err); ok {
+		code = ex.Code
+	} else if ex, ok := ch.AsException(err); ok {
+		code = int32(ex.Code)
 	}
-	switch ex.Code {
+	switch code {
 	case 6, 16, 27, 38, 41, 43, 47, 53, 60, 62, 70, 81, 164, 192, 349, 497, 516:
 		// cannot parse text, no such column, cannot parse input/date/datetime, illegal type, unknown
 		// identifier, type mismatch, unknown table, syntax, cannot convert, unknown database, readonly,

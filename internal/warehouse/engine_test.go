@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ClickHouse/ch-go/proto"
 	"github.com/rs/zerolog"
 
 	"ctrloop/internal/loopback"
@@ -93,8 +94,8 @@ func TestKilledChildKeepsAcknowledgedRows(t *testing.T) {
 		before := e.PID()
 		kill := time.AfterFunc(time.Duration(20+30*round)*time.Millisecond, func() { _ = syscall.Kill(before, syscall.SIGKILL) })
 		for acked := next; e.Restarts() == round || next < acked+10; {
-			rows := []column{{"x", []uint64{2 * next, 2*next + 1}}}
-			if err := db.insert(t.Context(), "acks", fmt.Sprintf("token-%d", next), rows); err == nil {
+			rows := proto.Input{{Name: "x", Data: proto.ColUInt64{2 * next, 2*next + 1}}}
+			if err := db.native.insert(t.Context(), "acks", fmt.Sprintf("token-%d", next), rows); err == nil {
 				next++
 			} else {
 				time.Sleep(5 * time.Millisecond) // down: the same again

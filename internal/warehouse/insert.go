@@ -15,34 +15,6 @@ import (
 	"ctrloop/schemas/eventpb"
 )
 
-// LabelRow is one row of labels. Its event time is that of the id.
-type LabelRow struct {
-	Impression   schemas.ImpressionID
-	Version      uint32
-	User         uint64
-	Product      string
-	Creative     string
-	Placement    string
-	Position     uint32
-	Campaign     string
-	Category     string
-	Experiment   string
-	Variant      string
-	ModelVersion string
-	Policy       string
-	Propensity   float64
-	Bot          bool
-	Kind         eventpb.LabelKind
-	Clicked      bool
-	ClickDelayMS int64
-	Clicks       uint32
-	Weight       float64
-	Suspect      bool // made while the circuit breaker of its slice was open
-	WatermarkMS  int64
-	Partition    int32 // of labels.v1
-	Offset       int64 // in labels.v1
-}
-
 // AuditRow is one record of audit.v1 with its place.
 type AuditRow struct {
 	*eventpb.AuditMinute
@@ -90,11 +62,9 @@ func col[R, V any](name string, rows []R, f func(*R) V) column {
 	return column{name, v}
 }
 
-// insert sends one block. With a token the server applies it once however often it is sent; the rows
-// must then be the same each time: the token alone decides. Without one the table's key must make it
-// idempotent, and the server's own memory of blocks is switched off, because a value that changes and
-// changes back would be taken for a repetition.
-func (db *DB) insert(ctx context.Context, table, token string, cols []column) error {
+// insert sends one block of a small table. The table's key must make it idempotent: the server's own memory
+// of blocks is switched off, because a value that changes and changes back would be taken for a repetition.
+func (db *DB) insert(ctx context.Context, table string, cols []column) error {
 	settings := clickhouse.Settings{
 		"async_insert":                    0, // an answer means applied
 		"max_partitions_per_insert_block": 0, // a replayed backlog may span more than the default 100 days
@@ -103,11 +73,6 @@ func (db *DB) insert(ctx context.Context, table, token string, cols []column) er
 		"low_cardinality_allow_in_native_format": 0,
 		"distributed_foreground_insert":          1, // on a cluster too an answer means applied, on every shard
 		"insert_deduplicate":                     0,
-	}
-	if token != "" {
-		settings["insert_deduplicate"] = 1
-		settings["insert_deduplication_token"] = token
-		settings["deduplicate_blocks_in_dependent_materialized_views"] = 1
 	}
 	names := make([]string, len(cols))
 	for i, c := range cols {
@@ -129,52 +94,13 @@ func (db *DB) insert(ctx context.Context, table, token string, cols []column) er
 	return nil
 }
 
-// InsertLabels inserts rows as one block, exactly once by token: after an error, send the same rows with
-// the same token again. 10,000 to 100,000 rows are a good size.
-func (db *DB) InsertLabels(ctx context.Context, token string, rows []LabelRow) error {
-	if len(rows) == 0 {
-		return nil
-	}
-	if token == "" {
-		return errors.New("insert into labels: a token is required, without it a retry counts twice")
-	}
-	type r = LabelRow
-	return db.insert(ctx, "labels", token, []column{
-		col("impression_id", rows, func(r *r) uuid.UUID { return uuid.UUID(r.Impression) }),
-		col("event_time", rows, func(r *r) int64 { return clampMS(r.Impression.UnixMilli()) }),
-		col("version", rows, func(r *r) uint32 { return r.Version }),
-		col("user", rows, func(r *r) uint64 { return r.User }),
-		col("product", rows, func(r *r) string { return r.Product }),
-		col("creative", rows, func(r *r) string { return r.Creative }),
-		col("placement", rows, func(r *r) string { return r.Placement }),
-		col("position", rows, func(r *r) uint16 { return uint16(min(r.Position, 65535)) }),
-		col("campaign", rows, func(r *r) string { return r.Campaign }),
-		col("category", rows, func(r *r) string { return r.Category }),
-		col("experiment", rows, func(r *r) string { return r.Experiment }),
-		col("variant", rows, func(r *r) string { return r.Variant }),
-		col("model_version", rows, func(r *r) string { return r.ModelVersion }),
-		col("policy", rows, func(r *r) string { return r.Policy }),
-		col("propensity", rows, func(r *r) float64 { return r.Propensity }),
-		col("bot", rows, func(r *r) uint8 { return bit(r.Bot) }),
-		col("kind", rows, func(r *r) int8 { return int8(r.Kind) }),
-		col("clicked", rows, func(r *r) uint8 { return bit(r.Clicked) }),
-		col("click_delay_ms", rows, func(r *r) int64 { return r.ClickDelayMS }),
-		col("clicks", rows, func(r *r) uint32 { return r.Clicks }),
-		col("weight", rows, func(r *r) float64 { return r.Weight }),
-		col("suspect", rows, func(r *r) uint8 { return bit(r.Suspect) }),
-		col("watermark", rows, func(r *r) int64 { return clampMS(r.WatermarkMS) }),
-		col("partition", rows, func(r *r) uint16 { return uint16(r.Partition) }),
-		col("offset", rows, func(r *r) int64 { return r.Offset }),
-	})
-}
-
 // InsertCreatives records the state of creatives; the last insert of an id wins.
 func (db *DB) InsertCreatives(ctx context.Context, rows []schemas.Creative) error {
 	if len(rows) == 0 {
 		return nil
 	}
 	type r = schemas.Creative
-	return db.insert(ctx, "creatives", "", []column{
+	return db.insert(ctx, "creatives", []column{
 		col("id", rows, func(r *r) string { return r.ID }),
 		col("product", rows, func(r *r) string { return r.Product }),
 		col("category", rows, func(r *r) string { return r.Category }),
@@ -198,7 +124,7 @@ func (db *DB) InsertPairs(ctx context.Context, rows []schemas.Pair) error {
 		return nil
 	}
 	type r = schemas.Pair
-	return db.insert(ctx, "pairs", "", []column{
+	return db.insert(ctx, "pairs", []column{
 		col("id", rows, func(r *r) string { return r.ID }),
 		col("product", rows, func(r *r) string { return r.Product }),
 		col("category", rows, func(r *r) string { return r.Category }),
@@ -227,7 +153,7 @@ func (db *DB) InsertControl(ctx context.Context, rows []ControlRow) error {
 		return nil
 	}
 	type r = ControlRow
-	return db.insert(ctx, "control_log", "", []column{
+	return db.insert(ctx, "control_log", []column{
 		col("source", rows, func(r *r) string { return r.TopicID }),
 		col("offset", rows, func(r *r) int64 { return r.Offset }),
 		col("id", rows, func(r *r) string { return r.ID }),
@@ -248,7 +174,7 @@ func (db *DB) InsertProducts(ctx context.Context, rows []ProductRow) error {
 		return nil
 	}
 	type r = ProductRow
-	return db.insert(ctx, "products", "", []column{
+	return db.insert(ctx, "products", []column{
 		col("id", rows, func(r *r) string { return r.ID }),
 		col("title", rows, func(r *r) string { return r.Title }),
 		col("category", rows, func(r *r) string { return r.Category }),
@@ -263,7 +189,7 @@ func (db *DB) InsertAudit(ctx context.Context, rows []AuditRow) error {
 		return nil
 	}
 	type r = AuditRow
-	return db.insert(ctx, "audit", "", []column{
+	return db.insert(ctx, "audit", []column{
 		col("partition", rows, func(r *r) uint16 { return uint16(r.AuditMinute.Partition) }),
 		col("minute", rows, func(r *r) int64 { return clampMS(r.MinuteMs) / 1000 }),
 		col("labels", rows, func(r *r) uint64 { return r.Labels }),
@@ -282,7 +208,7 @@ func (db *DB) InsertLate(ctx context.Context, rows []LateRow) error {
 		return nil
 	}
 	type r = LateRow
-	return db.insert(ctx, "late", "", []column{
+	return db.insert(ctx, "late", []column{
 		col("reason", rows, func(r *r) string { return r.Reason }),
 		col("impression_id", rows, func(r *r) uuid.UUID {
 			id, err := uuid.FromBytes(r.ImpressionId)

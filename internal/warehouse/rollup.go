@@ -174,7 +174,7 @@ func (db *DB) Touch(ctx context.Context, days ...time.Time) error {
 	for i, d := range days {
 		hours[i], rows[i] = d.UTC().Truncate(24*time.Hour).Unix(), 1
 	}
-	return db.insert(ctx, "label_hours", "", []column{{"hour", hours}, {"rows", rows}})
+	return db.insert(ctx, "label_hours", []column{{"hour", hours}, {"rows", rows}})
 }
 
 // KeepRolledUp calls RollUp every interval until ctx ends. A failure is logged and tried again: views only

@@ -28,6 +28,11 @@ type Config struct {
 	Inserts int `yaml:"inserts"`
 	// InsertTimeout of one attempt. What was sent is not lost by it: the same block is sent again.
 	InsertTimeout time.Duration `yaml:"insert_timeout"`
+	// AuditInterval is the time between two looks at the audit, 1s to 24h; an alarm takes two.
+	AuditInterval time.Duration `yaml:"audit_interval"`
+	// Retention of labels, late events and decisions: a day of impressions is removed when its newest label was
+	// inserted this long ago, with its audit. At least 24h; 0 keeps everything. One server only, not a cluster.
+	Retention time.Duration `yaml:"retention"`
 }
 
 // Default is for one instance beside an embedded broker and an embedded warehouse.
@@ -35,7 +40,7 @@ func Default() Config {
 	return Config{
 		Kafka: stream.Default(), Group: "ctrloop-sink", InstanceID: "ctrloop-sink-0",
 		MaxRows: 100_000, MaxBufferedRows: 300_000, // 90 MB
-		FlushInterval: time.Second, Inserts: 2, InsertTimeout: time.Minute,
+		FlushInterval: time.Second, Inserts: 2, InsertTimeout: time.Minute, AuditInterval: time.Minute,
 	}
 }
 
@@ -63,6 +68,12 @@ func (c Config) Validate() error {
 	}
 	if c.InsertTimeout <= 0 {
 		bad("insert_timeout: %s: want more than 0", c.InsertTimeout)
+	}
+	if c.AuditInterval < time.Second || c.AuditInterval > 24*time.Hour {
+		bad("audit_interval: %s: want 1s to 24h", c.AuditInterval)
+	}
+	if c.Retention != 0 && c.Retention < 24*time.Hour {
+		bad("retention: %s: want 0 or at least 24h", c.Retention)
 	}
 	return errors.Join(errs...)
 }

@@ -11,6 +11,9 @@
 // Any failure ends the session: memory is dropped, nothing is lost, and after a pause the next session
 // starts at the committed offsets. So the one recovery path is used all the time.
 //
+// Audit. Every minute the warehouse is held against audit.v1; a difference that stays is an alarm in the log
+// and in ctrloop_sink_audit_mismatched_minutes.
+//
 // Mirrors. Their tables replace rows by key, so they are read at least once. control.v1 is read from its
 // start each time, because the verdict on a command depends on all commands before it.
 package sink

@@ -20,7 +20,6 @@ type session struct {
 	*Service
 	consumer *stream.Consumer
 	topicID  string
-	names    interner
 	parts    map[int32]*part
 	arrived  []int32 // assigned and not looked at yet
 	progress bool    // a block was finished
@@ -30,8 +29,8 @@ type session struct {
 type part struct {
 	next  int64 // where the next block begins; -1: at the first record, nothing was ever committed
 	epoch int32
-	rows  []warehouse.LabelRow
-	first time.Time // when rows[0] was read
+	block warehouse.LabelBlock
+	first time.Time // when the block's first row was read
 	group time.Time // when the first row of the last watermark was read
 }
 
@@ -40,7 +39,8 @@ type block struct {
 	partition int32
 	from, to  int64
 	epoch     int32
-	rows      []warehouse.LabelRow
+	rows      *warehouse.LabelBlock
+	n         int // of the rows are the block's
 }
 
 // labels is one session.
@@ -49,7 +49,7 @@ func (s *Service) labels(ctx context.Context) (progress bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	w := &session{Service: s, topicID: ids[schemas.TopicLabels], names: interner{}, parts: map[int32]*part{}}
+	w := &session{Service: s, topicID: ids[schemas.TopicLabels], parts: map[int32]*part{}}
 	w.consumer, err = stream.NewConsumer(s.cfg.Kafka, stream.ConsumerConfig{
 		Group: s.cfg.Group, InstanceID: s.cfg.InstanceID, Topics: []string{schemas.TopicLabels}, MaxPoll: s.cfg.MaxRows,
 		OnAssigned: func(_ context.Context, ps map[string][]int32) {
@@ -131,14 +131,15 @@ func (w *session) takeOver(ctx context.Context) error {
 // recover inserts again the block that an earlier session had begun. Its size is that of the earlier
 // session's MaxRows at most.
 func (w *session) recover(ctx context.Context, p int32, at stream.Committed, to int64) error {
-	b := block{partition: p, from: at.Offset, to: to, epoch: at.LeaderEpoch}
+	b := block{partition: p, from: at.Offset, to: to, epoch: at.LeaderEpoch, rows: &warehouse.LabelBlock{}}
 	err := stream.ReadRange(ctx, w.cfg.Kafka, schemas.TopicLabels, p, b.from, b.to, func(r *stream.Record) error {
-		w.decode(r, &b.rows)
+		w.decode(r, b.rows)
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("read the unfinished block [%d, %d) of %s/%d again: %w", b.from, b.to, schemas.TopicLabels, p, err)
 	}
+	b.n = len(b.rows.Rows)
 	if err := w.insert(ctx, b); err != nil {
 		return err
 	}
@@ -148,14 +149,14 @@ func (w *session) recover(ctx context.Context, p int32, at stream.Committed, to 
 
 // decode appends the row of a record. A record that is no label is left out, the same way each time the
 // range is read; the audit shows it, and the log says where it is.
-func (w *session) decode(r *stream.Record, rows *[]warehouse.LabelRow) {
-	row := warehouse.LabelRow{Partition: r.Partition, Offset: r.Offset}
-	if err := decodeLabel(r.Value, &row, w.names); err != nil {
+func (w *session) decode(r *stream.Record, block *warehouse.LabelBlock) {
+	n := len(block.Rows)
+	block.Rows = append(block.Rows, warehouse.Label{Partition: uint16(r.Partition), Offset: r.Offset})
+	if err := decodeLabel(r.Value, &block.Rows[n], block); err != nil {
+		block.Rows = block.Rows[:n]
 		w.metrics.undecodable.WithLabelValues(schemas.TopicLabels).Inc()
 		w.log.Error().Err(err).Str("topic", r.Topic).Int32("partition", r.Partition).Int64("offset", r.Offset).Msg("record of labels.v1 left out")
-		return
 	}
-	*rows = append(*rows, row)
 }
 
 // take adds what was polled to its partition. Records before next were part of a recovered block.
@@ -172,15 +173,16 @@ func (w *session) take(b stream.PartitionBatch, now time.Time) {
 			p.next = r.Offset
 		}
 		p.epoch = r.LeaderEpoch
-		n := len(p.rows)
-		w.decode(r, &p.rows)
-		if len(p.rows) == n {
+		n := len(p.block.Rows)
+		w.decode(r, &p.block)
+		rows := p.block.Rows
+		if len(rows) == n {
 			continue
 		}
 		if n == 0 {
 			p.first = now
 		}
-		if n == 0 || p.rows[n].WatermarkMS != p.rows[n-1].WatermarkMS {
+		if n == 0 || rows[n].WatermarkMS != rows[n-1].WatermarkMS {
 			p.group = now
 		}
 	}
@@ -190,18 +192,19 @@ func (w *session) take(b stream.PartitionBatch, now time.Time) {
 func (w *session) due(now time.Time) []block {
 	total := 0
 	for _, p := range w.parts {
-		total += len(p.rows)
+		total += len(p.block.Rows)
 	}
 	w.metrics.buffered.Set(float64(total))
 	var out []block
 	for id, p := range w.parts {
-		full, aged := len(p.rows) >= w.cfg.MaxRows, now.Sub(p.first) >= w.cfg.FlushInterval
-		if len(p.rows) == 0 || !full && !aged && total < w.cfg.MaxBufferedRows {
+		rows := p.block.Rows
+		full, aged := len(rows) >= w.cfg.MaxRows, now.Sub(p.first) >= w.cfg.FlushInterval
+		if len(rows) == 0 || !full && !aged && total < w.cfg.MaxBufferedRows {
 			continue
 		}
 		idle := now.Sub(p.group) >= w.cfg.FlushInterval || total >= 2*w.cfg.MaxBufferedRows
 		if n := p.cut(w.cfg.MaxRows, idle); n > 0 {
-			out = append(out, block{partition: id, from: p.next, to: p.rows[n-1].Offset + 1, epoch: p.epoch, rows: p.rows[:n]})
+			out = append(out, block{partition: id, from: p.next, to: rows[n-1].Offset + 1, epoch: p.epoch, rows: &p.block, n: n})
 		}
 	}
 	return out
@@ -212,16 +215,17 @@ func (w *session) due(now time.Time) []block {
 // half of a group there, clicks of its minutes would be complete and negatives would not. The last group
 // may grow, so it waits, unless it has not for a while (idle) or is all there is.
 func (p *part) cut(limit int, idle bool) int {
-	n := min(len(p.rows), limit)
-	if n == len(p.rows) && idle {
+	rows := p.block.Rows
+	n := min(len(rows), limit)
+	if n == len(rows) && idle {
 		return n
 	}
 	for i := n; i > 0; i-- {
-		if i < len(p.rows) && p.rows[i].WatermarkMS != p.rows[i-1].WatermarkMS {
+		if i < len(rows) && rows[i].WatermarkMS != rows[i-1].WatermarkMS {
 			return i
 		}
 	}
-	if len(p.rows) >= limit || idle {
+	if len(rows) >= limit || idle {
 		return n
 	}
 	return 0
@@ -257,16 +261,16 @@ func (w *session) insert(ctx context.Context, b block) error {
 	for wait := minBackoff; ; wait *= 2 {
 		began := time.Now()
 		ictx, cancel := context.WithTimeout(ctx, w.cfg.InsertTimeout)
-		err := w.db.InsertLabels(ictx, token(w.topicID, b), b.rows)
+		err := w.db.InsertLabelBlock(ictx, token(w.topicID, b), b.rows, b.n)
 		cancel()
 		if err == nil {
 			w.metrics.seconds.Observe(time.Since(began).Seconds())
 			w.metrics.inserts.Inc()
-			w.metrics.rows.Add(float64(len(b.rows)))
+			w.metrics.rows.Add(float64(b.n))
 			return nil
 		}
 		if ctx.Err() != nil || warehouse.Permanent(err) || time.Now().Add(wait).After(deadline) {
-			return fmt.Errorf("insert %d labels of partition %d: %w", len(b.rows), b.partition, err)
+			return fmt.Errorf("insert %d labels of partition %d: %w", b.n, b.partition, err)
 		}
 		select {
 		case <-ctx.Done():
@@ -293,12 +297,11 @@ func (w *session) finish(ctx context.Context, blocks []block) error {
 	for _, b := range blocks {
 		p := w.parts[b.partition]
 		p.next = b.to
-		if n := len(b.rows); n > 0 {
-			w.metrics.watermark.Set(float64(b.rows[n-1].WatermarkMS) / 1000)
+		if b.n > 0 {
+			w.metrics.watermark.Set(float64(b.rows.Rows[b.n-1].WatermarkMS) / 1000)
 		}
-		if rest := len(p.rows) - len(b.rows); rest >= 0 && len(p.rows) > 0 {
-			copy(p.rows, p.rows[len(b.rows):])
-			p.rows = p.rows[:rest]
+		if b.rows == &p.block { // not a recovered one
+			p.block.Drop(b.n)
 			p.first = now // the rest is younger than this; it waits one interval more at most
 		}
 	}

@@ -17,12 +17,15 @@ import (
 
 // Warehouse is where rows go; *warehouse.DB is one.
 type Warehouse interface {
-	InsertLabels(ctx context.Context, token string, rows []warehouse.LabelRow) error
+	InsertLabelBlock(ctx context.Context, token string, b *warehouse.LabelBlock, n int) error
 	InsertAudit(ctx context.Context, rows []warehouse.AuditRow) error
 	InsertLate(ctx context.Context, rows []warehouse.LateRow) error
 	InsertCreatives(ctx context.Context, rows []schemas.Creative) error
 	InsertPairs(ctx context.Context, rows []schemas.Pair) error
 	InsertControl(ctx context.Context, rows []warehouse.ControlRow) error
+	Audit(ctx context.Context, since time.Time) ([]warehouse.Mismatch, error)
+	NewestAudited(ctx context.Context) (time.Time, error)
+	Retire(ctx context.Context, keep time.Duration) ([]time.Time, error)
 }
 
 // Pauses between sessions that fail, doubling until one has made progress.
@@ -72,7 +75,7 @@ func New(cfg Config, db Warehouse, log zerolog.Logger, reg prometheus.Registerer
 // what was read and not inserted is read again by the next run.
 func (s *Service) Run(ctx context.Context) error {
 	var g errgroup.Group
-	for name, session := range map[string]func(context.Context) (bool, error){"labels": s.labels, "mirror": s.mirror, "control": s.control} {
+	for name, session := range map[string]func(context.Context) (bool, error){"labels": s.labels, "mirror": s.mirror, "control": s.control, "audit": s.audit} {
 		g.Go(func() error { s.keep(ctx, name, session); return nil })
 	}
 	return g.Wait()

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -42,11 +40,11 @@ func (u *unreliable) ask(applied bool) error {
 	return u.fail(applied)
 }
 
-func (u *unreliable) InsertLabels(ctx context.Context, token string, rows []warehouse.LabelRow) error {
+func (u *unreliable) InsertLabelBlock(ctx context.Context, token string, b *warehouse.LabelBlock, n int) error {
 	if err := u.ask(false); err != nil {
 		return err
 	}
-	if err := u.DB.InsertLabels(ctx, token, rows); err != nil {
+	if err := u.DB.InsertLabelBlock(ctx, token, b, n); err != nil {
 		return err
 	}
 	return u.ask(true)
@@ -235,6 +233,78 @@ func TestInstancesComeAndGo(t *testing.T) {
 	check(t, db, want)
 }
 
+// A row that is missing and one that is there twice raise the alarm at the second look, and not before.
+func TestAuditAlarm(t *testing.T) {
+	for name, damage := range map[string]string{
+		"missing":   "DELETE FROM labels WHERE impression_id = (SELECT min(impression_id) FROM labels)",
+		"duplicate": "INSERT INTO labels SELECT * REPLACE (version + 7 AS version) FROM labels WHERE impression_id = (SELECT min(impression_id) FROM labels) LIMIT 1",
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := streamtest.Start(t, 2)
+			db := database(t, engine(t))
+			records, _ := labels(rand.New(rand.NewPCG(30, 30)), 2, 2000)
+			streamtest.Produce(t, b.Config, records...)
+			s := newService(t, testConfig(b), db)
+			s.log = zerolog.Nop() // the alarm is an error
+			stop := start(t, s)
+			drain(t, s)
+			stop()
+			look := func(before map[warehouse.Mismatch]bool) map[warehouse.Mismatch]bool {
+				t.Helper()
+				now, err := s.look(t.Context(), before)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return now
+			}
+			alarm := func() float64 { return testutil.ToFloat64(s.metrics.mismatched) }
+			if seen := look(look(nil)); len(seen) != 0 || alarm() != 0 {
+				t.Fatalf("alarm without a reason: %v", seen)
+			}
+			exec1(t, db, damage)
+			seen := look(nil)
+			if len(seen) != 1 || alarm() != 0 {
+				t.Fatalf("%d minutes differ, alarm %v: want 1 and none yet", len(seen), alarm())
+			}
+			var line strings.Builder
+			s.log = zerolog.New(&line)
+			look(seen)
+			if alarm() != 1 || !strings.Contains(line.String(), `"level":"error"`) || !strings.Contains(line.String(), `"missing":`) {
+				t.Errorf("alarm %v, log %q", alarm(), line.String())
+			}
+			for m := range seen {
+				if want := map[string]int64{"missing": 1, "duplicate": -1}[name]; m.Missing() != want {
+					t.Errorf("missing %d, want %d", m.Missing(), want)
+				}
+			}
+		})
+	}
+}
+
+// retiring hears of retirements.
+type retiring struct {
+	*warehouse.DB
+	keep chan time.Duration
+}
+
+func (r retiring) Retire(_ context.Context, keep time.Duration) ([]time.Time, error) {
+	r.keep <- keep
+	return nil, nil
+}
+
+func TestRetentionFollowsConfig(t *testing.T) {
+	b := streamtest.Start(t, 1)
+	cfg := testConfig(b)
+	cfg.Retention = 48 * time.Hour
+	heard := make(chan time.Duration, 1)
+	s := newService(t, cfg, retiring{database(t, engine(t)), heard})
+	s.cfg.AuditInterval = time.Millisecond
+	start(t, s)
+	if got := <-heard; got != cfg.Retention {
+		t.Errorf("%v is kept, want %v", got, cfg.Retention)
+	}
+}
+
 func TestSameTokenChangesNothing(t *testing.T) {
 	db := database(t, engine(t))
 	rows := make([]warehouse.LabelRow, 100)
@@ -313,7 +383,7 @@ func TestMirror(t *testing.T) {
 
 func TestDecodeEqualsProto(t *testing.T) {
 	records, _ := labels(rand.New(rand.NewPCG(6, 6)), 1, 200)
-	names := interner{}
+	block := &warehouse.LabelBlock{}
 	for _, r := range records {
 		if r.Topic != schemas.TopicLabels {
 			continue
@@ -323,20 +393,25 @@ func TestDecodeEqualsProto(t *testing.T) {
 		if err := errors.Join(proto.Unmarshal(r.Value, &l), proto.Unmarshal(l.Impression, &i)); err != nil {
 			t.Fatal(err)
 		}
-		want := warehouse.LabelRow{
-			Impression: schemas.ImpressionID(i.Id), Version: l.Version, User: i.User, Product: i.Product, Creative: i.Creative, Placement: i.Placement, Position: i.Position,
-			Campaign: i.Campaign, Category: i.Category, Experiment: i.Experiment, Variant: i.Variant, ModelVersion: i.ModelVersion, Policy: i.Policy, Propensity: i.Propensity,
-			Bot: i.Bot, Kind: l.Kind, Clicked: l.Clicked, ClickDelayMS: l.ClickDelayMs, Clicks: l.Clicks, Weight: l.Weight, WatermarkMS: l.WatermarkMs,
+		want := warehouse.Label{
+			Impression: schemas.ImpressionID(i.Id), Version: l.Version, User: i.User, Position: uint16(i.Position), Propensity: i.Propensity,
+			Bot: i.Bot, Suspect: l.Suspect, Kind: int8(l.Kind), Clicked: l.Clicked, ClickDelayMS: l.ClickDelayMs, Clicks: l.Clicks, Weight: l.Weight, WatermarkMS: l.WatermarkMs,
 		}
-		var got warehouse.LabelRow
-		if err := decodeLabel(r.Value, &got, names); err != nil {
+		for c, v := range map[warehouse.NameColumn]string{
+			warehouse.Product: i.Product, warehouse.Creative: i.Creative, warehouse.Placement: i.Placement, warehouse.Campaign: i.Campaign, warehouse.Category: i.Category,
+			warehouse.Experiment: i.Experiment, warehouse.Variant: i.Variant, warehouse.ModelVersion: i.ModelVersion, warehouse.Policy: i.Policy,
+		} {
+			want.Names[c] = block.Name(c, []byte(v))
+		}
+		var got warehouse.Label
+		if err := decodeLabel(r.Value, &got, block); err != nil {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Fatalf("(-want +got):\n%s", diff)
 		}
 		for n := range len(r.Value) {
-			_ = decodeLabel(r.Value[:n], &got, names) // cut anywhere: no panic
+			_ = decodeLabel(r.Value[:n], &got, block) // cut anywhere: no panic
 		}
 	}
 }
@@ -347,8 +422,8 @@ func FuzzDecode(f *testing.F) {
 		f.Add(r.Value)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		var row warehouse.LabelRow
-		_ = decodeLabel(b, &row, interner{})
+		var row warehouse.Label
+		_ = decodeLabel(b, &row, &warehouse.LabelBlock{})
 	})
 }
 
@@ -357,7 +432,7 @@ func TestCutKeepsGroups(t *testing.T) {
 	rows := func(watermarks ...int64) *part {
 		p := &part{}
 		for _, w := range watermarks {
-			p.rows = append(p.rows, warehouse.LabelRow{WatermarkMS: w})
+			p.block.Rows = append(p.block.Rows, warehouse.Label{WatermarkMS: w})
 		}
 		return p
 	}
@@ -380,49 +455,4 @@ func TestCutKeepsGroups(t *testing.T) {
 			t.Errorf("%s: %d, want %d", c.name, got, c.want)
 		}
 	}
-}
-
-// BenchmarkSink: go test ./joiner/sink -run - -bench Sink -benchtime 1x; one iteration is 2 million labels
-// out of the broker in this process into the engine, on the same cores.
-func BenchmarkSink(b *testing.B) {
-	const n = 2_000_000
-	broker := streamtest.Start(b, 4)
-	for part := range 20 {
-		records, _ := labels(rand.New(rand.NewPCG(8, uint64(part))), 4, n/20)
-		streamtest.Produce(b, broker.Config, records...)
-	}
-	db := database(b, engine(b))
-	for b.Loop() {
-		cfg := Default()
-		cfg.Kafka = broker.Config
-		s := newService(b, cfg, db)
-		began, self, server := time.Now(), cpuSeconds(b, os.Getpid()), cpuSeconds(b, engine(b).PID())
-		stop := start(b, s)
-		drain(b, s)
-		b.ReportMetric(n/time.Since(began).Seconds(), "rows/s")
-		b.ReportMetric(1e6*(cpuSeconds(b, os.Getpid())-self)/n, "sink-cpu-µs/row") // broker included
-		b.ReportMetric(1e6*(cpuSeconds(b, engine(b).PID())-server)/n, "engine-cpu-µs/row")
-		stop()
-	}
-	var bytes float64
-	if err := db.QueryRow(b.Context(), "SELECT sum(data_compressed_bytes) / sum(rows) FROM system.parts WHERE active AND table = 'labels' AND database = currentDatabase()").Scan(&bytes); err != nil {
-		b.Fatal(err)
-	}
-	b.ReportMetric(bytes, "bytes/row")
-}
-
-// cpuSeconds of a process: on a busy machine the only honest figure.
-func cpuSeconds(b *testing.B, pid int) float64 {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		b.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(raw), ") ")
-	f := strings.Fields(rest)
-	user, err1 := strconv.Atoi(f[11])
-	system, err2 := strconv.Atoi(f[12])
-	if err := errors.Join(err1, err2); err != nil {
-		b.Fatal(err)
-	}
-	return float64(user+system) / 100 // USER_HZ
 }

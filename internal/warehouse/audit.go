@@ -1,0 +1,59 @@
+package warehouse
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Mismatch is a minute of impression time in which the labels here differ from what the joiner says that it
+// wrote (view audit_mismatch). Two of them are equal when nothing has moved in between.
+type Mismatch struct {
+	Partition    uint16    `json:"partition"` // of labels.v1
+	Minute       time.Time `json:"minute"`
+	WantLabels   uint64    `json:"want_labels"`
+	Labels       uint64    `json:"labels"`
+	WantPositive uint64    `json:"want_positive"`
+	Positive     uint64    `json:"positive"`
+	WantXor      uint64    `json:"want_xor"`
+	Xor          uint64    `json:"xor"`
+	WantSum      uint64    `json:"want_sum"`
+	Sum          uint64    `json:"sum"`
+}
+
+// Missing is how many labels are not there; negative when there are too many. 0 is a difference in their
+// ids or verdicts only.
+func (m Mismatch) Missing() int64 { return int64(m.WantLabels - m.Labels) }
+
+// maxMismatches bounds the answer of Audit.
+const maxMismatches = 10_000
+
+// Audit returns the minutes since a time of impressions (the zero time: all) that differ, oldest first, at most
+// 10,000. Labels and their audit travel separately: what differs now and is gone a minute later was on its way.
+// It reads every label of that time.
+func (db *DB) Audit(ctx context.Context, since time.Time) ([]Mismatch, error) {
+	rows, err := db.Query(ctx, `SELECT partition, minute, want_labels, labels, want_positive, positive, want_xor, hash_xor, want_sum, hash_sum
+		FROM audit_mismatch WHERE minute >= toDateTime(?, 'UTC') ORDER BY minute, partition LIMIT ?`, max(since.Unix(), 0), maxMismatches)
+	if err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	var out []Mismatch
+	for rows.Next() {
+		var m Mismatch
+		if err := rows.Scan(&m.Partition, &m.Minute, &m.WantLabels, &m.Labels, &m.WantPositive, &m.Positive, &m.WantXor, &m.Xor, &m.WantSum, &m.Sum); err != nil {
+			return nil, fmt.Errorf("audit: %w", err)
+		}
+		out = append(out, m)
+	}
+	return out, rows.Err()
+}
+
+// NewestAudited is the newest minute that audit.v1 has spoken of; the zero time when it has not.
+func (db *DB) NewestAudited(ctx context.Context) (at time.Time, err error) {
+	var n uint64
+	if err := db.QueryRow(ctx, "SELECT count(), max(minute) FROM audit").Scan(&n, &at); err != nil || n == 0 {
+		return time.Time{}, err
+	}
+	return at, nil
+}

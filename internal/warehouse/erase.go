@@ -1,0 +1,229 @@
+package warehouse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+)
+
+// Erasure is the proof that a user's events are gone.
+type Erasure struct {
+	User   uint64        `json:"user"`  // salted hash
+	Until  time.Time     `json:"until"` // rows inserted up to then were erased
+	Tables []ErasedTable `json:"tables"`
+}
+
+// ErasedTable is one table that carries users.
+type ErasedTable struct {
+	Table      string `json:"table"`
+	RowsBefore uint64 `json:"rows_before"`
+	RowsAfter  uint64 `json:"rows_after"`
+	Query      string `json:"query"` // counts what is left: anybody with read rights can run it again
+}
+
+// Rows erased, over all tables.
+func (e Erasure) Rows() (n uint64) {
+	for _, t := range e.Tables {
+		n += t.RowsBefore - t.RowsAfter
+	}
+	return n
+}
+
+// ErrCluster means that a command works on one server only.
+var ErrCluster = errors.New("not possible over a cluster")
+
+// eraseStep names a place where an erasure may die.
+type eraseStep string
+
+const (
+	eraseBegun   eraseStep = "begun"   // the run is recorded
+	eraseAudited eraseStep = "audited" // the audit no longer expects the rows
+	eraseCounted eraseStep = "counted" // that is recorded: from here on rows may be gone
+	eraseDeleted eraseStep = "deleted" // the rows are gone, views may still show them
+)
+
+// Erase deletes the rows of a user (salted hash) that were inserted up to a time, in every table that
+// carries users, and records the proof in the table erasures. An erasure that was interrupted is finished
+// first, whatever `until` says: call again after an error. Nothing may insert rows dated before `until` while it
+// runs.
+//
+// What the audit expects is lowered by what goes, as one more record of the audit; rollups are counted anew.
+// ClickHouse removes the old parts from the disk some minutes after a mutation, or at its next start.
+func (db *DB) Erase(ctx context.Context, user uint64, until time.Time) (Erasure, error) {
+	return db.erase(ctx, user, until, func(eraseStep) error { return nil })
+}
+
+func (db *DB) erase(ctx context.Context, user uint64, until time.Time, fault func(eraseStep) error) (Erasure, error) {
+	e := Erasure{User: user, Until: until.UTC().Truncate(time.Second)}
+	var distributed, counted, unfinished uint64
+	if err := db.QueryRow(ctx, "SELECT count() FROM system.tables WHERE database = currentDatabase() AND engine = 'Distributed'").Scan(&distributed); err != nil {
+		return e, err
+	}
+	if distributed > 0 {
+		return e, fmt.Errorf("erase user %d: %w: run it on the database of each shard's local tables", user, ErrCluster)
+	}
+	var pending time.Time
+	err := db.QueryRow(ctx, "SELECT count(), max(until), countIf(state = 'counted') FROM erasures FINAL WHERE user = ? AND table = '' AND state != 'done'", user).Scan(&unfinished, &pending, &counted)
+	if err != nil {
+		return e, err
+	}
+	if unfinished > 0 {
+		e.Until = pending.UTC()
+	}
+	tables, err := db.userTables(ctx, e)
+	if err != nil {
+		return e, err
+	}
+	e.Tables = tables
+	if counted == 0 {
+		if err := db.eraseAudit(ctx, &e, fault); err != nil {
+			return e, fmt.Errorf("erase user %d: %w", user, err)
+		}
+	} else if err := db.recordedCounts(ctx, &e); err != nil {
+		return e, err
+	}
+	if err := db.eraseRows(ctx, &e, fault); err != nil {
+		return e, fmt.Errorf("erase user %d: %w; call again to finish", user, err)
+	}
+	return e, nil
+}
+
+// userTables finds every table that carries users; rollups that are added later are found too.
+func (db *DB) userTables(ctx context.Context, e Erasure) ([]ErasedTable, error) {
+	rows, err := db.Query(ctx, `SELECT table, has(groupArray(name), 'user') AS by_user, has(groupArray(name), 'inserted_at') AS dated FROM system.columns
+		WHERE database = currentDatabase() AND table IN (SELECT name FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree')
+		GROUP BY table HAVING table != 'erasures' AND (by_user OR table = 'exposures') ORDER BY table`)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	var out []ErasedTable
+	for rows.Next() {
+		var name string
+		var byUser, dated uint8
+		if err := rows.Scan(&name, &byUser, &dated); err != nil {
+			return nil, fmt.Errorf("tables that carry users: %w", err)
+		}
+		where := "user = " + strconv.FormatUint(e.User, 10)
+		if byUser == 0 {
+			where = fmt.Sprintf("unit = '%d'", e.User) // exposures: the hash as text
+		}
+		if dated == 1 {
+			where += fmt.Sprintf(" AND inserted_at <= toDateTime(%d, 'UTC')", e.Until.Unix())
+		}
+		out = append(out, ErasedTable{Table: name, Query: "SELECT count() FROM " + quoteName(name) + " WHERE " + where})
+	}
+	return out, rows.Err()
+}
+
+func (t ErasedTable) where() string {
+	return t.Query[len("SELECT count() FROM "+quoteName(t.Table)+" WHERE "):]
+}
+
+// source names the erasure's records in the audit.
+func (e Erasure) source() string { return "erasure/" + strconv.FormatInt(e.Until.Unix(), 10) }
+
+// eraseAudit counts what is there and lowers what the audit expects. Until it is recorded as counted no row is
+// touched, so that doing it again gives the same records under the same keys.
+func (db *DB) eraseAudit(ctx context.Context, e *Erasure, fault func(eraseStep) error) error {
+	if err := db.recordErasure(ctx, *e, "begun"); err != nil {
+		return err
+	}
+	if err := fault(eraseBegun); err != nil {
+		return err
+	}
+	for i := range e.Tables {
+		t := &e.Tables[i]
+		if err := db.QueryRow(ctx, t.Query).Scan(&t.RowsBefore); err != nil {
+			return err
+		}
+		if t.Table != "labels" {
+			continue
+		}
+		// Sums of UInt64 wrap around: adding 2^64 - n takes n away.
+		err := db.Exec(ctx, `INSERT INTO audit (partition, minute, labels, positive, hash_xor, hash_sum, source, source_partition, source_offset) SETTINGS async_insert = 0
+			SELECT partition, toStartOfMinute(toDateTime(event_time, 'UTC')) AS m, toUInt64(-count()), toUInt64(-countIf(kind IN ('positive', 'corrected'))),
+				groupBitXor(cityHash64(UUIDToNum(impression_id))), toUInt64(-sum(cityHash64(UUIDToNum(impression_id)))), ?, 0, reinterpretAsInt64(toUInt64(?))
+			FROM labels FINAL WHERE `+t.where()+" GROUP BY partition, m", e.source(), e.User)
+		if err != nil {
+			return err
+		}
+	}
+	if err := fault(eraseAudited); err != nil {
+		return err
+	}
+	if err := db.recordErasure(ctx, *e, "counted"); err != nil {
+		return err
+	}
+	return fault(eraseCounted)
+}
+
+// eraseRows deletes, makes the views count anew, and counts what is left.
+func (db *DB) eraseRows(ctx context.Context, e *Erasure, fault func(eraseStep) error) error {
+	for _, t := range e.Tables {
+		if err := db.Exec(ctx, "ALTER TABLE "+quoteName(t.Table)+" DELETE WHERE "+t.where()+" SETTINGS mutations_sync = 2"); err != nil {
+			return err
+		}
+	}
+	if err := fault(eraseDeleted); err != nil {
+		return err
+	}
+	var days []time.Time
+	rows, err := db.Query(ctx, "SELECT DISTINCT toStartOfDay(minute) FROM audit WHERE source = ? AND source_offset = reinterpretAsInt64(toUInt64(?))", e.source(), e.User)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var d time.Time
+		if err := rows.Scan(&d); err != nil {
+			return err
+		}
+		days = append(days, d)
+	}
+	if err := errors.Join(rows.Err(), db.Touch(ctx, days...)); err != nil {
+		return err
+	}
+	for i := range e.Tables {
+		t := &e.Tables[i]
+		if err := db.QueryRow(ctx, t.Query).Scan(&t.RowsAfter); err != nil {
+			return err
+		}
+		if t.RowsAfter > 0 {
+			return fmt.Errorf("%d rows of %s are still there", t.RowsAfter, t.Table)
+		}
+	}
+	return db.recordErasure(ctx, *e, "done")
+}
+
+// recordErasure writes the state of a run: its tables first, so that a run in a state has the counts of it.
+func (db *DB) recordErasure(ctx context.Context, e Erasure, state string) error {
+	for _, t := range append(append([]ErasedTable(nil), e.Tables...), ErasedTable{}) {
+		err := db.Exec(ctx, "INSERT INTO erasures (user, until, table, state, rows_before, rows_after, query) SETTINGS async_insert = 0 VALUES (?, ?, ?, ?, ?, ?, ?)",
+			e.User, e.Until, t.Table, state, t.RowsBefore, t.RowsAfter, t.Query)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recordedCounts reads what a run that was interrupted had counted.
+func (db *DB) recordedCounts(ctx context.Context, e *Erasure) error {
+	for i := range e.Tables {
+		t := &e.Tables[i]
+		err := db.QueryRow(ctx, "SELECT max(rows_before) FROM erasures FINAL WHERE user = ? AND until = toDateTime(?, 'UTC') AND table = ?", e.User, e.Until.Unix(), t.Table).Scan(&t.RowsBefore)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Clock is the server's time, which rows are dated by.
+func (db *DB) Clock(ctx context.Context) (now time.Time, err error) {
+	err = db.QueryRow(ctx, "SELECT now('UTC')").Scan(&now)
+	return now, err
+}
