@@ -26,6 +26,7 @@ func Variants() []Variant {
 	return []Variant{
 		{Name: "full", What: "PCPO + DPO, siamese reward model with CE + 0.5 MSE on scaled rates, posterior weights", Arm: armPCPO},
 		{Name: "no PCPO", What: "plain DPO", Arm: armDPO},
+		{Name: "CAIG's x~", What: "the corrupted half is the masked picture or another caption, by a coin", Arm: "caig"},
 		{Name: "placebo PCPO", What: "the corrupted half is not corrupted: what is left is not about the product", Arm: "placebo"},
 		{Name: "one order only", What: "the reward model is asked once, sides as they come", Arm: "one_order"},
 		{Name: "no NLL term", What: "nothing holds the likelihood of y+", Arm: "no_nll"},
