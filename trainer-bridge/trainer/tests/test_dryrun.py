@@ -143,7 +143,7 @@ def test_the_command_prints_sizes_steps_and_tokens(published, tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"({billions:.2f} B)" in out
     assert f"{lora:,}" in out
-    assert "63 steps of 16 x 3 sequences" in out
+    assert "63 steps of 16 x 6 sequences" in out
     for column in ("LoRA, bf16", "QLoRA, 4 bit", "LoRA, FSDP x 8", "all weights, FSDP x 8", "no checkpointing"):
         assert column in out
 

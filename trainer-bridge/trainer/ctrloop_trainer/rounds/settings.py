@@ -22,7 +22,7 @@ class Hyper(gates.Thresholds):
     both_orders: bool = True  # ask the reward model twice, sides exchanged: a preferred side is not a preference
     tau: float = -1.0  # abstention of the ranking; negative: as the reward model was trained
     batch: int = 8  # many small updates beat few large ones
-    lr: float = 1.5e-3  # of the embedded model; a 7 B model wants 2e-5
+    lr: float = 2.2e-3  # of the embedded model; a 7 B model wants 2e-5
     decay: float = 0.85  # of lr from epoch to epoch: the late ones are where descriptions lost their form
     warmup: int = 4  # steps per epoch; an epoch has about 20
     rank: int = 16  # alpha is twice the rank
