@@ -112,7 +112,9 @@ def test_memory_by_part(published):
     assert loose["activations"] > 5 * lora["activations"]
     everything = dryrun.memory(s, w, dryrun.Plan("e", full=True))
     assert everything["total"] > s.parameters * 16
-    assert four["total"] < 20e9 < lora["total"] < 80e9 < everything["total"]
+    one = dryrun.work({"kind": "rounds", "hyper": {"batch": 1}}, s, 80, 64)
+    small = dryrun.memory(s, one, dryrun.Plan("f", quantized=True))
+    assert small["total"] < 20e9 < lora["total"] < 80e9 < everything["total"]
     assert billions * 16e9 < everything["total"]
 
 
