@@ -359,15 +359,15 @@ func (c *EvalRewardCmd) given(ctx context.Context, b *lab.Bench) (data, truth st
 // roundsFlags are what the commands share that run preference rounds.
 type roundsFlags struct {
 	benchFlags
-	Epochs int               `help:"Epochs of every arm." default:"4"`
+	Epochs int               `help:"Epochs of every arm; 0 for as many as the trainer has by default." default:"0"`
 	Best   int               `help:"Drawings per held-out product in the search for its best creative; 0 leaves that figure out." default:"400"`
 	Rounds map[string]string `help:"Hyper-parameters of rounds jobs, as the trainer names them." placeholder:"NAME=VALUE"`
 }
 
 // bench is ready to run rounds; done must be called.
 func (f *roundsFlags) bench(g *Globals, out *output) (b *lab.Bench, done func(), err error) {
-	if f.Epochs < 1 {
-		return nil, nil, usageError{fmt.Errorf("--epochs %d: want at least 1", f.Epochs)}
+	if f.Epochs < 0 {
+		return nil, nil, usageError{fmt.Errorf("--epochs %d: want 0 (the trainer's own number) or more", f.Epochs)}
 	}
 	if f.Best < 0 {
 		return nil, nil, usageError{fmt.Errorf("--best %d: want 0 (leave it out) or more", f.Best)}

@@ -31,7 +31,7 @@ func TestEvalRefusesWrongArguments(t *testing.T) {
 		{"world --out " + dir + "/new --descriptions " + file, "line 1"},
 		{"rounds --seeds 101,101", "twice"},
 		{"rounds --jobs 0", "--jobs 0"},
-		{"rounds --epochs 0", "--epochs 0"},
+		{"rounds --epochs=-1", "--epochs -1"},
 		{"rounds --best -1", "--best"},
 		{"ablation --only nothing", "no such variant"},
 		{"reward --caig " + file, "needs --images"},

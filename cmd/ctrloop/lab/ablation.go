@@ -26,6 +26,7 @@ func Variants() []Variant {
 	return []Variant{
 		{Name: "full", What: "PCPO + DPO, siamese reward model with CE + 0.5 MSE on scaled rates, posterior weights", Arm: armPCPO},
 		{Name: "no PCPO", What: "plain DPO", Arm: armDPO},
+		{Name: "CAIG's x~", What: "the corrupted half is the masked picture or another caption, by a coin", Arm: "caig"},
 		{Name: "placebo PCPO", What: "the corrupted half is not corrupted: what is left is not about the product", Arm: "placebo"},
 		{Name: "one order only", What: "the reward model is asked once, sides as they come", Arm: "one_order"},
 		{Name: "no NLL term", What: "nothing holds the likelihood of y+", Arm: "no_nll"},
@@ -40,7 +41,7 @@ func Variants() []Variant {
 // AblationOptions say what is run.
 type AblationOptions struct {
 	Seeds    []uint64
-	Epochs   int
+	Epochs   int // 0: as many as the trainer's jobs have by default
 	Budget   int
 	Variants []Variant // the first is what the others are compared with
 }
@@ -99,6 +100,10 @@ func familyOf(all []*family, v Variant) *family {
 // RunAblation runs every variant in each world.
 func (b *Bench) RunAblation(ctx context.Context, opt AblationOptions) (*AblationReport, error) {
 	families := familiesOf(opt.Variants)
+	var err error
+	if opt.Epochs, err = b.checkRounds(ctx, opt.Epochs, families...); err != nil {
+		return nil, err
+	}
 	weight := 0.0
 	for _, f := range families {
 		weight += float64(weightWorld + 2*weightReward + weightArm*len(f.arms)*opt.Epochs + weightJudge)
@@ -110,7 +115,7 @@ func (b *Bench) RunAblation(ctx context.Context, opt AblationOptions) (*Ablation
 	for _, f := range families {
 		worlds[f.name] = make([]RoundsWorld, len(opt.Seeds))
 	}
-	err := b.each(ctx, "ablation", opt.Seeds, weight, func(ctx context.Context, i int, t *trial) error {
+	err = b.each(ctx, "ablation", opt.Seeds, weight, func(ctx context.Context, i int, t *trial) error {
 		for n, f := range families {
 			suffix := ""
 			if n > 0 {

@@ -30,6 +30,18 @@ type RewardOptions struct {
 	Hyper  map[string]any // of the evaluate job
 }
 
+// hyper of the evaluate job.
+func (o RewardOptions) hyper() map[string]any {
+	h := merged(o.Hyper)
+	if len(o.Judges) > 0 {
+		h["judges"] = o.Judges
+	}
+	if o.MLLM {
+		h["mllm"] = true
+	}
+	return h
+}
+
 // Models of the table that are not baselines.
 var notBaselines = []string{ours, "ours_mllm", "oracle"}
 
@@ -95,6 +107,9 @@ type RewardReport struct {
 
 // RunReward trains and scores every reward model of the table on each data set.
 func (b *Bench) RunReward(ctx context.Context, opt RewardOptions) (*RewardReport, error) {
+	if _, err := b.Trainer.Settings(ctx, Asked{trainerbridge.KindEvaluate, opt.hyper()}); err != nil {
+		return nil, err
+	}
 	if opt.Data != "" {
 		w, err := b.rewardOn(ctx, opt)
 		if err != nil {
@@ -135,14 +150,14 @@ func (b *Bench) rewardOn(ctx context.Context, opt RewardOptions) (*RewardWorld, 
 
 // evaluate runs an evaluate job and reads its table.
 func (t *trial) evaluate(ctx context.Context, data, truth string, opt RewardOptions) (*RewardWorld, error) {
-	h := merged(opt.Hyper)
+	rows, err := dataset.Pairs(data)
+	if err != nil {
+		return nil, badInput{err}
+	}
+	h := opt.hyper()
 	if len(opt.Judges) > 0 {
-		h["judges"] = opt.Judges
 		// Answers cost money: they outlive the run. A folder has one writer, hence one for each world.
 		h["judge_cache"] = filepath.Join(t.Trainer.home, "lab", "judges", filepath.Base(t.dir))
-	}
-	if opt.MLLM {
-		h["mllm"] = true
 	}
 	spec := t.Trainer.Job(trainerbridge.KindEvaluate, "evaluate", t.seed, h)
 	spec.Dataset, spec.Truth = data, truth
@@ -163,10 +178,6 @@ func (t *trial) evaluate(ctx context.Context, data, truth string, opt RewardOpti
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(out, "later.json"), err)
-	}
-	rows, err := dataset.Pairs(data)
-	if err != nil {
-		return nil, err
 	}
 	rows = slices.DeleteFunc(rows, func(r dataset.PairRow) bool { return r.Split != "test" })
 	w.Pairs = len(rows)

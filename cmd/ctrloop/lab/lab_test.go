@@ -475,3 +475,45 @@ func TestShareOfAJobFollowsItsCurve(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 }
+
+func TestUnknownSettingsAreRefusedBeforeAnythingIsMade(t *testing.T) {
+	for name, run := range map[string]func(b *Bench) error{
+		"rounds": func(b *Bench) error {
+			_, err := b.RunRounds(t.Context(), RoundsOptions{Seeds: []uint64{101}, Arms: []string{"nope"}})
+			return err
+		},
+		"ablation": func(b *Bench) error {
+			_, err := b.RunAblation(t.Context(), AblationOptions{Seeds: []uint64{101}, Variants: []Variant{{Arm: armPCPO}, {Arm: armDPO, Reward: map[string]any{"ctr_scale": "nope"}}}})
+			return err
+		},
+		"reward": func(b *Bench) error {
+			_, err := b.RunReward(t.Context(), RewardOptions{Seeds: []uint64{101}, Judges: []any{"nope"}})
+			return err
+		},
+		// What is wrong with the judge is said even where the folder is not a data set.
+		"data": func(b *Bench) error {
+			_, err := b.RunReward(t.Context(), RewardOptions{Data: b.Dir, Judges: []any{"nope"}})
+			return err
+		},
+	} {
+		b := bench(t)
+		err := run(b)
+		var bad badInput
+		if !errors.As(err, &bad) || bad.ExitCode() != 2 || !strings.Contains(err.Error(), "nope is unknown") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if made, _ := filepath.Glob(filepath.Join(b.Dir, "seed-*")); len(made) > 0 {
+			t.Errorf("%s: refused after %v was begun", name, made)
+		}
+	}
+}
+
+func TestWithoutANumberOfEpochsTheTrainersOwnIsRun(t *testing.T) {
+	r, err := bench(t).RunRounds(t.Context(), RoundsOptions{Seeds: []uint64{101}, Arms: []string{armDPO, armPCPO}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := len(r.Worlds[0].Arms[0].Epochs) - 1; r.Epochs != stubEpochs || got != stubEpochs {
+		t.Errorf("%d epochs reported, %d run, want %d", r.Epochs, got, stubEpochs)
+	}
+}

@@ -26,7 +26,7 @@ import (
 // RoundsOptions say which preference rounds are run in each world.
 type RoundsOptions struct {
 	Seeds  []uint64
-	Epochs int
+	Epochs int      // 0: as many as the trainer's jobs have by default
 	Arms   []string // of the trainer, see rounds/settings.py; arms are compared with "dpo"
 	Budget int      // drawings per product in the search for its best creative; 0 leaves that figure out
 }
@@ -95,12 +95,16 @@ type RoundsReport struct {
 
 // RunRounds trains a reward model, a referee and the arms in each world and has the world judge them.
 func (b *Bench) RunRounds(ctx context.Context, opt RoundsOptions) (*RoundsReport, error) {
+	var err error
+	if opt.Epochs, err = b.checkRounds(ctx, opt.Epochs, &family{arms: opt.Arms}); err != nil {
+		return nil, err
+	}
 	worlds := make([]RoundsWorld, len(opt.Seeds))
 	weight := float64(weightWorld + 2*weightReward + weightArm*len(opt.Arms)*opt.Epochs + weightJudge)
 	if opt.Budget > 0 {
 		weight += weightBest
 	}
-	err := b.each(ctx, "rounds", opt.Seeds, weight, func(ctx context.Context, i int, t *trial) error {
+	err = b.each(ctx, "rounds", opt.Seeds, weight, func(ctx context.Context, i int, t *trial) error {
 		models, err := t.rewardModels(ctx, "", PairRule{}, nil)
 		if err != nil {
 			return err
@@ -155,11 +159,19 @@ func merged(all ...map[string]any) map[string]any {
 	return out
 }
 
+// roundsHyper are the hyper-parameters of a rounds job over these arms; 0 epochs are the trainer's default.
+func (b *Bench) roundsHyper(epochs int, arms []string) map[string]any {
+	// Every arm runs all its epochs, to be compared; which one would have shipped, the gates still say.
+	h := merged(map[string]any{"patience": 0}, b.Rounds, map[string]any{"arms": strings.Join(arms, ",")})
+	if epochs > 0 {
+		h["epochs"] = epochs
+	}
+	return h
+}
+
 // rounds runs one rounds job and judges it.
 func (t *trial) rounds(ctx context.Context, id string, models *rewardPair, opt RoundsOptions, hyper map[string]any) (*RoundsWorld, error) {
-	// Every arm runs all its epochs, to be compared; which one would have shipped, the gates still say.
-	h := merged(map[string]any{"patience": 0}, t.Rounds, map[string]any{"arms": strings.Join(opt.Arms, ","), "epochs": opt.Epochs}, hyper)
-	spec := t.Trainer.Job(trainerbridge.KindRounds, id, t.seed, h)
+	spec := t.Trainer.Job(trainerbridge.KindRounds, id, t.seed, merged(t.roundsHyper(opt.Epochs, opt.Arms), hyper))
 	spec.RewardModel, spec.RefereeModel = models.reward, models.referee
 	out, err := t.job(ctx, spec, float64(weightArm*len(opt.Arms)*opt.Epochs), models.reward, models.referee)
 	if err != nil {

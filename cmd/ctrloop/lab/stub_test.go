@@ -40,6 +40,9 @@ func stub(args []string) int {
 	if strings.HasSuffix(args[1], "formats") {
 		return stubFormats(args[2:])
 	}
+	if strings.HasSuffix(args[1], "settings") {
+		return stubSettings()
+	}
 	var spec trainerbridge.TrainerSpec
 	if err := readJSON(args[2], &spec); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -266,4 +269,29 @@ func stubFormats(args []string) int {
 		return 1
 	}
 	return map[bool]int{true: 0, false: 1}[os.WriteFile(filepath.Join(out, "asked.txt"), []byte(strings.Join(args, " ")), 0o644) == nil]
+}
+
+// stubEpochs is the stub's default number of epochs.
+const stubEpochs = 3
+
+// stubSettings refuses arms and judges called nope, as the trainer refuses unknown ones.
+func stubSettings() int {
+	var asked []Asked
+	if err := json.NewDecoder(os.Stdin).Decode(&asked); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	told := []map[string]any{}
+	for _, a := range asked {
+		raw, _ := json.Marshal(a.Hyper)
+		if strings.Contains(string(raw), "nope") {
+			fmt.Fprintf(os.Stderr, "%s: nope is unknown\n", a.Kind)
+			return 2
+		}
+		told = append(told, merged(map[string]any{"epochs": stubEpochs}, a.Hyper))
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(told); err != nil {
+		return 1
+	}
+	return 0
 }

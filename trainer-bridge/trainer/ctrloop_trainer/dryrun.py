@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .errors import BadInputError
+from .rounds import corrupt, settings
 
 GIB = 1 << 30
 # 4-bit weights, double quantised: half a byte, and 8 + 32/256 bits of scale for every 64 weights (Dettmers 2023).
@@ -47,7 +48,7 @@ class Work:
     epochs: int
     arms: int
     batch: int  # samples (pairs) of a step, shared by the processes
-    rows: int  # sequences per sample: y+, y- and, with PCPO, y+ under x~
+    rows: int  # sequences per sample: y+, y- and, with PCPO, y+ and another answer under each x~
     prompt: int  # tokens of a prompt, pictures included
     answer: int  # tokens of an answer
     sampled: int  # answers generated together
@@ -195,13 +196,19 @@ def plans(precision: str, quantize: str, checkpointing: bool, full: bool, proces
     return out
 
 
+def _sequences(arm: str) -> int:
+    """Sequences per sample of an arm of the rounds."""
+    given = {**dataclasses.asdict(settings.Hyper()), **settings.ARMS.get(arm, {})}
+    return 2 + 2 * len(corrupt.parse(given["corrupt"])) if given["w_pcpo"] else 2
+
+
 def work(raw: dict[str, Any], s: Shape, prompt_text: int, answer: int) -> Work:
     """Of a specification, as JSON; the loops' own defaults where it says nothing."""
     h = raw.get("hyper", {})
     kind = raw.get("kind", "rounds")
     pictures = 2 if kind == "reward" else 1
     arms = [a for a in str(h.get("arms", "dpo,pcpo")).split(",") if a] if kind == "rounds" else [kind]
-    rows = {"rounds": 3 if any("pcpo" in a for a in arms) else 2}.get(kind, 1)
+    rows = max(map(_sequences, arms)) if kind == "rounds" else 1
     return Work(
         products=int(h.get("products", h.get("pairs", 320))),
         epochs=int(h.get("epochs", 5)),

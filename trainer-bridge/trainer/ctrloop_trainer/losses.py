@@ -31,7 +31,8 @@ def dpo(
 def pcpo(chosen: Tensor, corrupted: Tensor, ref_chosen: Tensor, ref_corrupted: Tensor, beta: float) -> Tensor:
     """-log sigmoid(beta [(logp(y+|x) - ref(y+|x)) - (logp(y+|x~) - ref(y+|x~))]), mean over the batch (CAIG).
 
-    The answer is y+ on both sides: the product is the sole variable.
+    The answer is y+ on both sides: the product is the sole variable. The corrupted ones may have several rows, one for
+    each x~ of a sample.
     """
     return -F.logsigmoid(beta * ((chosen - ref_chosen) - (corrupted - ref_corrupted))).mean()
 

@@ -112,7 +112,9 @@ def test_memory_by_part(published):
     assert loose["activations"] > 5 * lora["activations"]
     everything = dryrun.memory(s, w, dryrun.Plan("e", full=True))
     assert everything["total"] > s.parameters * 16
-    assert four["total"] < 20e9 < lora["total"] < 80e9 < everything["total"]
+    one = dryrun.work({"kind": "rounds", "hyper": {"batch": 1}}, s, 80, 64)
+    small = dryrun.memory(s, one, dryrun.Plan("f", quantized=True))
+    assert small["total"] < 20e9 < lora["total"] < 80e9 < everything["total"]
     assert billions * 16e9 < everything["total"]
 
 
@@ -143,7 +145,7 @@ def test_the_command_prints_sizes_steps_and_tokens(published, tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"({billions:.2f} B)" in out
     assert f"{lora:,}" in out
-    assert "63 steps of 16 x 3 sequences" in out
+    assert "63 steps of 16 x 6 sequences" in out
     for column in ("LoRA, bf16", "QLoRA, 4 bit", "LoRA, FSDP x 8", "all weights, FSDP x 8", "no checkpointing"):
         assert column in out
 

@@ -3,6 +3,7 @@
 The reward models are planted: they look at the stub's pictures, whose bands are the colours of a description's words.
 """
 
+import copy
 import zlib
 
 import numpy as np
@@ -21,7 +22,7 @@ from ctrloop_trainer.rounds.shop import Shop
 
 # Of eight descriptions of a product one has, by luck, what the planted model loves: enough to learn from in seconds.
 QUICK = {"products": 24, "descriptions": 8, "batch": 4, "warmup": 0, "lr": 3e-3, "decay": 1.0, "epochs": 3, "tau": 0.0}
-QUICK |= {"held_samples": 6, "relevance_samples": 6, "w_nll": 1.0}
+QUICK |= {"held_samples": 6, "relevance_samples": 3, "w_nll": 1.0}
 
 # A taste for lights splits most pairs, so that two descriptions are enough.
 NEUTRAL = {"products": 32, "descriptions": 2, "epochs": 3}
@@ -68,16 +69,21 @@ def learn_from(shop, products, grammar, tmp_path_factory):
     """learn_from(reward, referee, arm, **hyper): figures and gates of the last epoch, and of the base."""
     train, held = [p for p in products if not p.holdout], [p for p in products if p.holdout]
     base = PromptModel.load(WEIGHTS / "prompt-base")
+    first: list[Held] = []  # what the base says of held-out products is the same for every judge: it is asked once
     with Renderer(STUB) as renderer:
         plain = dict(zip((p.id for p in products), renderer.render([Shot(p.id, "") for p in products])[0], strict=True))
 
         def learn(reward, referee, arm, **change):
             h = arm_hyper(Hyper(**{**QUICK, **change}), arm)
             s = Shop(grammar, train, held, plain, renderer, reward, referee)
-            v = PromptModel(PromptModel.load(WEIGHTS / "prompt-base").model, base.processor, base.prompting)
+            v = PromptModel(copy.deepcopy(base.model), base.processor, base.prompting)
             s.show(v)
-            s.show(base)
-            around = Held(base, s, h, 1)
+            if not first:
+                s.show(base)
+                first.append(Held(base, s, h, 1))
+            around = copy.copy(first[0])
+            around.shop, around.h = s, h
+            around._base_scores = around._scores(around.base_texts)
             adapter.attach(v, h.rank, h.dropout, 1)
             out = tmp_path_factory.mktemp("guard")
             learner = Learner(v, s, h, 1, out / "state.pt", Progress(out), arm)

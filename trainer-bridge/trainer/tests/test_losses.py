@@ -143,6 +143,17 @@ def case_soft_rounds(x):
     return rounds_loss(x, soft_labels=True)[0]
 
 
+def test_several_corruptions_are_averaged():
+    """Rows: y+|x, y-|x, y+ under both x~, then the other answer under both."""
+    h = settings.Hyper(w_nll=0.0, w_dpo=0.0, w_pcpo=2.0, beta_pcpo=0.6, w_form=0.9)
+    x, ref = t(-5, -6.2, -9, -7, -8, -4), t(-5.5, -6.0, -8.0, -8.0, -4.0, -4.0)
+    loss, parts = learn.loss_of(x[:, None], ref[:, None], t(3, 4, 3, 3, 5, 2)[:, None], t(0.8), h)
+    assert parts["pcpo"] == pytest.approx((sigmoid_loss(0.6 * (0.5 - -1.0)) + sigmoid_loss(0.6 * (0.5 - 1.0))) / 2)
+    assert parts["form"] == pytest.approx((8 / 5 + 4 / 2) / 2)
+    assert parts["corrupted"] == pytest.approx(0.0)
+    assert loss.item() == pytest.approx(2.0 * parts["pcpo"] + 0.9 * parts["form"])
+
+
 def test_the_rounds_loss_is_the_weighted_sum():
     x = t(-5, -6.2, -9, -8)
     want = {

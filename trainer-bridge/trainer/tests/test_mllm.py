@@ -126,11 +126,11 @@ def test_the_scale_of_the_rates_makes_the_point_loss_teach(data):
 
 def test_it_learns_what_the_picture_shows(make_data, tmp_path):
     """On the shipped base; one that learned nothing would be near one half. Judged on all pairs, those it learned from
-    too: what it says of unseen products after seconds of training is a matter of luck (0.56 to 0.65)."""
+    too (every third of them): what it says of unseen products after seconds of training is a matter of luck."""
     many = load_dataset(make_data(brightness, per=6, names=36).write(tmp_path / "many"))
-    hyper = {"epochs": 4, "pairs": 160, "batch": 16, "rank": 0, "lr": 2e-3, "head_lr": 5e-3}
+    hyper = {"epochs": 3, "pairs": 160, "batch": 16, "rank": 0, "lr": 2e-3, "head_lr": 5e-3}
     reward = train(many, WEIGHTS / "prompt-base", tmp_path, **hyper)
-    scored, wins = judged(reward, many, np.arange(len(many[1])))
+    scored, wins = judged(reward, many, np.arange(0, len(many[1]), 3))
     right = np.mean((scored.p_left > 0.5) == wins)
     assert right > 0.58, right
 

@@ -19,9 +19,9 @@ from ctrloop_trainer.errors import BadInputError
 from ctrloop_trainer.progress import Progress
 from ctrloop_trainer.prompt.model import PromptModel
 from ctrloop_trainer.render import Renderer
-from ctrloop_trainer.rounds import adapter, gates, learn, settings
+from ctrloop_trainer.rounds import adapter, corrupt, gates, learn, settings
 from ctrloop_trainer.rounds import train as rounds
-from ctrloop_trainer.rounds.draw import draw, show_masks
+from ctrloop_trainer.rounds.draw import Sample, draw, show_masks
 
 TINY = {"epochs": 2, "products": 12, "descriptions": 2, "batch": 4, "checkpoint": 2, "tau": 0.0}
 TINY |= {"held_samples": 2, "probes": 2}
@@ -72,28 +72,55 @@ def batch(miniature):
 # ---- PCPO's property: the product is the sole variable
 
 
-def test_either_the_picture_or_the_caption_changes(miniature, batch):
-    v, samples, about = batch
+def corrupted(miniature, arm):
+    """(sample, its product, x~, the question without the caption) of an epoch of an arm."""
+    v = miniature.load_base()
+    samples, _ = draw(v, miniature.shop, settings.arm_hyper(miniature.h, arm), 5, 1)
+    show_masks(v, miniature.shop, miniature.h, samples)
     products = {p.id: p for p in miniature.shop.train}
-    assert about["pairs"] == len(samples) > 4
-    assert {s.how for s in samples} == {"image", "caption"}
+    rows = []
     for s in samples:
         p = products[s.product]
-        assert s.chosen != s.rejected
-        assert miniature.shop.grammar.parse(s.chosen)
-        assert miniature.shop.grammar.parse(s.rejected)
         instruction = s.text.removeprefix(p.caption)
         assert instruction != s.text
-        same = np.array_equal(v.pixels([s.corrupted.image]), v.pixels([s.ask.image]))
-        if s.how == "image":
-            assert s.corrupted_text == s.text
+        rows += [(s, p, c, instruction) for c in s.corrupted]
+    return v, rows
+
+
+def captioned(miniature, c, instruction):
+    """The product whose caption is in x~."""
+    (other,) = [q for q in miniature.shop.train if q.caption + instruction == c.text]
+    return other
+
+
+def test_x_is_another_product_and_the_same_in_another_colour(miniature, batch):
+    _, samples, about = batch
+    assert about["pairs"] == len(samples) > 4
+    assert all(s.chosen != s.rejected for s in samples)
+    assert all(miniature.shop.grammar.parse(t) for s in samples for t in (s.chosen, s.rejected))
+    assert {tuple(c.how for c in s.corrupted) for s in samples} == {("product", "colour")}
+    _, rows = corrupted(miniature, "pcpo")
+    for _, p, c, instruction in rows:
+        other = captioned(miniature, c, instruction)
+        assert c.ask.image == other.id  # picture and caption are of one product
+        if c.how == "product":
+            assert other.department != p.department
+        else:
+            assert (other.base, other.department) == (p.base, p.department)
+            assert other.colour != p.colour
+
+
+def test_caig_s_corruption_takes_either_the_picture_or_the_caption(miniature):
+    v, rows = corrupted(miniature, "caig")
+    assert {c.how for _, _, c, _ in rows} == {"image", "caption"}
+    for s, p, c, instruction in rows:
+        same = np.array_equal(v.pixels([c.ask.image]), v.pixels([s.ask.image]))
+        if c.how == "image":
+            assert c.text == s.text
             assert not same
         else:
             assert same
-            caption = s.corrupted_text.removesuffix(instruction)
-            others = [q for q in miniature.shop.train if q.caption == caption]
-            assert others
-            assert all(q.base != p.base for q in others)
+            assert captioned(miniature, c, instruction).department != p.department
 
 
 def test_in_tokens_nothing_but_the_product_changes(batch):
@@ -110,40 +137,43 @@ def test_in_tokens_nothing_but_the_product_changes(batch):
         learn.logps(v, samples, True)
     finally:
         del v.token_logps
-    n = len(samples)
-    chosen, corrupted = slice(0, n), slice(2 * n, 3 * n)
-    assert seen["answers"][chosen] == seen["answers"][corrupted] == [s.chosen for s in samples]
-    assert seen["answers"][n : 2 * n] == [s.rejected for s in samples]
-    assert seen["asks"][chosen] == seen["asks"][n : 2 * n]
-    # The fourth row gives the form a hold under x~: an answer that was written for another product.
-    assert seen["asks"][3 * n :] == seen["asks"][corrupted]
-    assert seen["answers"][3 * n :] == [s.elsewhere for s in samples]
-    assert all(s.elsewhere in {o.chosen for o in samples if o.product != s.product} for s in samples)
-    for s, a, b in zip(samples, seen["asks"][chosen], seen["asks"][corrupted], strict=True):
-        x, y = v.prompt_ids(a.text), v.prompt_ids(b.text)
-        if s.how == "image":
-            assert x == y
-            continue
-        ahead = next(i for i, (i1, i2) in enumerate(zip(x, y, strict=False)) if i1 != i2)
-        assert v.tokenizer.decode(x[:ahead]) == v.tokenizer.decode(y[:ahead])
-        tail = len(v.tokenizer.encode(a.text.split(". ")[-1], add_special_tokens=False))
-        assert x[-tail:] == y[-tail:]
+    n, ways = len(samples), 2
+    assert seen["asks"][: 2 * n] == [s.ask for s in samples] * 2
+    assert seen["answers"][: 2 * n] == [s.chosen for s in samples] + [s.rejected for s in samples]
+    for k in range(ways):
+        here, form = slice((2 + k) * n, (3 + k) * n), slice((2 + ways + k) * n, (3 + ways + k) * n)
+        assert seen["answers"][here] == [s.chosen for s in samples]
+        # The last rows give the form a hold under x~: an answer that was written for another product.
+        assert seen["asks"][form] == seen["asks"][here]
+        assert seen["answers"][form] == [s.corrupted[k].elsewhere for s in samples]
+        for s, b in zip(samples, seen["asks"][here], strict=True):
+            x, y = v.prompt_ids(s.text), v.prompt_ids(b.text)
+            assert b.image != s.product
+            ahead = next(i for i, (i1, i2) in enumerate(zip(x, y, strict=False)) if i1 != i2)
+            assert v.tokenizer.decode(x[:ahead]) == v.tokenizer.decode(y[:ahead])
+            tail = len(v.tokenizer.encode(s.text.split(". ")[-1], add_special_tokens=False))
+            assert x[-tail:] == y[-tail:]
+
+
+def test_elsewhere_is_what_was_chosen_for_the_most_similar_product(miniature, batch):
+    _, samples, _ = batch
+    products = {p.id: p for p in miniature.shop.train}
+    for s in samples:
+        for c in s.corrupted:
+            others = [(o, products[o.product]) for o in samples if products[o.product].base != products[s.product].base]
+            like = [(corrupt.likeness(q, products[c.product]), o.chosen) for o, q in others]
+            assert (max(n for n, _ in like), c.elsewhere) in like
 
 
 def test_a_placebo_leaves_x_whole(miniature):
-    v = miniature.load_base()
-    samples, _ = draw(v, miniature.shop, settings.arm_hyper(miniature.h, "placebo"), 5, 1)
-    assert all(s.corrupted == s.ask for s in samples)
-    assert all(s.elsewhere == s.chosen for s in samples)
+    _, rows = corrupted(miniature, "placebo")
+    assert rows
+    assert all(c.ask == s.ask and c.elsewhere == s.chosen for s, _, c, _ in rows)
 
 
-@pytest.mark.parametrize(("arm", "how"), [("pcpo_image", "image"), ("pcpo_caption", "caption")])
-def test_arms_of_one_corruption_change_nothing_else(miniature, batch, arm, how):
-    v, coin, _ = batch
-    samples, _ = draw(v, miniature.shop, settings.arm_hyper(miniature.h, arm), 5, 1)
-    assert {s.how for s in samples} == {how}
-    kept = ("product", "text", "chosen", "rejected", "p", "mask_seed")
-    assert [[getattr(s, k) for k in kept] for s in samples] == [[getattr(s, k) for k in kept] for s in coin]
+def test_a_restored_sample_is_the_same(batch):
+    _, samples, _ = batch
+    assert [Sample.restored(dataclasses.asdict(s)) for s in samples] == samples
 
 
 # ---- the model
@@ -364,7 +394,7 @@ def test_arms_replace_settings_that_exist():
         ({"w_nll": float("nan")}, "hyper.w_nll"),
         ({"decay": 0.0}, "hyper.decay"),
         ({"mask_share": 1.5}, "hyper.mask_share"),
-        ({"corrupt": "both"}, "hyper.corrupt"),
+        ({"corrupt": "product,both"}, "unknown kinds .'both'."),
         ({"descriptions": 1}, "hyper.descriptions"),
         ({"relevance_samples": 9}, "hyper.relevance_samples"),
     ],

@@ -17,7 +17,7 @@ from .model import Ask, PromptModel, question
 from .tasks import FAULTLESS, REWRITE, SEE, Example, Scene, Shop, Teacher, plain
 
 PARTS = ("scene", "palette", "light", "prop")
-MASK_SHARE, MASK_PATCH = 0.75, 8  # as PCPO corrupts: CAIG's 32 px squares of 512 px, at 64 px a cell twice as wide
+MASK_SHARE, MASK_PATCH = 0.75, 8  # CAIG's 32 px squares of 512 px, at 64 px a cell twice as wide
 ANSWERS = 8  # suitable answers per product, whose likelihood is compared
 
 
@@ -165,7 +165,7 @@ def looking(v: PromptModel, products: Sequence[Product], views: np.ndarray, g: G
     """What the likelihood of suitable answers loses when the picture, or the caption, is not the product's: mean drop
     of an answer's log-probability (nats), and the share of answers that drop. PCPO needs both above chance (0, 0.5).
 
-    picture_masked: as PCPO does; picture_gone: all grey; other_picture, other_caption: of another product.
+    picture_masked: as in CAIG's x~; picture_gone: all grey; other_picture, other_caption: of another product.
     """
     rng = random.Random(f"{seed}/looking")
     rows = [p for p in products for _ in range(ANSWERS)]

@@ -39,14 +39,14 @@ Judge = Callable[[figures.Exam], Entry]
 
 def parents(spec: Spec) -> dict[str, str | None]:
     """Folders that the job was made from, by role."""
-    h, _ = settings(spec)
+    h, _ = settings(spec.hyper)
     return {"trunk": str(train.trunk_folder(h)), "base": spec.base, "previous": spec.previous}
 
 
-def settings(spec: Spec) -> tuple[train.Hyper, dict[str, Any]]:
+def settings(given: dict[str, Any]) -> tuple[train.Hyper, dict[str, Any]]:
     """Hyper-parameters of the reward models, and the options of this job."""
-    options = {k: v for k, v in spec.hyper.items() if k in OPTIONS}
-    h = hyper(train.Hyper, {k: v for k, v in spec.hyper.items() if k not in OPTIONS})
+    options = {k: v for k, v in given.items() if k in OPTIONS}
+    h = hyper(train.Hyper, {k: v for k, v in given.items() if k not in OPTIONS})
     if not isinstance(options.get("mllm", False), bool | dict):
         raise BadInputError("hyper.mllm: must be true, false or an object with the hyper-parameters of reward/mllm.py")
     if not isinstance(options.get("judges", []), list):
@@ -58,7 +58,7 @@ def settings(spec: Spec) -> tuple[train.Hyper, dict[str, Any]]:
 def run(spec: Spec, out: Path, progress: Progress) -> None:
     """The job: writes table.json, predictions.jsonl (test pairs), metrics.json, and later.json when the dataset has
     evidence from after the training span."""
-    h, options = settings(spec)
+    h, options = settings(spec.hyper)
     truth = train.load_truth(spec.truth)
     fold = train.prepare(spec, h)
     if not fold.pairs.test.any():

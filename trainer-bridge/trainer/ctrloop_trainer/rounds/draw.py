@@ -14,7 +14,7 @@ from ..prompt.model import Ask, PromptModel, question
 from ..render import Shot
 from ..reward.scorer import PairScorer, Scored, both_orders
 from ..spec import derive
-from .corrupt import choose, mask_patches, other_product
+from . import corrupt
 from .settings import Hyper
 from .shop import Shop
 
@@ -23,30 +23,41 @@ Key = tuple[int, str]  # position of a product in the epoch, description
 
 
 @dataclasses.dataclass(frozen=True)
+class Corrupted:
+    """An x~."""
+
+    how: str  # one of corrupt.KINDS
+    text: str  # the question about x~
+    product: str  # whose picture and caption are in it; of a mask, the sample's own
+    mask_seed: int  # of the picture, where how is "image"
+    elsewhere: str = ""  # y+ of another product of the epoch, as like x~'s as there is: something to say about x~
+
+    @property
+    def ask(self) -> Ask:
+        """x~; a masked picture is known to the model only after show_masks."""
+        return Ask(self.text, ("masked", self.product, self.mask_seed) if self.how == "image" else self.product)
+
+
+@dataclasses.dataclass(frozen=True)
 class Sample:
     """x, x~, y+ and y- of one product; plain values only, so that a checkpoint can hold it."""
 
     product: str
     text: str  # the question about x
-    corrupted_text: str  # the question about x~: another caption, or the same string
-    how: str  # "image", "caption" or "none"
-    mask_seed: int  # of x~'s picture, where how is "image"
     chosen: str
     rejected: str
-    elsewhere: str  # y+ of another product of the epoch: something well-formed to say about x~
     p: float  # of the chosen, by the reward model
+    corrupted: tuple[Corrupted, ...]  # one or more
 
     @property
     def ask(self) -> Ask:
         """x."""
         return Ask(self.text, self.product)
 
-    @property
-    def corrupted(self) -> Ask:
-        """x~; its picture is known to the model only after show_masks."""
-        return Ask(
-            self.corrupted_text, ("masked", self.product, self.mask_seed) if self.how == "image" else self.product
-        )
+    @staticmethod
+    def restored(raw: dict[str, Any]) -> "Sample":
+        """The inverse of dataclasses.asdict."""
+        return Sample(**{**raw, "corrupted": tuple(Corrupted(**c) for c in raw["corrupted"])})
 
 
 def draw(v: PromptModel, shop: Shop, h: Hyper, seed: int, epoch: int) -> tuple[list[Sample], dict[str, Any]]:
@@ -75,31 +86,50 @@ def draw(v: PromptModel, shop: Shop, h: Hyper, seed: int, epoch: int) -> tuple[l
         )
     tau = h.tau if h.tau >= 0 else shop.reward.tau
     judged = _judge(shop.reward, h, products, pairs, pictures)
-    out = []
+    out, at = [], []
     for (i, a, b), p in zip(pairs, judged.p_left, strict=True):
         if abs(p - 0.5) <= max(tau, ROUNDING):
             continue
         hi, lo = (a, b) if p > 0.5 else (b, a)
-        how, other = choose(h.corrupt, rng), other_product(products[i], shop.train, rng)
-        corrupted = question(other.caption, instructions[i]) if how == "caption" else asks[i].text
-        mask_seed = derive(seed, "mask", epoch, i)
-        sure = float(max(p, 1 - p))
-        out.append(Sample(products[i].id, asks[i].text, corrupted, how, mask_seed, hi, lo, "", sure))
+        out.append(Sample(products[i].id, asks[i].text, hi, lo, float(max(p, 1 - p)), ()))
+        at.append(i)
     about |= {"ties": len(pairs) - len(out), "pairs": len(out)}
     about |= {"swap_consistency": judged.swap_consistency if h.both_orders else None}
     if not out:
         raise NoEvidenceError(f"epoch {epoch}: the reward model abstains on every pair (tau {tau}): lower tau")
-    return _exchange(out, rng), about
+    wanted = corrupt.parse(h.corrupt)
+    said = [(products[i], s.chosen) for i, s in zip(at, out, strict=True)]
+    for n, (i, s) in enumerate(zip(at, out, strict=True)):
+        mask_seed = derive(seed, "mask", epoch, i)
+        each = [_corrupted(shop, products[i], instructions[i], rng.choice(one), mask_seed, rng) for one in wanted]
+        out[n] = dataclasses.replace(s, corrupted=tuple(_fill(c, x, products[i], s, said, rng) for c, x in each))
+    return out, about
 
 
-def _exchange(samples: list[Sample], rng: random.Random) -> list[Sample]:
-    """Fills elsewhere. Where x is whole there is nothing to say but y+; a lone product has its own y-."""
-    out = []
-    for s in samples:
-        others = [o.chosen for o in samples if o.product != s.product]
-        other = rng.choice(others) if others else s.rejected
-        out.append(dataclasses.replace(s, elsewhere=s.chosen if s.how == "none" else other))
-    return out
+def _corrupted(
+    shop: Shop, product: Product, instruction: str, how: str, mask_seed: int, rng: random.Random
+) -> tuple[Corrupted, Product]:
+    """An x~ without elsewhere, and the product that it is about."""
+    if how in ("image", "none"):
+        return Corrupted(how, question(product.caption, instruction), product.id, mask_seed), product
+    pick = corrupt.other_colour if how == "colour" else corrupt.other_product
+    other = pick(product, shop.train, rng)
+    shown = product if how == "caption" else other
+    return Corrupted(how, question(other.caption, instruction), shown.id, mask_seed), other
+
+
+def _fill(
+    c: Corrupted, about: Product, product: Product, s: Sample, said: list[tuple[Product, str]], rng: random.Random
+) -> Corrupted:
+    """Fills elsewhere: y+ of the product that is most like the one that x~ is about. A random one would teach that
+    x~, which may well be another product as it is, goes with anything. Where x is whole there is nothing to say but y+;
+    a lone product has its own y-."""
+    if c.how == "none":
+        return dataclasses.replace(c, elsewhere=s.chosen)
+    others = [(corrupt.likeness(p, about), text) for p, text in said if p.base != product.base]
+    most = max((n for n, _ in others), default=0)
+    texts = [text for n, text in others if n == most]
+    return dataclasses.replace(c, elsewhere=rng.choice(texts) if texts else s.rejected)
 
 
 def _pictures(shop: Shop, products: list[Product], texts: list[list[str]], seeds: list[int]) -> dict[Key, np.ndarray]:
@@ -165,12 +195,15 @@ def _judge(
 
 def show_masks(v: PromptModel, shop: Shop, h: Hyper, samples: Sequence[Sample]) -> None:
     """Registers the masked pictures of samples; drawn anew from their seeds, a resumed epoch sees the same ones."""
-    for s in samples:
-        if s.how == "image":
-            rng = random.Random(s.mask_seed)
-            v.add_image(s.corrupted.image, mask_patches(shop.plain[s.product], rng, h.mask_share, h.mask_patch))
+    for c in _masked(samples):
+        mask = corrupt.mask_patches(shop.plain[c.product], random.Random(c.mask_seed), h.mask_share, h.mask_patch)
+        v.add_image(c.ask.image, mask)
 
 
 def drop_masks(v: PromptModel, samples: Sequence[Sample]) -> None:
     """Forgets them again."""
-    v.drop_images([s.corrupted.image for s in samples if s.how == "image"])
+    v.drop_images([c.ask.image for c in _masked(samples)])
+
+
+def _masked(samples: Sequence[Sample]) -> list[Corrupted]:
+    return [c for s in samples for c in s.corrupted if c.how == "image"]

@@ -25,16 +25,19 @@ from .draw import Sample, draw, drop_masks, show_masks
 from .settings import Hyper
 from .shop import Shop
 
-CHOSEN, REJECTED, CORRUPTED, ELSEWHERE = range(4)  # rows of every (rows, samples) tensor of log-probabilities
+CHOSEN, REJECTED, CORRUPTED = range(3)  # rows of every (rows, samples) tensor of log-probabilities: see rows()
 
 
 def rows(batch: Sequence[Sample], product_centric: bool) -> tuple[list[Ask], list[str]]:
-    """Requests and answers of one forward pass: y+|x, y-|x and, product-centric, the same y+|x~ and another y|x~."""
+    """Requests and answers of one forward pass: y+|x, y-|x and, product-centric, the same y+ under every x~, then
+    under every x~ what else there is to say."""
     asks, chosen, rejected = [s.ask for s in batch], [s.chosen for s in batch], [s.rejected for s in batch]
     if not product_centric:
         return asks * 2, chosen + rejected
-    corrupted, elsewhere = [s.corrupted for s in batch], [s.elsewhere for s in batch]
-    return asks * 2 + corrupted * 2, chosen + rejected + chosen + elsewhere
+    ways = list(zip(*(s.corrupted for s in batch), strict=True))  # (x~ of a sample, samples)
+    corrupted = [c.ask for way in ways for c in way]
+    elsewhere = [c.elsewhere for way in ways for c in way]
+    return asks * 2 + corrupted * 2, chosen + rejected + chosen * len(ways) + elsewhere
 
 
 def logps(v: PromptModel, batch: Sequence[Sample], product_centric: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,9 +65,12 @@ def loss_of(
     }
     about = {"chosen": moved[CHOSEN].mean().item(), "rejected": moved[REJECTED].mean().item()}
     if len(logp) > CORRUPTED:
-        parts["pcpo"] = (h.w_pcpo, losses.pcpo(chosen, logp[CORRUPTED], ref[CHOSEN], ref[CORRUPTED], h.beta_pcpo))
-        parts["form"] = (h.w_form, losses.token_nll(logp[ELSEWHERE], length[ELSEWHERE]))
-        about["corrupted"] = moved[CORRUPTED].mean().item()
+        ways = (len(logp) - CORRUPTED) // 2
+        corrupted, elsewhere = slice(CORRUPTED, CORRUPTED + ways), slice(CORRUPTED + ways, None)
+        # Means over all x~: their number is not a weight.
+        parts["pcpo"] = (h.w_pcpo, losses.pcpo(chosen, logp[corrupted], ref[CHOSEN], ref[corrupted], h.beta_pcpo))
+        parts["form"] = (h.w_form, losses.token_nll(logp[elsewhere], length[elsewhere]))
+        about["corrupted"] = moved[corrupted].mean().item()
     if h.w_anchor:
         parts["anchor"] = (h.w_anchor, losses.anchor(chosen, ref[CHOSEN], h.beta))
     # A weight of zero leaves a term out of the sum: 0 * inf would be NaN.
@@ -211,7 +217,7 @@ class Learner:
             saved = state["adapter"]
             if {n: p.shape for n, p in saved.items()} != {n: p.shape for n, p in self.parameters.items()}:
                 raise BadInputError(f"{self.file} is of another base or rank: use a new folder")
-            samples = [Sample(**s) for s in state["samples"]]
+            samples = [Sample.restored(s) for s in state["samples"]]
             running = Running(
                 state["epoch"], state["step"], samples, state["about"], state["reference"], state["curve"]
             )
