@@ -22,7 +22,7 @@ type World struct {
 	Slope float64 `json:"slope"`
 }
 
-// Ordinary users: 4 % click-through, 12 impressions each on average, and impressions of one user correlated by 0.05.
+// Ordinary users: 4 % click-through, 13 impressions each on average, and impressions of one user correlated by 0.05.
 func Ordinary() World {
 	return World{CTR: 0.04, Concentration: 20, Tail: 4, Shift: 25, MaxImpressions: 200, Slope: 0.1}
 }
