@@ -136,7 +136,7 @@ func (r *session) assigned(ctx context.Context, parts map[string][]int32) {
 		var starts map[stream.TopicPartition]int64
 		var committed map[stream.TopicPartition]stream.Committed
 		if starts, err = stream.StartOffsets(ctx, r.kafka, topics...); err == nil {
-			committed, err = stream.CommittedOffsets(ctx, r.kafka, Group)
+			committed, err = stream.CommittedOffsets(ctx, r.kafka, Group, topics...)
 		}
 		for topic, ps := range parts {
 			for _, p := range ps {

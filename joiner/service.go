@@ -301,7 +301,7 @@ func (se *session) aborted(ctx context.Context) error {
 	if se.aborts++; se.aborts == maxAborts {
 		return fmt.Errorf("%d transactions in a row were aborted: is the broker refusing records (see its log), or the group rebalancing all the time?", maxAborts)
 	}
-	at, err := stream.CommittedOffsets(ctx, se.cfg.Kafka, se.cfg.Group)
+	at, err := stream.CommittedOffsets(ctx, se.cfg.Kafka, se.cfg.Group, inputTopic[:]...)
 	if err != nil {
 		return fmt.Errorf("after an abort: %w", err)
 	}
@@ -353,7 +353,7 @@ func (se *session) adopt(ctx context.Context, partitions map[string][]int32) err
 	if !slices.Equal(ps, clicks) {
 		return fmt.Errorf("the group gave partitions %v of %s and %v of %s: every member must use range assignment, so that both sides of the join meet", ps, inputTopic[0], clicks, inputTopic[1])
 	}
-	committed, err := stream.CommittedOffsets(ctx, se.cfg.Kafka, se.cfg.Group)
+	committed, err := stream.CommittedOffsets(ctx, se.cfg.Kafka, se.cfg.Group, inputTopic[:]...)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -24,6 +25,10 @@ var ErrBroker = errors.New("broker not supported")
 
 // admin runs fn with a client for administrative calls.
 func admin(ctx context.Context, c Config, fn func(context.Context, *kadm.Client) error) error {
+	return connect(ctx, c, func(ctx context.Context, cl *kgo.Client) error { return fn(ctx, kadm.NewClient(cl)) })
+}
+
+func connect(ctx context.Context, c Config, fn func(context.Context, *kgo.Client) error) error {
 	opts, err := c.options()
 	if err != nil {
 		return err
@@ -35,7 +40,7 @@ func admin(ctx context.Context, c Config, fn func(context.Context, *kadm.Client)
 	defer cl.Close()
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	return fn(ctx, kadm.NewClient(cl))
+	return fn(ctx, cl)
 }
 
 // CheckBroker makes sure that the brokers speak transactions of version 2 (KIP-890, Apache Kafka 4.0).
@@ -188,15 +193,68 @@ type Committed struct {
 	Metadata    string
 }
 
-// CommittedOffsets returns what a group has committed. It waits for transactions that are being
-// decided, so that the answer is never about to change by itself.
-func CommittedOffsets(ctx context.Context, c Config, group string) (map[TopicPartition]Committed, error) {
+// CommittedOffsets returns what a group has committed, in these topics, or in all. It waits for transactions that are
+// being decided, so that the answer is never about to change by itself. That holds for topics that are named: when asked
+// for all, a broker leaves out partitions whose first commit is still being decided.
+func CommittedOffsets(ctx context.Context, c Config, group string, topics ...string) (map[TopicPartition]Committed, error) {
 	var out map[TopicPartition]Committed
-	err := admin(ctx, c, func(ctx context.Context, adm *kadm.Client) (err error) {
-		out, err = stableOffsets(ctx, adm, group)
-		return err
+	err := connect(ctx, c, func(ctx context.Context, cl *kgo.Client) (err error) {
+		adm := kadm.NewClient(cl)
+		if len(topics) > 0 {
+			if err := awaitDecided(ctx, cl, adm, group, topics); err != nil {
+				return err
+			}
+		}
+		if out, err = stableOffsets(ctx, adm, group); err != nil || len(topics) == 0 {
+			return err
+		}
+		maps.DeleteFunc(out, func(tp TopicPartition, _ Committed) bool { return !slices.Contains(topics, tp.Topic) })
+		return nil
 	})
 	return out, err
+}
+
+// awaitDecided asks for every partition of the topics by name until no answer is that a transaction is being decided.
+func awaitDecided(ctx context.Context, cl *kgo.Client, adm *kadm.Client, group string, topics []string) error {
+	listed, err := adm.ListTopics(ctx, topics...)
+	if err != nil {
+		return fmt.Errorf("look at topics %v: %w", topics, err)
+	}
+	req := kmsg.NewPtrOffsetFetchRequest()
+	req.RequireStable = true
+	rg := kmsg.NewOffsetFetchRequestGroup()
+	rg.Group = group
+	for _, topic := range topics {
+		rt := kmsg.NewOffsetFetchRequestGroupTopic()
+		rt.Topic, rt.TopicID = topic, listed[topic].ID
+		for p := range listed[topic].Partitions {
+			rt.Partitions = append(rt.Partitions, p)
+		}
+		rg.Topics = append(rg.Topics, rt)
+	}
+	req.Groups = append(req.Groups, rg)
+	for {
+		resp, err := req.RequestWith(ctx, cl)
+		if err != nil {
+			return fmt.Errorf("committed offsets of group %s: %w", group, err)
+		}
+		undecided := false
+		for _, g := range resp.Groups {
+			for _, t := range g.Topics {
+				for _, p := range t.Partitions {
+					undecided = undecided || p.ErrorCode == kerr.UnstableOffsetCommit.Code
+				}
+			}
+		}
+		if !undecided {
+			return nil // whatever else is wrong, the next request says
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("committed offsets of group %s: a transaction is being decided: %w", group, ctx.Err())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // unsettled are answers that become others by themselves: a transaction is being decided, or the group's

@@ -316,7 +316,7 @@ func (k *Keeper) Close(w *window.Window, at Place) {
 // Release closes the files and leaves them as they are.
 func (k *Keeper) Release() {
 	if k.job != nil {
-		<-k.job // a manifest that failed now is one that the next start does without
+		_ = <-k.job //nolint:staticcheck // errcheck wants to see it dropped: a manifest that failed now is one that the next start does without
 		k.job = nil
 	}
 	for _, s := range append(k.files, k.doomed...) {

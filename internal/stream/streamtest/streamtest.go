@@ -105,7 +105,7 @@ func AwaitNoTransaction(t testing.TB, c stream.Config, topics ...string) {
 	}
 	defer cl.Close()
 	adm := kadm.NewClient(cl)
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; {
 		ends, err := adm.ListEndOffsets(t.Context(), topics...)
 		if err != nil {
 			t.Fatal(err)
@@ -126,6 +126,7 @@ func AwaitNoTransaction(t testing.TB, c stream.Config, topics ...string) {
 		if time.Now().After(deadline) {
 			t.Fatalf("a transaction stays open: %s", open)
 		}
+		<-time.After(20 * time.Millisecond)
 	}
 }
 
