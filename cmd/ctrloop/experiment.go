@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/url"
 	"os"
@@ -365,6 +366,9 @@ func printExperiment(w io.Writer, r experiment.Results) error {
 		fmt.Fprintf(t, "in both arms\t%d of %d units\n", h.Multiple.Both, h.Multiple.Units)
 	}
 	fmt.Fprintf(t, "power\t+-%.2f %% now; finds %.2f %%; +-1 %% in %.1f days\n", 100*float64(h.HalfWidth), 100*float64(h.MDE), float64(h.DaysToOnePercent))
+	if !math.IsNaN(float64(h.UnitsForMargin)) {
+		fmt.Fprintf(t, "the margin\tfound with probability %.2f now, with 0.8 at %.0f units\n", float64(h.PowerForMargin), float64(h.UnitsForMargin))
+	}
 	fmt.Fprintln(t, "\nversion\ttime\twho\twhat\tnote")
 	for _, c := range s.Trail {
 		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\n", c.Version, c.Time.UTC().Format(time.DateTime), c.Actor, strings.TrimPrefix(string(c.Type), "experiment."), c.Note)

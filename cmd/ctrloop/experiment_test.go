@@ -129,6 +129,7 @@ func TestExperimentCommands(t *testing.T) {
 		{"replay e", 2, "no webhooks are configured"},
 		{"show e", 0, "two pictures look odd"},
 		{"show e", 0, "1 of 6000 units"},
+		{"show e", 0, "found with probability"},
 		{"show e --json", 0, `"guardrails"`},
 		{"show none", 2, "GET /v1/experiments lists them"},
 		{"stop e --note n", 2, "--outcome"},
