@@ -356,6 +356,9 @@ func printExperiment(w io.Writer, r experiment.Results) error {
 			fmt.Fprintf(t, "%g %%\t%s\t%d\t%d\t%d\t%.3f %%\t%s\t%s\n", 100*f.Step.Share, name, a.Units, a.Impressions, a.Clicks, 100*float64(a.CTR), lift, p)
 		}
 	}
+	if x := r.WholeRamp; x != nil {
+		fmt.Fprintf(t, "whole ramp (for reports, decides nothing)\t\t\t\t\t\t%s\t%.3g\n", interval(x.Relative, x.RelativeLow, x.RelativeHigh), float64(x.P))
+	}
 	fmt.Fprintln(t, "\nguardrail\tstate\taction\twhy")
 	for _, g := range r.Guardrails {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", g.Name, g.State, g.Action, g.Why)

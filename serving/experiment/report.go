@@ -26,6 +26,9 @@ type Reports interface {
 	Arrivals(ctx context.Context, x control.Experiment) ([]Arrivals, error)
 	// Multiple counts the units of the spans, and those of them that were seen in both arms.
 	Multiple(ctx context.Context, x control.Experiment, spans []Span) (Multiple, error)
+	// Weighted has the sums of all parts together, each impression weighted with 1 minus the probability of its arm in
+	// its part, added up by unit and arm. A unit that came back in another part is the same unit.
+	Weighted(ctx context.Context, x control.Experiment, parts []Part) (ramp.Sums, error)
 	// Looks lists the looks on record, oldest first, at most limit of the newest.
 	Looks(ctx context.Context, id string, limit int) ([]LookRow, error)
 }
@@ -69,7 +72,8 @@ type LookRow struct {
 type Results struct {
 	Experiment Status         `json:"experiment"`
 	Decision   Analysis       `json:"analysis"`
-	Steps      []ramp.Figures `json:"steps"` // every step visited, by index; visits to one step are one sample
+	Steps      []ramp.Figures `json:"steps"`                // every step visited, by index; visits to one step are one sample
+	WholeRamp  *WholeRamp     `json:"whole_ramp,omitempty"` // absent: nothing to compare yet, or no warehouse
 	Guardrails []GuardRow     `json:"guardrails"`
 	Health     HealthRow      `json:"health"`
 }
@@ -162,6 +166,9 @@ func (s *Service) Results(ctx context.Context, st *control.State, x control.Expe
 		if i == shown(x) {
 			of = f
 		}
+	}
+	if out.WholeRamp, err = s.wholeRamp(ctx, x, out.Steps); err != nil {
+		return Results{}, err
 	}
 	out.Guardrails = s.guardRows(x, a.Figures)
 	out.Health, err = s.health(ctx, x, of)
