@@ -93,6 +93,7 @@ func TestScenarios(t *testing.T) {
 	}{
 		{"no data yet", at(0, ramp5...), Evidence{}, nil},
 		{"first step, treatment too small", at(0, ramp5...), both(4950, .04, 50, .04), nil},
+		{"first step, the same few users for ever", at(0, ramp5...), both(4950, .04, 50, .04), func(c *Config) { c.MaxImpressions = 50_000 }},
 		{"first step complete", at(0, ramp5...), both(19800, .04, 200, .04), nil},
 		{"first step, good lift does not promote", at(1, ramp5...), both(19000, .04, 1000, .08), nil},
 		{"harm is caught on a small step", at(1, ramp5...), both(38000, .04, 2000, .015), nil},
