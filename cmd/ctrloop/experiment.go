@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/url"
 	"os"
@@ -355,6 +356,9 @@ func printExperiment(w io.Writer, r experiment.Results) error {
 			fmt.Fprintf(t, "%g %%\t%s\t%d\t%d\t%d\t%.3f %%\t%s\t%s\n", 100*f.Step.Share, name, a.Units, a.Impressions, a.Clicks, 100*float64(a.CTR), lift, p)
 		}
 	}
+	if x := r.WholeRamp; x != nil {
+		fmt.Fprintf(t, "whole ramp (for reports, decides nothing)\t\t\t\t\t\t%s\t%.3g\n", interval(x.Relative, x.RelativeLow, x.RelativeHigh), float64(x.P))
+	}
 	fmt.Fprintln(t, "\nguardrail\tstate\taction\twhy")
 	for _, g := range r.Guardrails {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", g.Name, g.State, g.Action, g.Why)
@@ -365,6 +369,9 @@ func printExperiment(w io.Writer, r experiment.Results) error {
 		fmt.Fprintf(t, "in both arms\t%d of %d units\n", h.Multiple.Both, h.Multiple.Units)
 	}
 	fmt.Fprintf(t, "power\t+-%.2f %% now; finds %.2f %%; +-1 %% in %.1f days\n", 100*float64(h.HalfWidth), 100*float64(h.MDE), float64(h.DaysToOnePercent))
+	if !math.IsNaN(float64(h.UnitsForMargin)) {
+		fmt.Fprintf(t, "the margin\tfound with probability %.2f now, with 0.8 at %.0f units\n", float64(h.PowerForMargin), float64(h.UnitsForMargin))
+	}
 	fmt.Fprintln(t, "\nversion\ttime\twho\twhat\tnote")
 	for _, c := range s.Trail {
 		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\n", c.Version, c.Time.UTC().Format(time.DateTime), c.Actor, strings.TrimPrefix(string(c.Type), "experiment."), c.Note)

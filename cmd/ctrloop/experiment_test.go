@@ -66,6 +66,10 @@ func (evenTraffic) Multiple(context.Context, control.Experiment, []experiment.Sp
 	return experiment.Multiple{Units: 6000, Both: 1}, nil
 }
 
+func (t evenTraffic) Weighted(ctx context.Context, x control.Experiment, parts []experiment.Part) (ramp.Sums, error) {
+	return t.Sums(ctx, x, parts[0].Spans)
+}
+
 func (evenTraffic) Looks(context.Context, string, int) ([]experiment.LookRow, error) {
 	return []experiment.LookRow{{Action: "hold", Rule: "min_samples"}}, nil
 }
@@ -129,6 +133,8 @@ func TestExperimentCommands(t *testing.T) {
 		{"replay e", 2, "no webhooks are configured"},
 		{"show e", 0, "two pictures look odd"},
 		{"show e", 0, "1 of 6000 units"},
+		{"show e", 0, "found with probability"},
+		{"show e", 0, "whole ramp (for reports, decides nothing)"},
 		{"show e --json", 0, `"guardrails"`},
 		{"show none", 2, "GET /v1/experiments lists them"},
 		{"stop e --note n", 2, "--outcome"},

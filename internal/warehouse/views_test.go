@@ -418,6 +418,116 @@ func TestLiftEdges(t *testing.T) {
 	}
 }
 
+// A ramp of a draft, in a world without effect whose rate rises: step 0, step 1, back to 0, step 1 for good. Pooled, the
+// treatment is better for sure; step by step it is not, and each step has the figures of its visits.
+func TestStepsOfARamp(t *testing.T) {
+	db := database(t)
+	rng := rand.New(rand.NewPCG(7, 7))
+	start := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	const settle = time.Minute
+	shares := []float64{0.1, 0.5}
+	visits := []struct {
+		step int
+		at   time.Time
+		rate float64
+	}{{0, start, 0.05}, {1, start.Add(time.Hour), 0.2}, {0, start.Add(2 * time.Hour), 0.1}, {1, start.Add(3 * time.Hour), 0.3}}
+	var log []ControlRow
+	add := func(typ control.Type, rejected string, data any) {
+		e, err := control.NewEvent(fmt.Sprintf("id%d", len(log)), typ, "experiment/ramp", 0, "tester", "why", start.Add(time.Duration(len(log))*time.Minute), data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		log = append(log, ControlRow{Event: e, Place: Place{TopicID: "t", Offset: int64(len(log))}, Rejected: rejected})
+	}
+	add(control.ExperimentCreated, "", control.Experiment{ID: "ramp", Steps: shares, Draft: true})
+	add(control.ExperimentStarted, "", control.Start{AtMS: start.UnixMilli()})
+	add(control.ExperimentStepped, "somebody was first", control.Step{Index: 1, Share: 0.5, AtMS: start.Add(time.Minute).UnixMilli()})
+	for _, v := range visits[1:] {
+		add(control.ExperimentStepped, "", control.Step{Index: v.step, Share: shares[v.step], AtMS: v.at.UnixMilli()})
+	}
+	if err := db.InsertControl(t.Context(), log); err != nil {
+		t.Fatal(err)
+	}
+	type unit struct {
+		step    int
+		variant string
+		user    uint64
+	}
+	units := map[unit][2]float64{}
+	var rows []LabelRow
+	for range 8000 {
+		at := start.Add(time.Duration(rng.Int64N(int64(4 * time.Hour)))).Truncate(time.Millisecond)
+		v := visits[int(at.Sub(start)/time.Hour)]
+		var random [10]byte
+		for j := range random {
+			random[j] = byte(rng.Uint32())
+		}
+		r := LabelRow{Impression: schemas.NewImpressionID(at, random), Version: 1, User: rng.Uint64N(1000), Product: "p", Creative: "c", Experiment: "ramp", Variant: "control",
+			Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMS: start.Add(6 * time.Hour).UnixMilli(), Weight: 1}
+		if float64(r.User) < 1000*shares[v.step] {
+			r.Variant = "treatment"
+		}
+		if rng.Float64() < v.rate {
+			r.Clicked, r.Kind = true, eventpb.LabelKind_LABEL_KIND_POSITIVE
+		}
+		rows = append(rows, r)
+		if at.Before(v.at.Add(settle)) {
+			continue
+		}
+		k := unit{v.step, r.Variant, r.User}
+		u := units[k]
+		u[1]++
+		if r.Clicked {
+			u[0]++
+		}
+		units[k] = u
+	}
+	if err := db.InsertLabels(t.Context(), "ramp", rows); err != nil {
+		t.Fatal(err)
+	}
+	sums := map[unit]*stats.RatioSums{}
+	for k, u := range units {
+		k.user = 0
+		if sums[k] == nil {
+			sums[k] = &stats.RatioSums{}
+		}
+		sums[k].Observe(u[0], u[1])
+	}
+	if l := readLifts(t, db); len(l) != 1 || l[0].DiffLow <= 0 {
+		t.Errorf("pooled %+v: no trap here, this test shows nothing", l)
+	}
+	var got []struct {
+		liftRow
+		Step   uint64    `ch:"step"`
+		Share  float64   `ch:"share"`
+		Visits uint64    `ch:"visits"`
+		Since  time.Time `ch:"since"`
+		Until  time.Time `ch:"until"`
+		Users  uint64    `ch:"users"`
+	}
+	const query = "SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p, step, share, visits, since, until, users FROM experiment_steps(id = 'ramp', settle = 60) ORDER BY step"
+	if err := db.Select(t.Context(), &got, query); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 2 {
+		t.Fatalf("%d steps: %+v", len(got), got)
+	}
+	spans := [][2]time.Time{{start.Add(settle), start.Add(3 * time.Hour)}, {start.Add(time.Hour + settle), time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)}}
+	for i, g := range got {
+		c, b := sums[unit{i, "control", 0}], sums[unit{i, "treatment", 0}]
+		if int(g.Step) != i || g.Share != shares[i] || g.Visits != 2 || int64(g.Users) != b.N || !g.Since.Equal(spans[i][0]) || !g.Until.Equal(spans[i][1]) {
+			t.Errorf("step %d: %+v", i, g)
+		}
+		checkLift(t, g.liftRow, *c, *b)
+		if g.DiffLow > 0 || g.DiffHigh < 0 {
+			t.Errorf("step %d finds a difference where there is none: %+v", i, g)
+		}
+	}
+	if n := count(t, db, "SELECT count() FROM experiment_steps(id = 'none', settle = 60)"); n != 0 {
+		t.Errorf("an experiment that does not exist has %d steps", n)
+	}
+}
+
 // checkOtherViews holds the remaining views against figures made here from the raw rows.
 func checkOtherViews(t *testing.T, db *DB, rows, good []LabelRow, horizon int64) {
 	// creative_fatigue: day by day of each creative's life.

@@ -6,6 +6,8 @@
 --           variances (n - 1), and se = sqrt(v / n). A test per impression would be wrong: impressions of
 --           one user are not independent. variance and se are NaN below two users.
 -- Note:     sum (m - R d) is 0, so v needs no means: n^2 (sum_mm - 2 R sum_md + R^2 sum_dd) / ((n - 1) sum_d^2).
+--           All of the experiment, whatever its share was: do not compare the variants of a ramp by it, where the
+--           treatment lived mostly late and the control mostly early (Simpson's paradox). Ask experiment_steps there.
 -- Example:  SELECT variant, users, ctr, se FROM experiment_results WHERE experiment = 'x-1'
 -- Cost:     user_days, grouped by user; an experiment alone reads its range only.
 CREATE OR REPLACE VIEW experiment_results {{cluster}}AS
@@ -90,17 +92,72 @@ FROM
 --           arms, rho^2 = (-2 ln alpha + ln(-2 ln alpha + 1)) / n*; with x = n rho^2 that is z SE;
 --           p = min(1, sqrt(x + 1) exp(-x diff^2 / (2 (x + 1) SE^2))).
 --           Relative: Fieller's interval with the same z. Equal to internal/stats to 1e-9 (tested).
+-- Note:     for experiments whose share never changed (steps is 1 in experiment_health). Over a ramp a rate that drifts
+--           makes a lift where there is none, with an interval that is sure of it (Simpson's paradox): ask experiment_steps.
 -- Example:  SELECT lift, lift_low, lift_high, p FROM experiment_lift WHERE experiment = 'x-1'
 -- Cost:     experiment_results.
 CREATE OR REPLACE VIEW experiment_lift {{cluster}}AS
 {{template "lift" dict "results" "experiment_results" "keys" "experiment"}}
 COMMENT 'Lift of each variant over control with always-valid intervals';
 
+-- experiment_steps
+-- Question: how did each step of a ramp go? Its span, and the lift within it, which a changing share does not bias.
+-- Columns:  experiment, step (index, 0 is the first), share (of the treatment), visits (to the step), since, until (event time:
+--           begin of the first visit, end of the last; 1970-01-01: with the experiment, 2100-01-01: still open), then as
+--           experiment_lift, over the impressions of all visits together. A step without both variants has no row.
+-- Parameters: id of the experiment; settle, the seconds after a step's begin that do not count, as the instance's setting
+--           experiment.settle: some still assign by the old share then.
+-- Note:     by user, with alpha = 0.05 and n* = 5000. The steps come from the mirrored control log. The last one below share 1
+--           decides a rollout; do not add steps up.
+-- Example:  SELECT step, share, lift, lift_low, lift_high, p FROM experiment_steps(id = 'x-1', settle = 60) ORDER BY step
+-- Cost:     one scan of the experiment's labels: rollups are by day, steps are not.
+CREATE OR REPLACE VIEW experiment_steps {{cluster}}AS
+{{template "lift" dict "keys" "experiment, step, share, visits, since, until" "results" `(
+            WITH
+            (
+                -- (from, to, step, share) of each visit, times in milliseconds. A draft's first step begins with its start.
+                SELECT arrayMap((v, i) -> (v.3 + if(v.3 > 0, 1000 * toInt64({settle:UInt32}), 0), if(i < length(log), log[i + 1].3, 4102444800000), v.4, v.5), log, arrayEnumerate(log))
+                FROM
+                (
+                    SELECT maxIf(at, kind = 'experiment.started') AS started,
+                        arrayMap(v -> (v.1, v.2, if(v.3 < 0, started, v.3), v.4, v.5), arraySort(groupArrayIf((time, offset, at, step, share), kind != 'experiment.started'))) AS log
+                    FROM
+                    (
+                        SELECT c.time AS time, c.offset AS offset, toString(c.type) AS kind,
+                            if(kind = 'experiment.created', -1, JSONExtractInt(data, 'at_ms')) AS at,
+                            JSONExtractUInt(data, 'index') AS step,
+                            if(kind = 'experiment.created', JSONExtract(data, 'steps', 'Array(Float64)')[1], JSONExtractFloat(data, 'share')) AS share
+                        FROM control_log AS c FINAL
+                        WHERE rejected = '' AND entity = 'experiment/' || {id:String} AND type IN ('experiment.created', 'experiment.started', 'experiment.step')
+                    )
+                )
+            ) AS spans
+            SELECT {id:String} AS experiment, step, share,
+                arrayFilter(s -> s.3 = step, spans) AS mine, length(mine) AS visits,
+                fromUnixTimestamp64Milli(mine[1].1, 'UTC') AS since, fromUnixTimestamp64Milli(mine[-1].2, 'UTC') AS until,
+                variant, count() AS users, sum(m) / sum(d) AS ctr,
+                if(users < 2, nan, sqrt(users * greatest(0, sum(m * m) - 2 * ctr * sum(m * d) + ctr * ctr * sum(d * d)) / (users - 1)) / sum(d)) AS se
+            FROM
+            (
+                SELECT variant, user, span.3 AS step, span.4 AS share, toUInt64(sum(clicked)) AS m, toUInt64(count()) AS d
+                FROM
+                (
+                    SELECT variant, user, clicked, arrayFirst(s -> toUnixTimestamp64Milli(event_time) >= s.1 AND toUnixTimestamp64Milli(event_time) < s.2, spans) AS span
+                    FROM labels_mature
+                    WHERE experiment = {id:String}
+                )
+                WHERE span.2 > 0
+                GROUP BY variant, user, step, share
+            )
+            GROUP BY variant, step, share
+        )`}}
+COMMENT 'Lift of each step of a ramp with always-valid intervals';
+
 -- experiment_lift_by_category
 -- Question: where is the treatment better, where worse?
 -- Columns:  experiment, category, then as experiment_lift. Each interval and p holds for its category alone: of 44
 --           categories without a difference about two are below 0.05. Compare p with 0.05 / categories, or use the
---           experiment's analysis over HTTP, which corrects for it.
+--           experiment's categories over HTTP, which correct for it. Of a ramp it is as wrong as experiment_lift.
 -- Example:  SELECT category, lift, lift_low, lift_high FROM experiment_lift_by_category WHERE experiment = 'x-1' ORDER BY p
 -- Cost:     experiment_results_by_category.
 CREATE OR REPLACE VIEW experiment_lift_by_category {{cluster}}AS

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"ctrloop/internal/stats"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/experiment/exposure"
 	"ctrloop/serving/experiment/ramp"
@@ -69,6 +70,33 @@ func (p pages) Arrivals(context.Context, control.Experiment) ([]Arrivals, error)
 func (p pages) Multiple(ctx context.Context, x control.Experiment, spans []Span) (Multiple, error) {
 	s, err := p.Sums(ctx, x, spans)
 	return Multiple{Units: s.Control.N + s.Treatment.N}, err
+}
+
+func (p pages) Weighted(_ context.Context, _ control.Experiment, parts []Part) (ramp.Sums, error) {
+	type key struct {
+		user      int
+		treatment bool
+	}
+	per := map[key][2]float64{}
+	for _, part := range parts {
+		for _, v := range p.mature(part.Spans) {
+			w := stats.OverlapWeight(1 - part.Share)
+			if v.treatment {
+				w = stats.OverlapWeight(part.Share)
+			}
+			k := key{v.user, v.treatment}
+			per[k] = [2]float64{per[k][0] + w*v.m, per[k][1] + w*v.d}
+		}
+	}
+	var s ramp.Sums
+	for k, v := range per {
+		arm := &s.Control
+		if k.treatment {
+			arm = &s.Treatment
+		}
+		arm.Observe(v[0], v[1])
+	}
+	return s, nil
 }
 
 func (p pages) Looks(_ context.Context, id string, limit int) ([]LookRow, error) {

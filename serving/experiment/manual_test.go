@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http/httptest"
 	"slices"
 	"strings"
@@ -462,7 +463,8 @@ func TestNewNeedsItsParts(t *testing.T) {
 	}
 }
 
-// Categories share alpha, so that of many equal ones hardly any differs; the numbers behind each stay.
+// Of many categories those that differ are reported, with intervals wide enough for having been picked out; the
+// numbers behind each stay its own.
 func TestCategoriesAreAdjusted(t *testing.T) {
 	q := stats.Sequence{Alpha: 0.05, NStar: 5000}
 	var sums []CategorySums
@@ -478,15 +480,30 @@ func TestCategoriesAreAdjusted(t *testing.T) {
 		sums = append(sums, CategorySums{fmt.Sprint("same", i), one(2000, 10, 10)})
 	}
 	sums = append(sums, CategorySums{"better", one(6000, 10, 20)}, CategorySums{"empty", ramp.Sums{}})
-	rows := adjust(sums, q)
-	if rows[0].Category != "better" || rows[0].P > 0.05 || rows[0].RelativeLow <= 0 || rows[0].Adjustment != "bonferroni over 22" {
-		t.Errorf("the largest: %+v", rows[0])
+	rows, err := adjust(sums, q)
+	if err != nil {
+		t.Fatal(err)
 	}
-	alone := adjust(sums[20:21], q)[0]
-	if alone.RelativeHigh >= rows[0].RelativeHigh || alone.P >= rows[0].P {
-		t.Errorf("alone %+v is not tighter than among 22 %+v", alone, rows[0])
+	if r := rows[0]; r.Category != "better" || r.P > 0.05 || !r.Discovered || r.SelectedLow <= 0 || r.SelectedLow >= r.RelativeLow || r.SelectedHigh <= r.RelativeHigh || r.Adjustment != "e-BH over 22" {
+		t.Errorf("the largest: %+v", r)
+	}
+	for _, r := range rows[1:] {
+		if r.Discovered || r.P <= 0.05 || r.SelectedLow != -1 || !math.IsInf(float64(r.SelectedHigh), 1) {
+			t.Errorf("reported without a difference: %+v", r)
+		}
+	}
+	alone, err := adjust(sums[20:21], q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := alone[0]; r.SelectedHigh >= rows[0].SelectedHigh || r.P >= rows[0].P || r.RelativeHigh != rows[0].RelativeHigh || r.SelectedHigh != r.RelativeHigh {
+		t.Errorf("alone %+v, among 22 %+v", r, rows[0])
 	}
 	if last := rows[len(rows)-1]; last.Category != "empty" || last.P != 1 || last.RelativeLow != -1 {
 		t.Errorf("without data: %+v", last)
+	}
+	sums[3].Control.M = -1
+	if _, err := adjust(sums, q); err == nil || !strings.Contains(err.Error(), "same3") {
+		t.Errorf("impossible sums: %v", err)
 	}
 }

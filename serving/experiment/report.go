@@ -26,6 +26,9 @@ type Reports interface {
 	Arrivals(ctx context.Context, x control.Experiment) ([]Arrivals, error)
 	// Multiple counts the units of the spans, and those of them that were seen in both arms.
 	Multiple(ctx context.Context, x control.Experiment, spans []Span) (Multiple, error)
+	// Weighted has the sums of all parts together, each impression weighted with 1 minus the probability of its arm in
+	// its part, added up by unit and arm. A unit that came back in another part is the same unit.
+	Weighted(ctx context.Context, x control.Experiment, parts []Part) (ramp.Sums, error)
 	// Looks lists the looks on record, oldest first, at most limit of the newest.
 	Looks(ctx context.Context, id string, limit int) ([]LookRow, error)
 }
@@ -69,7 +72,8 @@ type LookRow struct {
 type Results struct {
 	Experiment Status         `json:"experiment"`
 	Decision   Analysis       `json:"analysis"`
-	Steps      []ramp.Figures `json:"steps"` // every step visited, by index; visits to one step are one sample
+	Steps      []ramp.Figures `json:"steps"`                // every step visited, by index; visits to one step are one sample
+	WholeRamp  *WholeRamp     `json:"whole_ramp,omitempty"` // absent: nothing to compare yet, or no warehouse
 	Guardrails []GuardRow     `json:"guardrails"`
 	Health     HealthRow      `json:"health"`
 }
@@ -95,10 +99,16 @@ type HealthRow struct {
 	UnitsForOnePct   ramp.Num  `json:"units_for_one_percent"`        // in both arms, for a half-width of 1 % of the control's rate
 	UnitsPerDay      ramp.Num  `json:"units_per_day"`                // arriving, mean of the days seen
 	DaysToOnePercent ramp.Num  `json:"days_to_one_percent"`
+	// Of a true difference as large as the guard's margin: what the experiment is there to tell. Like the MDE these are
+	// of one look, so that looking at every batch finds it sooner; null without a margin.
+	PowerForMargin ramp.Num `json:"power_for_margin"` // probability that the interval leaves out zero at this size
+	UnitsForMargin ramp.Num `json:"units_for_margin"` // in both arms, for a power of 0.8
+	DaysForMargin  ramp.Num `json:"days_for_margin"`  // from now on
 }
 
-// Category is one line of the breakdown. Intervals are simultaneous: each has alpha divided by the number of
-// categories (Bonferroni), so that with probability 1 - alpha all of them hold, at all looks.
+// Category is one line of the breakdown. Its lift and interval are the category's own, as if it were the only one; what
+// may be reported out of so many is Discovered, with the interval Selected ([stats.CompareCategories]: e-BH and e-BY
+// at a false-discovery rate of the experiment's alpha, whatever the categories share and however often one looks).
 type Category struct {
 	Category     string   `json:"category"`
 	Control      ramp.Arm `json:"control"`
@@ -106,7 +116,10 @@ type Category struct {
 	Relative     ramp.Num `json:"lift_relative"`
 	RelativeLow  ramp.Num `json:"lift_relative_low"`
 	RelativeHigh ramp.Num `json:"lift_relative_high"`
-	P            ramp.Num `json:"p_adjusted"`
+	P            ramp.Num `json:"p_adjusted"`    // least false-discovery rate at which it is reported, at most 1
+	Discovered   bool     `json:"discovered"`    // p_adjusted is at most alpha
+	SelectedLow  ramp.Num `json:"selected_low"`  // relative, wide enough for having been picked out; -1 where it was not discovered
+	SelectedHigh ramp.Num `json:"selected_high"` // null: no bound
 	Adjustment   string   `json:"adjustment"`
 }
 
@@ -154,6 +167,9 @@ func (s *Service) Results(ctx context.Context, st *control.State, x control.Expe
 			of = f
 		}
 	}
+	if out.WholeRamp, err = s.wholeRamp(ctx, x, out.Steps); err != nil {
+		return Results{}, err
+	}
 	out.Guardrails = s.guardRows(x, a.Figures)
 	out.Health, err = s.health(ctx, x, of)
 	return out, err
@@ -194,12 +210,18 @@ func (s *Service) guardRows(x control.ExperimentStatus, f ramp.Figures) []GuardR
 func (s *Service) health(ctx context.Context, x control.ExperimentStatus, f ramp.Figures) (HealthRow, error) {
 	nan := ramp.Num(math.NaN())
 	h := HealthRow{SampleRatioP: f.SRMP, SampleRatioOK: float64(f.SRMP) > ramp.SRMLimit(s.cfg.Ramp, x.Steps),
-		HalfWidth: nan, MDE: f.MDE / f.Control.CTR, UnitsForOnePct: nan, UnitsPerDay: nan, DaysToOnePercent: nan}
-	if n, half := float64(f.Control.Units+f.Treatment.Units), float64(f.LiftHigh-f.LiftLow)/2; n > 0 && !math.IsNaN(float64(f.Lift)) && half < 1 {
+		HalfWidth: nan, MDE: f.MDE / f.Control.CTR, UnitsForOnePct: nan, UnitsPerDay: nan, DaysToOnePercent: nan,
+		PowerForMargin: nan, UnitsForMargin: nan, DaysForMargin: nan}
+	n := float64(f.Control.Units + f.Treatment.Units)
+	if half := float64(f.LiftHigh-f.LiftLow) / 2; n > 0 && !math.IsNaN(float64(f.Lift)) && half < 1 {
 		q := stats.Sequence{Alpha: x.Alpha, NStar: x.NStar}
 		h.HalfWidth = ramp.Num(half) / f.Control.CTR
 		sigma := half / q.HalfWidth(n, 1) * math.Sqrt(n) // of the difference at one unit, for the same mix of the arms
 		h.UnitsForOnePct = ramp.Num(stats.UnitsForHalfWidth(q, sigma, 0.01*float64(f.Control.CTR)))
+		if effect := s.cfg.Ramp.Margin * float64(f.Control.CTR); effect > 0 {
+			h.PowerForMargin = ramp.Num(stats.Power(q, n, sigma, effect))
+			h.UnitsForMargin = ramp.Num(stats.UnitsToDetect(q, sigma, effect, 0.8))
+		}
 	}
 	if s.d.Reports == nil {
 		return h, nil
@@ -220,7 +242,8 @@ func (s *Service) health(ctx context.Context, x control.ExperimentStatus, f ramp
 		}
 		span := days[len(days)-1].Day.Sub(days[0].Day).Hours()/24 + 1
 		h.UnitsPerDay = ramp.Num(float64(total) / span)
-		h.DaysToOnePercent = ramp.Num(max(0, float64(h.UnitsForOnePct)-float64(f.Control.Units+f.Treatment.Units)) / float64(h.UnitsPerDay))
+		left := func(units ramp.Num) ramp.Num { return ramp.Num(max(0, float64(units)-n)) / h.UnitsPerDay }
+		h.DaysToOnePercent, h.DaysForMargin = left(h.UnitsForOnePct), left(h.UnitsForMargin)
 	}
 	return h, nil
 }
@@ -234,28 +257,30 @@ func (s *Service) Categories(ctx context.Context, x control.ExperimentStatus) ([
 	if err != nil {
 		return nil, err
 	}
-	return adjust(sums, stats.Sequence{Alpha: x.Alpha, NStar: x.NStar}), nil
+	return adjust(sums, stats.Sequence{Alpha: x.Alpha, NStar: x.NStar})
 }
 
-// adjust compares the arms in each category, with simultaneous intervals: the one place where the multiplicity of
-// categories is dealt with.
-func adjust(sums []CategorySums, q stats.Sequence) []Category {
+// adjust compares the arms in each category: the one place where the multiplicity of categories is dealt with. The
+// false-discovery rate is the alpha of the sequence.
+func adjust(sums []CategorySums, q stats.Sequence) ([]Category, error) {
+	in := make([]stats.Category, len(sums))
+	for i, c := range sums {
+		in[i] = stats.Category{Name: c.Category, Control: c.Control, Treatment: c.Treatment}
+	}
+	lifts, err := stats.CompareCategories(in, q, q.Alpha)
+	if err != nil {
+		return nil, fmt.Errorf("compare the categories: %w", err)
+	}
 	out := []Category{}
-	k := float64(max(len(sums), 1))
-	each := stats.Sequence{Alpha: q.Alpha / k, NStar: q.NStar}
-	for _, c := range sums {
-		row := Category{Category: c.Category, Control: ramp.DescribeArm(c.Control, each), Treatment: ramp.DescribeArm(c.Treatment, each),
-			Relative: ramp.Num(math.NaN()), RelativeLow: -1, RelativeHigh: ramp.Num(math.Inf(1)), P: 1, Adjustment: fmt.Sprintf("bonferroni over %d", len(sums))}
-		if l, err := stats.Compare(c.Control, c.Treatment, each); err == nil {
-			row.Relative, row.RelativeLow, row.RelativeHigh = ramp.Num(l.Relative), ramp.Num(l.RelativeI.Low), ramp.Num(l.RelativeI.High)
-			row.P = ramp.Num(min(1, k*q.P(l.Units, l.Absolute, 0, l.SE)))
-		}
-		out = append(out, row)
+	for i, l := range lifts {
+		out = append(out, Category{Category: l.Name, Control: ramp.DescribeArm(sums[i].Control, q), Treatment: ramp.DescribeArm(sums[i].Treatment, q),
+			Relative: ramp.Num(l.Relative), RelativeLow: ramp.Num(l.RelativeI.Low), RelativeHigh: ramp.Num(l.RelativeI.High), P: ramp.Num(l.Q), Discovered: l.Discovered,
+			SelectedLow: ramp.Num(l.SelectedRelative.Low), SelectedHigh: ramp.Num(l.SelectedRelative.High), Adjustment: fmt.Sprintf("e-BH over %d", len(sums))})
 	}
 	slices.SortFunc(out, func(a, b Category) int {
 		return cmp.Or(cmp.Compare(b.Control.Impressions+b.Treatment.Impressions, a.Control.Impressions+a.Treatment.Impressions), cmp.Compare(a.Category, b.Category))
 	})
-	return out
+	return out, nil
 }
 
 // Exposures is the cumulative exposure over time.

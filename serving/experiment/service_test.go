@@ -90,10 +90,7 @@ func (w *traffic) Sums(_ context.Context, _ control.Experiment, spans []Span) (r
 		treatment bool
 	}
 	per := map[key][2]float64{}
-	for _, v := range w.visits {
-		if v.at.After(w.now.Add(-w.lag)) || !slices.ContainsFunc(spans, func(s Span) bool { return !v.at.Before(s.From) && (s.To.IsZero() || v.at.Before(s.To)) }) {
-			continue
-		}
+	for _, v := range w.mature(spans) {
 		k := key{v.user, v.treatment}
 		per[k] = [2]float64{per[k][0] + v.m, per[k][1] + v.d}
 	}
@@ -106,6 +103,17 @@ func (w *traffic) Sums(_ context.Context, _ control.Experiment, spans []Span) (r
 		arm.Observe(v[0], v[1])
 	}
 	return s, nil
+}
+
+// mature are the visits in the spans whose click window is over.
+func (w *traffic) mature(spans []Span) []visit {
+	var out []visit
+	for _, v := range w.visits {
+		if !v.at.After(w.now.Add(-w.lag)) && slices.ContainsFunc(spans, func(s Span) bool { return !v.at.Before(s.From) && (s.To.IsZero() || v.at.Before(s.To)) }) {
+			out = append(out, v)
+		}
+	}
+	return out
 }
 
 // pooled are the sums over all steps at once: what must not decide.
@@ -285,6 +293,47 @@ func TestRisingRateDuringTheRampDoesNotPromote(t *testing.T) {
 	}
 	if x.Running() || x.Decision.Outcome != control.Inconclusive {
 		t.Errorf("ended as %+v, want inconclusive", x.Decision)
+	}
+}
+
+// The lift over the whole ramp, for reports, while the rate rises as the treatment's share grows: pooled, no effect looks
+// like a large one; weighted it does not, and an effect of 40 % is found. It is not the lift that decides.
+func TestWholeRampInDrift(t *testing.T) {
+	for _, c := range []struct {
+		lift float64
+		high float64 // of the estimate
+	}{{0, 0.08}, {0.4, 0.5}} {
+		r := newRig(t, 3, 0.05, 0.2, 0.5, 1)
+		r.d.Reports = pages{r.world, r.looks}
+		for h := range 14 {
+			rate := min(0.03+0.006*float64(h), 0.12)
+			r.world.hour(r.log.st, 1200, rate, rate*(1+c.lift))
+			if h%3 == 2 && h < 8 { // steps by the clock, so that both worlds have the same ramp
+				if err := r.Override(t.Context(), "e", "ada", Request{Step: new(h/3 + 1), Note: "clock"}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		st := r.log.st
+		got, err := r.Results(t.Context(), st, *st.Experiments["e"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := got.WholeRamp
+		if w == nil || w.Decides || w.Steps != 3 {
+			t.Fatalf("whole ramp %+v", w)
+		}
+		if f := float64(w.Relative); f < c.lift-0.1 || f > c.high || float64(w.RelativeLow) > c.lift || float64(w.RelativeHigh) < c.lift {
+			t.Errorf("a lift of %g: %+v", c.lift, w)
+		}
+		if l := r.world.pooled(t); l.RelativeI.Low <= c.lift {
+			t.Errorf("pooled %+v holds %g: no trap here, this test shows nothing", l, c.lift)
+		}
+		for _, f := range got.Steps {
+			if float64(f.Lift) == float64(w.Lift) {
+				t.Errorf("it is the lift of step %d", f.Step.Index)
+			}
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package experiment
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -194,6 +195,7 @@ func checkReports(t *testing.T, db *warehouse.DB, rows []warehouse.LabelRow, hor
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("categories (-want +got):\n%s", d)
 	}
+	checkWeighted(t, w, rows, horizon)
 	both := int64(0)
 	for _, a := range arms {
 		if len(a) > 1 {
@@ -218,6 +220,51 @@ func checkReports(t *testing.T, db *warehouse.DB, rows []warehouse.LabelRow, hor
 	sum.Day = time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
 	if d := cmp.Diff([]Arrivals{sum}, days); d != "" {
 		t.Errorf("arrivals (-want +got):\n%s", d)
+	}
+}
+
+// The weights are those of the part that an impression is in, and a unit of both parts is one unit.
+func checkWeighted(t *testing.T, w Warehouse, rows []warehouse.LabelRow, horizon time.Time) {
+	cut, end := horizon.Add(-time.Hour).Truncate(time.Millisecond), horizon.Add(-30*time.Minute).Truncate(time.Millisecond)
+	parts := []Part{{[]Span{{To: cut}}, 0.05}, {[]Span{{From: cut, To: end}}, 0.5}}
+	for _, unit := range []string{"user", "product"} {
+		type key struct{ variant, unit string }
+		per := map[key][2]float64{}
+		for _, r := range rows {
+			at := r.Impression.Time()
+			if r.Experiment != "e" || r.Bot || at.After(horizon) || !at.Before(end) {
+				continue
+			}
+			weight := 0.5
+			if at.Before(cut) {
+				weight = map[string]float64{"control": 0.05, "treatment": 0.95}[r.Variant]
+			}
+			k := key{r.Variant, fmt.Sprint(r.User)}
+			if unit == "product" {
+				k.unit = r.Product
+			}
+			v := per[k]
+			v[1] += weight
+			if r.Clicked {
+				v[0] += weight
+			}
+			per[k] = v
+		}
+		var want ramp.Sums
+		for k, v := range per {
+			arm := map[string]*stats.RatioSums{"control": &want.Control, "treatment": &want.Treatment}[k.variant]
+			arm.Observe(v[0], v[1])
+		}
+		got, err := w.Weighted(t.Context(), control.Experiment{ID: "e", Unit: unit}, parts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(want, got, cmpopts.EquateApprox(1e-9, 0)); d != "" || got.Control.N == 0 {
+			t.Errorf("weighted by %s (-want +got):\n%s", unit, d)
+		}
+	}
+	if got, err := w.Weighted(t.Context(), control.Experiment{ID: "e"}, nil); err != nil || got != (ramp.Sums{}) {
+		t.Errorf("no parts: %+v, %v", got, err)
 	}
 }
 

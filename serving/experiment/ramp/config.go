@@ -29,7 +29,8 @@ type Config struct {
 	// MaxUnits in both arms of the deciding step before the experiment ends as inconclusive; 0: no such limit.
 	MaxUnits int64 `yaml:"max_units"`
 	// MaxImpressions in both arms of the deciding step before the experiment ends as inconclusive; 0: no such
-	// limit. Where the same units come back for ever, only this one ends it.
+	// limit. Where the same units come back for ever, only this one ends it; so it does at an earlier step that never
+	// gets its smallest sample.
 	MaxImpressions int64 `yaml:"max_impressions"`
 	// Guardrails on other metrics than clicks, generation errors and the sample ratio.
 	Guardrails []Guardrail `yaml:"guardrails"`

@@ -3,6 +3,7 @@ package ramp
 import (
 	"fmt"
 	"math"
+	"strings"
 
 	"ctrloop/schemas/control"
 )
@@ -32,7 +33,7 @@ const (
 	LiftBelowZero    Rule = "lift_below_zero"   // deciding step: worse than control
 	LiftAboveZero    Rule = "lift_above_zero"   // deciding step: better than control
 	LiftLost         Rule = "lift_lost"         // full step: the deciding step's complete data contradict the lift that was shown
-	MaxSamples       Rule = "max_samples"       // deciding step: enough data, no difference shown
+	MaxSamples       Rule = "max_samples"       // enough data and no difference shown, or, at an earlier step, never enough
 	MinSamples       Rule = "min_samples"       // not enough data in this step yet
 	StepComplete     Rule = "step_complete"     // enough data, no guard fired
 	Undecided        Rule = "undecided"         // deciding step: enough data, interval spans zero
@@ -132,14 +133,33 @@ func (l looker) compared(deciding int) Verdict {
 	if rated && f.Guard < 0 {
 		return l.say(RollBack, CTRHarm, "the treatment's rate is below %g of the control's at every value of the interval", 1-cfg.Margin)
 	}
-	if !rated || min(f.Control.Units, f.Treatment.Units) < cfg.MinUnits || min(f.Control.Impressions, f.Treatment.Impressions) < cfg.MinImpressions {
-		return l.say(Hold, MinSamples, "smaller arm: %d of %d units, %d of %d impressions, %.1f of %g expected clicks",
-			min(f.Control.Units, f.Treatment.Units), cfg.MinUnits, min(f.Control.Impressions, f.Treatment.Impressions), cfg.MinImpressions, l.expectedClicks(), cfg.MinClicks)
+	if missing := l.missing(); missing != "" {
+		// Users who come back add impressions and no units: the smallest sample may be out of reach for ever.
+		if n := f.Control.Impressions + f.Treatment.Impressions; cfg.MaxImpressions > 0 && n >= cfg.MaxImpressions {
+			return l.say(Inconclusive, MaxSamples, "after %d impressions the smaller arm still lacks %s: begin with a larger share, or ask for less", n, missing)
+		}
+		return l.say(Hold, MinSamples, "the smaller arm waits for %s", missing)
 	}
 	if l.x.Step.Index != deciding {
 		return l.next(StepComplete, "enough data at share %g and no guard fired", l.x.Step.Share)
 	}
 	return l.decide()
+}
+
+// missing names what the smaller arm has too little of; empty: nothing.
+func (l looker) missing() string {
+	f, cfg := l.f, l.cfg
+	var out []string
+	if n := min(f.Control.Units, f.Treatment.Units); n < max(cfg.MinUnits, 2) {
+		out = append(out, fmt.Sprintf("units (%d of %d)", n, cfg.MinUnits))
+	}
+	if n := min(f.Control.Impressions, f.Treatment.Impressions); n < cfg.MinImpressions {
+		out = append(out, fmt.Sprintf("impressions (%d of %d)", n, cfg.MinImpressions))
+	}
+	if n := l.expectedClicks(); n < cfg.MinClicks {
+		out = append(out, fmt.Sprintf("expected clicks (%.1f of %g)", math.Floor(10*n)/10, cfg.MinClicks))
+	}
+	return strings.Join(out, ", ")
 }
 
 // decide applies the two-sided sequence on the deciding step.

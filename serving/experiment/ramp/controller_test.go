@@ -93,6 +93,7 @@ func TestScenarios(t *testing.T) {
 	}{
 		{"no data yet", at(0, ramp5...), Evidence{}, nil},
 		{"first step, treatment too small", at(0, ramp5...), both(4950, .04, 50, .04), nil},
+		{"first step, the same few users for ever", at(0, ramp5...), both(4950, .04, 50, .04), func(c *Config) { c.MaxImpressions = 50_000 }},
 		{"first step complete", at(0, ramp5...), both(19800, .04, 200, .04), nil},
 		{"first step, good lift does not promote", at(1, ramp5...), both(19000, .04, 1000, .08), nil},
 		{"harm is caught on a small step", at(1, ramp5...), both(38000, .04, 2000, .015), nil},
@@ -243,6 +244,70 @@ func TestGuardrailsHoldTheirError(t *testing.T) {
 		// binomial(200, 0.05) exceeds 21 with probability 0.1 %
 		if wrong > 21 || found < 190 {
 			t.Errorf("%s is better: fired %d of 200 times at the margin, %d beyond it", c.better, wrong, found)
+		}
+	}
+}
+
+// At a share of 1 %, in metrics with a long tail and at the hardest null, neither answer of a guardrail is wrong more
+// often than its alpha. The bound that trusts the small arm's own variance is: this is why guardrails do not use it.
+func TestGuardrailsHoldTheirErrorAtASmallShare(t *testing.T) {
+	const runs, looks, perLook = 400, 30, 50 // treatment units a look; the control gets 99 times as many
+	tail := func(rng *rand.Rand) float64 { return math.Exp(1.2 * rng.NormFloat64()) }
+	rare := func(rng *rand.Rand) float64 { // most units have nothing, as with purchases
+		if rng.IntN(20) > 0 {
+			return 0
+		}
+		return rng.ExpFloat64()
+	}
+	for _, c := range []struct {
+		name   string
+		better Direction
+		margin float64
+		draw   func(*rand.Rand) float64
+	}{{"seconds", LowerIsBetter, 0.25, tail}, {"purchases", HigherIsBetter, 0.1, rare}} {
+		rail := Guardrail{Metric: "m", Better: c.better, Margin: c.margin, Alpha: 0.05, MinUnits: 100, Action: RollBack}
+		factor := 1 - c.margin
+		if c.better == LowerIsBetter {
+			factor = 1 + c.margin
+		}
+		failed, passed, plain := 0, 0, 0
+		pool := rand.New(rand.NewPCG(5, 5))
+		var blocks [200]stats.RatioSums // of control units, drawn from with replacement: 99 to 1 would take minutes
+		for i := range blocks {
+			for range 99 * perLook {
+				blocks[i].Observe(c.draw(pool), 1)
+			}
+		}
+		for seed := range uint64(runs) {
+			rng := rand.New(rand.NewPCG(seed, 78))
+			m := Metric{Name: "m"}
+			var f, p, trusting bool
+			for range looks {
+				m.Control = m.Control.Add(blocks[rng.IntN(len(blocks))])
+				for range perLook {
+					m.Treatment.Observe(factor*c.draw(rng), 1)
+				}
+				g := guards([]Guardrail{rail}, []Metric{m}, 5000)[0]
+				f, p = f || g.State == GuardFailed, p || g.State == GuardPassed
+				own := stats.Inferiority(m.Control, m.Treatment, 1-factor, stats.Sequence{Alpha: rail.Alpha, NStar: 5000})
+				trusting = trusting || m.Treatment.N >= rail.MinUnits && (own.High < 0 || own.Low > 0)
+			}
+			for _, x := range []struct {
+				hit bool
+				n   *int
+			}{{f, &failed}, {p, &passed}, {trusting, &plain}} {
+				if x.hit {
+					*x.n++
+				}
+			}
+		}
+		t.Logf("%s: failed %d, passed %d of %d; with the arm's own variance wrong in %d", c.name, failed, passed, runs, plain)
+		// binomial(400, 0.05) exceeds 34 with probability 0.1 %
+		if failed > 34 || passed > 34 {
+			t.Errorf("%s: of %d runs at the margin %d failed and %d passed", c.name, runs, failed, passed)
+		}
+		if plain <= 34 {
+			t.Errorf("%s: the arm's own variance misleads in %d of %d runs only: this metric tests nothing", c.name, plain, runs)
 		}
 	}
 }

@@ -77,8 +77,8 @@ func (g *Guard) judge(m Metric, nstar float64) {
 			g.Why = fmt.Sprintf("%d of %d units in the smaller arm", n, g.MinUnits)
 			return
 		}
-		// Inferiority's contrast is treatment - (1 - margin) control, so a margin below 0 gives a factor above 1.
-		iv := stats.Inferiority(m.Control, m.Treatment, 1-factor, stats.Sequence{Alpha: g.Alpha, NStar: nstar})
+		// Guard's contrast is treatment - (1 - margin) control, so a margin below 0 gives a factor above 1.
+		iv := stats.Guard(m.Control, m.Treatment, 1-factor, stats.Sequence{Alpha: g.Alpha, NStar: nstar})
 		if g.BeyondLow, g.BeyondHigh = Num(iv.Low), Num(iv.High); sign < 0 {
 			g.BeyondLow, g.BeyondHigh = Num(-iv.High), Num(-iv.Low)
 		}

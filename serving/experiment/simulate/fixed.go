@@ -160,20 +160,6 @@ func fixedSize(c, b *crowd, ctr, lift, power float64) float64 {
 	return math.Pow(z*sigma(c, b, 0.5)/(ctr*lift), 2)
 }
 
-// units80 is the number of users at which one look of the sequence finds the lift with probability 0.8.
-func units80(q stats.Sequence, c, b *crowd, ctr, lift float64) float64 {
-	sd := sigma(c, b, 0.5)
-	lo, hi := 1.0, 1e12
-	for hi/lo > 1.0001 {
-		if mid := math.Sqrt(lo * hi); stats.MDE(q, mid, sd, 0.8) > ctr*lift {
-			lo = mid
-		} else {
-			hi = mid
-		}
-	}
-	return hi
-}
-
 func runLift(l *lab) (Table, error) {
 	t := Table{Setup: []string{
 		"an even split, a look at every batch, to the end of the planned traffic even if something is found, for the coverage",
@@ -190,7 +176,7 @@ func runLift(l *lab) (Table, error) {
 		{"+10 %, strong over-dispersion", Strong(), 0.10},
 	} {
 		c, b := newCrowd(x.world, 1), newCrowd(x.world, 1+x.lift)
-		need := units80(q, c, b, x.world.CTR, math.Abs(x.lift))
+		need := stats.UnitsToDetect(q, sigma(c, b, 0.5), x.world.CTR*math.Abs(x.lift), 0.8)
 		perLook := int(math.Ceil(need/50/100)) * 100
 		s, err := trial{name: "lift " + x.label, world: x.world, looks: 50, perLook: perLook, lift: constant(x.lift)}.run(l)
 		if err != nil {

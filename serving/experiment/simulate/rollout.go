@@ -150,7 +150,7 @@ type rollout struct {
 
 const rolloutAmplitude = 0.4
 
-// maxLooks ends a rollout that the controller does not end: the first step of a ramp waits for ever where fewer
+// maxLooks ends a rollout that the controller does not end in time: the first step of a ramp waits long where fewer
 // users than its smallest sample come, again and again.
 const maxLooks = 1000
 
