@@ -33,10 +33,10 @@ type CLI struct {
 	Up         UpCmd         `cmd:"" help:"Run the services, everything they need embedded unless configured."`
 	Demo       DemoCmd       `cmd:"" help:"The whole loop on the built-in world, with a scoreboard at the end."`
 	Eval       EvalCmd       `cmd:"" help:"Measure what is learned, on built-in worlds and without the stream."`
-	Bench      BenchCmd      `cmd:"" help:"Measure the join, the warehouse, the statistics of rollouts."`
+	Bench      BenchCmd      `cmd:"" help:"Measure the join, the sink, the warehouse, the statistics of rollouts."`
 	Experiment ExperimentCmd `cmd:"" help:"A/B tests and rollouts: create, watch, pause, end."`
 	Replay     ReplayCmd     `cmd:"" help:"Feed recorded ad logs through edge, join and warehouse."`
-	Stats      StatsCmd      `cmd:"" help:"The statistics on a file, no server."`
+	Stats      StatsCmd      `cmd:"" help:"The statistics of an experiment, from files or a warehouse."`
 	Status     StatusCmd     `cmd:"" help:"One screen about a running instance."`
 	Trace      TraceCmd      `cmd:"" help:"Where an impression is, and what happened to it."`
 	Audit      AuditCmd      `cmd:"" help:"Hold the warehouse against what the join says it wrote."`
