@@ -114,7 +114,7 @@ func (c Config) Validate() error {
 	if c.Observe < 0 || c.Observe >= c.Window && c.Observe > 0 {
 		bad("observe: %s: want 0 (none) or less than the window of %s", c.Observe, c.Window)
 	}
-	if err := c.Breaker.rules().Validate(); c.Breaker.Enabled && err != nil {
+	if err := c.Breaker.rules(c.Window + c.Bucket).Validate(); c.Breaker.Enabled && err != nil {
 		bad("breaker: %w", err)
 	}
 	if c.KeepOneNegativeIn < 1 || c.KeepOneNegativeIn > 1000 {

@@ -16,6 +16,7 @@ import (
 
 	"ctrloop/joiner/breaker"
 	"ctrloop/joiner/window"
+	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/schemas/eventpb"
 )
@@ -39,7 +40,7 @@ type Breaker struct {
 	Warm time.Duration `yaml:"warm"`
 	// Hold is how long all must be well before an open breaker closes.
 	Hold time.Duration `yaml:"hold"`
-	// Drop trips when clicks per impression, or the click-through rate of a department, fall below this part of the
+	// Drop trips when clicks per impression, or impressions with a click in a department, fall below this part of the
 	// trailing rate.
 	Drop float64 `yaml:"drop"`
 	// Rise trips when they grow beyond this multiple.
@@ -61,10 +62,11 @@ func defaultBreaker() Breaker {
 	}
 }
 
-func (b Breaker) rules() breaker.Config {
+// rules for a join that settles a click after so long.
+func (b Breaker) rules(settle time.Duration) breaker.Config {
 	minutes := func(d time.Duration) int { return int(d / time.Minute) }
 	return breaker.Config{
-		Recent: minutes(b.Recent), Baseline: minutes(b.Baseline), Warm: minutes(b.Warm), Hold: minutes(b.Hold),
+		Recent: minutes(b.Recent), Baseline: minutes(b.Baseline), Warm: minutes(b.Warm), Hold: minutes(b.Hold), Settle: minutes(settle + 2*time.Minute - 1),
 		Drop: b.Drop, Rise: b.Rise, Cover: b.Cover, Orphan: b.Orphan, Sigma: b.Sigma,
 	}
 }
@@ -91,7 +93,7 @@ func newGuard(cfg Config, log zerolog.Logger) *guard {
 		g.instance = cfg.TransactionalID
 	}
 	if cfg.Breaker.Enabled {
-		g.breaker = breaker.New(cfg.Breaker.rules(), nil)
+		g.breaker = breaker.New(cfg.Breaker.rules(cfg.Window+cfg.Bucket), nil)
 	}
 	return g
 }
@@ -110,7 +112,7 @@ func (s *Service) Guard(c Control) {
 			tripped = append(tripped, breaker.Change{Slice: slice, Open: true, Reason: b.Reason, Value: b.Value, Trailing: breaker.CountsOf(b.Trailing)})
 		}
 	}
-	g.breaker = breaker.New(s.cfg.Breaker.rules(), tripped)
+	g.breaker = breaker.New(s.cfg.Breaker.rules(s.cfg.Window+s.cfg.Bucket), tripped)
 	g.publish()
 }
 
@@ -258,17 +260,14 @@ func (g *guard) tell(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// health counts for the circuit breaker what a transaction does, by slice and minute.
+// health counts for the circuit breaker what a transaction does, by slice and by the minute in which it happened.
 type health struct {
 	off     bool
 	running map[healthKey]*breaker.Counts
 	settled map[healthKey]breaker.Counts // of committed transactions, until the guard takes them
-	names   map[string]string            // departments, so that a label costs no string
-	ledger  window.Ledger                // at the last commit
-	lastKey healthKey
-	last    *breaker.Counts
-
-	lastName string // of the last label's department
+	all     slice
+	slices  map[string]*slice // of departments
+	last    *slice            // of the last event with a department: most events of a batch are of few
 }
 
 type healthKey struct {
@@ -276,87 +275,116 @@ type healthKey struct {
 	minute int64
 }
 
-func newHealth(w *window.Window, off bool) health {
-	return health{off: off, running: map[healthKey]*breaker.Counts{}, settled: map[healthKey]breaker.Counts{}, names: map[string]string{}, ledger: w.Ledger()}
+// slice remembers the counts of the minute that it was asked for last.
+type slice struct {
+	name   string
+	minute int64
+	counts *breaker.Counts
 }
 
-func (h *health) at(slice string, ms int64) *breaker.Counts {
-	k := healthKey{slice, ms / minuteMS}
-	if h.last != nil && h.lastKey == k {
-		return h.last
+func newHealth(off bool) health {
+	return health{
+		off: off, running: map[healthKey]*breaker.Counts{}, settled: map[healthKey]breaker.Counts{},
+		all: slice{name: breaker.All}, slices: map[string]*slice{},
 	}
+}
+
+func (h *health) at(s *slice, ms int64) *breaker.Counts {
+	minute := ms / minuteMS
+	if s.counts != nil && s.minute == minute {
+		return s.counts
+	}
+	k := healthKey{s.name, minute}
 	c := h.running[k]
 	if c == nil {
 		c = &breaker.Counts{}
 		h.running[k] = c
 	}
-	h.lastKey, h.last = k, c
+	s.minute, s.counts = minute, c
 	return c
-}
-
-func (h *health) event(in window.Input, ms int64) {
-	if h.off {
-		return
-	}
-	c := h.at(breaker.All, ms)
-	if in == window.Impressions {
-		c.Impressions++
-	} else {
-		c.Clicks++
-	}
 }
 
 // maxDepartments bounds the names that are told apart before the breaker, which watches fewer.
 const maxDepartments = 256
 
-// label counts a verdict for good, for its department and for all.
-func (h *health) label(l *window.Label, department []byte) {
-	positive := l.Kind == eventpb.LabelKind_LABEL_KIND_POSITIVE
-	if h.off || l.WatermarkMS == window.None || !positive && l.Kind != eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE {
-		return
+// of is the slice of a department, nil if it is not watched.
+func (h *health) of(department []byte) *slice {
+	if len(department) == 0 {
+		return nil
 	}
-	name := h.lastName
-	if name != string(department) {
-		var ok bool
-		name, ok = h.names[string(department)]
-		if !ok && len(h.names) < maxDepartments {
-			name = string(department)
-			h.names[name] = name
+	if h.last != nil && h.last.name == string(department) {
+		return h.last
+	}
+	s := h.slices[string(department)]
+	if s == nil {
+		if len(h.slices) >= maxDepartments || string(department) == breaker.All {
+			return nil
 		}
-		h.lastName = name
+		s = &slice{name: string(department)}
+		h.slices[s.name] = s
 	}
-	if name == "" || name == breaker.All {
+	h.last = s
+	return s
+}
+
+// impression counts one that was read, whether it is labelled now, later or never.
+func (h *health) impression(ms int64, department []byte) {
+	if h.off {
 		return
 	}
-	if c := h.at(name, l.WatermarkMS); positive {
-		c.Positive++
-	} else {
-		c.Negative += uint64(l.Weight)
+	h.at(&h.all, ms).Impressions++
+	if s := h.of(department); s != nil {
+		h.at(s, ms).Impressions++
 	}
 }
 
-// commit settles a transaction. What the ledger counts need not be counted again.
-func (h *health) commit(w *window.Window) {
-	now := w.Ledger()
-	if wm := w.Watermark(); !h.off && wm != window.None {
-		c := h.at(breaker.All, wm)
-		c.Joined += now.Joined + now.Repeated - h.ledger.Joined - h.ledger.Repeated
-		c.Orphans += now.OrphanExpired - h.ledger.OrphanExpired
-		c.Positive += now.Positive - h.ledger.Positive
-		c.Negative += now.FinalNegative - h.ledger.FinalNegative
+// click counts one that was read; repeated says that it has joined an impression that had one.
+func (h *health) click(ms int64, repeated bool) {
+	if h.off {
+		return
 	}
-	h.ledger = now
+	c := h.at(&h.all, ms)
+	c.Clicks++
+	if repeated {
+		c.Joined++
+	}
+}
+
+// label counts the clicks of a positive verdict, at the time of the first.
+func (h *health) label(l *window.Label, department []byte) {
+	if h.off || l.Kind != eventpb.LabelKind_LABEL_KIND_POSITIVE {
+		return
+	}
+	ms := l.ID.UnixMilli() + l.DelayMS
+	c := h.at(&h.all, ms)
+	c.Joined += uint64(l.Clicks) // several, if they waited for their impression
+	c.Positive++
+	if s := h.of(department); s != nil {
+		h.at(s, ms).Positive++
+	}
+}
+
+// late counts clicks whose impression never came.
+func (h *health) late(l *window.Late) {
+	if !h.off && l.Reason == schemas.LateOrphan {
+		h.at(&h.all, l.TimeMS).Orphans++
+	}
+}
+
+// commit settles a transaction.
+func (h *health) commit() {
 	for k, c := range h.running {
-		if *c != (breaker.Counts{}) {
-			h.settled[k] = h.settled[k].Add(*c)
-		}
+		h.settled[k] = h.settled[k].Add(*c)
 	}
 	h.reset()
 }
 
 func (h *health) reset() {
 	clear(h.running)
-	h.last = nil
+	h.all.counts = nil
+	for _, s := range h.slices {
+		s.counts = nil
+	}
 }
 
 // department is the first part of "department/category".

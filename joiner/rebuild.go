@@ -178,7 +178,7 @@ func replay(ctx context.Context, cfg Config, w *window.Window, partition int32, 
 	for _, in := range []window.Input{window.Impressions, window.Clicks} {
 		from, to := start[in], p.meta.NextOffset[in]
 		err := stream.ReadRange(ctx, cfg.Kafka, inputTopic[in], partition, from, to, func(r *stream.Record) error {
-			if _, err := apply(w, in, r); err != nil {
+			if _, _, err := apply(w, in, r); err != nil {
 				if _, fatal := recordError(err); fatal != nil {
 					return fatal // what was a dead letter then is one now
 				}

@@ -63,7 +63,7 @@ var errState = errors.New("join state and consumed offsets have come apart")
 
 func newShard(g *guard, partition int32, w *window.Window, next [2]int64, sequence int64) *shard {
 	return &shard{
-		guard: g, health: newHealth(w, g.breaker == nil),
+		guard: g, health: newHealth(g.breaker == nil),
 		partition: partition, w: w, committed: next, next: next, sequence: sequence, hash: w.Hash(),
 		first: [2]int64{window.None, window.None}, epoch: [2]int32{-1, -1},
 		stats: counts{lates: map[schemas.LateReason]int{}, dead: map[schemas.DeadLetterReason]int{}},
@@ -101,9 +101,14 @@ func (s *shard) consume(in window.Input, b stream.PartitionBatch, produce func(*
 		if r.Offset < s.next[in] {
 			return fmt.Errorf("%s/%d: got offset %d, but the state holds everything before %d: %w", r.Topic, r.Partition, r.Offset, s.next[in], errState)
 		}
-		event, err := apply(s.w, in, r)
-		if event {
-			s.health.event(in, r.Timestamp.UnixMilli())
+		repeated := s.w.Ledger().Repeated
+		event, category, err := apply(s.w, in, r)
+		switch {
+		case !event:
+		case in == window.Impressions:
+			s.health.impression(r.Timestamp.UnixMilli(), department(category))
+		default:
+			s.health.click(r.Timestamp.UnixMilli(), s.w.Ledger().Repeated > repeated)
 		}
 		if err != nil {
 			reason, fatal := recordError(err)
@@ -153,18 +158,19 @@ func recordError(err error) (schemas.DeadLetterReason, error) {
 	return deadReason(r.error), nil
 }
 
-// apply feeds one record to a window: live and rebuild are the same code. event says that it was an impression or a click.
-func apply(w *window.Window, in window.Input, r *stream.Record) (event bool, err error) {
+// apply feeds one record to a window: live and rebuild are the same code. event says that it was an
+// impression or a click; category is the impression's, of the bytes of r.
+func apply(w *window.Window, in window.Input, r *stream.Record) (event bool, category []byte, err error) {
 	for _, h := range r.Headers {
 		if h.Key == schemas.HeaderPunctuation {
 			var p eventpb.Punctuation
 			if err := proto.Unmarshal(r.Value, &p); err != nil {
-				return false, errRecord{fmt.Errorf("%w: punctuation: %w", errWire, err)}
+				return false, nil, errRecord{fmt.Errorf("%w: punctuation: %w", errWire, err)}
 			}
 			if err := w.Punctuate(in, window.Promise{Source: p.Source, Covers: p.Covers, Parts: p.Parts, LowMS: p.LowWatermarkMs, Closed: p.Closed}); err != nil {
-				return false, errRecord{err}
+				return false, nil, errRecord{err}
 			}
-			return false, nil
+			return false, nil, nil
 		}
 	}
 	if in == window.Impressions {
@@ -173,25 +179,25 @@ func apply(w *window.Window, in window.Input, r *stream.Record) (event bool, err
 		if !ok {
 			var err error
 			if id, err = decodeImpression(r.Value); err != nil {
-				return false, errRecord{err}
+				return false, nil, errRecord{err}
 			}
 		}
 		if err := checkKey(r, id); err != nil {
-			return false, errRecord{err}
+			return false, nil, errRecord{err}
 		}
 		if !ok {
-			return true, w.Impression(r.Value, id, r.Offset)
+			parts.CutAny(r.Value, id)
 		}
-		return true, w.Insert(&parts, id, r.Offset)
+		return true, parts.Category(), w.Insert(&parts, id, r.Offset)
 	}
 	id, at, err := decodeClick(r.Value)
 	if err == nil {
 		err = checkKey(r, id)
 	}
 	if err != nil {
-		return false, errRecord{err}
+		return false, nil, errRecord{err}
 	}
-	return true, w.Click(r.Value, id, at, r.Offset)
+	return true, nil, w.Click(r.Value, id, at, r.Offset)
 }
 
 // checkKey: the key decides the partition, so with another key an impression, its clicks and its labels would
@@ -215,6 +221,7 @@ func (s *shard) emit(produce func(*stream.Record)) {
 	}
 	for i := range s.w.Lates {
 		l := &s.w.Lates[i]
+		s.health.late(l)
 		s.stats.lates[l.Reason]++
 		produce(lateRecord(l, s.partition))
 	}
@@ -244,7 +251,7 @@ func (s *shard) commit() {
 	}
 	s.committed = s.next
 	s.w.Commit()
-	s.health.commit(s.w)
+	s.health.commit()
 	s.hash = s.w.Hash()
 	s.reset()
 	if s.keeper != nil {

@@ -29,22 +29,22 @@ type CLI struct {
 	Globals
 
 	Setup      SetupCmd      `cmd:"" help:"Fetch the embedded ClickHouse engine and the Python environment."`
-	Render     RenderCmd     `cmd:"" help:"Draw creatives; print the grammar and the catalogue."`
-	Up         UpCmd         `cmd:"" help:"Run the services, everything they need embedded unless configured."`
 	Demo       DemoCmd       `cmd:"" help:"The whole loop on the built-in world, with a scoreboard at the end."`
-	Eval       EvalCmd       `cmd:"" help:"Measure what is learned, on built-in worlds and without the stream."`
-	Bench      BenchCmd      `cmd:"" help:"Measure the join, the warehouse, the statistics of rollouts."`
-	Experiment ExperimentCmd `cmd:"" help:"A/B tests and rollouts: create, watch, pause, end."`
+	Up         UpCmd         `cmd:"" help:"Run the services, everything they need embedded unless configured."`
 	Replay     ReplayCmd     `cmd:"" help:"Feed recorded ad logs through edge, join and warehouse."`
-	Stats      StatsCmd      `cmd:"" help:"The statistics on a file, no server."`
+	Render     RenderCmd     `cmd:"" help:"Draw creatives; print the grammar and the catalogue."`
 	Status     StatusCmd     `cmd:"" help:"One screen about a running instance."`
 	Trace      TraceCmd      `cmd:"" help:"Where an impression is, and what happened to it."`
+	SQL        SQLCmd        `cmd:"" name:"sql" help:"Ask the warehouse, running or at rest."`
 	Audit      AuditCmd      `cmd:"" help:"Hold the warehouse against what the join says it wrote."`
+	Experiment ExperimentCmd `cmd:"" help:"A/B tests and rollouts: create, watch, pause, end."`
+	Stats      StatsCmd      `cmd:"" help:"The statistics of an experiment, from files or a warehouse."`
+	Eval       EvalCmd       `cmd:"" help:"Measure what is learned, on built-in worlds and without the stream."`
+	Bench      BenchCmd      `cmd:"" help:"Measure the join, the sink, the warehouse, the statistics of rollouts."`
+	Migrate    MigrateCmd    `cmd:"" help:"Bring a warehouse to the schema of this binary, or say what that would take."`
 	Erase      EraseCmd      `cmd:"" help:"Erase a user's events, with proof."`
 	Backup     BackupCmd     `cmd:"" help:"Copy the stores of an instance at rest, with checksums."`
 	Restore    RestoreCmd    `cmd:"" help:"Bring a backup back into an empty folder."`
-	SQL        SQLCmd        `cmd:"" name:"sql" help:"Ask the warehouse, running or at rest."`
-	Migrate    MigrateCmd    `cmd:"" help:"Bring a warehouse to the schema of this binary, or say what that would take."`
 	Config     ConfigCmd     `cmd:"" help:"Check, show or document the configuration."`
 	Version    VersionCmd    `cmd:"" help:"Print the version of this binary."`
 }

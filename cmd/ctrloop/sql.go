@@ -111,7 +111,7 @@ func warehouseAt(ctx context.Context, dir string, g *Globals, out *output, allRi
 		if db, err := warehouse.Open(ctx, running.ClickHouse); err == nil {
 			_ = db.Close() // it was only asked whether it is there
 			if allRights {
-				return "", nil, withHint(fmt.Errorf("an instance is running on %s", dir), "stop it first; it has migrated its warehouse when it started")
+				return "", nil, withHint(fmt.Errorf("an instance is running on %s", dir), "stop it first: while it runs its warehouse can be read only")
 			}
 			return running.ClickHouse, func() error { return nil }, nil
 		}

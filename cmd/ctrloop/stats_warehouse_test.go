@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"ctrloop/cmd/ctrloop/app"
 	"ctrloop/internal/stats"
 	"ctrloop/internal/warehouse"
 	"ctrloop/schemas"
@@ -154,6 +155,27 @@ func ask(t *testing.T, dsn string, args ...string) map[string]any {
 	return v
 }
 
+// checkRunning: with an instance on the folder its warehouse can be asked, and not be written to by a command.
+func checkRunning(t *testing.T, dsn string) {
+	dir := t.TempDir()
+	raw, err := json.Marshal(app.Addresses{ClickHouse: dsn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, app.RunFile), raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, stdout, stderr := cli(t, "sql", "--dir", dir, "--format", "tsv", "SELECT 6*7 AS x"); code != exitOK || !strings.Contains(stdout, "42") {
+		t.Errorf("sql: exit %d: %s%s", code, stdout, stderr)
+	}
+	for _, args := range [][]string{{"erase", "user", "alice"}, {"migrate"}} {
+		code, _, stderr := cli(t, append(args, "--dir", dir)...)
+		if code != exitFailed || !strings.Contains(stderr, "an instance is running on "+dir) || !strings.Contains(stderr, "stop it first") || strings.Contains(stderr, "migrat") {
+			t.Errorf("%v: exit %d: %s", args, code, stderr)
+		}
+	}
+}
+
 // Everything that the commands say of an experiment in the warehouse is what the package says of the same
 // impressions, counted by hand.
 func TestStatsOverTheWarehouse(t *testing.T) {
@@ -166,6 +188,7 @@ func TestStatsOverTheWarehouse(t *testing.T) {
 		x.checkLift(t, ask(t, dsn, "lift", "--step", "1"), x.start, x.second)
 	})
 	t.Run("sample ratio over the ramp", func(t *testing.T) { x.checkSRM(t, dsn) })
+	t.Run("of a running instance it is read only", func(t *testing.T) { checkRunning(t, dsn) })
 	t.Run("power from the control arm", func(t *testing.T) {
 		v := ask(t, dsn, "power", "--units-per-day", "100")
 		s := x.sums("control", "", x.second, x.end).RatioSums

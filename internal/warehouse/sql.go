@@ -2,6 +2,7 @@ package warehouse
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -79,11 +80,11 @@ func Ask(ctx context.Context, dsn, query string, params map[string]string, forma
 	if readsFiles.MatchString(query) {
 		return errReadsFiles
 	}
-	rq, err := sqlRequest(ctx, dsn, query, params, name, limits)
+	rq, secure, err := sqlRequest(ctx, dsn, query, params, name, limits)
 	if err != nil {
 		return err
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: secure}}
 	r, err := client.Do(rq)
 	if err != nil {
 		return fmt.Errorf("ask ClickHouse: %w", err)
@@ -99,12 +100,14 @@ func Ask(ctx context.Context, dsn, query string, params map[string]string, forma
 	return nil
 }
 
-func sqlRequest(ctx context.Context, dsn, query string, params map[string]string, format string, limits Limits) (*http.Request, error) {
+// sqlRequest is the question over HTTP, and the TLS to ask it with. What the DSN says of TLS on the native port holds here.
+func sqlRequest(ctx context.Context, dsn, query string, params map[string]string, format string, limits Limits) (*http.Request, *tls.Config, error) {
 	u, err := url.Parse(dsn)
 	if err != nil || u.Host == "" {
-		return nil, errors.New("ClickHouse DSN does not parse: want clickhouse://user:password@host:port/database?http_port=N")
+		return nil, nil, errors.New("ClickHouse DSN does not parse: want clickhouse://user:password@host:port/database?http_port=N")
 	}
-	secure := u.Query().Get("secure") == "true" || u.Scheme == "https"
+	secure := isSet(u, "secure") || u.Scheme == "https"
+	conf := &tls.Config{InsecureSkipVerify: isSet(u, "skip_verify"), ServerName: u.Query().Get("tls_server_name")} //nolint:gosec // asked for in the DSN
 	at := url.URL{Scheme: "http", Path: "/", Host: u.Host}
 	if secure {
 		at.Scheme = "https"
@@ -134,12 +137,22 @@ func sqlRequest(ctx context.Context, dsn, query string, params map[string]string
 	at.RawQuery = q.Encode()
 	rq, err := http.NewRequestWithContext(ctx, http.MethodPost, at.String(), strings.NewReader(query))
 	if err != nil {
-		return nil, fmt.Errorf("ask ClickHouse: %w", err)
+		return nil, nil, fmt.Errorf("ask ClickHouse: %w", err)
 	}
 	password, _ := u.User.Password()
 	rq.Header.Set("X-ClickHouse-User", u.User.Username())
 	rq.Header.Set("X-ClickHouse-Key", password)
-	return rq, nil
+	return rq, conf, nil
+}
+
+// isSet reads a flag of a DSN as clickhouse-go does: without a value it is set.
+func isSet(dsn *url.URL, name string) bool {
+	if !dsn.Query().Has(name) {
+		return false
+	}
+	v := dsn.Query().Get(name)
+	on, err := strconv.ParseBool(v)
+	return v == "" || err == nil && on
 }
 
 // sqlMessage shortens the server's message to what the writer of the query needs.

@@ -3,7 +3,11 @@ package warehouse
 import (
 	"bytes"
 	"fmt"
+	"io"
+	"log"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -170,5 +174,37 @@ func TestEngineIsConfined(t *testing.T) {
 	err = app.Exec(t.Context(), fmt.Sprintf("SELECT * FROM url('http://%s/', 'CSV', 'x UInt64') SETTINGS http_max_tries = 1", l.Addr()))
 	if err == nil || !strings.Contains(strings.ToLower(err.Error()), "permission denied") {
 		t.Errorf("the engine connects to elsewhere: %v", err)
+	}
+}
+
+// TestAskOverTLS: a certificate of nobody's is refused unless the DSN says not to look, as on the native port.
+func TestAskOverTLS(t *testing.T) {
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("X-ClickHouse-User") != "somebody" {
+			w.WriteHeader(http.StatusForbidden)
+		}
+		_, _ = fmt.Fprintln(w, "42")
+	}))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // refused handshakes
+	defer server.Close()
+	host, port, err := net.SplitHostPort(server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for query, asked := range map[string]bool{
+		"secure=true": false, "secure=true&skip_verify=false": false,
+		"secure=true&skip_verify=true": true, "secure=1&skip_verify=1": true, "secure&skip_verify": true,
+		"secure=true&skip_verify=true&tls_server_name=example.com": true,
+		"skip_verify=true": false, // and not secure: plain HTTP, which this port does not speak
+	} {
+		var b bytes.Buffer
+		err := Ask(t.Context(), "clickhouse://somebody:secret@"+host+":9440/ctrloop?http_port="+port+"&"+query, "SELECT 42", nil, FormatTSV, &b, Limits{})
+		if asked && (err != nil || b.String() != "42\n") || !asked && err == nil {
+			t.Errorf("%s: %q, %v", query, b.String(), err)
+		}
+	}
+	var b bytes.Buffer
+	if err := Ask(t.Context(), "https://somebody:secret@"+host+":"+port+"/ctrloop?skip_verify=true", "SELECT 42", nil, FormatTSV, &b, Limits{}); err != nil {
+		t.Error(err)
 	}
 }

@@ -6,10 +6,19 @@
 //
 //   - stale: no clicks at all, where the trailing click rate makes that impossible by chance.
 //   - rate: clicks per impression less than Drop or more than Rise times the trailing rate.
-//   - coverage: of the clicks that were settled, the share that found their impression has fallen by more than Cover.
-//   - orphans: the share of clicks whose impression never came has grown by more than Orphan.
-//   - ctr: of the impressions that were labelled for good, the share with a click is off like rate. For departments, whose
-//     clicks are known only by their labels, it is the only rule.
+//   - coverage: of the clicks, the share that found their impression has fallen by more than Cover.
+//   - orphans: of the clicks that were settled, the share whose impression never came has grown by more than Orphan.
+//   - ctr: of the impressions, the share with a click is off like rate. For departments, whose clicks are known only by
+//     their labels, it is the only rule.
+//
+// Everything is counted in the minute in which it happened, never in the one in which the join found out: an impression
+// is labelled at once if there is a click and a window later if there is none, so a rate by the time of labels is 1 at
+// the start of the traffic, and wrong by as much as the traffic grows within a window. That is why no label without a
+// click is counted at all: impressions are, when they are read. Whether a click is an orphan is known a window later; the
+// minutes of the orphan rule are older by Settle.
+//
+// Clicks come after their impressions. So those of the recent minutes are held against the impressions of these minutes
+// and of as many before, whichever explains them better: the traffic may stop, begin again and multiply.
 //
 // Every rule needs a deviation that is both large and far outside of chance. A slice that has tripped closes again after Hold
 // minutes without one. Minutes while it is open are kept out of its trailing baseline, and those of before it tripped
@@ -41,6 +50,7 @@ type Config struct {
 	Baseline int     // trailing minutes they are held against
 	Warm     int     // trailing minutes without which nothing is judged
 	Hold     int     // good minutes after which an open slice closes
+	Settle   int     // minutes after which it is known whether a click is an orphan: the window of the join
 	Drop     float64 // trips below this times the trailing rate, in (0, 1)
 	Rise     float64 // trips above this times the trailing rate, more than 1
 	Cover    float64 // trips when coverage has fallen by more than this, in (0, 1)
@@ -50,7 +60,7 @@ type Config struct {
 
 // Default trips on halves and triples, and hardly ever by chance: at 6 standard deviations once in a billion looks.
 func Default() Config {
-	return Config{Recent: 5, Baseline: 360, Warm: 30, Hold: 10, Drop: 0.5, Rise: 3, Cover: 0.3, Orphan: 0.3, Sigma: 6}
+	return Config{Recent: 5, Baseline: 360, Warm: 30, Hold: 10, Settle: 31, Drop: 0.5, Rise: 3, Cover: 0.3, Orphan: 0.3, Sigma: 6}
 }
 
 // Validate returns every problem.
@@ -62,6 +72,7 @@ func (cfg Config) Validate() error {
 		}
 	}
 	bad(cfg.Recent >= 1 && cfg.Hold >= 1, "recent %d and hold %d: want 1 minute or more", cfg.Recent, cfg.Hold)
+	bad(cfg.Settle >= 0, "settle %d: want 0 minutes or more", cfg.Settle)
 	bad(cfg.Warm >= 1 && cfg.Warm <= cfg.Baseline, "warm %d: want 1 to the baseline of %d minutes", cfg.Warm, cfg.Baseline)
 	bad(cfg.Drop > 0 && cfg.Drop < 1 && cfg.Rise > 1, "drop %g and rise %g: want them on both sides of 1", cfg.Drop, cfg.Rise)
 	bad(cfg.Cover > 0 && cfg.Cover < 1 && cfg.Orphan > 0 && cfg.Orphan < 1, "cover %g and orphan %g: want 0 to 1", cfg.Cover, cfg.Orphan)
@@ -69,21 +80,25 @@ func (cfg Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Counts of a minute of event time.
+// Counts of a minute of event time: of what happened in it, whenever that became known.
 type Counts struct {
-	Impressions, Clicks uint64 // read, by their own time
-	Joined, Orphans     uint64 // clicks settled while the watermark was in the minute
-	Positive, Negative  uint64 // labels for good made while the watermark was in the minute
+	Impressions uint64 // read
+	Clicks      uint64 // read; none for a department
+	Joined      uint64 // clicks that found their impression
+	Orphans     uint64 // clicks that did not
+	Positive    uint64 // clicks that were the first of their impression
+	// Settled are the clicks that Orphans are held against, in sums over minutes. Judge fills it in.
+	Settled uint64
 }
 
 // Add sums.
 func (c Counts) Add(o Counts) Counts {
-	return Counts{c.Impressions + o.Impressions, c.Clicks + o.Clicks, c.Joined + o.Joined, c.Orphans + o.Orphans, c.Positive + o.Positive, c.Negative + o.Negative}
+	return Counts{c.Impressions + o.Impressions, c.Clicks + o.Clicks, c.Joined + o.Joined, c.Orphans + o.Orphans, c.Positive + o.Positive, c.Settled + o.Settled}
 }
 
 // List is the counts in the order of their fields, for a log.
 func (c Counts) List() []uint64 {
-	return []uint64{c.Impressions, c.Clicks, c.Joined, c.Orphans, c.Positive, c.Negative}
+	return []uint64{c.Impressions, c.Clicks, c.Joined, c.Orphans, c.Positive, c.Settled}
 }
 
 // CountsOf reads List's form; anything else is no counts.
@@ -191,30 +206,22 @@ func (b *Breaker) Judge(watermarkMS int64) (changes []Change) {
 
 // judge looks at one slice at the end of minute m.
 func (s *slice) judge(cfg Config, name string, m int64) (Change, bool) {
-	oldest := m - int64(cfg.Baseline) - int64(cfg.Recent)
+	oldest := m - int64(cfg.Baseline+cfg.Recent+cfg.Settle)
 	maps.DeleteFunc(s.minutes, func(k int64, _ Counts) bool { return k < oldest })
 	maps.DeleteFunc(s.bad, func(k int64, _ bool) bool { return k < oldest })
-	var recent, trailing Counts
-	seen := 0
-	for k, c := range s.minutes {
-		switch {
-		case k > m:
-		case k > m-int64(cfg.Recent):
-			recent = recent.Add(c)
-		case !s.bad[k]:
-			trailing = trailing.Add(c)
-			seen++
-		}
-	}
+	recent, trailing, earlier, seen := s.sums(cfg, m)
 	if s.open {
 		s.bad[m] = true
 		if s.norm != (Counts{}) {
 			trailing, seen = s.norm, cfg.Warm
 		}
 	}
+	if trailing.Settled == 0 {
+		recent.Orphans, recent.Settled = 0, 0 // there is nothing to hold them against
+	}
 	reason, value := "", 0.0
 	if seen >= cfg.Warm {
-		reason, value = cfg.wrong(recent, trailing)
+		reason, value = cfg.wrong(recent, trailing, earlier)
 	}
 	switch {
 	case reason != "" && !s.open:
@@ -235,27 +242,62 @@ func (s *slice) judge(cfg Config, name string, m int64) (Change, bool) {
 	return Change{}, false
 }
 
-// wrong is the first rule that is broken, and by how much.
-func (cfg Config) wrong(recent, trailing Counts) (reason string, value float64) {
-	clickRate := share(trailing.Clicks, trailing.Impressions)
-	expected := clickRate * float64(recent.Impressions)
-	if recent.Clicks == 0 && expected > cfg.Sigma*cfg.Sigma { // e^-36 by chance
-		return fmt.Sprintf("the click stream is stale: no click in %d minutes, %.0f were to be expected", cfg.Recent, expected), 0
+// sums of the minutes that are judged at the end of minute m, and of those that they are held against, of which seen had
+// impressions. earlier are the impressions of as many minutes as the recent ones, before them.
+func (s *slice) sums(cfg Config, m int64) (recent, trailing Counts, earlier uint64, seen int) {
+	last := m - int64(cfg.Settle) // the last minute whose clicks are settled
+	settled := 0
+	var before Counts
+	for k, c := range s.minutes {
+		if k > m-2*int64(cfg.Recent) && k <= m-int64(cfg.Recent) {
+			earlier += c.Impressions
+		}
+		now := Counts{Impressions: c.Impressions, Clicks: c.Clicks, Joined: c.Joined, Positive: c.Positive}
+		switch {
+		case k > m || k <= m-int64(cfg.Recent+cfg.Baseline):
+		case k > m-int64(cfg.Recent):
+			recent = recent.Add(now)
+		// Minutes without impressions are those before the start, of which only the orphans are heard.
+		case !s.bad[k] && c.Impressions > 0:
+			trailing = trailing.Add(now)
+			seen++
+		}
+		then := Counts{Orphans: c.Orphans, Settled: c.Joined + c.Orphans}
+		switch {
+		case k > last || s.bad[k] || c.Clicks == 0:
+		case k > last-int64(cfg.Recent):
+			recent = recent.Add(then)
+		default:
+			before = before.Add(then)
+			settled++
+		}
 	}
-	if r, off := cfg.off(recent.Clicks, expected); off {
+	if settled >= cfg.Warm {
+		trailing = trailing.Add(before)
+	}
+	return recent, trailing, earlier, seen
+}
+
+// wrong is the first rule that is broken, and by how much.
+func (cfg Config) wrong(recent, trailing Counts, earlier uint64) (reason string, value float64) {
+	low, high := float64(min(recent.Impressions, earlier)), float64(max(recent.Impressions, earlier))
+	clickRate := share(trailing.Clicks, trailing.Impressions)
+	if recent.Clicks == 0 && clickRate*low > cfg.Sigma*cfg.Sigma { // e^-36 by chance
+		return fmt.Sprintf("the click stream is stale: no click in %d minutes, %.0f were to be expected", cfg.Recent, clickRate*low), 0
+	}
+	if r, off := cfg.off(recent.Clicks, clickRate*low, clickRate*high); off {
 		return fmt.Sprintf("clicks per impression are %.2f times the trailing %.4f", r, clickRate), r
 	}
-	settled, before := recent.Joined+recent.Orphans, trailing.Joined+trailing.Orphans
-	was, is := share(trailing.Orphans, before), share(recent.Orphans, settled)
-	if is-was > cfg.Orphan && cfg.farther(is, was, settled) {
-		return fmt.Sprintf("%.0f %% of the clicks have no impression, %.0f %% in the trailing minutes", 100*is, 100*was), is - was
-	}
-	was, is = share(trailing.Joined, trailing.Clicks), share(recent.Joined, recent.Clicks)
+	was, is := share(trailing.Joined, trailing.Clicks), share(recent.Joined, recent.Clicks)
 	if was-is > cfg.Cover && cfg.farther(is, was, recent.Clicks) {
 		return fmt.Sprintf("%.0f %% of the clicks find their impression, %.0f %% in the trailing minutes", 100*is, 100*was), is - was
 	}
-	ctr := share(trailing.Positive, trailing.Positive+trailing.Negative)
-	if r, off := cfg.off(recent.Positive, ctr*float64(recent.Positive+recent.Negative)); off {
+	was, is = share(trailing.Orphans, trailing.Settled), share(recent.Orphans, recent.Settled)
+	if is-was > cfg.Orphan && cfg.farther(is, was, recent.Settled) {
+		return fmt.Sprintf("%.0f %% of the clicks have no impression, %.0f %% in the trailing minutes", 100*is, 100*was), is - was
+	}
+	ctr := share(trailing.Positive, trailing.Impressions)
+	if r, off := cfg.off(recent.Positive, ctr*low, ctr*high); off {
 		return fmt.Sprintf("the click-through rate is %.2f times the trailing %.4f", r, ctr), r
 	}
 	return "", 0
@@ -268,8 +310,9 @@ func share(a, b uint64) float64 {
 	return float64(a) / float64(b)
 }
 
-// off holds a count against its expectation: Poisson, so the variance is the expectation.
-func (cfg Config) off(n uint64, expected float64) (ratio float64, off bool) {
+// off holds a count against the nearer end of its expectation: Poisson, so the variance is the expectation.
+func (cfg Config) off(n uint64, low, high float64) (ratio float64, off bool) {
+	expected := min(max(float64(n), low), high)
 	if expected == 0 {
 		return 0, false
 	}

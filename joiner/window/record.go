@@ -127,6 +127,13 @@ func (p *Parts) Cut(raw []byte) (id schemas.ImpressionID, ok bool) {
 	return id, at == len(raw) && id != schemas.ImpressionID{}
 }
 
+// Category is the impression's field of that name, nil if it has none or is not in the order of our schema: as that of
+// its label.
+func (p *Parts) Category() []byte {
+	g := p.group[groupOf[stepCampaign]]
+	return categoryIn(p.raw[g.from:g.to])
+}
+
 // text returns what is behind a short field of this tag at raw[at:], at if there is none. It may be behind the end.
 func text(raw []byte, at int, tag byte) int {
 	if at+1 < len(raw) && raw[at] == tag && raw[at+1] < 0x80 {
@@ -135,8 +142,8 @@ func text(raw []byte, at int, tag byte) int {
 	return at
 }
 
-// cut finds the parts of raw, whatever it is. Joined again they are raw.
-func (p *Parts) cut(raw []byte, id schemas.ImpressionID) {
+// CutAny finds the parts of raw, whatever it is, with the id that it was found to have. Joined again they are raw.
+func (p *Parts) CutAny(raw []byte, id schemas.ImpressionID) {
 	*p = Parts{raw: raw}
 	at := 0
 	if len(raw) >= 18 && raw[0] == tagID && raw[1] == 16 && schemas.ImpressionID(raw[2:18]) == id {

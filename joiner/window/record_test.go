@@ -99,7 +99,7 @@ func TestRecordsKeepEverything(t *testing.T) {
 				raw = spoil(t, raw)
 			}
 			var p Parts
-			p.cut(raw, id)
+			p.CutAny(raw, id)
 			if p.mask&hasRest == 0 {
 				plain++
 			}
@@ -161,7 +161,7 @@ func checkCut(t *rapid.T, d *dictionary, raw []byte) bool {
 		}
 		rest = rest[n:]
 	}
-	slow.cut(raw, id)
+	slow.CutAny(raw, id)
 	a, b := d.appendRecord(nil, recordID{}, &fast), d.appendRecord(nil, recordID{}, &slow)
 	if !bytes.Equal(a, b) {
 		t.Fatalf("%x: record %x the short way, %x the long way", raw, a, b)
@@ -182,7 +182,7 @@ func TestRecordIsSmall(t *testing.T) {
 			t.Fatal(err)
 		}
 		var p Parts
-		p.cut(raw, id)
+		p.CutAny(raw, id)
 		if p.mask != hasID|hasRequest|hasUser|hasPropensity {
 			t.Fatalf("mask %b", p.mask)
 		}

@@ -187,7 +187,7 @@ func (w *Window) hashID(hi, lo uint64) uint64 {
 
 // Impression takes an impression as received. Its event time is in its id. raw is copied.
 func (w *Window) Impression(raw []byte, id schemas.ImpressionID, offset int64) error {
-	w.cut.cut(raw, id)
+	w.cut.CutAny(raw, id)
 	return w.Insert(&w.cut, id, offset)
 }
 
