@@ -90,7 +90,7 @@ func (n *native) insert(ctx context.Context, table, token string, columns proto.
 	query := ch.Query{
 		Body: "INSERT INTO " + table + " (" + strings.Join(names, ", ") + ") VALUES", Input: columns,
 		Settings: []ch.Setting{
-			{Key: "async_insert", Value: "0", Important: true}, // an answer means applied
+			{Key: "async_insert", Value: "0", Important: true},                  // an answer means applied
 			{Key: "distributed_foreground_insert", Value: "1", Important: true}, // on a cluster: on every shard
 			{Key: "insert_deduplicate", Value: "1", Important: true},
 			{Key: "insert_deduplication_token", Value: token, Important: true},
