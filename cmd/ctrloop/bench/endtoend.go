@@ -133,6 +133,9 @@ func run(ctx context.Context, p Place, t Traffic, group string) (*instance, erro
 	cfg.Kafka, cfg.Group, cfg.TransactionalID = p.Kafka, group, group+"-0"
 	cfg.InstanceID = group + "-0" // static: the second instance need not wait for the session of the first
 	cfg.Window, cfg.Lateness = t.Window, time.Second
+	// The log ends without punctuation, up to a window of clicks behind its last impression: an input that is paused for
+	// its lead would wait for the other one for ever.
+	cfg.MaxLead = max(cfg.MaxLead, 2*t.Window)
 	s, err := joiner.New(cfg, p.Log, prometheus.NewRegistry())
 	if err != nil {
 		return nil, err
