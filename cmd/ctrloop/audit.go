@@ -18,23 +18,17 @@ type storeFlags struct {
 
 // open connects to the warehouse; with all rights the instance must be at rest, unless a DSN is given.
 func (f storeFlags) open(ctx context.Context, g *Globals, out *output, allRights bool) (db *warehouse.DB, done func(), err error) {
-	dsn, stop := f.DSN, func() error { return nil }
+	dsn, stop := f.DSN, func() {}
 	if dsn == "" {
 		if dsn, stop, err = warehouseAt(ctx, f.Dir, g, out, allRights); err != nil {
 			return nil, nil, err
 		}
 	}
-	log := out.logger(g)
-	stopped := func() {
-		if err := stop(); err != nil {
-			log.Warn().Err(err).Msg("stop the engine")
-		}
-	}
 	if db, err = warehouse.Open(ctx, dsn); err != nil {
-		stopped()
+		stop()
 		return nil, nil, err
 	}
-	return db, func() { _ = db.Close(); stopped() }, nil
+	return db, func() { _ = db.Close(); stop() }, nil
 }
 
 // AuditCmd is `ctrloop audit`.

@@ -25,25 +25,11 @@ type MigrateCmd struct {
 // Run migrates, or says what it would do.
 func (c *MigrateCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	look := c.Plan || c.DryRun
-	dsn := c.DSN
-	if dsn == "" {
-		var stop func() error
-		var err error
-		if dsn, stop, err = warehouseAt(ctx, c.Dir, g, out, !look); err != nil {
-			return err
-		}
-		defer func() {
-			if err := stop(); err != nil {
-				log := out.logger(g)
-				log.Warn().Err(err).Msg("stop the engine")
-			}
-		}()
-	}
-	db, err := warehouse.Open(ctx, dsn)
+	db, done, err := storeFlags{Dir: c.Dir, DSN: c.DSN}.open(ctx, g, out, !look)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = db.Close() }() // what was to be kept was acknowledged
+	defer done()
 	opt := warehouse.Options{Cluster: c.Cluster, Window: c.Window, Accept: c.Accept}
 	steps, err := db.Plan(ctx, opt)
 	if err != nil {

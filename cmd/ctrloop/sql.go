@@ -43,16 +43,11 @@ func (c *SQLCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	}
 	dsn := c.DSN
 	if dsn == "" {
-		var stop func() error
+		var stop func()
 		if dsn, stop, err = warehouseAt(ctx, c.Dir, g, out, false); err != nil {
 			return err
 		}
-		defer func() {
-			if err := stop(); err != nil {
-				log := out.logger(g)
-				log.Warn().Err(err).Msg("stop the engine")
-			}
-		}()
+		defer stop()
 	}
 	limits := warehouse.Limits{Rows: c.Rows, Timeout: c.Timeout}
 	return warehouse.Ask(ctx, dsn, query, params, warehouse.Format(c.Format), out.stdout, limits)
@@ -105,7 +100,7 @@ func (c *SQLCmd) list(out *output) error {
 
 // warehouseAt returns the DSN of the ClickHouse of the instance in dir, started on its folder where nothing runs. A
 // running one can be read only; with all rights it must be at rest.
-func warehouseAt(ctx context.Context, dir string, g *Globals, out *output, allRights bool) (dsn string, stop func() error, err error) {
+func warehouseAt(ctx context.Context, dir string, g *Globals, out *output, allRights bool) (dsn string, stop func(), err error) {
 	running, err := readInstance(dir)
 	if err == nil && running.ClickHouse != "" {
 		if db, err := warehouse.Open(ctx, running.ClickHouse); err == nil {
@@ -113,7 +108,7 @@ func warehouseAt(ctx context.Context, dir string, g *Globals, out *output, allRi
 			if allRights {
 				return "", nil, withHint(fmt.Errorf("an instance is running on %s", dir), "stop it first: while it runs its warehouse can be read only")
 			}
-			return running.ClickHouse, func() error { return nil }, nil
+			return running.ClickHouse, func() {}, nil
 		}
 		// Whoever left the addresses was killed: the folder is at rest.
 	} else if err != nil && !errors.Is(err, errNotRunning) {
@@ -143,9 +138,12 @@ func warehouseAt(ctx context.Context, dir string, g *Globals, out *output, allRi
 	if allRights {
 		dsn = engine.DSN()
 	}
-	return dsn, func() error {
+	return dsn, func() {
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopGrace)
 		defer cancel()
-		return engine.Stop(grace)
+		if err := engine.Stop(grace); err != nil {
+			log := out.logger(g)
+			log.Warn().Err(err).Msg("stop the engine")
+		}
 	}, nil
 }

@@ -34,24 +34,11 @@ func fromFileOrWarehouse[T any](ctx context.Context, g *Globals, o *output, file
 		v, err = readStatsFile(file, read)
 		return v, file, err
 	}
-	dsn := s.DSN
-	if dsn == "" {
-		var stop func() error
-		if dsn, stop, err = warehouseAt(ctx, s.Dir, g, o, false); err != nil {
-			return v, "", err
-		}
-		defer func() {
-			if err := stop(); err != nil {
-				log := o.logger(g)
-				log.Warn().Err(err).Msg("stop the engine")
-			}
-		}()
-	}
-	db, err := warehouse.Open(ctx, dsn)
+	db, done, err := storeFlags{Dir: s.Dir, DSN: s.DSN}.open(ctx, g, o, false)
 	if err != nil {
 		return v, "", err
 	}
-	defer func() { _ = db.Close() }() // it was only read from
+	defer done()
 	w, err := openExperiment(ctx, db, s)
 	if err != nil {
 		return v, "", err

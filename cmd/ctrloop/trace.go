@@ -114,17 +114,12 @@ func (c *TraceCmd) rows(ctx context.Context, g *Globals, out *output, cfg app.Co
 		if _, err := os.Stat(filepath.Join(c.Dir, app.EngineFolder)); err != nil {
 			return nil // this instance has none
 		}
-		var stop func() error
+		var stop func()
 		var err error
 		if dsn, stop, err = warehouseAt(ctx, c.Dir, g, out, false); err != nil {
 			return err
 		}
-		defer func() {
-			if err := stop(); err != nil {
-				log := out.logger(g)
-				log.Warn().Err(err).Msg("stop the engine")
-			}
-		}()
+		defer stop()
 	}
 	db, err := warehouse.Open(ctx, dsn)
 	if err != nil {
