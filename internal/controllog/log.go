@@ -20,72 +20,40 @@ import (
 	"ctrloop/schemas/control"
 )
 
-// ErrClosed is returned by Append after Close, or when the log can no longer be followed.
-var ErrClosed = errors.New("control log is closed")
-
 // Log is an open control log. All methods are safe for concurrent use.
 type Log struct {
 	log      zerolog.Logger
 	metrics  metrics
 	producer *stream.Producer
-	cancel   context.CancelFunc
-	done     chan struct{} // the follower has ended
+	replica  *stream.Replica
 
 	mu       sync.Mutex
-	state    *control.State // owned by the follower
+	state    *control.State // owned by the replica's fold
 	snapshot *control.State // immutable copy, made when first asked for after a change
-	changed  chan struct{}  // closed at the next change
 	waiting  map[string]chan error
 }
 
 // Open connects, reads the log to its present end and follows it until Close. The topic must exist.
 func Open(ctx context.Context, c stream.Config, log zerolog.Logger, reg prometheus.Registerer) (*Log, error) {
-	end, err := stream.EndOffsets(ctx, c, schemas.TopicControl)
-	if err != nil {
-		return nil, fmt.Errorf("open control log: %w", err)
-	}
 	producer, err := stream.NewProducer(c, stream.ProducerConfig{})
 	if err != nil {
 		return nil, fmt.Errorf("open control log: %w", err)
 	}
-	follow, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	l := &Log{
-		log: log, metrics: newMetrics(reg), producer: producer, cancel: cancel, done: make(chan struct{}),
-		state: control.NewState(), changed: make(chan struct{}), waiting: map[string]chan error{},
-	}
-	go func() {
-		defer close(l.done)
-		err := stream.Follow(follow, c, schemas.TopicControl, 0, l.fold, func(err error) {
-			log.Warn().Err(err).Msg("control log: reading again")
-		})
-		if err != nil {
-			log.Error().Err(err).Msg("control log: cannot be followed any more; restart to read it from its start")
-		}
-	}()
-	last := end[stream.TopicPartition{Topic: schemas.TopicControl}] - 1
-	if err := l.waitFor(ctx, last); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("open control log: read up to offset %d: %w", last, err)
+	l := &Log{log: log, metrics: newMetrics(reg), producer: producer, state: control.NewState(), waiting: map[string]chan error{}}
+	l.replica, err = stream.OpenReplica(ctx, c, schemas.TopicControl, l.fold, l.report)
+	if err != nil {
+		producer.Close()
+		return nil, fmt.Errorf("open control log: %w", err)
 	}
 	return l, nil
 }
 
-func (l *Log) waitFor(ctx context.Context, offset int64) error {
-	for {
-		l.mu.Lock()
-		at, changed := l.state.Offset, l.changed
-		l.mu.Unlock()
-		if at >= offset {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-l.done:
-			return ErrClosed
-		}
+func (l *Log) report(err error) {
+	if errors.Is(err, stream.ErrDataLoss) {
+		l.log.Error().Err(err).Msg("control log: cannot be followed any more; restart to read it from its start")
+		return
 	}
+	l.log.Warn().Err(err).Msg("control log: reading again")
 }
 
 // fold applies one record. A record that cannot be read is skipped, the same in every process.
@@ -110,8 +78,6 @@ func (l *Log) fold(r *stream.Record) error {
 		delete(l.waiting, e.ID)
 	}
 	l.snapshot = nil
-	close(l.changed)
-	l.changed = make(chan struct{})
 	return nil
 }
 
@@ -127,11 +93,7 @@ func (l *Log) State() *control.State {
 
 // Changed returns a channel that is closed when the state next changes. To miss nothing, take the
 // channel first and then State.
-func (l *Log) Changed() <-chan struct{} {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.changed
-}
+func (l *Log) Changed() <-chan struct{} { return l.replica.Changed() }
 
 // Watch sends the state now and after every change, until ctx is done; a slow receiver skips states, not
 // the last one.
@@ -150,7 +112,7 @@ func (l *Log) Watch(ctx context.Context) <-chan *control.State {
 			case <-changed:
 			case <-ctx.Done():
 				return
-			case <-l.done:
+			case <-l.replica.Done():
 				return
 			}
 		}
@@ -191,8 +153,8 @@ func (l *Log) Append(ctx context.Context, e control.Event) error {
 		return err
 	case <-ctx.Done():
 		return fmt.Errorf("append %s on %s: written, outcome unknown: %w", e.Type, e.Entity, ctx.Err())
-	case <-l.done:
-		return fmt.Errorf("append %s on %s: written, outcome unknown: %w", e.Type, e.Entity, ErrClosed)
+	case <-l.replica.Done():
+		return fmt.Errorf("append %s on %s: written, outcome unknown: %w", e.Type, e.Entity, stream.ErrReplicaClosed)
 	}
 }
 
@@ -211,7 +173,6 @@ func (l *Log) Do(ctx context.Context, typ control.Type, entity string, expect in
 
 // Close stops following; State keeps its last value.
 func (l *Log) Close() {
-	l.cancel()
-	<-l.done
+	l.replica.Close()
 	l.producer.Close()
 }

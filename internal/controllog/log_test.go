@@ -86,7 +86,7 @@ func TestRejections(t *testing.T) {
 		t.Errorf("%d commands won, want 1", won)
 	}
 	for _, l := range []*Log{l, other} {
-		if err := l.waitFor(ctx, 16); err != nil {
+		if err := l.replica.WaitFor(ctx, 16); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -18,77 +18,47 @@ import (
 	"ctrloop/schemas"
 )
 
-// ErrClosed is returned by Publish after Close.
-var ErrClosed = errors.New("creative log is closed")
-
 // Log is the open log. All methods are safe for concurrent use.
 type Log struct {
 	log      zerolog.Logger
 	producer *stream.Producer
-	cancel   context.CancelFunc
-	done     chan struct{}
+	replica  *stream.Replica
 	known    prometheus.Gauge
 	skipped  prometheus.Counter
 
 	mu        sync.RWMutex
-	offset    int64
 	byID      map[string]schemas.Creative
 	byProduct map[string][]string // ids, ascending by creation, then id
-	changed   chan struct{}
 }
 
 // Open connects, reads the topic to its present end and follows it until Close. The topic must exist.
 func Open(ctx context.Context, c stream.Config, log zerolog.Logger, reg prometheus.Registerer) (*Log, error) {
-	end, err := stream.EndOffsets(ctx, c, schemas.TopicCreatives)
-	if err != nil {
-		return nil, fmt.Errorf("open creative log: %w", err)
-	}
 	producer, err := stream.NewProducer(c, stream.ProducerConfig{})
 	if err != nil {
 		return nil, fmt.Errorf("open creative log: %w", err)
 	}
-	follow, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	l := &Log{
-		log: log, producer: producer, cancel: cancel, done: make(chan struct{}), offset: -1,
-		byID: map[string]schemas.Creative{}, byProduct: map[string][]string{}, changed: make(chan struct{}),
+		log: log, producer: producer, byID: map[string]schemas.Creative{}, byProduct: map[string][]string{},
 		known:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "ctrloop_creativelog_known_creatives", Help: "Creatives in memory."}),
 		skipped: prometheus.NewCounter(prometheus.CounterOpts{Name: "ctrloop_creativelog_unreadable_records_total", Help: "Records of creatives.v1 that are not a creative."}),
 	}
 	if reg != nil {
 		reg.MustRegister(l.known, l.skipped)
 	}
-	go func() {
-		defer close(l.done)
-		err := stream.Follow(follow, c, schemas.TopicCreatives, 0, l.fold, func(err error) {
-			log.Warn().Err(err).Msg("creative log: reading again")
-		})
-		if err != nil {
-			log.Error().Err(err).Msg("creative log: cannot be followed any more; restart to read it from its start")
-		}
-	}()
-	if err := l.waitFor(ctx, end[stream.TopicPartition{Topic: schemas.TopicCreatives}]-1); err != nil {
-		l.Close()
+	l.replica, err = stream.OpenReplica(ctx, c, schemas.TopicCreatives, l.fold, l.report)
+	if err != nil {
+		producer.Close()
 		return nil, fmt.Errorf("open creative log: %w", err)
 	}
 	return l, nil
 }
 
-func (l *Log) waitFor(ctx context.Context, offset int64) error {
-	for {
-		l.mu.RLock()
-		at, changed := l.offset, l.changed
-		l.mu.RUnlock()
-		if at >= offset {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-l.done:
-			return ErrClosed
-		}
+func (l *Log) report(err error) {
+	if errors.Is(err, stream.ErrDataLoss) {
+		l.log.Error().Err(err).Msg("creative log: cannot be followed any more; restart to read it from its start")
+		return
 	}
+	l.log.Warn().Err(err).Msg("creative log: reading again")
 }
 
 func (l *Log) fold(r *stream.Record) error {
@@ -110,9 +80,6 @@ func (l *Log) fold(r *stream.Record) error {
 		l.byProduct[c.Product] = slices.Insert(ids, at, id)
 	}
 	l.known.Set(float64(len(l.byID)))
-	l.offset = r.Offset
-	close(l.changed)
-	l.changed = make(chan struct{})
 	return nil
 }
 
@@ -178,11 +145,7 @@ func (l *Log) Len() int {
 
 // Changed returns a channel that is closed when a creative next changes. To miss nothing, take the
 // channel first and then read.
-func (l *Log) Changed() <-chan struct{} {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	return l.changed
-}
+func (l *Log) Changed() <-chan struct{} { return l.replica.Changed() }
 
 // Publish writes creatives and waits until this process sees them.
 func (l *Log) Publish(ctx context.Context, cs ...schemas.Creative) error {
@@ -204,7 +167,7 @@ func (l *Log) Publish(ctx context.Context, cs ...schemas.Creative) error {
 	for _, r := range rs {
 		last = max(last, r.Offset)
 	}
-	if err := l.waitFor(ctx, last); err != nil {
+	if err := l.replica.WaitFor(ctx, last); err != nil {
 		return fmt.Errorf("publish creatives: written, not seen yet: %w", err)
 	}
 	return nil
@@ -212,7 +175,6 @@ func (l *Log) Publish(ctx context.Context, cs ...schemas.Creative) error {
 
 // Close stops following; what is in memory stays readable.
 func (l *Log) Close() {
-	l.cancel()
-	<-l.done
+	l.replica.Close()
 	l.producer.Close()
 }

@@ -54,7 +54,7 @@ func TestPublishReadAndReopen(t *testing.T) {
 		t.Fatal(err)
 	}
 	streamtest.Produce(t, b.Config, &stream.Record{Topic: schemas.TopicCreatives, Key: []byte("c-3")})
-	if err := l.waitFor(t.Context(), 5); err != nil {
+	if err := l.replica.WaitFor(t.Context(), 5); err != nil {
 		t.Fatal(err)
 	}
 	for name, l := range map[string]*Log{"live": l, "reopened": open(t, b)} {
