@@ -49,7 +49,7 @@ class Hyper:
     vae_lr: float = 2e-3
     vae_anchor: float = 0.3  # weight of what holds the latents: three to luma and chroma, the fourth to some spread
     vae_noise: float = 0.05  # added to the latents: a decoder that reads finer differences would see ghosts
-    steps: int = 4_000
+    steps: int = 9_000
     batch: int = 16
     lr: float = 1.5e-3
     weight_decay: float = 0.01
