@@ -186,7 +186,7 @@ func Query(ctx context.Context, db *warehouse.DB, c QueryConfig, progress func(s
 	rep.MergeSeconds = time.Since(began).Seconds()
 	progress(0.7, "rolling up")
 	began = time.Now()
-	if _, err := db.RollUp(ctx); err != nil {
+	if _, err := db.RollUp(ctx, 0); err != nil {
 		return rep, err
 	}
 	rep.RollUpSeconds = time.Since(began).Seconds()
