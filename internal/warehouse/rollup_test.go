@@ -77,9 +77,10 @@ type history struct {
 }
 
 func (h *history) next() (token string, rows []LabelRow) {
-	h.now = h.now.Add(time.Duration(h.rng.IntN(16*3600)) * time.Second)
+	h.now = h.now.Add(time.Duration(h.rng.IntN(30*3600)) * time.Second)
+	corrections := h.rng.IntN(2) * 3 // of ten rows, in every other block: otherwise no old day would ever stand still
 	for range 40 + h.rng.IntN(100) {
-		if len(h.latest) > 0 && h.rng.IntN(4) == 0 {
+		if len(h.latest) > 0 && h.rng.IntN(10) < corrections {
 			r := &h.latest[h.rng.IntN(len(h.latest))]
 			r.Version++
 			switch {
@@ -175,6 +176,9 @@ func TestRollupsEqualTheFinalScan(t *testing.T) {
 			rolled += done.Days
 			return err
 		})
+	}
+	for range 4 {
+		insert(h.next())
 	}
 	steps := []struct {
 		name string
