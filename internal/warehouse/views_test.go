@@ -19,6 +19,7 @@ import (
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/schemas/eventpb"
+	"ctrloop/schemas/question"
 )
 
 const (
@@ -493,9 +494,7 @@ func TestStepsOfARamp(t *testing.T) {
 		}
 		sums[k].Observe(u[0], u[1])
 	}
-	if l := readLifts(t, db); len(l) != 1 || l[0].DiffLow <= 0 {
-		t.Errorf("pooled %+v: no trap here, this test shows nothing", l)
-	}
+	checkRampIsNotPooled(t, db)
 	var got []struct {
 		liftRow
 		Step   uint64    `ch:"step"`
@@ -525,6 +524,49 @@ func TestStepsOfARamp(t *testing.T) {
 	}
 	if n := count(t, db, "SELECT count() FROM experiment_steps(id = 'none', settle = 60)"); n != 0 {
 		t.Errorf("an experiment that does not exist has %d steps", n)
+	}
+}
+
+// checkRampIsNotPooled holds the views that pool to saying nothing of the ramp, where pooling would be sure of an effect that is
+// not there, and the question for owners to the figures of the last look.
+func checkRampIsNotPooled(t *testing.T, db *DB) {
+	t.Helper()
+	var arms []struct {
+		N  uint64 `ch:"n"`
+		M  uint64 `ch:"sum_m"`
+		D  uint64 `ch:"sum_d"`
+		MM uint64 `ch:"sum_mm"`
+		DD uint64 `ch:"sum_dd"`
+		MD uint64 `ch:"sum_md"`
+	}
+	if err := db.Select(t.Context(), &arms, "SELECT n, sum_m, sum_d, sum_mm, sum_dd, sum_md FROM experiment_results WHERE experiment = 'ramp' ORDER BY variant"); err != nil || len(arms) != 2 {
+		t.Fatal(err, arms)
+	}
+	var sums [2]stats.RatioSums
+	for i, a := range arms {
+		sums[i] = stats.RatioSums{N: int64(a.N), M: float64(a.M), D: float64(a.D), MM: float64(a.MM), DD: float64(a.DD), MD: float64(a.MD)}
+	}
+	pooled, err := stats.Compare(sums[0], sums[1], stats.DefaultSequence())
+	if err != nil || pooled.Interval.Low <= 0 {
+		t.Errorf("pooled %+v, %v: no trap here, this test shows nothing", pooled, err)
+	}
+	for _, view := range []string{"experiment_lift", "experiment_lift_by_category"} {
+		if got, want := lines(t, db, "SELECT diff, diff_low, diff_high, lift, lift_low, lift_high, p, steps FROM "+view), "nan\t-1\t1\tnan\t-1\tinf\t1\t4\n"; got != want {
+			t.Errorf("%s says %q of a ramp, want %q", view, got, want)
+		}
+	}
+	q, err := question.Find("experiments")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func() string { return lines(t, db, "SELECT ctr, lift, lift_low, lift_high, p, of FROM ("+q.SQL+")") }
+	if got, want := ask(), "nan\tnan\tnan\tnan\tnan\ta ramp without a look: ask experiment-steps\n"; got != want {
+		t.Errorf("before a look: %q, want %q", got, want)
+	}
+	exec1(t, db, `INSERT INTO experiment_looks (experiment, time, step, share, action, rule, lift, lift_low, lift_high, p, srm_p, impressions) VALUES
+		('ramp', '2026-03-01 02:30:00', 0, 0.1, 'hold', '', 0.5, -0.5, 2, 0.3, 1, 100), ('ramp', '2026-03-01 03:30:00', 1, 0.5, 'hold', '', 0.25, -0.125, 1.5, 0.75, 1, 100)`)
+	if got, want := ask(), "nan\t0.25\t-0.125\t1.5\t0.75\tstep 1 at 2026-03-01 03:30:00\n"; got != want {
+		t.Errorf("after two looks: %q, want %q", got, want)
 	}
 }
 

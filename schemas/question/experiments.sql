@@ -1,5 +1,16 @@
--- Which variants are better than their control, by how much, and is that certain? (Look as often as you like.)
-SELECT experiment, variant, users, control_users, round(ctr, 5) AS ctr, round(control_ctr, 5) AS control_ctr,
-    round(lift, 4) AS lift, round(lift_low, 4) AS lift_low, round(lift_high, 4) AS lift_high, p
-FROM experiment_lift
+-- Which variants are better than their control, by how much, and is that certain? (Look as often as you like. Of a
+-- ramp: what the rollout controller saw at its last look.)
+WITH steps > 1 AS ramp, (nan, nan, nan, nan) AS unknown,
+    multiIf(NOT ramp, (l.lift, l.lift_low, l.lift_high, l.p), look.looks > 0, look.figures, unknown) AS f
+SELECT experiment, l.variant AS variant, l.users AS users, l.control_users AS control_users,
+    round(if(ramp, nan, l.ctr), 5) AS ctr, round(if(ramp, nan, l.control_ctr), 5) AS control_ctr,
+    round(f.1, 4) AS lift, round(f.2, 4) AS lift_low, round(f.3, 4) AS lift_high, f.4 AS p,
+    multiIf(NOT ramp, 'all of it', look.looks = 0, 'a ramp without a look: ask experiment-steps', concat('step ', toString(look.last_step), ' at ', formatDateTime(look.at, '%F %T'))) AS of
+FROM experiment_lift AS l
+LEFT JOIN
+(
+    SELECT experiment, count() AS looks, max(time) AS at, argMax(step, (time, step)) AS last_step, argMax((lift, lift_low, lift_high, p), (time, step)) AS figures
+    FROM experiment_looks FINAL
+    GROUP BY experiment
+) AS look USING (experiment)
 ORDER BY experiment, variant

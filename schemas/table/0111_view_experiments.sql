@@ -47,25 +47,32 @@ FROM
 GROUP BY experiment, category, variant
 COMMENT 'Clicks, users and sums of each variant of each experiment and category';
 
+{{define "steps"}}
+    SELECT toLowCardinality(substring(entity, 12)) AS experiment, count() AS steps
+    FROM control_log FINAL
+    WHERE rejected = '' AND startsWith(entity, 'experiment/') AND type IN ('experiment.created', 'experiment.step')
+    GROUP BY experiment
+{{end -}}
 {{define "lift"}}WITH
     0.05 AS alpha,
     5000 AS n_star,
     x * (-2 * log(alpha) + log(1 - 2 * log(alpha))) / n_star AS y,
     sqrt(2 * (y + 1) / y * (0.5 * log1p(y) - log(alpha))) AS z,
-    vb + va > 0 AS informative,
+    vb + va > 0{{if .whole}} AND steps < 2{{end}} AS informative,
     ra * ra - z * z * va AS qa,
     ra * rb AS qb,
     rb * rb - z * z * vb AS qc,
     sqrt(greatest(0, qb * qb - qa * qc)) AS root
 SELECT
     {{.keys}}, variant, users, control_users, rb AS ctr, ra AS control_ctr,
-    rb - ra AS diff,
+    {{if .whole}}if(steps < 2, rb - ra, nan){{else}}rb - ra{{end}} AS diff,
     if(informative, diff - z * sqrt(va + vb), -1) AS diff_low,
     if(informative, diff + z * sqrt(va + vb), 1) AS diff_high,
-    if(ra > 0, rb / ra - 1, nan) AS lift,
+    if(ra > 0{{if .whole}} AND steps < 2{{end}}, rb / ra - 1, nan) AS lift,
     if(informative AND qa > 0, greatest((qb - root) / qa, 0) - 1, -1) AS lift_low,
     if(informative AND qa > 0, (qb + root) / qa - 1, inf) AS lift_high,
-    if(informative, least(1, exp(0.5 * log1p(y) - y * diff * diff / (va + vb) / (2 * (y + 1)))), 1) AS p
+    if(informative, least(1, exp(0.5 * log1p(y) - y * diff * diff / (va + vb) / (2 * (y + 1)))), 1) AS p{{if .whole}},
+    plan.steps AS steps{{end}}
 FROM
 (
     -- One pass over the results: a join of them with themselves would count the users twice.
@@ -79,24 +86,28 @@ FROM
     )
     ARRAY JOIN arms AS arm
     WHERE arm.1 != 'control' AND control.1 = 'control'
-){{end -}}
+) AS arms{{if .whole}}
+LEFT JOIN ({{template "steps"}}) AS plan USING (experiment){{end}}{{end -}}
 -- experiment_lift
 -- Question: is the treatment better than the control, by how much, and may we look now?
 -- Columns:  experiment, variant (each one but "control"); users, control_users, ctr, control_ctr (0 - 1);
 --           diff, diff_low, diff_high (difference of the rates); lift, lift_low, lift_high (relative, 0.05 = +5 %);
 --           p (always valid: look as often as you like). lift is NaN without control clicks. While the sums show
---           no variation (an arm with fewer than two users, no clicks) the intervals hold everything and p is 1.
+--           no variation (an arm with fewer than two users, no clicks) the intervals hold everything and p is 1; steps, the
+--           shares that the experiment has had so far by the control log, returns to one counted anew (0: not on the log).
+--           With 2 or more, diff and lift are NaN, the intervals hold everything and p is 1: see the note.
 -- Formulas: asymptotic confidence sequence (Waudby-Smith et al., arXiv 2103.06476), alpha = 0.05, tightest at n* = 5000 users:
 --           half = sigma sqrt(2 (n rho^2 + 1) / (n^2 rho^2) ln(sqrt(n rho^2 + 1) / alpha)), sigma^2 = n SE^2, n = users of both
 --           arms, rho^2 = (-2 ln alpha + ln(-2 ln alpha + 1)) / n*; with x = n rho^2 that is z SE;
 --           p = min(1, sqrt(x + 1) exp(-x diff^2 / (2 (x + 1) SE^2))).
 --           Relative: Fieller's interval with the same z. Equal to internal/stats to 1e-9 (tested).
--- Note:     for experiments whose share never changed (steps is 1 in experiment_health). Over a ramp a rate that drifts
---           makes a lift where there is none, with an interval that is sure of it (Simpson's paradox): ask experiment_steps.
+-- Note:     of an experiment whose share changed it says nothing (and ctr and control_ctr must not be compared): over a ramp a
+--           rate that drifts makes a lift where there is none, with an interval that is sure of it (Simpson's
+--           paradox). Ask experiment_steps there.
 -- Example:  SELECT lift, lift_low, lift_high, p FROM experiment_lift WHERE experiment = 'x-1'
 -- Cost:     experiment_results.
 CREATE OR REPLACE VIEW experiment_lift {{cluster}}AS
-{{template "lift" dict "results" "experiment_results" "keys" "experiment"}}
+{{template "lift" dict "results" "experiment_results" "keys" "experiment" "whole" "yes"}}
 COMMENT 'Lift of each variant over control with always-valid intervals';
 
 -- experiment_steps
@@ -156,11 +167,11 @@ COMMENT 'Lift of each step of a ramp with always-valid intervals';
 -- Question: where is the treatment better, where worse?
 -- Columns:  experiment, category, then as experiment_lift. Each interval and p holds for its category alone: of 44
 --           categories without a difference about two are below 0.05. Compare p with 0.05 / categories, or use the
---           experiment's categories over HTTP, which correct for it. Of a ramp it is as wrong as experiment_lift.
+--           experiment's categories over HTTP, which correct for it. Of a ramp it says nothing, as experiment_lift.
 -- Example:  SELECT category, lift, lift_low, lift_high FROM experiment_lift_by_category WHERE experiment = 'x-1' ORDER BY p
 -- Cost:     experiment_results_by_category.
 CREATE OR REPLACE VIEW experiment_lift_by_category {{cluster}}AS
-{{template "lift" dict "results" "experiment_results_by_category" "keys" "experiment, category"}}
+{{template "lift" dict "results" "experiment_results_by_category" "keys" "experiment, category" "whole" "yes"}}
 COMMENT 'Lift of each variant over control within each category';
 
 -- experiment_cuped
