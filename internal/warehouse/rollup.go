@@ -108,14 +108,18 @@ const rollupWeeksDue = `
 	WHERE made.generation = 0 OR made.days != due.days AND made.rolled <= now64(3) - toIntervalMillisecond({settled:Int64})
 	ORDER BY week`
 
+// armKey is the number of an experiment's variant. Each name is hashed once for a block of rows, not once a row: a
+// function of one LowCardinality column is evaluated on its dictionary.
+const armKey = "bitXor(toUInt64(sipHash64(experiment)), toUInt64(cityHash64(variant)))"
+
 // A generation of a day never changes once it is in use, so nothing has to be held still while it is read. One that is
 // replaced meanwhile makes a week that never counts.
 var rollupWeekSteps = []string{
-	`INSERT INTO rollup_users_weeks (week, generation, experiment, variant, user, impressions, clicks)
-	SELECT {week:Date}, {generation:UInt64}, experiment, variant, user, toUInt32(sum(impressions)), toUInt32(sum(clicks))
+	`INSERT INTO rollup_users_weeks (week, generation, arm, user, impressions, clicks)
+	SELECT {week:Date}, {generation:UInt64}, ` + armKey + ` AS arm, user, toUInt32(sum(impressions)), toUInt32(sum(clicks))
 	FROM rollup_users
 	WHERE experiment != '' AND (day, generation) IN (SELECT arrayJoin({days:Array(Tuple(Date, UInt64))}))
-	GROUP BY experiment, variant, user`,
+	GROUP BY arm, user`,
 	// From here on it counts.
 	`INSERT INTO rollup_weeks (week, generation, days) SELECT {week:Date}, {generation:UInt64}, {days:Array(Tuple(Date, UInt64))}`,
 }

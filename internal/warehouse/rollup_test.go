@@ -44,7 +44,7 @@ var rollupPairs = map[string][2]string{
 		`SELECT toDate(event_time, 'UTC') AS day, experiment, variant, user, count(), sum(clicked) FROM labels_mature GROUP BY ALL`,
 	},
 	"user_totals": {
-		`SELECT experiment, variant, user, sum(impressions), sum(clicks) FROM user_totals GROUP BY ALL`,
+		`SELECT experiment, variant, user, sum(impressions), sum(clicks) FROM user_totals INNER JOIN experiment_arms USING (arm) GROUP BY ALL`,
 		`SELECT experiment, variant, user, count(), sum(clicked) FROM labels_mature WHERE experiment != '' GROUP BY ALL`,
 	},
 }

@@ -9,20 +9,19 @@
 --           All of the experiment, whatever its share was: do not compare the variants of a ramp by it, where the
 --           treatment lived mostly late and the control mostly early (Simpson's paradox). Ask experiment_steps there.
 -- Example:  SELECT variant, users, ctr, se FROM experiment_results WHERE experiment = 'x-1'
--- Cost:     user_totals, grouped by user; an experiment alone reads its range only.
+-- Cost:     user_totals, grouped by user; of other experiments than the one asked for, a few ns a row.
 CREATE OR REPLACE VIEW experiment_results {{cluster}}AS
-SELECT experiment, variant,
-    sum(d) AS impressions, sum(m) AS clicks, count() AS users, clicks / impressions AS ctr,
-    users AS n, clicks AS sum_m, impressions AS sum_d, sum(m * m) AS sum_mm, sum(d * d) AS sum_dd, sum(m * d) AS sum_md,
+SELECT names.experiment AS experiment, names.variant AS variant, impressions, clicks, users, clicks / impressions AS ctr,
+    users AS n, clicks AS sum_m, impressions AS sum_d, sum_mm, sum_dd, sum_md,
     if(n < 2, nan, n * greatest(0, sum_mm - 2 * ctr * sum_md + ctr * ctr * sum_dd) / (n - 1) * n / sum_d / sum_d) AS variance,
     sqrt(variance / n) AS se
 FROM
 (
-    SELECT experiment, variant, user, toUInt64(sum(clicks)) AS m, toUInt64(sum(impressions)) AS d
-    FROM user_totals
-    GROUP BY experiment, variant, user
-)
-GROUP BY experiment, variant
+    SELECT arm, sum(d) AS impressions, sum(m) AS clicks, count() AS users, sum(m * m) AS sum_mm, sum(d * d) AS sum_dd, sum(m * d) AS sum_md
+    FROM (SELECT arm, user, toUInt64(sum(clicks)) AS m, toUInt64(sum(impressions)) AS d FROM user_totals GROUP BY arm, user)
+    GROUP BY arm
+) AS sums
+INNER JOIN experiment_arms AS names USING (arm)
 COMMENT 'Clicks, users and sums of each variant of each experiment';
 
 -- experiment_results_by_category
@@ -181,7 +180,7 @@ COMMENT 'Lift of each variant over control within each category';
 --           the sums of products sum_mm, sum_dd, sum_md, sum_xx, sum_yy, sum_xy, sum_mx, sum_my, sum_dx, sum_dy.
 -- Parameters: id of the experiment; days before it that count.
 -- Example:  SELECT * FROM experiment_cuped(id = 'x-1', days = 14)
--- Cost:     user_totals of the experiment, and user_days of the days before.
+-- Cost:     user_days of the experiment, and of the days before.
 CREATE OR REPLACE VIEW experiment_cuped {{cluster}}AS
 WITH (SELECT min(day) FROM user_days WHERE experiment = {id:String}) AS start
 SELECT {id:String} AS experiment, variant, count() AS n, sum(m) AS sum_m, sum(d) AS sum_d, sum(x) AS sum_x, sum(y) AS sum_y,
@@ -190,7 +189,7 @@ SELECT {id:String} AS experiment, variant, count() AS n, sum(m) AS sum_m, sum(d)
 FROM
 (
     SELECT variant, user, toUInt64(sum(clicks)) AS m, toUInt64(sum(impressions)) AS d
-    FROM user_totals
+    FROM user_days
     WHERE experiment = {id:String}
     GROUP BY variant, user
 ) AS during
@@ -214,7 +213,7 @@ COMMENT 'Sums of an experiment with those of the days before it';
 -- Note:     share covers the whole experiment, planned its last step: compare them while steps is 1. srm_p is made step by
 --           step and is the one to act on: below 0.01 the assignment or the logging is broken.
 -- Example:  SELECT experiment, variant, multiple, srm_p FROM experiment_health WHERE multiple > 0.01 OR srm_p < 0.01
--- Cost:     user_totals, grouped by user; an experiment alone reads its range only.
+-- Cost:     user_days, grouped by user; an experiment alone reads its range only.
 CREATE OR REPLACE VIEW experiment_health {{cluster}}AS
 SELECT experiment, variant, users, users_elsewhere, users_elsewhere / users AS multiple,
     users / sum(users) OVER (PARTITION BY experiment) AS share,
@@ -225,8 +224,9 @@ FROM
     SELECT experiment, arrayJoin(arms) AS variant, count() AS users, countIf(length(arms) > 1) AS users_elsewhere
     FROM
     (
-        SELECT toString(user_totals.experiment) AS experiment, user, groupUniqArray(toString(user_totals.variant)) AS arms
-        FROM user_totals
+        SELECT toString(user_days.experiment) AS experiment, user, groupUniqArray(toString(user_days.variant)) AS arms
+        FROM user_days
+        WHERE user_days.experiment != ''
         GROUP BY experiment, user
     )
     GROUP BY experiment, variant
