@@ -440,7 +440,7 @@ func TestStepsOfARamp(t *testing.T) {
 		}
 		log = append(log, ControlRow{Event: e, Place: Place{TopicID: "t", Offset: int64(len(log))}, Rejected: rejected})
 	}
-	add(control.ExperimentCreated, "", control.Experiment{ID: "ramp", Steps: shares, Draft: true})
+	add(control.ExperimentCreated, "", control.Experiment{ID: "ramp", Unit: "user", Steps: shares, Draft: true})
 	add(control.ExperimentStarted, "", control.Start{AtMS: start.UnixMilli()})
 	add(control.ExperimentStepped, "somebody was first", control.Step{Index: 1, Share: 0.5, AtMS: start.Add(time.Minute).UnixMilli()})
 	for _, v := range visits[1:] {
@@ -527,6 +527,58 @@ func TestStepsOfARamp(t *testing.T) {
 	}
 }
 
+// An experiment by product: by user nothing is said, and its one step counts products.
+func TestLiftByProduct(t *testing.T) {
+	db := database(t)
+	at := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	e, err := control.NewEvent("id", control.ExperimentCreated, "experiment/x0", 0, "tester", "why", at, control.Experiment{ID: "x0", Unit: "product", Steps: []float64{0.5}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.InsertControl(t.Context(), []ControlRow{{Event: e, Place: Place{TopicID: "t"}}}); err != nil {
+		t.Fatal(err)
+	}
+	rows := world(rand.New(rand.NewPCG(4, 4)), 3000)
+	for i := range rows {
+		if p := rows[i].Product[1] - '0'; rows[i].Experiment != "" {
+			rows[i].Variant = []string{"control", "treatment"}[p%2]
+		}
+	}
+	if err := db.InsertLabels(t.Context(), "a", rows); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := lines(t, db, "SELECT experiment, isNaN(lift), diff_low, p = 1, unit FROM experiment_lift ORDER BY experiment"), "x0\t1\t-1\t1\tproduct\nx1\t0\t"; !strings.HasPrefix(got, want) {
+		t.Errorf("%q, want %q and so on", got, want)
+	}
+	good, _ := mature(rows)
+	per := map[string]*[2]float64{}
+	for _, r := range good {
+		if r.Experiment != "x0" {
+			continue
+		}
+		if per[r.Product] == nil {
+			per[r.Product] = &[2]float64{}
+		}
+		per[r.Product][1]++
+		if r.Clicked {
+			per[r.Product][0]++
+		}
+	}
+	var even, odd stats.RatioSums
+	for product, u := range per {
+		if (product[1]-'0')%2 == 0 {
+			even.Observe(u[0], u[1])
+		} else {
+			odd.Observe(u[0], u[1])
+		}
+	}
+	var got []liftRow
+	if err := db.Select(t.Context(), &got, "SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p FROM experiment_steps(id = 'x0', settle = 0)"); err != nil || len(got) != 1 {
+		t.Fatal(err, got)
+	}
+	checkLift(t, got[0], even, odd)
+}
+
 // checkRampIsNotPooled holds the views that pool to saying nothing of the ramp, where pooling would be sure of an effect that is
 // not there, and the question for owners to the figures of the last look.
 func checkRampIsNotPooled(t *testing.T, db *DB) {
@@ -551,7 +603,7 @@ func checkRampIsNotPooled(t *testing.T, db *DB) {
 		t.Errorf("pooled %+v, %v: no trap here, this test shows nothing", pooled, err)
 	}
 	for _, view := range []string{"experiment_lift", "experiment_lift_by_category"} {
-		if got, want := lines(t, db, "SELECT diff, diff_low, diff_high, lift, lift_low, lift_high, p, steps FROM "+view), "nan\t-1\t1\tnan\t-1\tinf\t1\t4\n"; got != want {
+		if got, want := lines(t, db, "SELECT diff, diff_low, diff_high, lift, lift_low, lift_high, p, steps, unit FROM "+view), "nan\t-1\t1\tnan\t-1\tinf\t1\t4\tuser\n"; got != want {
 			t.Errorf("%s says %q of a ramp, want %q", view, got, want)
 		}
 	}
@@ -560,7 +612,7 @@ func checkRampIsNotPooled(t *testing.T, db *DB) {
 		t.Fatal(err)
 	}
 	ask := func() string { return lines(t, db, "SELECT ctr, lift, lift_low, lift_high, p, of FROM ("+q.SQL+")") }
-	if got, want := ask(), "nan\tnan\tnan\tnan\tnan\ta ramp without a look: ask experiment-steps\n"; got != want {
+	if got, want := ask(), "nan\tnan\tnan\tnan\tnan\tnot looked at yet: ask experiment-steps\n"; got != want {
 		t.Errorf("before a look: %q, want %q", got, want)
 	}
 	exec1(t, db, `INSERT INTO experiment_looks (experiment, time, step, share, action, rule, lift, lift_low, lift_high, p, srm_p, impressions) VALUES
