@@ -14,6 +14,7 @@ import (
 // Rollup is what one call of RollUp did.
 type Rollup struct {
 	Days    int // counted anew
+	Weeks   int // added up anew
 	Dropped int // generations that nobody reads any more, of all rollup tables
 }
 
@@ -23,6 +24,11 @@ const (
 	rollupGrace = 10 * time.Minute
 	// rollupOrphan is the age at which a generation that was never put to use is taken for the rest of a crash.
 	rollupOrphan = 6 * time.Hour
+	// rollupSettled is for how long a day must not have changed before it goes into its week's totals, and how old those
+	// must be before they are made again. Recent days get corrections all the time: with them a week would be made anew
+	// every minute and be out of use most of the time. It bounds the work too: a week of 17 million rows is
+	// a few seconds in ten minutes at the very worst.
+	rollupSettled = 10 * time.Minute
 )
 
 // rollupDay is a day that is to be counted.
@@ -78,10 +84,50 @@ var rollupSteps = []string{
 	SELECT toDate({from:DateTime('UTC')}, 'UTC'), {generation:UInt64}, {until:DateTime('UTC')}, {touched:UInt64}`,
 }
 
-// RollUp counts days anew whose labels have changed or matured since they were counted last, oldest first,
-// and drops what it has replaced. Views are exact before, during and after: it makes them fast. It may be
-// stopped or killed anywhere and may run in several processes at a time.
-func (db *DB) RollUp(ctx context.Context) (Rollup, error) {
+// rollupWeek is a week whose days are to be added up.
+type rollupWeek struct {
+	Week time.Time `ch:"week"`       // its Monday
+	Days string    `ch:"days"`       // as rollup_weeks has them, as text
+	Last uint64    `ch:"generation"` // 0: none
+}
+
+// Weeks whose settled days are other ones, or in other generations, than those that were added up. One day alone is
+// as good by itself.
+const rollupWeeksDue = `
+	SELECT due.week AS week, toString(due.days) AS days, made.generation AS generation
+	FROM
+	(
+		SELECT toMonday(day) AS week, arraySort(groupArray((day, generation))) AS days
+		FROM (SELECT day, generation FROM rollup_cells WHERE until = toDateTime(day + 1, 'UTC')) AS cells
+		INNER JOIN (SELECT day, generation, rolled AS counted FROM rollups FINAL) AS counts USING (day, generation)
+		WHERE counted <= now64(3) - toIntervalMillisecond({settled:Int64})
+		GROUP BY week
+		HAVING length(days) > 1
+	) AS due
+	LEFT JOIN (SELECT week, generation, days, rolled FROM rollup_weeks FINAL) AS made USING (week)
+	WHERE made.generation = 0 OR made.days != due.days AND made.rolled <= now64(3) - toIntervalMillisecond({settled:Int64})
+	ORDER BY week`
+
+// armKey is the number of an experiment's variant. Each name is hashed once for a block of rows, not once a row: a
+// function of one LowCardinality column is evaluated on its dictionary.
+const armKey = "bitXor(toUInt64(sipHash64(experiment)), toUInt64(cityHash64(variant)))"
+
+// A generation of a day never changes once it is in use, so nothing has to be held still while it is read. One that is
+// replaced meanwhile makes a week that never counts.
+var rollupWeekSteps = []string{
+	`INSERT INTO rollup_users_weeks (week, generation, arm, user, impressions, clicks)
+	SELECT {week:Date}, {generation:UInt64}, ` + armKey + ` AS arm, user, toUInt32(sum(impressions)), toUInt32(sum(clicks))
+	FROM rollup_users
+	WHERE experiment != '' AND (day, generation) IN (SELECT arrayJoin({days:Array(Tuple(Date, UInt64))}))
+	GROUP BY arm, user`,
+	// From here on it counts.
+	`INSERT INTO rollup_weeks (week, generation, days) SELECT {week:Date}, {generation:UInt64}, {days:Array(Tuple(Date, UInt64))}`,
+}
+
+// RollUp counts days anew whose labels have changed or matured since they were counted last, oldest first, adds up
+// weeks of days that have not changed for as long as settled, and drops what it has replaced. Views are exact before,
+// during and after: it makes them fast. It may be stopped or killed anywhere and may run in several processes at a time.
+func (db *DB) RollUp(ctx context.Context, settled time.Duration) (Rollup, error) {
 	var done Rollup
 	var due []rollupDay
 	if err := db.Select(ctx, &due, rollupDue); err != nil {
@@ -92,6 +138,17 @@ func (db *DB) RollUp(ctx context.Context) (Rollup, error) {
 			return done, err
 		}
 		done.Days++
+	}
+	var weeks []rollupWeek
+	within := clickhouse.Context(ctx, clickhouse.WithParameters(clickhouse.Parameters{"settled": fmt.Sprint(settled.Milliseconds())}))
+	if err := db.Select(within, &weeks, rollupWeeksDue); err != nil {
+		return done, fmt.Errorf("find the weeks to add up: %w", err)
+	}
+	for _, w := range weeks {
+		if err := db.rollUpWeek(ctx, w); err != nil {
+			return done, err
+		}
+		done.Weeks++
 	}
 	var err error
 	done.Dropped, err = db.dropGenerations(ctx)
@@ -105,14 +162,7 @@ func (db *DB) rollUpDay(ctx context.Context, d rollupDay) error {
 			"from": d.Day.UTC().Format(time.DateTime), "until": d.Until.UTC().Format(time.DateTime),
 			"generation": fmt.Sprint(max(newGeneration(time.Now()), d.Last+1)), "touched": fmt.Sprint(d.Touched),
 		}),
-		clickhouse.WithSettings(clickhouse.Settings{
-			"async_insert": 0, "insert_deduplicate": 0,
-			"distributed_foreground_insert":      1,         // the last step must not be there before the others
-			"max_bytes_before_external_group_by": 512 << 20, // a day of many users on a small machine
-			"max_partitions_per_insert_block":    0,
-			// Both hold for labels: equal keys have equal event times, hence one partition.
-			"do_not_merge_across_partitions_select_final": 1,
-		}))
+		clickhouse.WithSettings(rollupSettings()))
 	labels := quoteName(db.database) + ".labels"
 	for i, q := range rollupSteps {
 		if err := db.Exec(ctx, strings.ReplaceAll(q, "{labels}", labels)); err != nil {
@@ -122,41 +172,72 @@ func (db *DB) rollUpDay(ctx context.Context, d rollupDay) error {
 	return nil
 }
 
+// rollUpWeek adds up one week.
+func (db *DB) rollUpWeek(ctx context.Context, w rollupWeek) error {
+	ctx = clickhouse.Context(ctx,
+		clickhouse.WithParameters(clickhouse.Parameters{
+			"week": w.Week.Format(time.DateOnly), "days": w.Days, "generation": fmt.Sprint(max(newGeneration(time.Now()), w.Last+1)),
+		}),
+		clickhouse.WithSettings(rollupSettings()))
+	for i, q := range rollupWeekSteps {
+		if err := db.Exec(ctx, q); err != nil {
+			return fmt.Errorf("add up the week of %s, step %d: %w", w.Week.Format(time.DateOnly), i+1, err)
+		}
+	}
+	return nil
+}
+
+func rollupSettings() clickhouse.Settings {
+	return clickhouse.Settings{
+		"async_insert": 0, "insert_deduplicate": 0,
+		"distributed_foreground_insert":      1,         // the last step must not be there before the others
+		"max_bytes_before_external_group_by": 512 << 20, // a day of many users on a small machine
+		"max_partitions_per_insert_block":    0,
+		// Both hold for labels: equal keys have equal event times, hence one partition.
+		"do_not_merge_across_partitions_select_final": 1,
+	}
+}
+
 // newGeneration names an attempt: the time in nanoseconds with its last 20 bits (a millisecond) drawn at
 // random, so that two processes do not write under one name.
 func newGeneration(now time.Time) uint64 {
 	return uint64(now.UnixNano())&^(1<<20-1) | rand.Uint64N(1<<20)
 }
 
-// rollupTables hold generations.
-func rollupTables() []string {
-	return []string{"rollup_ctr_hours", "rollup_ctr_days", "rollup_users"}
+// rollupTable holds generations of a span, of which the registry names the one in use.
+type rollupTable struct{ name, span, registry string }
+
+func rollupTables() []rollupTable {
+	return []rollupTable{
+		{"rollup_ctr_hours", "day", "rollups"}, {"rollup_ctr_days", "day", "rollups"}, {"rollup_users", "day", "rollups"},
+		{"rollup_users_weeks", "week", "rollup_weeks"},
+	}
 }
 
 // dropGenerations drops what was replaced some time ago, and what crashed attempts have left.
 func (db *DB) dropGenerations(ctx context.Context) (int, error) {
 	dropped := 0
 	now := time.Now()
-	for _, name := range rollupTables() {
+	for _, t := range rollupTables() {
 		var stale []struct {
-			Day        time.Time `ch:"day"`
+			Span       time.Time `ch:"span"`
 			Generation uint64    `ch:"generation"`
 		}
-		err := db.Select(ctx, &stale, `
-			SELECT there.day AS day, there.generation AS generation
-			FROM (SELECT day, generation, count() AS n FROM `+name+` GROUP BY day, generation) AS there
-			LEFT JOIN (SELECT day, generation, rolled FROM rollups FINAL) AS current ON there.day = current.day
+		err := db.Select(ctx, &stale, fmt.Sprintf(`
+			SELECT there.span AS span, there.generation AS generation
+			FROM (SELECT %[2]s AS span, generation, count() AS n FROM %[1]s GROUP BY span, generation) AS there
+			LEFT JOIN (SELECT %[2]s AS span, generation, rolled FROM %[3]s FINAL) AS current ON there.span = current.span
 			WHERE there.generation < current.generation AND current.rolled < now64(3) - toIntervalMillisecond(?)
-				OR there.generation != current.generation AND there.generation < ?`,
+				OR there.generation != current.generation AND there.generation < ?`, t.name, t.span, t.registry),
 			rollupGrace.Milliseconds(), uint64(now.Add(-rollupOrphan).UnixNano()))
 		if err != nil {
-			return dropped, fmt.Errorf("find old generations of %s: %w", name, err)
+			return dropped, fmt.Errorf("find old generations of %s: %w", t.name, err)
 		}
 		d := db.dialect
 		for _, g := range stale {
-			q := fmt.Sprintf("ALTER TABLE %s %sDROP PARTITION ('%s', %d)", d.local(name), d.onCluster(), g.Day.Format(time.DateOnly), g.Generation)
+			q := fmt.Sprintf("ALTER TABLE %s %sDROP PARTITION ('%s', %d)", d.local(t.name), d.onCluster(), g.Span.Format(time.DateOnly), g.Generation)
 			if err := db.Exec(ctx, q); err != nil {
-				return dropped, fmt.Errorf("drop an old generation of %s: %w", name, err)
+				return dropped, fmt.Errorf("drop an old generation of %s: %w", t.name, err)
 			}
 			dropped++
 		}
@@ -184,14 +265,14 @@ func (db *DB) KeepRolledUp(ctx context.Context, interval time.Duration, log zero
 	defer tick.Stop()
 	for {
 		began := time.Now()
-		done, err := db.RollUp(ctx)
+		done, err := db.RollUp(ctx, rollupSettled)
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
 			log.Warn().Err(err).Msg("labels were not rolled up, questions over long spans are slow until they are")
-		case done.Days > 0:
-			log.Debug().Int("days", done.Days).Int("dropped", done.Dropped).Dur("took", time.Since(began)).Msg("labels rolled up")
+		case done.Days+done.Weeks > 0:
+			log.Debug().Int("days", done.Days).Int("weeks", done.Weeks).Int("dropped", done.Dropped).Dur("took", time.Since(began)).Msg("labels rolled up")
 		}
 		select {
 		case <-ctx.Done():

@@ -17,7 +17,7 @@ import (
 // rollUp counts what is due and fails if nothing was.
 func rollUp(t testing.TB, db *DB) {
 	t.Helper()
-	done, err := db.RollUp(t.Context())
+	done, err := db.RollUp(t.Context(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,6 +42,10 @@ var rollupPairs = map[string][2]string{
 	"user_days": {
 		`SELECT day, experiment, variant, user, sum(impressions), sum(clicks) FROM user_days GROUP BY ALL`,
 		`SELECT toDate(event_time, 'UTC') AS day, experiment, variant, user, count(), sum(clicked) FROM labels_mature GROUP BY ALL`,
+	},
+	"user_totals": {
+		`SELECT experiment, variant, user, sum(impressions), sum(clicks) FROM user_totals INNER JOIN experiment_arms USING (arm) GROUP BY ALL`,
+		`SELECT experiment, variant, user, count(), sum(clicked) FROM labels_mature WHERE experiment != '' GROUP BY ALL`,
 	},
 }
 
@@ -73,9 +77,10 @@ type history struct {
 }
 
 func (h *history) next() (token string, rows []LabelRow) {
-	h.now = h.now.Add(time.Duration(h.rng.IntN(5*3600)) * time.Second)
+	h.now = h.now.Add(time.Duration(h.rng.IntN(30*3600)) * time.Second)
+	corrections := h.rng.IntN(2) * 3 // of ten rows, in every other block: otherwise no old day would ever stand still
 	for range 40 + h.rng.IntN(100) {
-		if len(h.latest) > 0 && h.rng.IntN(4) == 0 {
+		if len(h.latest) > 0 && h.rng.IntN(10) < corrections {
 			r := &h.latest[h.rng.IntN(len(h.latest))]
 			r.Version++
 			switch {
@@ -167,10 +172,13 @@ func TestRollupsEqualTheFinalScan(t *testing.T) {
 	rollup := func() {
 		t.Helper()
 		again(func() error {
-			done, err := db.RollUp(t.Context())
+			done, err := db.RollUp(t.Context(), 0)
 			rolled += done.Days
 			return err
 		})
+	}
+	for range 4 {
+		insert(h.next())
 	}
 	steps := []struct {
 		name string
@@ -190,7 +198,11 @@ func TestRollupsEqualTheFinalScan(t *testing.T) {
 		{"a merge", func() {
 			again(func() error {
 				var errs []error
-				for _, table := range append(rollupTables(), "labels", "label_hours", "rollups") {
+				tables := []string{"labels", "label_hours", "rollups", "rollup_weeks"}
+				for _, r := range rollupTables() {
+					tables = append(tables, r.name)
+				}
+				for _, table := range tables {
 					errs = append(errs, db.Exec(t.Context(), "OPTIMIZE TABLE "+table+" FINAL"))
 				}
 				return errors.Join(errs...)
@@ -206,14 +218,25 @@ func TestRollupsEqualTheFinalScan(t *testing.T) {
 			again(func() error { return db.Touch(t.Context(), row.Impression.Time()) })
 		}},
 	}
+	used, unused := 0, 0 // checks with a week in use, and with one that must not be
+	check := func(after string) {
+		t.Helper()
+		rollupsEqualScan(t, db, after)
+		var made, current uint64
+		if err := db.QueryRow(t.Context(), "SELECT (SELECT count() FROM rollup_weeks FINAL), (SELECT uniqExactIf(week_generation, week_generation != 0) FROM rollup_cells)").Scan(&made, &current); err != nil {
+			t.Fatal(err)
+		}
+		used += int(min(current, 1))
+		unused += int(min(made-current, 1))
+	}
 	for _, s := range steps { // each at least once
 		s.do()
-		rollupsEqualScan(t, db, s.name)
+		check(s.name)
 	}
 	for range 8 {
 		s := steps[h.rng.IntN(len(steps))]
 		s.do()
-		rollupsEqualScan(t, db, s.name)
+		check(s.name)
 	}
 	rollup()
 	if n := rollupsEqualScan(t, db, "all of it"); n < 200 {
@@ -222,8 +245,108 @@ func TestRollupsEqualTheFinalScan(t *testing.T) {
 	if cells := count(t, db, "SELECT count() FROM rollup_cells"); cells < 2 || rolled < 5 {
 		t.Errorf("%d days rolled up in %d counts: the test proves little", cells, rolled)
 	}
+	if used < 5 || unused < 5 {
+		t.Errorf("a week was in use in %d checks and out of use in %d: the test proves little", used, unused)
+	}
 	if raw, all := count(t, db, "SELECT count() FROM labels_unrolled"), count(t, db, "SELECT count() FROM labels_mature"); raw >= all/2 {
 		t.Errorf("%d of %d impressions are not rolled up after a rollup", raw, all)
+	}
+}
+
+// weekRows are the labels of an experiment's users on some days, two of them a day and user.
+func weekRows(rng *rand.Rand, days ...time.Time) (rows []LabelRow) {
+	for _, d := range days {
+		for i := range 40 {
+			var random [10]byte
+			for j := range random {
+				random[j] = byte(rng.Uint32())
+			}
+			user := uint64(i % 20)
+			rows = append(rows, LabelRow{
+				Impression: schemas.NewImpressionID(d.Add(time.Duration(i)*time.Minute), random), Version: 1, User: user, Product: "p", Creative: "c", Weight: 1,
+				Experiment: "x", Variant: []string{"control", "treatment"}[user%2], Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE,
+				WatermarkMS: d.AddDate(0, 0, 30).UnixMilli(), Offset: int64(len(rows)),
+			})
+		}
+	}
+	return rows
+}
+
+// The life of a week: made of what has settled, out of use from a correction on, not made again before its time, and
+// then without the day that has just changed.
+func TestWeeks(t *testing.T) {
+	db := database(t)
+	monday := time.Date(2026, 3, 2, 10, 0, 0, 0, time.UTC)
+	rows := weekRows(rand.New(rand.NewPCG(3, 4)), monday.AddDate(0, 0, -1), monday, monday.AddDate(0, 0, 1), monday.AddDate(0, 0, 2), monday.AddDate(0, 0, 7))
+	if err := db.InsertLabels(t.Context(), "a", rows); err != nil {
+		t.Fatal(err)
+	}
+	up := func(settled time.Duration, days, weeks int) {
+		t.Helper()
+		done, err := db.RollUp(t.Context(), settled)
+		if err != nil || done.Days != days || done.Weeks != weeks {
+			t.Errorf("%+v, %v: want %d days and %d weeks", done, err, days, weeks)
+		}
+	}
+	// inUse is checked against the scan too: days that are in a week's totals, and rows that are read of both levels.
+	inUse := func(after, days string, read int) {
+		t.Helper()
+		rollupsEqualScan(t, db, after)
+		if got := strings.TrimSpace(lines(t, db, "SELECT arrayStringConcat(arraySort(groupArray(toString(day))), ' ') FROM rollup_cells WHERE week_generation != 0")); got != days {
+			t.Errorf("after %s: %q are in a week's totals, want %q", after, got, days)
+		}
+		if got := count(t, db, "SELECT count() FROM user_totals"); got != uint64(read) {
+			t.Errorf("after %s: user_totals has %d rows, want %d", after, got, read)
+		}
+	}
+	age := func(table string) {
+		exec1(t, db, "ALTER TABLE "+table+" UPDATE rolled = rolled - INTERVAL 2 HOUR WHERE 1 SETTINGS mutations_sync = 2")
+	}
+	up(time.Hour, 5, 0)
+	inUse("a rollup of days that may still change", "", 5*20)
+	age("rollups")
+	up(time.Hour, 0, 1) // the Sunday before and the Monday after are alone in their weeks
+	inUse("a week", "2026-03-02 2026-03-03 2026-03-04", 3*20)
+	up(0, 0, 0)
+
+	corrected := rows[45] // of the Monday
+	corrected.Version, corrected.Clicked, corrected.Kind = 2, true, eventpb.LabelKind_LABEL_KIND_CORRECTED
+	if err := db.InsertLabels(t.Context(), "b", []LabelRow{corrected}); err != nil {
+		t.Fatal(err)
+	}
+	inUse("a correction", "", 5*20)
+	up(time.Hour, 1, 0) // the week is too young
+	inUse("the day's new count", "", 5*20)
+	age("rollup_weeks")
+	up(time.Hour, 0, 1)
+	inUse("the others of the week", "2026-03-03 2026-03-04", 4*20)
+	age("rollups")
+	up(time.Hour, 0, 0)
+	age("rollup_weeks")
+	up(time.Hour, 0, 1)
+	inUse("the whole week again", "2026-03-02 2026-03-03 2026-03-04", 3*20)
+	if n := count(t, db, "SELECT sum(clicks) FROM user_totals"); n != 1 {
+		t.Errorf("%d clicks, want the correction's", n)
+	}
+	age("rollup_weeks")
+	if done, err := db.RollUp(t.Context(), 0); err != nil || done.Dropped == 0 {
+		t.Errorf("%+v, %v: nothing replaced was dropped", done, err)
+	}
+	if n := count(t, db, "SELECT uniqExact(week, generation) FROM rollup_users_weeks"); n != 1 {
+		t.Errorf("%d generations are left, want the one in use", n)
+	}
+	inUse("dropping", "2026-03-02 2026-03-03 2026-03-04", 3*20)
+
+	// A day that is gone, as retention does it.
+	exec1(t, db, "ALTER TABLE labels DROP PARTITION 20260303")
+	if err := db.Touch(t.Context(), monday.AddDate(0, 0, 1)); err != nil {
+		t.Fatal(err)
+	}
+	inUse("a day that is gone", "", 4*20)
+	up(0, 1, 1)
+	inUse("its count", "2026-03-02 2026-03-03 2026-03-04", 3*20) // its users are those of the others
+	if n := count(t, db, "SELECT sum(impressions) FROM user_totals"); n != 4*40 {
+		t.Errorf("%d impressions, want those of four days", n)
 	}
 }
 
@@ -248,7 +371,7 @@ func TestOldGenerationsAreDropped(t *testing.T) {
 		t.Errorf("generations %q, want both real ones and the one under way", got)
 	}
 	exec1(t, db, "ALTER TABLE rollups UPDATE rolled = rolled - INTERVAL 1 HOUR WHERE 1 SETTINGS mutations_sync = 2")
-	done, err := db.RollUp(t.Context())
+	done, err := db.RollUp(t.Context(), 0)
 	if err != nil || done.Days != 0 || done.Dropped == 0 {
 		t.Errorf("%+v, %v: want nothing counted and the old generation dropped", done, err)
 	}

@@ -19,6 +19,7 @@ import (
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/schemas/eventpb"
+	"ctrloop/schemas/question"
 )
 
 const (
@@ -439,7 +440,7 @@ func TestStepsOfARamp(t *testing.T) {
 		}
 		log = append(log, ControlRow{Event: e, Place: Place{TopicID: "t", Offset: int64(len(log))}, Rejected: rejected})
 	}
-	add(control.ExperimentCreated, "", control.Experiment{ID: "ramp", Steps: shares, Draft: true})
+	add(control.ExperimentCreated, "", control.Experiment{ID: "ramp", Unit: "user", Steps: shares, Draft: true})
 	add(control.ExperimentStarted, "", control.Start{AtMS: start.UnixMilli()})
 	add(control.ExperimentStepped, "somebody was first", control.Step{Index: 1, Share: 0.5, AtMS: start.Add(time.Minute).UnixMilli()})
 	for _, v := range visits[1:] {
@@ -493,9 +494,7 @@ func TestStepsOfARamp(t *testing.T) {
 		}
 		sums[k].Observe(u[0], u[1])
 	}
-	if l := readLifts(t, db); len(l) != 1 || l[0].DiffLow <= 0 {
-		t.Errorf("pooled %+v: no trap here, this test shows nothing", l)
-	}
+	checkRampIsNotPooled(t, db)
 	var got []struct {
 		liftRow
 		Step   uint64    `ch:"step"`
@@ -525,6 +524,101 @@ func TestStepsOfARamp(t *testing.T) {
 	}
 	if n := count(t, db, "SELECT count() FROM experiment_steps(id = 'none', settle = 60)"); n != 0 {
 		t.Errorf("an experiment that does not exist has %d steps", n)
+	}
+}
+
+// An experiment by product: by user nothing is said, and its one step counts products.
+func TestLiftByProduct(t *testing.T) {
+	db := database(t)
+	at := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	e, err := control.NewEvent("id", control.ExperimentCreated, "experiment/x0", 0, "tester", "why", at, control.Experiment{ID: "x0", Unit: "product", Steps: []float64{0.5}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.InsertControl(t.Context(), []ControlRow{{Event: e, Place: Place{TopicID: "t"}}}); err != nil {
+		t.Fatal(err)
+	}
+	rows := world(rand.New(rand.NewPCG(4, 4)), 3000)
+	for i := range rows {
+		if p := rows[i].Product[1] - '0'; rows[i].Experiment != "" {
+			rows[i].Variant = []string{"control", "treatment"}[p%2]
+		}
+	}
+	if err := db.InsertLabels(t.Context(), "a", rows); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := lines(t, db, "SELECT experiment, isNaN(lift), diff_low, p = 1, unit FROM experiment_lift ORDER BY experiment"), "x0\t1\t-1\t1\tproduct\nx1\t0\t"; !strings.HasPrefix(got, want) {
+		t.Errorf("%q, want %q and so on", got, want)
+	}
+	good, _ := mature(rows)
+	per := map[string]*[2]float64{}
+	for _, r := range good {
+		if r.Experiment != "x0" {
+			continue
+		}
+		if per[r.Product] == nil {
+			per[r.Product] = &[2]float64{}
+		}
+		per[r.Product][1]++
+		if r.Clicked {
+			per[r.Product][0]++
+		}
+	}
+	var even, odd stats.RatioSums
+	for product, u := range per {
+		if (product[1]-'0')%2 == 0 {
+			even.Observe(u[0], u[1])
+		} else {
+			odd.Observe(u[0], u[1])
+		}
+	}
+	var got []liftRow
+	if err := db.Select(t.Context(), &got, "SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p FROM experiment_steps(id = 'x0', settle = 0)"); err != nil || len(got) != 1 {
+		t.Fatal(err, got)
+	}
+	checkLift(t, got[0], even, odd)
+}
+
+// checkRampIsNotPooled holds the views that pool to saying nothing of the ramp, where pooling would be sure of an effect that is
+// not there, and the question for owners to the figures of the last look.
+func checkRampIsNotPooled(t *testing.T, db *DB) {
+	t.Helper()
+	var arms []struct {
+		N  uint64 `ch:"n"`
+		M  uint64 `ch:"sum_m"`
+		D  uint64 `ch:"sum_d"`
+		MM uint64 `ch:"sum_mm"`
+		DD uint64 `ch:"sum_dd"`
+		MD uint64 `ch:"sum_md"`
+	}
+	if err := db.Select(t.Context(), &arms, "SELECT n, sum_m, sum_d, sum_mm, sum_dd, sum_md FROM experiment_results WHERE experiment = 'ramp' ORDER BY variant"); err != nil || len(arms) != 2 {
+		t.Fatal(err, arms)
+	}
+	var sums [2]stats.RatioSums
+	for i, a := range arms {
+		sums[i] = stats.RatioSums{N: int64(a.N), M: float64(a.M), D: float64(a.D), MM: float64(a.MM), DD: float64(a.DD), MD: float64(a.MD)}
+	}
+	pooled, err := stats.Compare(sums[0], sums[1], stats.DefaultSequence())
+	if err != nil || pooled.Interval.Low <= 0 {
+		t.Errorf("pooled %+v, %v: no trap here, this test shows nothing", pooled, err)
+	}
+	for _, view := range []string{"experiment_lift", "experiment_lift_by_category"} {
+		if got, want := lines(t, db, "SELECT diff, diff_low, diff_high, lift, lift_low, lift_high, p, steps, unit FROM "+view), "nan\t-1\t1\tnan\t-1\tinf\t1\t4\tuser\n"; got != want {
+			t.Errorf("%s says %q of a ramp, want %q", view, got, want)
+		}
+	}
+	q, err := question.Find("experiments")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func() string { return lines(t, db, "SELECT ctr, lift, lift_low, lift_high, p, of FROM ("+q.SQL+")") }
+	if got, want := ask(), "nan\tnan\tnan\tnan\tnan\tnot looked at yet: ask experiment-steps\n"; got != want {
+		t.Errorf("before a look: %q, want %q", got, want)
+	}
+	exec1(t, db, `INSERT INTO experiment_looks (experiment, time, step, share, action, rule, lift, lift_low, lift_high, p, srm_p, impressions) VALUES
+		('ramp', '2026-03-01 02:30:00', 0, 0.1, 'hold', '', 0.5, -0.5, 2, 0.3, 1, 100), ('ramp', '2026-03-01 03:30:00', 1, 0.5, 'hold', '', 0.25, -0.125, 1.5, 0.75, 1, 100)`)
+	if got, want := ask(), "nan\t0.25\t-0.125\t1.5\t0.75\tstep 1 at 2026-03-01 03:30:00\n"; got != want {
+		t.Errorf("after two looks: %q, want %q", got, want)
 	}
 }
 

@@ -1,25 +1,35 @@
 -- rollup_cells
 -- Question: which days are rolled up, and is that still what labels would give?
--- Columns:  day, generation (of the rollup tables), until (end of what is rolled up).
+-- Columns:  day, generation (of the rollup tables), until (end of what is rolled up), week_generation (of the week's totals of
+--           users that have the day in them; 0: none).
 -- Rule:     a day counts while as many rows have been sent to its hours as when it was rolled up, and all of it is
---           mature. The list is made once in a query, as a scalar: several readers in one query must not see two lists.
+--           mature. A week counts while each of the days that it was made of counts, in the generation that it was made of.
+--           The list is made once in a query, as a scalar: several readers in one query must not see two lists.
 -- Example:  SELECT * FROM rollup_cells ORDER BY day
 -- Cost:     a row an hour.
 CREATE OR REPLACE VIEW rollup_cells {{cluster}}AS
-SELECT cell.1 AS day, cell.2 AS generation, cell.3 AS until
+SELECT cell.1 AS day, cell.2 AS generation, cell.3 AS until, cell.4 AS week_generation
 FROM
 (
     SELECT arrayJoin((
-        SELECT groupArray((rolled_day, g, u))
+        SELECT groupArray((d.1, d.2, d.3, if(whole AND has(week_days, (d.1, d.2)), w, 0)))
         FROM
         (
-            SELECT rolled_day, any(generation) AS g, any(until) AS u
-            FROM (SELECT toDate(hour, 'UTC') AS rolled_day, hour, sum(rows) AS sent FROM label_hours GROUP BY hour) AS hours
-            INNER JOIN (SELECT day AS rolled_day, generation, until, touched FROM rollups FINAL) AS made USING (rolled_day)
-            GROUP BY rolled_day
-            HAVING sumIf(sent, hour < until) = any(touched)
-                AND u <= (SELECT toStartOfHour(toDateTime(fromUnixTimestamp64Milli(greatest(horizon_ms, 0) + 1, 'UTC'), 'UTC')) FROM label_horizon)
+            SELECT groupArray((rolled_day, g, u)) AS current, any(generation) AS w, any(days) AS week_days,
+                hasAll(arrayMap(c -> (c.1, c.2), current), week_days) AS whole
+            FROM
+            (
+                SELECT rolled_day, any(generation) AS g, any(until) AS u, toMonday(rolled_day) AS week
+                FROM (SELECT toDate(hour, 'UTC') AS rolled_day, hour, sum(rows) AS sent FROM label_hours GROUP BY hour) AS hours
+                INNER JOIN (SELECT day AS rolled_day, generation, until, touched FROM rollups FINAL) AS made USING (rolled_day)
+                GROUP BY rolled_day
+                HAVING sumIf(sent, hour < until) = any(touched)
+                    AND u <= (SELECT toStartOfHour(toDateTime(fromUnixTimestamp64Milli(greatest(horizon_ms, 0) + 1, 'UTC'), 'UTC')) FROM label_horizon)
+            ) AS cells
+            LEFT JOIN (SELECT week, generation, days FROM rollup_weeks FINAL) AS weeks USING (week)
+            GROUP BY week
         )
+        ARRAY JOIN current AS d
     )) AS cell
 )
 COMMENT 'Days whose rollup is current';
@@ -94,3 +104,35 @@ SELECT toDate(event_time, 'UTC') AS day, experiment, variant, user, toUInt32(cou
 FROM labels_unrolled
 GROUP BY day, experiment, variant, user
 COMMENT 'Impressions and clicks of each user by day';
+
+-- experiment_arms
+-- Question: which variants has each experiment had?
+-- Columns:  experiment, variant; arm (a number for the two, for user_totals).
+-- Example:  SELECT * FROM experiment_arms ORDER BY experiment, variant
+-- Cost:     a few rows.
+CREATE OR REPLACE VIEW experiment_arms {{cluster}}AS
+SELECT DISTINCT experiment, variant, {{arm}} AS arm
+FROM label_arms
+WHERE experiment != ''
+COMMENT 'Variants of each experiment';
+
+-- user_totals
+-- Question: impressions and clicks of each user in each experiment?
+-- Columns:  arm (of experiment_arms), user (salted hash); impressions, clicks. Several rows may have the same key: add them up.
+-- Note:     arm is a hash of 64 bits of both names: to group by names costs three times as much. Join with experiment_arms at the end.
+-- Example:  SELECT max(n) FROM (SELECT sum(impressions) AS n FROM user_totals GROUP BY arm, user)
+-- Cost:     one rollup row for each user, experiment and week, or day where the week has none; and labels_unrolled.
+CREATE OR REPLACE VIEW user_totals {{cluster}}AS
+SELECT arm, user, impressions, clicks
+FROM rollup_users_weeks
+WHERE (week, generation) GLOBAL IN (SELECT toMonday(day), week_generation FROM rollup_cells WHERE week_generation != 0)
+UNION ALL
+SELECT {{arm}} AS arm, user, impressions, clicks
+FROM rollup_users
+WHERE experiment != '' AND (day, generation) GLOBAL IN (SELECT day, generation FROM rollup_cells WHERE week_generation = 0)
+UNION ALL
+SELECT {{arm}} AS arm, user, toUInt32(count()) AS impressions, toUInt32(sum(clicked)) AS clicks
+FROM labels_unrolled
+WHERE experiment != ''
+GROUP BY arm, user
+COMMENT 'Impressions and clicks of each user in each experiment';

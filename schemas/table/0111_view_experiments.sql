@@ -9,21 +9,19 @@
 --           All of the experiment, whatever its share was: do not compare the variants of a ramp by it, where the
 --           treatment lived mostly late and the control mostly early (Simpson's paradox). Ask experiment_steps there.
 -- Example:  SELECT variant, users, ctr, se FROM experiment_results WHERE experiment = 'x-1'
--- Cost:     user_days, grouped by user; an experiment alone reads its range only.
+-- Cost:     user_totals, grouped by user; of other experiments than the one asked for, a few ns a row.
 CREATE OR REPLACE VIEW experiment_results {{cluster}}AS
-SELECT experiment, variant,
-    sum(d) AS impressions, sum(m) AS clicks, count() AS users, clicks / impressions AS ctr,
-    users AS n, clicks AS sum_m, impressions AS sum_d, sum(m * m) AS sum_mm, sum(d * d) AS sum_dd, sum(m * d) AS sum_md,
+SELECT names.experiment AS experiment, names.variant AS variant, impressions, clicks, users, clicks / impressions AS ctr,
+    users AS n, clicks AS sum_m, impressions AS sum_d, sum_mm, sum_dd, sum_md,
     if(n < 2, nan, n * greatest(0, sum_mm - 2 * ctr * sum_md + ctr * ctr * sum_dd) / (n - 1) * n / sum_d / sum_d) AS variance,
     sqrt(variance / n) AS se
 FROM
 (
-    SELECT experiment, variant, user, toUInt64(sum(clicks)) AS m, toUInt64(sum(impressions)) AS d
-    FROM user_days
-    WHERE experiment != ''
-    GROUP BY experiment, variant, user
-)
-GROUP BY experiment, variant
+    SELECT arm, sum(d) AS impressions, sum(m) AS clicks, count() AS users, sum(m * m) AS sum_mm, sum(d * d) AS sum_dd, sum(m * d) AS sum_md
+    FROM (SELECT arm, user, toUInt64(sum(clicks)) AS m, toUInt64(sum(impressions)) AS d FROM user_totals GROUP BY arm, user)
+    GROUP BY arm
+) AS sums
+INNER JOIN experiment_arms AS names USING (arm)
 COMMENT 'Clicks, users and sums of each variant of each experiment';
 
 -- experiment_results_by_category
@@ -48,25 +46,33 @@ FROM
 GROUP BY experiment, category, variant
 COMMENT 'Clicks, users and sums of each variant of each experiment and category';
 
+{{define "steps"}}
+    SELECT toLowCardinality(substring(entity, 12)) AS experiment, count() AS steps, anyIf(JSONExtractString(data, 'unit'), type = 'experiment.created') AS unit
+    FROM control_log FINAL
+    WHERE rejected = '' AND startsWith(entity, 'experiment/') AND type IN ('experiment.created', 'experiment.step')
+    GROUP BY experiment
+{{end -}}
 {{define "lift"}}WITH
     0.05 AS alpha,
     5000 AS n_star,
     x * (-2 * log(alpha) + log(1 - 2 * log(alpha))) / n_star AS y,
     sqrt(2 * (y + 1) / y * (0.5 * log1p(y) - log(alpha))) AS z,
-    vb + va > 0 AS informative,
+{{if .whole}}    steps < 2 AND unit != 'product' AS may_pool,
+{{end}}    vb + va > 0{{if .whole}} AND may_pool{{end}} AS informative,
     ra * ra - z * z * va AS qa,
     ra * rb AS qb,
     rb * rb - z * z * vb AS qc,
     sqrt(greatest(0, qb * qb - qa * qc)) AS root
 SELECT
     {{.keys}}, variant, users, control_users, rb AS ctr, ra AS control_ctr,
-    rb - ra AS diff,
+    {{if .whole}}if(may_pool, rb - ra, nan){{else}}rb - ra{{end}} AS diff,
     if(informative, diff - z * sqrt(va + vb), -1) AS diff_low,
     if(informative, diff + z * sqrt(va + vb), 1) AS diff_high,
-    if(ra > 0, rb / ra - 1, nan) AS lift,
+    if(ra > 0{{if .whole}} AND may_pool{{end}}, rb / ra - 1, nan) AS lift,
     if(informative AND qa > 0, greatest((qb - root) / qa, 0) - 1, -1) AS lift_low,
     if(informative AND qa > 0, (qb + root) / qa - 1, inf) AS lift_high,
-    if(informative, least(1, exp(0.5 * log1p(y) - y * diff * diff / (va + vb) / (2 * (y + 1)))), 1) AS p
+    if(informative, least(1, exp(0.5 * log1p(y) - y * diff * diff / (va + vb) / (2 * (y + 1)))), 1) AS p{{if .whole}},
+    plan.steps AS steps, plan.unit AS unit{{end}}
 FROM
 (
     -- One pass over the results: a join of them with themselves would count the users twice.
@@ -80,24 +86,29 @@ FROM
     )
     ARRAY JOIN arms AS arm
     WHERE arm.1 != 'control' AND control.1 = 'control'
-){{end -}}
+) AS arms{{if .whole}}
+LEFT JOIN ({{template "steps"}}) AS plan USING (experiment){{end}}{{end -}}
 -- experiment_lift
 -- Question: is the treatment better than the control, by how much, and may we look now?
 -- Columns:  experiment, variant (each one but "control"); users, control_users, ctr, control_ctr (0 - 1);
 --           diff, diff_low, diff_high (difference of the rates); lift, lift_low, lift_high (relative, 0.05 = +5 %);
 --           p (always valid: look as often as you like). lift is NaN without control clicks. While the sums show
---           no variation (an arm with fewer than two users, no clicks) the intervals hold everything and p is 1.
+--           no variation (an arm with fewer than two users, no clicks) the intervals hold everything and p is 1; steps, the
+--           shares that the experiment has had so far by the control log, returns to one counted anew (0: not on the log);
+--           unit that it randomises by (user or product; empty: not on the log). With two steps or more, or by product, diff and
+--           lift are NaN, the intervals hold everything and p is 1: see the note.
 -- Formulas: asymptotic confidence sequence (Waudby-Smith et al., arXiv 2103.06476), alpha = 0.05, tightest at n* = 5000 users:
 --           half = sigma sqrt(2 (n rho^2 + 1) / (n^2 rho^2) ln(sqrt(n rho^2 + 1) / alpha)), sigma^2 = n SE^2, n = users of both
 --           arms, rho^2 = (-2 ln alpha + ln(-2 ln alpha + 1)) / n*; with x = n rho^2 that is z SE;
 --           p = min(1, sqrt(x + 1) exp(-x diff^2 / (2 (x + 1) SE^2))).
 --           Relative: Fieller's interval with the same z. Equal to internal/stats to 1e-9 (tested).
--- Note:     for experiments whose share never changed (steps is 1 in experiment_health). Over a ramp a rate that drifts
---           makes a lift where there is none, with an interval that is sure of it (Simpson's paradox): ask experiment_steps.
+-- Note:     of an experiment whose share changed it says nothing (and ctr and control_ctr must not be compared): over a ramp a
+--           rate that drifts makes a lift where there is none, with an interval that is sure of it (Simpson's
+--           paradox). Nor of one by product, whose impressions of a product are not independent. Ask experiment_steps there.
 -- Example:  SELECT lift, lift_low, lift_high, p FROM experiment_lift WHERE experiment = 'x-1'
 -- Cost:     experiment_results.
 CREATE OR REPLACE VIEW experiment_lift {{cluster}}AS
-{{template "lift" dict "results" "experiment_results" "keys" "experiment"}}
+{{template "lift" dict "results" "experiment_results" "keys" "experiment" "whole" "yes"}}
 COMMENT 'Lift of each variant over control with always-valid intervals';
 
 -- experiment_steps
@@ -107,7 +118,7 @@ COMMENT 'Lift of each variant over control with always-valid intervals';
 --           experiment_lift, over the impressions of all visits together. A step without both variants has no row.
 -- Parameters: id of the experiment; settle, the seconds after a step's begin that do not count, as the instance's setting
 --           experiment.settle: some still assign by the old share then.
--- Note:     by user, with alpha = 0.05 and n* = 5000. The steps come from the mirrored control log. The last one below share 1
+-- Note:     with alpha = 0.05 and n* = 5000; users are products where the experiment randomises by product. The steps come from the mirrored control log. The last one below share 1
 --           decides a rollout; do not add steps up.
 -- Example:  SELECT step, share, lift, lift_low, lift_high, p FROM experiment_steps(id = 'x-1', settle = 60) ORDER BY step
 -- Cost:     one scan of the experiment's labels: rollups are by day, steps are not.
@@ -131,7 +142,12 @@ CREATE OR REPLACE VIEW experiment_steps {{cluster}}AS
                         WHERE rejected = '' AND entity = 'experiment/' || {id:String} AND type IN ('experiment.created', 'experiment.started', 'experiment.step')
                     )
                 )
-            ) AS spans
+            ) AS spans,
+            (
+                SELECT max(JSONExtractString(data, 'unit') = 'product')
+                FROM control_log FINAL
+                WHERE rejected = '' AND entity = 'experiment/' || {id:String} AND type = 'experiment.created'
+            ) AS by_product
             SELECT {id:String} AS experiment, step, share,
                 arrayFilter(s -> s.3 = step, spans) AS mine, length(mine) AS visits,
                 fromUnixTimestamp64Milli(mine[1].1, 'UTC') AS since, fromUnixTimestamp64Milli(mine[-1].2, 'UTC') AS until,
@@ -139,15 +155,15 @@ CREATE OR REPLACE VIEW experiment_steps {{cluster}}AS
                 if(users < 2, nan, sqrt(users * greatest(0, sum(m * m) - 2 * ctr * sum(m * d) + ctr * ctr * sum(d * d)) / (users - 1)) / sum(d)) AS se
             FROM
             (
-                SELECT variant, user, span.3 AS step, span.4 AS share, toUInt64(sum(clicked)) AS m, toUInt64(count()) AS d
+                SELECT variant, unit, span.3 AS step, span.4 AS share, toUInt64(sum(clicked)) AS m, toUInt64(count()) AS d
                 FROM
                 (
-                    SELECT variant, user, clicked, arrayFirst(s -> toUnixTimestamp64Milli(event_time) >= s.1 AND toUnixTimestamp64Milli(event_time) < s.2, spans) AS span
+                    SELECT variant, if(by_product, cityHash64(product), user) AS unit, clicked, arrayFirst(s -> toUnixTimestamp64Milli(event_time) >= s.1 AND toUnixTimestamp64Milli(event_time) < s.2, spans) AS span
                     FROM labels_mature
                     WHERE experiment = {id:String}
                 )
                 WHERE span.2 > 0
-                GROUP BY variant, user, step, share
+                GROUP BY variant, unit, step, share
             )
             GROUP BY variant, step, share
         )`}}
@@ -157,11 +173,12 @@ COMMENT 'Lift of each step of a ramp with always-valid intervals';
 -- Question: where is the treatment better, where worse?
 -- Columns:  experiment, category, then as experiment_lift. Each interval and p holds for its category alone: of 44
 --           categories without a difference about two are below 0.05. Compare p with 0.05 / categories, or use the
---           experiment's categories over HTTP, which correct for it. Of a ramp it is as wrong as experiment_lift.
+--           experiment's categories over HTTP, which correct for it. Of a ramp, or by product, it says
+--           nothing, as experiment_lift.
 -- Example:  SELECT category, lift, lift_low, lift_high FROM experiment_lift_by_category WHERE experiment = 'x-1' ORDER BY p
 -- Cost:     experiment_results_by_category.
 CREATE OR REPLACE VIEW experiment_lift_by_category {{cluster}}AS
-{{template "lift" dict "results" "experiment_results_by_category" "keys" "experiment, category"}}
+{{template "lift" dict "results" "experiment_results_by_category" "keys" "experiment, category" "whole" "yes"}}
 COMMENT 'Lift of each variant over control within each category';
 
 -- experiment_cuped

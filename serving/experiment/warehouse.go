@@ -39,18 +39,13 @@ func (w Warehouse) Sums(ctx context.Context, x control.Experiment, spans []Span)
 	if len(spans) == 0 {
 		return ramp.Sums{}, nil
 	}
-	within, args := inSpans(spans)
+	from, args := seen(x, spans)
 	var rows []armRow
 	err := w.DB.Select(ctx, &rows, `
 		SELECT variant, count() AS n, toFloat64(sum(k)) AS m, toFloat64(sum(c)) AS d,
 			toFloat64(sum(k * k)) AS mm, toFloat64(sum(c * c)) AS dd, toFloat64(sum(k * c)) AS md
-		FROM (
-			SELECT variant, toUInt64(sum(clicked)) AS k, toUInt64(count()) AS c
-			FROM labels_mature
-			WHERE experiment = ? AND `+within+`
-			GROUP BY variant, `+unitColumn(x)+`
-		)
-		GROUP BY variant`, append([]any{x.ID}, args...)...)
+		FROM (SELECT variant, unit, toUInt64(sum(clicks)) AS k, toUInt64(sum(impressions)) AS c FROM (`+from+`) GROUP BY variant, unit)
+		GROUP BY variant`, args...)
 	if err != nil {
 		return ramp.Sums{}, err
 	}
@@ -120,10 +115,10 @@ func (w Warehouse) Arrivals(ctx context.Context, x control.Experiment) ([]Arriva
 		Treatment int64     `ch:"treatment"`
 	}
 	err := w.DB.Select(ctx, &rows, `
-		SELECT toStartOfDay(first) AS day, toInt64(countIf(variant = 'control')) AS control, toInt64(countIf(variant = 'treatment')) AS treatment
+		SELECT toDateTime(first, 'UTC') AS day, toInt64(countIf(variant = 'control')) AS control, toInt64(countIf(variant = 'treatment')) AS treatment
 		FROM (
-			SELECT variant, min(event_time) AS first
-			FROM labels_mature
+			SELECT variant, min(day) AS first
+			FROM `+daysOf(x)+`
 			WHERE experiment = ?
 			GROUP BY variant, `+unitColumn(x)+`
 		)
@@ -144,19 +139,14 @@ func (w Warehouse) Multiple(ctx context.Context, x control.Experiment, spans []S
 	if len(spans) == 0 {
 		return Multiple{}, nil
 	}
-	within, args := inSpans(spans)
+	from, args := seen(x, spans)
 	var rows []struct {
 		Units int64 `ch:"units"`
 		Both  int64 `ch:"both"`
 	}
 	err := w.DB.Select(ctx, &rows, `
 		SELECT toInt64(count()) AS units, toInt64(countIf(arms > 1)) AS both
-		FROM (
-			SELECT uniqExact(variant) AS arms
-			FROM labels_mature
-			WHERE experiment = ? AND `+within+`
-			GROUP BY `+unitColumn(x)+`
-		)`, append([]any{x.ID}, args...)...)
+		FROM (SELECT uniqExact(variant) AS arms FROM (`+from+`) GROUP BY unit)`, args...)
 	if err != nil || len(rows) == 0 {
 		return Multiple{}, err
 	}
@@ -201,6 +191,65 @@ func unitColumn(x control.Experiment) string {
 		return "product"
 	}
 	return "user"
+}
+
+// daysOf is the view that has the experiment's units by day, through the rollups.
+func daysOf(x control.Experiment) string {
+	if x.Unit == "product" {
+		return "ctr_days"
+	}
+	return "user_days"
+}
+
+// seen selects variant, unit, clicks and impressions of what lies in the spans, several rows a unit: whole days through
+// the rollups, what is left at the ends of a span from labels. A step of some days is some days and two ends.
+func seen(x control.Experiment, spans []Span) (string, []any) {
+	var selects, whole []string
+	var days, ends []any
+	var left []Span
+	for _, s := range spans {
+		from, to := midnightFrom(s.From), s.To.UTC().Truncate(24*time.Hour)
+		if !s.To.IsZero() && !from.Before(to) { // not one whole day
+			left = append(left, s)
+			continue
+		}
+		within := "day >= toDate(?)"
+		days = append(days, from.Format(time.DateOnly))
+		if s.From.Before(from) {
+			left = append(left, Span{From: s.From, To: from})
+		}
+		if !s.To.IsZero() {
+			within += " AND day < toDate(?)"
+			days = append(days, to.Format(time.DateOnly))
+			if to.Before(s.To) {
+				left = append(left, Span{From: to, To: s.To})
+			}
+		}
+		whole = append(whole, within)
+	}
+	if len(whole) > 0 {
+		selects = append(selects, "SELECT variant, "+unitColumn(x)+" AS unit, clicks, impressions FROM "+daysOf(x)+" WHERE experiment = ? AND ("+strings.Join(whole, " OR ")+")")
+		days = append([]any{x.ID}, days...)
+	}
+	if len(left) > 0 {
+		var within string
+		within, ends = inSpans(left)
+		selects = append(selects, "SELECT variant, "+unitColumn(x)+" AS unit, toUInt64(clicked) AS clicks, toUInt64(1) AS impressions FROM labels_mature WHERE experiment = ? AND "+within)
+		ends = append([]any{x.ID}, ends...)
+	}
+	return strings.Join(selects, " UNION ALL "), append(days, ends...)
+}
+
+// midnightFrom is the first midnight, UTC, that is not before t; for the zero time that of 1970.
+func midnightFrom(t time.Time) time.Time {
+	if t.IsZero() {
+		return time.Unix(0, 0).UTC()
+	}
+	day := t.UTC().Truncate(24 * time.Hour)
+	if day.Before(t) {
+		day = day.AddDate(0, 0, 1)
+	}
+	return day
 }
 
 // inSpans is the condition that an impression lies in one of the spans, and its arguments.

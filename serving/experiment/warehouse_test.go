@@ -63,6 +63,7 @@ func embedded(t *testing.T, opt warehouse.Options) *warehouse.DB {
 func TestWarehouse(t *testing.T) {
 	db := embedded(t, warehouse.Options{Window: window, Bucket: time.Second})
 	t.Run("sums", func(t *testing.T) { checkSums(t, db) })
+	t.Run("days", func(t *testing.T) { checkDays(t, db) })
 	t.Run("looks", func(t *testing.T) { checkLooks(t, db) })
 	t.Run("exposures", func(t *testing.T) { checkExposures(t, db) })
 }
@@ -140,6 +141,115 @@ func checkSums(t *testing.T, db *warehouse.DB) {
 			}
 			if none := len(spans) == 0 || spans[0].From.After(horizon); none != (got.Control.N == 0) {
 				t.Errorf("%s %v: %d units of control", unit, spans, got.Control.N)
+			}
+		}
+	}
+}
+
+// checkDays holds spans of days and parts of days against counts by hand, with and without rollups.
+func checkDays(t *testing.T, db *warehouse.DB) {
+	start := time.Date(2026, 3, 3, 15, 0, 0, 0, time.UTC)
+	rng := rand.New(rand.NewPCG(10, 10))
+	type key struct{ variant, unit string }
+	var rows []warehouse.LabelRow
+	for range 4000 {
+		var random [10]byte
+		for i := range random {
+			random[i] = byte(rng.Uint32())
+		}
+		r := warehouse.LabelRow{Impression: schemas.NewImpressionID(start.Add(time.Duration(rng.Int64N(int64(90*time.Hour)))), random), Version: 1, User: rng.Uint64N(200),
+			Product: fmt.Sprint("p", rng.IntN(30)), Creative: "c", Experiment: "days", Variant: []string{"control", "treatment"}[rng.IntN(2)], Weight: 1,
+			Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMS: start.AddDate(0, 0, 9).UnixMilli()}
+		if rng.IntN(10) == 0 {
+			r.Clicked, r.Clicks, r.Kind = true, 1, eventpb.LabelKind_LABEL_KIND_POSITIVE
+		}
+		rows = append(rows, r)
+	}
+	if err := db.InsertLabels(t.Context(), "days", rows); err != nil {
+		t.Fatal(err)
+	}
+	day := start.Truncate(24 * time.Hour)
+	w := Warehouse{db}
+	check := func(unit string, spans []Span) {
+		t.Helper()
+		per := map[key][2]float64{}
+		arms := map[string]map[string]bool{}
+		for _, r := range rows {
+			at := r.Impression.Time()
+			if !slices.ContainsFunc(spans, func(s Span) bool { return !at.Before(s.From) && (s.To.IsZero() || at.Before(s.To)) }) {
+				continue
+			}
+			k := key{r.Variant, fmt.Sprint(r.User)}
+			if unit == "product" {
+				k.unit = r.Product
+			}
+			v := per[k]
+			v[1]++
+			if r.Clicked {
+				v[0]++
+			}
+			per[k] = v
+			if arms[k.unit] == nil {
+				arms[k.unit] = map[string]bool{}
+			}
+			arms[k.unit][r.Variant] = true
+		}
+		var want ramp.Sums
+		for k, v := range per {
+			map[string]*stats.RatioSums{"control": &want.Control, "treatment": &want.Treatment}[k.variant].Observe(v[0], v[1])
+		}
+		multiple := Multiple{Units: int64(len(arms))}
+		for _, a := range arms {
+			multiple.Both += int64(len(a) / 2)
+		}
+		x := control.Experiment{ID: "days", Unit: unit}
+		if got, err := w.Sums(t.Context(), x, spans); err != nil || got != want {
+			t.Errorf("%s %v: %+v, %v; want %+v", unit, spans, got, err, want)
+		}
+		if got, err := w.Multiple(t.Context(), x, spans); err != nil || got != multiple {
+			t.Errorf("%s %v: %+v, %v; want %+v", unit, spans, got, err, multiple)
+		}
+	}
+	arrivals := func() {
+		t.Helper()
+		first := map[key]time.Time{}
+		for _, r := range rows {
+			k, d := key{r.Variant, fmt.Sprint(r.User)}, r.Impression.Time().Truncate(24*time.Hour)
+			if f, ok := first[k]; !ok || d.Before(f) {
+				first[k] = d
+			}
+		}
+		want := make([]Arrivals, 5)
+		for i := range want {
+			want[i].Day = day.AddDate(0, 0, i)
+		}
+		for k, d := range first {
+			if a := &want[int(d.Sub(day)/(24*time.Hour))]; k.variant == "control" {
+				a.Control++
+			} else {
+				a.Treatment++
+			}
+		}
+		want = slices.DeleteFunc(want, func(a Arrivals) bool { return a.Control+a.Treatment == 0 })
+		got, err := w.Arrivals(t.Context(), control.Experiment{ID: "days", Unit: "user"})
+		if d := cmp.Diff(want, got); err != nil || d != "" || len(want) < 2 {
+			t.Errorf("arrivals: %v (-want +got):\n%s", err, d)
+		}
+	}
+	hour := func(n int) time.Time { return day.Add(time.Duration(n) * time.Hour).Add(time.Millisecond) }
+	for _, rolled := range []bool{false, true} {
+		if rolled {
+			if done, err := db.RollUp(t.Context(), 0); err != nil || done.Days < 4 {
+				t.Fatalf("%+v, %v", done, err)
+			}
+		}
+		arrivals()
+		for _, unit := range []string{"user", "product"} {
+			for _, spans := range [][]Span{
+				{{}}, {{From: day, To: day.AddDate(0, 0, 2)}}, {{From: hour(20), To: hour(22)}}, {{From: hour(20), To: hour(30)}}, {{From: hour(20), To: hour(70)}},
+				{{To: hour(40)}}, {{From: hour(40)}}, {{To: hour(20)}, {From: hour(30), To: hour(55)}, {From: day.AddDate(0, 0, 3)}}, {{From: hour(21), To: hour(48)}, {From: hour(60)}},
+			} {
+				check(unit, spans)
 			}
 		}
 	}

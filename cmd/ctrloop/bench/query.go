@@ -86,6 +86,10 @@ const (
 // targetLabels is the size that the targets are for.
 const targetLabels = 100_000_000
 
+// labelsAtOnce are made by one statement, in seconds: on a machine with other work too it must answer before the client
+// gives up (5 minutes).
+const labelsAtOnce int64 = 2_500_000
+
 // largest is the experiment with the most traffic in the labels made here.
 const largest = "x-1"
 
@@ -93,14 +97,15 @@ const largest = "x-1"
 // make a third of the traffic); 3 % of impressions clicked after 4 minutes on average. A user is in one experiment at a
 // time: six tenths of them in x-1 for the whole span, the others in x-2, x-3 and x-4 one after the other; one in
 // twenty impressions is outside, for exploration. Ids and hashed users are random bits, which no codec can help. A
-// propensity is that of a creative in the policy's snapshot of the hour.
+// propensity is that of a creative in the policy's snapshot of the hour. The first day is a Wednesday, so that seven days lie
+// in two calendar weeks, as most do: a user has up to two rows in the totals by week.
 const makeLabels = `
 INSERT INTO labels (impression_id, event_time, version, user, product, creative, placement, position, campaign, category, experiment, variant,
 	model_version, policy, propensity, bot, kind, clicked, click_delay_ms, clicks, weight, watermark, partition, offset, inserted_at)
 WITH
 	toUInt64(%[1]d) AS seed,
 	sipHash64(number, seed, 1) AS h1, sipHash64(number, seed, 2) AS h2, sipHash64(number, seed, 3) AS h3,
-	toUInt64(toUnixTimestamp64Milli(toDateTime64('2026-03-02 00:00:00', 3, 'UTC'))) + intDiv(number * %[3]d * 86400000, %[2]d) AS ms,
+	toUInt64(toUnixTimestamp64Milli(toDateTime64('2026-03-04 00:00:00', 3, 'UTC'))) + intDiv(number * %[3]d * 86400000, %[2]d) AS ms,
 	bitOr(bitOr(bitShiftLeft(ms, 16), 0x7000), bitAnd(h1, 0xfff)) AS high,
 	bitOr(bitShiftLeft(toUInt64(1), 63), bitAnd(h2, 0x3fffffffffffffff)) AS low,
 	toUInt64(%[4]d * pow(bitShiftRight(h1, 12) / 4503599627370496, 2)) AS person,
@@ -111,7 +116,7 @@ WITH
 	h3 %% 1000 = 999 AS late, -- clicked after the window: version 2
 	toInt64(-240000 * log(1 - u)) AS delay,
 	intDiv(h1, 7) %% 8 AS nth, -- creative of the product
-	intDiv(ms, 86400000) - 20514 AS day,
+	intDiv(ms, 86400000) - 20516 AS day,
 	multiIf(h2 %% 20 = 0, '', hashed %% 10 < 6, 'x-1', day < 2, 'x-2', day < 4, 'x-3', 'x-4') AS trial
 SELECT
 	reinterpretAsUUID(bitShiftLeft(toUInt128(low), 64) + toUInt128(high)), fromUnixTimestamp64Milli(toInt64(ms), 'UTC'), v, hashed,
@@ -171,11 +176,13 @@ func Query(ctx context.Context, db *warehouse.DB, c QueryConfig, progress func(s
 		return rep, errors.New("the warehouse has labels already: name an empty folder")
 	}
 	began := time.Now()
-	for day := range int64(c.Days) { // a statement a day: parts of one day each, as from a sink
-		from, to := day*c.Labels/int64(c.Days), (day+1)*c.Labels/int64(c.Days)
-		progress(0.5*float64(day)/float64(c.Days), "making labels")
-		if err := db.Exec(ctx, fmt.Sprintf(makeLabels, c.Seed, c.Labels, c.Days, c.Users, from, to-from)); err != nil {
-			return rep, err
+	for day := range int64(c.Days) { // parts of one day each, as from a sink
+		end := (day + 1) * c.Labels / int64(c.Days)
+		for from := day * c.Labels / int64(c.Days); from < end; from += labelsAtOnce {
+			progress(0.5*float64(from)/float64(c.Labels), "making labels")
+			if err := db.Exec(ctx, fmt.Sprintf(makeLabels, c.Seed, c.Labels, c.Days, c.Users, from, min(labelsAtOnce, end-from))); err != nil {
+				return rep, err
+			}
 		}
 	}
 	rep.InsertSeconds = time.Since(began).Seconds()
@@ -186,7 +193,7 @@ func Query(ctx context.Context, db *warehouse.DB, c QueryConfig, progress func(s
 	rep.MergeSeconds = time.Since(began).Seconds()
 	progress(0.7, "rolling up")
 	began = time.Now()
-	if _, err := db.RollUp(ctx); err != nil {
+	if _, err := db.RollUp(ctx, 0); err != nil {
 		return rep, err
 	}
 	rep.RollUpSeconds = time.Since(began).Seconds()
