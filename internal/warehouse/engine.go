@@ -119,6 +119,10 @@ func (e *Engine) prepare() error {
 		return fmt.Errorf("%w: %s (%v): stop it first", ErrInUse, e.cfg.Dir, err)
 	}
 	e.lock = lock
+	if err := os.RemoveAll(filepath.Join(e.cfg.Dir, shadowFolder)); err != nil { // of a backup whose process was killed
+		_ = lock.Close()
+		return fmt.Errorf("engine directory: %w", err)
+	}
 	if e.creds, err = loadCredentials(filepath.Join(e.cfg.Dir, "credentials.json")); err != nil {
 		_ = lock.Close()
 		return err

@@ -105,13 +105,9 @@ func TestFreezeWhileWriting(t *testing.T) {
 	}
 }
 
-// A backup does not fall into an erasure.
-func TestFreezeBesideErasure(t *testing.T) {
-	e := engine(t)
-	db := connect(t, e.DSN())
-	if err := db.Migrate(t.Context(), Options{}); err != nil {
-		t.Fatal(err)
-	}
+// A backup does not fall into an erasure, nor into a mutation that is at work.
+func TestFreezeBesideDeletions(t *testing.T) {
+	db := database(t)
 	audited(t, db, "erased", crowd(4)[:100])
 	died := errors.New("died")
 	_, err := db.erase(t.Context(), 1<<63, time.Now().Add(time.Hour), func(s eraseStep) error {
@@ -123,17 +119,20 @@ func TestFreezeBesideErasure(t *testing.T) {
 	if !errors.Is(err, died) {
 		t.Fatal(err)
 	}
-	if f, err := e.freeze(t.Context(), db); !errors.Is(err, ErrBusy) {
-		t.Errorf("in the middle of an erasure: %v", errors.Join(err, f.Release()))
+	if _, err := db.deletions(t.Context()); !errors.Is(err, ErrBusy) {
+		t.Errorf("in the middle of an erasure: %v", err)
 	}
 	if _, err := db.Erase(t.Context(), 1<<63, time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	f, err := e.freeze(t.Context(), db)
-	if err != nil {
-		t.Error(err)
+	before, err := db.deletions(t.Context())
+	if err != nil || before["labels"] == "" {
+		t.Errorf("behind the erasure: %v, %v", before, err)
 	}
-	if err := f.Release(); err != nil {
-		t.Error(err)
+	exec1(t, db, "SYSTEM STOP MERGES labels")
+	exec1(t, db, "ALTER TABLE labels DELETE WHERE user = 2")
+	if _, err := db.deletions(t.Context()); !errors.Is(err, ErrBusy) {
+		t.Errorf("beside a mutation: %v", err)
 	}
+	exec1(t, db, "SYSTEM START MERGES labels")
 }

@@ -26,6 +26,8 @@ type Warehouse interface {
 	Audit(ctx context.Context, since time.Time) ([]warehouse.Mismatch, error)
 	NewestAudited(ctx context.Context) (time.Time, error)
 	Retire(ctx context.Context, keep time.Duration) ([]time.Time, error)
+	LabelKeys(ctx context.Context, partition int32, from, to int64) (map[warehouse.LabelKey]struct{}, error)
+	Touch(ctx context.Context, days ...time.Time) error
 }
 
 // Pauses between sessions that fail, doubling until one has made progress.
