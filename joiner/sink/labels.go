@@ -140,7 +140,12 @@ func (w *session) recover(ctx context.Context, p int32, at stream.Committed, to 
 		return fmt.Errorf("read the unfinished block [%d, %d) of %s/%d again: %w", b.from, b.to, schemas.TopicLabels, p, err)
 	}
 	b.n = len(b.rows.Rows)
-	if err := w.insert(ctx, b); err != nil {
+	if w.refilled {
+		err = w.insertMissing(ctx, b, &Refilled{})
+	} else {
+		err = w.insert(ctx, b)
+	}
+	if err != nil {
 		return err
 	}
 	w.metrics.recovered.Inc()

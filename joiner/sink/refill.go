@@ -18,16 +18,17 @@ type Reached struct {
 	Offsets map[string]map[int32]int64 `json:"offsets"` // by topic and partition; one that is missing has not been begun
 }
 
-// Reached reads the present commits. What is inserted later is not in them: ask before the tables are copied.
-func (s *Service) Reached(ctx context.Context) (Reached, error) {
+// ReachedBy reads the present commits of a sink. What is inserted later is not in them: ask before the tables are
+// copied.
+func ReachedBy(ctx context.Context, cfg Config) (Reached, error) {
 	topics := append([]string{schemas.TopicLabels}, mirrorTopics...)
 	r := Reached{Offsets: map[string]map[int32]int64{}}
 	var err error
-	if r.Topics, err = stream.TopicIDs(ctx, s.cfg.Kafka, topics...); err != nil {
+	if r.Topics, err = stream.TopicIDs(ctx, cfg.Kafka, topics...); err != nil {
 		return r, err
 	}
-	for group, topics := range map[string][]string{s.cfg.Group: {schemas.TopicLabels}, s.mirrorGroup(): mirrorTopics} {
-		committed, err := stream.CommittedOffsets(ctx, s.cfg.Kafka, group, topics...)
+	for group, topics := range map[string][]string{cfg.Group: {schemas.TopicLabels}, cfg.mirrorGroup(): mirrorTopics} {
+		committed, err := stream.CommittedOffsets(ctx, cfg.Kafka, group, topics...)
 		if err != nil {
 			return r, err
 		}
@@ -51,13 +52,15 @@ type Refilled struct {
 
 // Refill reads again what lies between a state that the warehouse has gone back to and the commits, and inserts
 // what is missing: a label that is there is not inserted a second time, not even for the moment until a merge. Run
-// goes on behind it. It may be killed and run again; nothing else may insert into the warehouse meanwhile.
+// goes on behind it, and a block that it finds begun is treated alike, because the warehouse may have forgotten its
+// token. A refill may be killed and run again, and run beside sinks that go on behind the commits.
 func (s *Service) Refill(ctx context.Context, from Reached) (Refilled, error) {
 	var done Refilled
-	to, err := s.Reached(ctx)
+	to, err := ReachedBy(ctx, s.cfg)
 	if err != nil {
 		return done, err
 	}
+	s.refilled = true
 	for _, topic := range append([]string{schemas.TopicLabels}, mirrorTopics...) {
 		if id, ok := from.Topics[topic]; ok && id != to.Topics[topic] {
 			done.Lost = append(done.Lost, fmt.Sprintf("%s was made anew since: nothing of it is read again", topic))
@@ -91,7 +94,7 @@ func (s *Service) refillLabels(ctx context.Context, topicID string, partition in
 	w := &session{Service: s, topicID: topicID}
 	rows := &warehouse.LabelBlock{}
 	flush := func(next int64) error {
-		err := s.refillBlock(ctx, w, block{partition: partition, from: from, to: next, rows: rows}, done)
+		err := w.insertMissing(ctx, block{partition: partition, from: from, to: next, rows: rows}, done)
 		rows.Drop(len(rows.Rows))
 		from = next
 		return err
@@ -108,14 +111,14 @@ func (s *Service) refillLabels(ctx context.Context, topicID string, partition in
 	return flush(to)
 }
 
-// refillBlock inserts what is missing of a block, and makes the days of all of it be rolled up anew: a row may have come
+// insertMissing inserts what is missing of a block, and makes the days of all of it be rolled up anew: a row may have come
 // into labels and not into the tables that are fed by it.
-func (s *Service) refillBlock(ctx context.Context, w *session, b block, done *Refilled) error {
+func (w *session) insertMissing(ctx context.Context, b block, done *Refilled) error {
 	all := b.rows.Rows
 	if len(all) == 0 {
 		return nil
 	}
-	there, err := s.db.LabelKeys(ctx, b.partition, b.from, b.to)
+	there, err := w.db.LabelKeys(ctx, b.partition, b.from, b.to)
 	if err != nil {
 		return err
 	}
@@ -135,7 +138,7 @@ func (s *Service) refillBlock(ctx context.Context, w *session, b block, done *Re
 		return err
 	}
 	for day := range days {
-		if err := s.db.Touch(ctx, day); err != nil {
+		if err := w.db.Touch(ctx, day); err != nil {
 			return err
 		}
 	}

@@ -33,7 +33,7 @@ func TestRefill(t *testing.T) {
 				stop()
 			}
 			run(half)
-			from, err := s.Reached(t.Context())
+			from, err := ReachedBy(t.Context(), s.cfg)
 			if err != nil {
 				t.Fatal(err)
 			}
