@@ -48,7 +48,7 @@ type SinkCost struct {
 	BytesPerRow      float64 `json:"bytes_per_row"` // compressed, merged as far as the engine did by itself
 	// Parts of labels that are left then: merging them is a cost that comes later.
 	Parts int64 `json:"parts"`
-	Wrong            int64   `json:"wrong"`         // rows missing or there twice
+	Wrong int64 `json:"wrong"` // rows missing or there twice
 }
 
 // PerGoCore is rows a CPU second of this process.
