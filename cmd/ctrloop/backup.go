@@ -13,6 +13,7 @@ import (
 
 	"ctrloop/cmd/ctrloop/app"
 	"ctrloop/internal/snapshot"
+	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
 )
 
@@ -47,7 +48,9 @@ func (c *BackupCmd) atRest(ctx context.Context) (snapshot.Manifest, error) {
 		return snapshot.Manifest{}, err
 	}
 	defer release()
-	return snapshot.Write(ctx, c.To, []snapshot.Source{{Dir: c.Dir, Skip: []string{app.RunFile}}}, version)
+	return snapshot.Write(ctx, c.To, []snapshot.Source{{Dir: c.Dir, Skip: []string{
+		app.RunFile, app.KafkaFolder + "/" + stream.FrozenFolder, app.EngineFolder + "/" + warehouse.ShadowFolder, // of instances that were killed
+	}}}, version)
 }
 
 // running copies beside the instance. Folders of training jobs are left out: a job that was at work begins anew.

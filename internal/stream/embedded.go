@@ -48,7 +48,7 @@ func StartEmbedded(c EmbeddedConfig) (*Embedded, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.RemoveAll(filepath.Join(c.Dir, frozenFolder)); err != nil { // of a process that was killed
+	if err := os.RemoveAll(filepath.Join(c.Dir, FrozenFolder)); err != nil { // of a process that was killed
 		lock.Close()
 		return nil, fmt.Errorf("embedded broker: %w", err)
 	}

@@ -9,8 +9,9 @@ import (
 	"path/filepath"
 )
 
-// frozenFolder holds hard links of moments, beside the broker's log.
-const frozenFolder = "frozen"
+// FrozenFolder holds hard links of moments, beside the broker's log. A process that is killed leaves some, the next start
+// removes them.
+const FrozenFolder = "frozen"
 
 // Frozen is what an embedded broker had on disk at one moment.
 type Frozen struct {
@@ -23,9 +24,9 @@ type Frozen struct {
 
 // Freeze keeps the present state of the broker, across all its files, as kill -9 at this moment would leave it:
 // a broker that is started on a copy finds every transaction either committed or not at all. The broker waits
-// while files are linked, about 10 µs for each; nothing is copied. Release what was frozen.
+// while files are linked; nothing is copied. Release what was frozen.
 func (e *Embedded) Freeze() (f Frozen, err error) {
-	f = Frozen{Links: filepath.Join(e.dir, frozenFolder, rand.Text()), Sizes: map[string]int64{}}
+	f = Frozen{Links: filepath.Join(e.dir, FrozenFolder, rand.Text()), Sizes: map[string]int64{}}
 	still := e.cluster.Still(func() { err = f.link(filepath.Join(e.dir, logFolder)) })
 	if err = errors.Join(still, err); err != nil {
 		return f, errors.Join(fmt.Errorf("freeze the embedded broker: %w", err), f.Release())

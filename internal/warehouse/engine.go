@@ -119,7 +119,7 @@ func (e *Engine) prepare() error {
 		return fmt.Errorf("%w: %s (%v): stop it first", ErrInUse, e.cfg.Dir, err)
 	}
 	e.lock = lock
-	if err := os.RemoveAll(filepath.Join(e.cfg.Dir, shadowFolder)); err != nil { // of a backup whose process was killed
+	if err := os.RemoveAll(filepath.Join(e.cfg.Dir, ShadowFolder)); err != nil { // of a backup whose process was killed
 		_ = lock.Close()
 		return fmt.Errorf("engine directory: %w", err)
 	}

@@ -29,8 +29,9 @@ type Frozen struct {
 // Store is where the parts of tables lie inside of the engine's folder.
 const Store = "data/store"
 
-// shadowFolder is where ClickHouse puts the links of FREEZE.
-const shadowFolder = "data/shadow"
+// ShadowFolder is where ClickHouse puts the links of FREEZE, inside of the engine's folder. A process that is killed leaves
+// some, the next start removes them.
+const ShadowFolder = "data/shadow"
 
 // ErrBusy means that something is at work which a backup must not fall into.
 var ErrBusy = errors.New("rows are being deleted")
@@ -70,7 +71,7 @@ type frozenTable struct {
 
 func (e *Engine) freeze(ctx context.Context, db *DB) (Frozen, error) {
 	f := Frozen{name: "backup" + rand.Text()}
-	f.Links = filepath.Join(e.cfg.Dir, shadowFolder, f.name, "store")
+	f.Links = filepath.Join(e.cfg.Dir, ShadowFolder, f.name, "store")
 	before, err := db.deletions(ctx)
 	if err != nil {
 		return f, err
