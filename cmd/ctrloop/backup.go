@@ -103,18 +103,21 @@ func freeze(ctx context.Context, instance app.Addresses) (f app.Frozen, release 
 		return f, nil, err
 	}
 	req.Header.Set("Authorization", "Bearer "+instance.BackupToken)
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := http.DefaultClient.Do(req) //nolint:bodyclose // release closes it, which ends the request
 	if err != nil {
 		return f, nil, err
 	}
+	release = func() { _ = resp.Body.Close() }
 	if resp.StatusCode != http.StatusOK {
 		text, err := io.ReadAll(io.LimitReader(resp.Body, 4096))
-		return f, nil, errors.Join(fmt.Errorf("%s: %s", resp.Status, strings.TrimSpace(string(text))), err, resp.Body.Close())
+		release()
+		return f, nil, errors.Join(fmt.Errorf("%s: %s", resp.Status, strings.TrimSpace(string(text))), err)
 	}
 	if err := json.NewDecoder(resp.Body).Decode(&f); err != nil {
-		return f, nil, errors.Join(err, resp.Body.Close())
+		release()
+		return f, nil, err
 	}
-	return f, func() { _ = resp.Body.Close() }, nil
+	return f, release, nil
 }
 
 // RestoreCmd is `ctrloop restore`.
