@@ -103,7 +103,7 @@ func freeze(ctx context.Context, instance app.Addresses) (f app.Frozen, release 
 		return f, nil, err
 	}
 	req.Header.Set("Authorization", "Bearer "+instance.BackupToken)
-	resp, err := http.DefaultClient.Do(req) //nolint:bodyclose // release closes it, which ends the request
+	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return f, nil, err
 	}
