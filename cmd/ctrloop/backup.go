@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -53,7 +54,8 @@ func (c *BackupCmd) atRest(ctx context.Context) (snapshot.Manifest, error) {
 	}}}, version)
 }
 
-// running copies beside the instance. Folders of training jobs are left out: a job that was at work begins anew.
+// running copies beside the instance. Left out are folders of training jobs, which begin anew, and the joiner's cache, which
+// may be ahead of the broker's moment.
 func (c *BackupCmd) running(ctx context.Context) (m snapshot.Manifest, err error) {
 	instance, err := readInstance(c.Dir)
 	if errors.Is(err, errNotRunning) {
@@ -65,32 +67,41 @@ func (c *BackupCmd) running(ctx context.Context) (m snapshot.Manifest, err error
 	if instance.Admin == "" {
 		return m, withHint(errors.New("the instance has no admin listener, which holds its stores still for a backup"), "set admin.address, or stop the instance first")
 	}
+	notes, err := os.MkdirTemp("", "ctrloop-backup-*")
+	if err != nil {
+		return m, err
+	}
+	defer os.RemoveAll(notes)
+	// Before the broker's moment: webhooks are sent again rather than left out.
+	raw, err := os.ReadFile(filepath.Join(c.Dir, app.WebhooksFile))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(notes, app.WebhooksFile), raw, 0o600)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return m, err
+	}
 	frozen, release, err := freeze(ctx, instance)
 	if err != nil {
 		return m, fmt.Errorf("the instance on %s: %w", c.Dir, err)
 	}
 	defer release()
-	sources := []snapshot.Source{{Dir: c.Dir, Live: true, Skip: []string{app.RunFile, app.RunFile + ".tmp", app.RefillFile, app.EngineFolder, app.KafkaFolder, app.JobsFolder}}}
+	sources := []snapshot.Source{{Dir: notes}, {Dir: c.Dir, Live: true, Skip: []string{
+		app.RunFile, app.RunFile + ".tmp", app.RefillFile, app.WebhooksFile, app.EngineFolder, app.KafkaFolder, app.JobsFolder, app.JoinerFolder,
+	}}}
 	if frozen.Broker != nil {
 		sources = append(sources, snapshot.Source{Dir: frozen.Broker.Links, As: app.KafkaFolder, Sizes: frozen.Broker.Sizes})
 	}
 	if frozen.Engine != nil {
 		raw, err := json.Marshal(frozen.Refill)
-		if err != nil {
-			return m, err
+		if err == nil {
+			err = os.WriteFile(filepath.Join(notes, app.RefillFile), raw, 0o600)
 		}
-		notes, err := os.MkdirTemp("", "ctrloop-backup-*")
 		if err != nil {
-			return m, err
-		}
-		defer os.RemoveAll(notes)
-		if err := os.WriteFile(filepath.Join(notes, app.RefillFile), raw, 0o600); err != nil {
 			return m, err
 		}
 		sources = append(sources,
 			snapshot.Source{Dir: filepath.Join(c.Dir, app.EngineFolder), As: app.EngineFolder, Only: frozen.Engine.Keep, Live: true},
 			snapshot.Source{Dir: frozen.Engine.Links, As: app.EngineFolder + "/" + warehouse.Store},
-			snapshot.Source{Dir: notes},
 		)
 	}
 	return snapshot.Write(ctx, c.To, sources, version)

@@ -146,10 +146,12 @@ type Addresses struct {
 
 // Names in the folder of an instance.
 const (
-	RunFile      = "run.json"   // where it answers while it runs: Addresses
-	EngineFolder = "clickhouse" // the embedded ClickHouse
-	KafkaFolder  = "kafka"      // the embedded broker
-	JobsFolder   = "jobs"       // of training jobs, with their logs and checkpoints
+	RunFile      = "run.json"      // where it answers while it runs: Addresses
+	EngineFolder = "clickhouse"    // the embedded ClickHouse
+	KafkaFolder  = "kafka"         // the embedded broker
+	JobsFolder   = "jobs"          // of training jobs, with their logs and checkpoints
+	JoinerFolder = "joiner"        // the joiner's cache of its state
+	WebhooksFile = "webhooks.json" // how far webhooks have been sent
 )
 
 // Start builds and starts everything and returns when it is ready. What was started is stopped again on an error.
@@ -349,7 +351,7 @@ func (a *App) startJoiner(context.Context) (err error) {
 	cfg := a.cfg.Joiner
 	cfg.Kafka = a.kafka
 	if cfg.Segments.Dir == "" && a.opt.Dir != "" {
-		cfg.Segments.Dir = filepath.Join(a.opt.Dir, "joiner")
+		cfg.Segments.Dir = filepath.Join(a.opt.Dir, JoinerFolder)
 	}
 	if a.joiner, err = joiner.New(cfg, a.log, a.registry); err != nil {
 		return err
