@@ -44,6 +44,11 @@ func (a *App) backup(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the instance is not ready, see /readyz", http.StatusServiceUnavailable)
 		return
 	}
+	// The commits say nothing of a warehouse that is behind them still.
+	if _, err := os.Stat(filepath.Join(a.opt.Dir, RefillFile)); !errors.Is(err, fs.ErrNotExist) {
+		http.Error(w, "the restored warehouse is still being filled up: try again when "+RefillFile+" is gone", http.StatusServiceUnavailable)
+		return
+	}
 	f, release, err := a.freeze(r.Context())
 	defer release()
 	if err != nil {

@@ -23,7 +23,7 @@ func TestBackupPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(broker.Close)
-	a := &App{log: zerolog.Nop(), ready: telemetry.NewReadiness(), broker: broker, addresses: Addresses{BackupToken: "secret"}}
+	a := &App{opt: Options{Dir: dir}, log: zerolog.Nop(), ready: telemetry.NewReadiness(), broker: broker, addresses: Addresses{BackupToken: "secret"}}
 	gate := a.ready.Gate("sink")
 	web := httptest.NewServer(http.HandlerFunc(a.backup))
 	defer web.Close()
@@ -47,6 +47,16 @@ func TestBackupPage(t *testing.T) {
 		}
 	}
 	gate.Ready()
+	refill := filepath.Join(dir, RefillFile)
+	if err := os.WriteFile(refill, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := ask(t.Context(), "secret").StatusCode; got != http.StatusServiceUnavailable {
+		t.Errorf("while the warehouse is being filled: %d", got)
+	}
+	if err := os.Remove(refill); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var f Frozen
 	if err := json.NewDecoder(ask(ctx, "secret").Body).Decode(&f); err != nil || f.Broker == nil || f.Engine != nil || f.Refill != nil {
