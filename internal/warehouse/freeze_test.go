@@ -130,7 +130,7 @@ func TestFreezeBesideDeletions(t *testing.T) {
 		t.Errorf("behind the erasure: %v, %v", before, err)
 	}
 	exec1(t, db, "SYSTEM STOP MERGES labels")
-	exec1(t, db, "ALTER TABLE labels DELETE WHERE user = 2")
+	exec1(t, db, "ALTER TABLE labels DELETE WHERE user = 2 SETTINGS mutations_sync = 0")
 	if _, err := db.deletions(t.Context()); !errors.Is(err, ErrBusy) {
 		t.Errorf("beside a mutation: %v", err)
 	}
