@@ -90,6 +90,11 @@ func TestBackupOfARunningInstance(t *testing.T) {
 	}
 	settled(dir, exact)
 
+	// The instance need not be stopped for an erasure either; rows of the last two minutes are left.
+	if out, stderr, code := ctrloop(t, "erase", "user", "u1", "--dir", dir); code != 0 || !strings.Contains(out, "left for another run") || !strings.Contains(out, "labels.v1") || !strings.Contains(out, "NEVER") {
+		t.Errorf("erase beside a running instance: exit %d: %s%s", code, out, stderr)
+	}
+
 	for _, from := range backups {
 		back := filepath.Join(t.TempDir(), "back")
 		if _, stderr, code := ctrloop(t, "restore", "--dir", back, from); code != 0 {

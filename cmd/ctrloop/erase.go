@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -48,6 +50,9 @@ func (c *EraseUserCmd) Run(ctx context.Context, g *Globals, out *output) error {
 			return usageError{fmt.Errorf("--number: %q: want a whole number below 2^64", c.ID)}
 		}
 	}
+	if err := c.beside(ctx); err != nil {
+		return err
+	}
 	db, done, err := c.open(ctx, g, out, true)
 	if err != nil {
 		return err
@@ -64,7 +69,7 @@ func (c *EraseUserCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	if err != nil {
 		return err
 	}
-	p := erasureProof{Erasure: e}
+	p := erasureProof{Erasure: e, Beside: c.DSN != ""}
 	if p.Topics, err = c.topics(ctx, time.Now()); err != nil {
 		return withHint(fmt.Errorf("the rows are gone from the warehouse; how long the topics keep the hash: %w", err), "run it again when the brokers answer, with --kafka where they are not the instance's own")
 	}
@@ -75,9 +80,33 @@ func (c *EraseUserCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	return nil
 }
 
+// beside takes the addresses of an instance that runs on the folder: its engine can be written to by whoever may read the
+// passwords there.
+func (c *EraseUserCmd) beside(ctx context.Context) error {
+	running, err := readInstance(c.Dir)
+	if c.DSN != "" || err != nil || running.ClickHouse == "" {
+		return nil // a server that was named; or at rest, or open says what is wrong
+	}
+	db, err := warehouse.Open(ctx, running.ClickHouse)
+	if err != nil {
+		return nil // whoever left the addresses was killed
+	}
+	_ = db.Close() // it was only asked whether it is there
+	c.DSN, err = warehouse.OwnerDSN(filepath.Join(c.Dir, app.EngineFolder), running.ClickHouse)
+	if errors.Is(err, fs.ErrNotExist) {
+		return withHint(fmt.Errorf("the instance on %s has a ClickHouse of its own", c.Dir), "name it with --dsn, by a user who may write")
+	}
+	if c.Kafka == "" {
+		c.Kafka = running.Kafka
+	}
+	return err
+}
+
 // erasureProof is the proof with what the warehouse does not know.
 type erasureProof struct {
 	warehouse.Erasure
+	// Beside: something may go on inserting, so the youngest rows were left.
+	Beside bool `json:"beside,omitempty"`
 	// Topics that hold the hash beyond the erasure; empty: nobody was asked.
 	Topics []topicRest `json:"topics,omitempty"`
 }
@@ -125,6 +154,9 @@ func (p erasureProof) print(w io.Writer) {
 	fmt.Fprintf(w, "user %d, rows inserted up to %s\n", p.User, p.Until.UTC().Format(time.RFC3339))
 	for _, t := range p.Tables {
 		fmt.Fprintf(w, "  %-16s %8d rows before, %d after\n      %s\n", t.Table, t.RowsBefore, t.RowsAfter, t.Query)
+	}
+	if p.Beside {
+		fmt.Fprintf(w, "rows that are younger, and those that the join makes of events on their way, are left for another run\n")
 	}
 	fmt.Fprintf(w, "stored in the table erasures; anybody may run the queries again with ctrloop sql\n")
 	if p.Topics == nil {
