@@ -142,6 +142,7 @@ func (w *session) recover(ctx context.Context, p int32, at stream.Committed, to 
 	b.n = len(b.rows.Rows)
 	if w.refilled {
 		err = w.insertMissing(ctx, b, &Refilled{})
+		b.n = len(b.rows.Rows) // those that were missing
 	} else {
 		err = w.insert(ctx, b)
 	}

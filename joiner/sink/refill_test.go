@@ -5,7 +5,11 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"ctrloop/internal/stream"
 	"ctrloop/internal/stream/streamtest"
@@ -37,7 +41,25 @@ func TestRefill(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			run(half / 2)
+			run(half / 4)
+			// The sink dies with blocks that are inserted and not committed.
+			died := errors.New("died")
+			dead := newService(t, testConfig(b), db)
+			dead.backoff = time.Hour
+			begun := make(chan struct{})
+			var once sync.Once
+			dead.fault = func(at step) error {
+				if at != stepInserted {
+					return nil
+				}
+				once.Do(func() { close(begun) })
+				return died
+			}
+			streamtest.Produce(t, b.Config, records[:half/4]...)
+			records = records[half/4:]
+			stop := start(t, dead)
+			<-begun
+			stop()
 			if tokens == "forgotten" {
 				for _, table := range []string{"labels", "label_hours", "label_partitions"} {
 					exec1(t, db, "ALTER TABLE "+table+" MODIFY SETTING non_replicated_deduplication_window = 0")
@@ -47,8 +69,7 @@ func TestRefill(t *testing.T) {
 			exec1(t, db, "TRUNCATE TABLE audit")
 			from.Offsets[schemas.TopicAudit] = nil // nothing of it was begun
 
-			died := errors.New("died")
-			left := 3
+			left := 1
 			dying := &unreliable{DB: db, fail: func(bool) error {
 				if left--; left < 0 {
 					return died
@@ -68,6 +89,9 @@ func TestRefill(t *testing.T) {
 			}
 			run(len(records))
 			check(t, db, want)
+			if n := testutil.ToFloat64(s.metrics.recovered); n == 0 {
+				t.Error("no block was begun: the test proves nothing about them")
+			}
 		})
 	}
 }
