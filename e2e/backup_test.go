@@ -103,6 +103,10 @@ func TestBackupOfARunningInstance(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(back, "refill.json")); err != nil {
 			t.Error(err)
 		}
+		// At rest it lacks what came between the moments of its stores, or nothing.
+		if _, stderr, code := ctrloop(t, "audit", "--dir", back); code != 0 && !strings.Contains(stderr, "ctrloop up --dir "+back) {
+			t.Errorf("audit at rest: exit %d: %s", code, stderr)
+		}
 		restored := up(t, back, "--target", "ingest,joiner,sink", "--config", config)
 		settled(back, func(labels, distinct, audited, differ int) bool {
 			_, err := os.Stat(filepath.Join(back, "refill.json"))
