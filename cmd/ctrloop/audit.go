@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"text/tabwriter"
 	"time"
 
+	"ctrloop/cmd/ctrloop/app"
 	"ctrloop/internal/warehouse"
 )
 
@@ -83,6 +86,9 @@ func (c *AuditCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	}
 	if len(differ) == 0 {
 		return nil
+	}
+	if _, err := os.Stat(filepath.Join(c.Dir, app.RefillFile)); c.DSN == "" && err == nil {
+		return withHint(fmt.Errorf("%d minutes: %w", len(differ), errAudit), "the folder is a restored backup of a running instance: `ctrloop up --dir "+c.Dir+"` fills the warehouse up from its topics")
 	}
 	return withHint(fmt.Errorf("%d minutes: %w", len(differ), errAudit), "while the sink runs, ask again in a minute: labels on their way count as missing")
 }

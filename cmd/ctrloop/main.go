@@ -43,7 +43,7 @@ type CLI struct {
 	Bench      BenchCmd      `cmd:"" help:"Measure the join, the sink, the warehouse, the statistics of rollouts."`
 	Migrate    MigrateCmd    `cmd:"" help:"Bring a warehouse to the schema of this binary, or say what that would take."`
 	Erase      EraseCmd      `cmd:"" help:"Erase a user's events, with proof."`
-	Backup     BackupCmd     `cmd:"" help:"Copy the stores of an instance at rest, with checksums."`
+	Backup     BackupCmd     `cmd:"" help:"Copy the stores of an instance, running or at rest, with checksums."`
 	Restore    RestoreCmd    `cmd:"" help:"Bring a backup back into an empty folder."`
 	Config     ConfigCmd     `cmd:"" help:"Check, show or document the configuration."`
 	Version    VersionCmd    `cmd:"" help:"Print the version of this binary."`

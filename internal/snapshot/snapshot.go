@@ -1,4 +1,4 @@
-// Package snapshot copies a folder at rest with a manifest of checksums, and brings it back. The manifest is
+// Package snapshot copies folders with a manifest of checksums, and brings them back. The manifest is
 // written last: a copy without one was interrupted, and is not restored.
 package snapshot
 
@@ -11,8 +11,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
+	pathpkg "path"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -56,57 +59,120 @@ var (
 	ErrNotEmpty   = errors.New("the folder is not empty")
 	ErrIncomplete = errors.New("the backup is not complete")
 	ErrDamaged    = errors.New("the backup is damaged")
+	ErrInside     = errors.New("the backup would be inside of what it is to hold")
 )
 
-// Write copies src to dst, which must be empty or missing. It holds the locks, files inside of src that running
-// programs hold by flock, while it copies; files named in skip stay behind.
-func Write(ctx context.Context, src, dst string, locks, skip []string, version string) (m Manifest, err error) {
-	for _, name := range locks {
-		release, err := lock(filepath.Join(src, name))
-		if err != nil {
-			return m, err
-		}
-		defer release()
-	}
+// Source is a folder that goes into a snapshot, or a part of one.
+type Source struct {
+	Dir  string
+	As   string   // where it goes inside of the snapshot, with slashes; empty: the top
+	Only []string // paths inside of Dir, files and folders, that belong to the snapshot; nil: everything
+	Skip []string // paths inside of Dir that do not
+	// Sizes of files that something goes on appending to, by path inside of Dir: how many of the first bytes belong to the
+	// snapshot, 0 or more. Other files belong to it as they are.
+	Sizes map[string]int64
+	// Live folders change while they are copied: what is gone when its turn comes is left out.
+	Live bool
+}
+
+// Write copies sources to dst, which must be empty or missing, and outside of them.
+func Write(ctx context.Context, dst string, sources []Source, version string) (m Manifest, err error) {
 	if err := empty(dst); err != nil {
 		return m, err
 	}
-	left := map[string]bool{}
-	for _, s := range skip {
-		left[s] = true
-	}
 	m = Manifest{Created: time.Now().UTC().Truncate(time.Second), Version: version}
-	err = filepath.WalkDir(src, func(path string, d fs.DirEntry, err error) error {
-		if err == nil {
-			err = ctx.Err()
+	listed := map[string]bool{}
+	for _, s := range sources {
+		if err := s.outside(dst); err != nil {
+			return m, err
 		}
-		if err != nil {
-			return err
+		if err := s.write(ctx, dst, &m, listed); err != nil {
+			return m, fmt.Errorf("copy %s: %w", s.Dir, err)
 		}
-		name, err := filepath.Rel(src, path)
-		if err != nil || left[name] {
-			return err
-		}
-		f, err := describe(src, name, d)
-		if err != nil {
-			return err
-		}
-		if f, err = put(f, path, filepath.Join(dst, Data, name)); err != nil {
-			return err
-		}
-		if name != "." {
-			m.Files = append(m.Files, f)
-		}
-		return nil
-	})
-	if err != nil {
-		return m, fmt.Errorf("copy %s: %w", src, err)
 	}
 	raw, err := json.MarshalIndent(m, "", " ")
 	if err != nil {
 		return m, err
 	}
 	return m, writeWhole(filepath.Join(dst, ManifestName), raw)
+}
+
+// outside refuses a snapshot inside of what it is to hold: it would hold itself.
+func (s Source) outside(dst string) error {
+	src, err := filepath.Abs(s.Dir)
+	if err != nil {
+		return err
+	}
+	if dst, err = filepath.Abs(dst); err != nil {
+		return err
+	}
+	if name, err := filepath.Rel(src, dst); err == nil && filepath.IsLocal(name) {
+		return fmt.Errorf("%s: %w, %s: choose a folder beside it", dst, ErrInside, src)
+	}
+	return nil
+}
+
+// write adds one source; folders that an earlier one has listed are not listed again.
+func (s Source) write(ctx context.Context, dst string, m *Manifest, listed map[string]bool) error {
+	roots := s.Only
+	if roots == nil {
+		roots = []string{"."}
+	}
+	gone := func(err error) bool { return s.Live && errors.Is(err, fs.ErrNotExist) }
+	for _, root := range roots {
+		err := filepath.WalkDir(filepath.Join(s.Dir, filepath.FromSlash(root)), func(path string, d fs.DirEntry, err error) error {
+			if gone(err) {
+				return nil
+			}
+			if err == nil {
+				err = ctx.Err()
+			}
+			if err != nil {
+				return err
+			}
+			name, err := filepath.Rel(s.Dir, path)
+			if err != nil {
+				return err
+			}
+			if slices.Contains(s.Skip, filepath.ToSlash(name)) {
+				if d.IsDir() {
+					return filepath.SkipDir
+				}
+				return nil
+			}
+			f, err := describe(s.Dir, name, d)
+			if gone(err) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			size, cut := s.Sizes[f.Path]
+			if !cut {
+				size = math.MaxInt64
+			}
+			f.Path = pathpkg.Join(s.As, f.Path)
+			f, err = put(f, path, filepath.Join(dst, Data, filepath.FromSlash(f.Path)), size)
+			if gone(err) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			if cut && f.Size != size {
+				return fmt.Errorf("%s has %d bytes where %d were promised", path, f.Size, size)
+			}
+			if f.Path != "." && !listed[f.Path] {
+				m.Files = append(m.Files, f)
+				listed[f.Path] = true
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Verify reads a snapshot and compares every file with the manifest.
@@ -131,7 +197,7 @@ func Verify(ctx context.Context, dir string) (m Manifest, err error) {
 		if f.Dir || f.Link != "" {
 			continue
 		}
-		size, sum, err := copyTo(io.Discard, filepath.Join(dir, Data, filepath.FromSlash(f.Path)))
+		size, sum, err := copyTo(io.Discard, filepath.Join(dir, Data, filepath.FromSlash(f.Path)), math.MaxInt64)
 		if err != nil || size != f.Size || sum != f.SHA256 {
 			return m, errors.Join(fmt.Errorf("%s: %s is not what was backed up: %w", dir, f.Path, ErrDamaged), err)
 		}
@@ -160,7 +226,7 @@ func Restore(ctx context.Context, dir, dst string) (Manifest, error) {
 			return m, err
 		}
 		name := filepath.FromSlash(f.Path)
-		got, err := put(f, filepath.Join(dir, Data, name), filepath.Join(partial, name))
+		got, err := put(f, filepath.Join(dir, Data, name), filepath.Join(partial, name), math.MaxInt64)
 		if err != nil {
 			return m, fmt.Errorf("restore %s: %w", f.Path, err)
 		}
@@ -194,37 +260,62 @@ func describe(src, name string, d fs.DirEntry) (File, error) {
 	return f, nil
 }
 
-// put makes one file, link or folder and fills in its checksum.
-func put(f File, from, to string) (File, error) {
-	switch {
-	case f.Dir:
+// put makes one folder, link or file, of which it takes at most the first bytes, and fills in its checksum.
+func put(f File, from, to string, most int64) (File, error) {
+	if f.Dir {
 		return f, os.MkdirAll(to, f.Mode|0o700)
-	case f.Link != "":
+	}
+	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+		return f, err
+	}
+	if f.Link != "" {
 		return f, os.Symlink(f.Link, to)
 	}
 	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, f.Mode|0o200)
 	if err != nil {
 		return f, err
 	}
-	f.Size, f.SHA256, err = copyTo(out, from)
+	f.Size, f.SHA256, err = copyTo(out, from, most)
 	if err == nil {
 		err = out.Sync()
 	}
-	return f, errors.Join(err, out.Close())
+	if err = errors.Join(err, out.Close()); err != nil {
+		_ = os.Remove(to) // no file rather than a part of one
+	}
+	return f, err
 }
 
-func copyTo(w io.Writer, path string) (size int64, sum string, err error) {
+func copyTo(w io.Writer, path string, most int64) (size int64, sum string, err error) {
 	in, err := os.Open(path)
 	if err != nil {
 		return 0, "", err
 	}
 	defer func() { _ = in.Close() }()
 	h := sha256.New()
-	size, err = io.Copy(io.MultiWriter(w, h), in)
+	size, err = io.Copy(io.MultiWriter(w, h), io.LimitReader(in, most))
 	return size, hex.EncodeToString(h.Sum(nil)), err
 }
 
-// lock takes a lock file; where there is none, nobody can hold it.
+// Lock takes files that running programs hold by flock, so that none of them starts while a folder is copied. It fails with
+// ErrInUse where one runs. Where there is no file, nobody can hold it.
+func Lock(paths ...string) (release func(), err error) {
+	var held []func()
+	release = func() {
+		for _, r := range held {
+			r()
+		}
+	}
+	for _, path := range paths {
+		r, err := lock(path)
+		if err != nil {
+			release()
+			return nil, err
+		}
+		held = append(held, r)
+	}
+	return release, nil
+}
+
 func lock(path string) (release func(), err error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -62,8 +62,11 @@ func tree(t *testing.T, dir string) map[string]string {
 
 func TestThereAndBack(t *testing.T) {
 	src, dst := folder(t), filepath.Join(t.TempDir(), "backup")
-	m, err := Write(t.Context(), src, dst, []string{"lock", "none"}, []string{"run.json"}, "v1")
+	release, err := Lock(filepath.Join(src, "lock"), filepath.Join(src, "none"))
 	must(t, err)
+	m, err := Write(t.Context(), dst, []Source{{Dir: src, Skip: []string{"run.json"}}}, "v1")
+	must(t, err)
+	release()
 	if m.Bytes() != int64(len("rows")+len("password")) || m.Version != "v1" {
 		t.Errorf("manifest %+v", m)
 	}
@@ -79,7 +82,7 @@ func TestThereAndBack(t *testing.T) {
 	if _, err := Restore(t.Context(), dst, back); !errors.Is(err, ErrNotEmpty) {
 		t.Errorf("into a folder that holds something: %v", err)
 	}
-	if _, err := Write(t.Context(), src, dst, nil, nil, ""); !errors.Is(err, ErrNotEmpty) {
+	if _, err := Write(t.Context(), dst, []Source{{Dir: src}}, ""); !errors.Is(err, ErrNotEmpty) {
 		t.Errorf("over another backup: %v", err)
 	}
 }
@@ -88,10 +91,13 @@ func TestRefusals(t *testing.T) {
 	src := folder(t)
 	release, err := lock(filepath.Join(src, "lock"))
 	must(t, err)
-	if _, err := Write(t.Context(), src, filepath.Join(t.TempDir(), "b"), []string{"lock"}, nil, ""); !errors.Is(err, ErrInUse) {
+	if _, err := Lock(filepath.Join(src, "lock")); !errors.Is(err, ErrInUse) {
 		t.Errorf("while something runs: %v", err)
 	}
 	release()
+	if _, err := Write(t.Context(), filepath.Join(src, "meta", "backup"), []Source{{Dir: src}}, ""); !errors.Is(err, ErrInside) {
+		t.Errorf("a backup inside of its source: %v", err)
+	}
 	for name, damage := range map[string]func(dir string) (error, error){
 		"no manifest":  func(dir string) (error, error) { return os.Remove(filepath.Join(dir, ManifestName)), ErrIncomplete },
 		"cut manifest": func(dir string) (error, error) { return os.Truncate(filepath.Join(dir, ManifestName), 20), ErrDamaged },
@@ -107,7 +113,7 @@ func TestRefusals(t *testing.T) {
 		},
 	} {
 		dst := filepath.Join(t.TempDir(), "backup")
-		_, err := Write(t.Context(), src, dst, nil, nil, "")
+		_, err := Write(t.Context(), dst, []Source{{Dir: src}}, "")
 		must(t, err)
 		failed, want := damage(dst)
 		must(t, failed)
@@ -117,6 +123,33 @@ func TestRefusals(t *testing.T) {
 		}
 		if _, err := os.Stat(back); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: something was restored", name)
+		}
+	}
+}
+
+// A snapshot of several folders, some of which are being written to.
+func TestSourcesTogether(t *testing.T) {
+	src, links := folder(t), t.TempDir()
+	must(t, os.MkdirAll(filepath.Join(links, "b"), 0o700))
+	must(t, os.WriteFile(filepath.Join(links, "b", "log"), []byte("now and later"), 0o600))
+	dst, back := filepath.Join(t.TempDir(), "backup"), filepath.Join(t.TempDir(), "back")
+	_, err := Write(t.Context(), dst, []Source{
+		{Dir: src, Only: []string{"store/a/data.bin", "gone"}, Live: true},
+		{Dir: links, As: "store", Sizes: map[string]int64{"b/log": 3}},
+	}, "")
+	must(t, err)
+	_, err = Restore(t.Context(), dst, back)
+	must(t, err)
+	want := map[string]string{".": "dir", "store": "dir", "store/a": "dir", "store/b": "dir", "store/a/data.bin": "-rw-r----- rows", "store/b/log": "-rw------- now"}
+	if diff := cmp.Diff(want, tree(t, back)); diff != "" {
+		t.Error(diff)
+	}
+	for name, s := range map[string]Source{
+		"missing":   {Dir: src, Only: []string{"gone"}},
+		"too short": {Dir: src, Sizes: map[string]int64{"secret": 100}},
+	} {
+		if _, err := Write(t.Context(), filepath.Join(t.TempDir(), "b"), []Source{s}, ""); err == nil {
+			t.Errorf("%s: no error", name)
 		}
 	}
 }

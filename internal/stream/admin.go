@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -182,8 +183,62 @@ func topicConfigs(t schemas.Topic, retention time.Duration) map[string]*string {
 		conf["retention.ms"] = new("-1")
 	default:
 		conf["retention.ms"] = new(strconv.FormatInt(retention.Milliseconds(), 10))
+		// Brokers delete whole segments. By default one lasts a week: records would live up to a week longer than they may.
+		conf["segment.ms"] = new(strconv.FormatInt(min(retention, maxSegment).Milliseconds(), 10))
 	}
 	return conf
+}
+
+// maxSegment is the span of record time in a segment at most.
+const maxSegment = 24 * time.Hour
+
+// sweep is how long a broker may take to look for what has expired: the embedded one an hour, Apache Kafka 5 minutes
+// unless log.retention.check.interval.ms says otherwise.
+const sweep = time.Hour
+
+// TopicRetention is how long a topic keeps records, by the configuration that its broker really has.
+type TopicRetention struct {
+	// Bounded: the topic deletes records by age.
+	Bounded bool
+	// Longest time from a record's timestamp until the last byte of it is gone, for partitions that are written to or that
+	// are as old as their newest record: the retention, the span of a segment, and the broker's pause between two looks.
+	Longest time.Duration
+}
+
+// TopicRetentions asks the brokers.
+func TopicRetentions(ctx context.Context, c Config, topics ...string) (map[string]TopicRetention, error) {
+	out := map[string]TopicRetention{}
+	err := admin(ctx, c, func(ctx context.Context, adm *kadm.Client) error {
+		answers, err := adm.DescribeTopicConfigs(ctx, topics...)
+		if err != nil {
+			return fmt.Errorf("read the configuration of topics: %w", err)
+		}
+		for _, a := range answers {
+			if a.Err != nil {
+				return fmt.Errorf("read the configuration of topic %s: %w", a.Name, a.Err)
+			}
+			ms := map[string]int64{}
+			policy := ""
+			for _, conf := range a.Configs {
+				switch conf.Key {
+				case "cleanup.policy":
+					policy = conf.MaybeValue()
+				case "retention.ms", "segment.ms":
+					if ms[conf.Key], err = strconv.ParseInt(conf.MaybeValue(), 10, 64); err != nil {
+						return fmt.Errorf("topic %s: %s: %w", a.Name, conf.Key, err)
+					}
+				}
+			}
+			keep, ok := ms["retention.ms"]
+			r := TopicRetention{Bounded: ok && keep >= 0 && strings.Contains(policy, "delete")}
+			if r.Bounded {
+				r.Longest = time.Duration(keep+ms["segment.ms"])*time.Millisecond + sweep
+			}
+			out[a.Name] = r
+		}
+		return nil
+	})
+	return out, err
 }
 
 // Committed is a group's place in one partition.

@@ -28,12 +28,16 @@ type EmbeddedConfig struct {
 // committed is committed in full.
 type Embedded struct {
 	cluster *kfake.Cluster
+	dir     string
 	lock    *os.File
 	once    sync.Once
 }
 
 // ErrInUse is returned when another process runs a broker on the same directory.
 var ErrInUse = errors.New("another process runs a broker on this directory")
+
+// logFolder is the broker's own, inside of EmbeddedConfig.Dir.
+const logFolder = "log"
 
 // StartEmbedded starts the broker and returns when it answers.
 func StartEmbedded(c EmbeddedConfig) (*Embedded, error) {
@@ -43,6 +47,10 @@ func StartEmbedded(c EmbeddedConfig) (*Embedded, error) {
 	lock, err := lockDir(c.Dir)
 	if err != nil {
 		return nil, err
+	}
+	if err := os.RemoveAll(filepath.Join(c.Dir, FrozenFolder)); err != nil { // of a process that was killed
+		lock.Close()
+		return nil, fmt.Errorf("embedded broker: %w", err)
 	}
 	port := c.Port
 	if port == 0 {
@@ -54,7 +62,7 @@ func StartEmbedded(c EmbeddedConfig) (*Embedded, error) {
 	cluster, err := kfake.NewCluster(
 		kfake.NumBrokers(1), // one process gains nothing from more
 		kfake.Ports(port),
-		kfake.DataDir(filepath.Join(c.Dir, "log")),
+		kfake.DataDir(filepath.Join(c.Dir, logFolder)),
 		kfake.BrokerConfigs(map[string]string{
 			// Records carry event time, which may be years old: a limit on age in the broker would
 			// delete a replayed log while it is read.
@@ -65,7 +73,7 @@ func StartEmbedded(c EmbeddedConfig) (*Embedded, error) {
 		lock.Close()
 		return nil, fmt.Errorf("embedded broker on %s, port %d (is the port taken?): %w", c.Dir, port, err)
 	}
-	return &Embedded{cluster: cluster, lock: lock}, nil
+	return &Embedded{cluster: cluster, dir: c.Dir, lock: lock}, nil
 }
 
 // lockDir takes the directory for this process; the kernel lets go when the process ends, however it ends.

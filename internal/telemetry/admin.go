@@ -56,6 +56,7 @@ func isLoopback(host string) bool {
 type Admin struct {
 	cfg      AdminConfig
 	listener net.Listener
+	mux      *http.ServeMux
 	handler  http.Handler
 	log      zerolog.Logger
 }
@@ -70,7 +71,11 @@ func NewAdmin(cfg AdminConfig, metrics prometheus.Gatherer, ready *Readiness, co
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("admin listener: %w", err)
 	}
-	a := &Admin{cfg: cfg, log: log, handler: adminHandler(cfg, metrics, ready, configz)}
+	mux := adminPages(metrics, ready, configz)
+	a := &Admin{cfg: cfg, log: log, mux: mux, handler: mux}
+	if !cfg.AllowRemote {
+		a.handler = localHostOnly(mux)
+	}
 	if cfg.Address == "" {
 		return a, nil
 	}
@@ -92,6 +97,9 @@ func (a *Admin) Addr() string {
 
 // Handler returns the admin pages.
 func (a *Admin) Handler() http.Handler { return a.handler }
+
+// Handle adds a page. The listener has no authentication: a page that does more than show must ask for one itself.
+func (a *Admin) Handle(pattern string, page http.HandlerFunc) { a.mux.HandleFunc(pattern, page) }
 
 // Run serves until ctx is done.
 func (a *Admin) Run(ctx context.Context) error {
@@ -117,7 +125,7 @@ func (a *Admin) Run(ctx context.Context) error {
 	return nil
 }
 
-func adminHandler(cfg AdminConfig, metrics prometheus.Gatherer, ready *Readiness, configz func() ([]byte, error)) http.Handler {
+func adminPages(metrics prometheus.Gatherer, ready *Readiness, configz func() ([]byte, error)) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{EnableOpenMetrics: true}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
@@ -147,10 +155,7 @@ func adminHandler(cfg AdminConfig, metrics prometheus.Gatherer, ready *Readiness
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	if cfg.AllowRemote {
-		return mux
-	}
-	return localHostOnly(mux)
+	return mux
 }
 
 // localHostOnly refuses requests whose Host header names another machine: a web page that resolves its own

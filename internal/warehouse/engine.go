@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
@@ -119,6 +120,10 @@ func (e *Engine) prepare() error {
 		return fmt.Errorf("%w: %s (%v): stop it first", ErrInUse, e.cfg.Dir, err)
 	}
 	e.lock = lock
+	if err := os.RemoveAll(filepath.Join(e.cfg.Dir, ShadowFolder)); err != nil { // of a backup whose process was killed
+		_ = lock.Close()
+		return fmt.Errorf("engine directory: %w", err)
+	}
 	if e.creds, err = loadCredentials(filepath.Join(e.cfg.Dir, "credentials.json")); err != nil {
 		_ = lock.Close()
 		return err
@@ -257,4 +262,23 @@ func (e *Engine) Stop(ctx context.Context) error {
 		_ = e.lock.Close()
 	})
 	return err
+}
+
+// OwnerDSN is the DSN of the application for the engine on dir that another process runs, made from the read-only one. It
+// fails with fs.ErrNotExist where dir has no engine.
+func OwnerDSN(dir, readOnly string) (string, error) {
+	file := filepath.Join(dir, "credentials.json")
+	if _, err := os.Stat(file); err != nil { // it would be drawn
+		return "", fmt.Errorf("passwords of the engine: %w", err)
+	}
+	c, err := loadCredentials(file)
+	if err != nil {
+		return "", err
+	}
+	u, err := url.Parse(readOnly)
+	if err != nil {
+		return "", errors.New("the read-only DSN does not parse") // the cause would quote the password
+	}
+	u.User = url.UserPassword(appUser, c.App)
+	return u.String(), nil
 }

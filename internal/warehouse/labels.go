@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -415,4 +416,30 @@ func (e *labelEncoder) sort(rows []Label) {
 		slices.SortFunc(e.order[from:to], byTime)
 		from = to
 	}
+}
+
+// LabelKey tells the rows of labels apart.
+type LabelKey struct {
+	Impression schemas.ImpressionID
+	Version    uint32
+}
+
+// LabelKeys returns the rows that are there of a range of offsets, [from, to), of one partition of labels.v1. It reads
+// the offsets of the whole table.
+func (db *DB) LabelKeys(ctx context.Context, partition int32, from, to int64) (map[LabelKey]struct{}, error) {
+	rows, err := db.Query(ctx, "SELECT impression_id, version FROM labels WHERE partition = ? AND offset >= ? AND offset < ?", uint16(partition), from, to)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	out := map[LabelKey]struct{}{}
+	for rows.Next() {
+		var id uuid.UUID
+		var version uint32
+		if err := rows.Scan(&id, &version); err != nil {
+			return nil, fmt.Errorf("labels of partition %d, offsets %d to %d: %w", partition, from, to, err)
+		}
+		out[LabelKey{schemas.ImpressionID(id), version}] = struct{}{}
+	}
+	return out, rows.Err()
 }

@@ -39,7 +39,7 @@ type Config struct {
 func Default() Config {
 	return Config{
 		Kafka: stream.Default(), Group: "ctrloop-sink", InstanceID: "ctrloop-sink-0",
-		MaxRows: 100_000, MaxBufferedRows: 300_000, // 90 MB
+		MaxRows: 200_000, MaxBufferedRows: 600_000, // 180 MB under a backlog
 		FlushInterval: time.Second, Inserts: 2, InsertTimeout: time.Minute, AuditInterval: time.Minute,
 	}
 }
@@ -77,3 +77,5 @@ func (c Config) Validate() error {
 	}
 	return errors.Join(errs...)
 }
+
+func (c Config) mirrorGroup() string { return c.Group + "-mirror" }

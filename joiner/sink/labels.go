@@ -140,7 +140,13 @@ func (w *session) recover(ctx context.Context, p int32, at stream.Committed, to 
 		return fmt.Errorf("read the unfinished block [%d, %d) of %s/%d again: %w", b.from, b.to, schemas.TopicLabels, p, err)
 	}
 	b.n = len(b.rows.Rows)
-	if err := w.insert(ctx, b); err != nil {
+	if w.refilled {
+		err = w.insertMissing(ctx, b, &Refilled{})
+		b.n = len(b.rows.Rows) // those that were missing
+	} else {
+		err = w.insert(ctx, b)
+	}
+	if err != nil {
 		return err
 	}
 	w.metrics.recovered.Inc()
@@ -257,11 +263,16 @@ func (w *session) flush(ctx context.Context, blocks []block) error {
 // insert sends a block until it is acknowledged or w.giveUp has passed; the session then ends, and with it
 // this member's hold on its partitions.
 func (w *session) insert(ctx context.Context, b block) error {
+	return w.insertAs(ctx, token(w.topicID, b), b)
+}
+
+// insertAs is insert under another token.
+func (w *session) insertAs(ctx context.Context, token string, b block) error {
 	deadline := time.Now().Add(w.giveUp)
 	for wait := minBackoff; ; wait *= 2 {
 		began := time.Now()
 		ictx, cancel := context.WithTimeout(ctx, w.cfg.InsertTimeout)
-		err := w.db.InsertLabelBlock(ictx, token(w.topicID, b), b.rows, b.n)
+		err := w.db.InsertLabelBlock(ictx, token, b.rows, b.n)
 		cancel()
 		if err == nil {
 			w.metrics.seconds.Observe(time.Since(began).Seconds())

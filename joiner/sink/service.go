@@ -26,6 +26,8 @@ type Warehouse interface {
 	Audit(ctx context.Context, since time.Time) ([]warehouse.Mismatch, error)
 	NewestAudited(ctx context.Context) (time.Time, error)
 	Retire(ctx context.Context, keep time.Duration) ([]time.Time, error)
+	LabelKeys(ctx context.Context, partition int32, from, to int64) (map[warehouse.LabelKey]struct{}, error)
+	Touch(ctx context.Context, days ...time.Time) error
 }
 
 // Pauses between sessions that fail, doubling until one has made progress.
@@ -48,6 +50,8 @@ type Service struct {
 	backoff time.Duration
 	giveUp  time.Duration
 	behind  *stream.LagMeter
+	// refilled: the warehouse may have forgotten the tokens of blocks that it has.
+	refilled bool
 }
 
 // step names a place where the process may die.
@@ -107,7 +111,7 @@ func (s *Service) keep(ctx context.Context, name string, session func(context.Co
 	}
 }
 
-func (s *Service) mirrorGroup() string { return s.cfg.Group + "-mirror" }
+func (s *Service) mirrorGroup() string { return s.cfg.mirrorGroup() }
 
 // Lag is how many offsets of labels.v1 and of the mirrored topics (control.v1 excepted) are committed in the
 // broker and not in the warehouse, over all instances. 0: everything is there. Ends of transactions, which

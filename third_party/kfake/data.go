@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"math"
 	"math/rand"
 	"path/filepath"
 	"regexp"
@@ -1070,6 +1071,18 @@ func (c *Cluster) connectionsMaxReauthMs() int64 {
 		return n
 	}
 	return 0
+}
+
+// ctrloop: segmentMs is the span of record time after which a topic rolls a
+// segment, where segment.ms of the topic says so; else segments roll by size
+// alone.
+func (c *Cluster) segmentMs(topic string) int64 {
+	if v, ok := c.data.tcfgs[topic]["segment.ms"]; ok && v != nil {
+		if n, err := strconv.ParseInt(*v, 10, 64); err == nil {
+			return n
+		}
+	}
+	return math.MaxInt64
 }
 
 // segmentBytes returns the max segment size for a topic.

@@ -1844,7 +1844,10 @@ func (c *Cluster) persistBatchToSegment(pd *partData, b *partBatch) int64 {
 
 	// Roll the segment if needed.
 	active := &pd.segments[len(pd.segments)-1]
-	if active.size >= c.segmentBytes(pd.t) {
+	// ctrloop: by age too, or what retention hides from readers stays on
+	// the disk until its segment is full and has expired to the last batch.
+	aged := len(active.index) > 0 && b.MaxTimestamp-active.index[0].maxTimestamp >= c.segmentMs(pd.t)
+	if active.size >= c.segmentBytes(pd.t) || aged {
 		active.endOff = b.FirstOffset
 		pd.closeActiveFiles(c.cfg.syncWrites)
 		pd.segments = append(pd.segments, segmentInfo{base: b.FirstOffset})

@@ -5,6 +5,7 @@ package app
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -111,6 +112,7 @@ type App struct {
 	kafka   stream.Config
 	control *controllog.Log
 	ads     *creativelog.Log
+	broker  *stream.Embedded
 	engine  *warehouse.Engine
 	db      *warehouse.DB
 	readDSN string
@@ -137,14 +139,19 @@ type Addresses struct {
 	Admin      string `json:"admin,omitempty"`
 	Kafka      string `json:"kafka,omitempty"`
 	ClickHouse string `json:"clickhouse,omitempty"`
-	PID        int    `json:"pid"`
+	// BackupToken opens BackupPath of the admin listener; drawn at each start.
+	BackupToken string `json:"backup_token,omitempty"`
+	PID         int    `json:"pid"`
 }
 
 // Names in the folder of an instance.
 const (
-	RunFile      = "run.json"   // where it answers while it runs: Addresses
-	EngineFolder = "clickhouse" // the embedded ClickHouse
-	KafkaFolder  = "kafka"      // the embedded broker
+	RunFile      = "run.json"      // where it answers while it runs: Addresses
+	EngineFolder = "clickhouse"    // the embedded ClickHouse
+	KafkaFolder  = "kafka"         // the embedded broker
+	JobsFolder   = "jobs"          // of training jobs, with their logs and checkpoints
+	JoinerFolder = "joiner"        // the joiner's cache of its state
+	WebhooksFile = "webhooks.json" // how far webhooks have been sent
 )
 
 // Start builds and starts everything and returns when it is ready. What was started is stopped again on an error.
@@ -231,6 +238,8 @@ func (a *App) startAdmin(context.Context) error {
 		return err
 	}
 	a.addresses.Admin = admin.Addr()
+	a.addresses.BackupToken = rand.Text()
+	admin.Handle("POST "+BackupPath, a.backup)
 	a.actors.start("admin", admin.Run)
 	return nil
 }
@@ -242,6 +251,7 @@ func (a *App) startKafka(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		a.broker = e
 		a.actors.onStop("embedded kafka", e.Close)
 		a.kafka.Brokers = e.Brokers()
 	}
@@ -286,7 +296,13 @@ func (a *App) startWarehouse(ctx context.Context) error {
 	a.db = db
 	a.actors.onStop("warehouse connections", func() { _ = db.Close() })
 	a.addresses.ClickHouse = a.readDSN
-	return db.Migrate(ctx, warehouse.Options{Cluster: a.cfg.ClickHouse.Cluster, Window: a.cfg.Joiner.Window, Bucket: a.cfg.Joiner.Bucket})
+	if err := db.Migrate(ctx, warehouse.Options{Cluster: a.cfg.ClickHouse.Cluster, Window: a.cfg.Joiner.Window, Bucket: a.cfg.Joiner.Bucket}); err != nil {
+		return err
+	}
+	if a.engine != nil && !a.runs(Sink) {
+		a.actors.start("refill", a.refillBeside)
+	}
+	return nil
 }
 
 func (a *App) openArtifacts(ctx context.Context) (err error) {
@@ -335,7 +351,7 @@ func (a *App) startJoiner(context.Context) (err error) {
 	cfg := a.cfg.Joiner
 	cfg.Kafka = a.kafka
 	if cfg.Segments.Dir == "" && a.opt.Dir != "" {
-		cfg.Segments.Dir = filepath.Join(a.opt.Dir, "joiner")
+		cfg.Segments.Dir = filepath.Join(a.opt.Dir, JoinerFolder)
 	}
 	if a.joiner, err = joiner.New(cfg, a.log, a.registry); err != nil {
 		return err
@@ -350,14 +366,23 @@ func (a *App) startJoiner(context.Context) (err error) {
 const rollUpInterval = time.Minute
 
 func (a *App) startSink(context.Context) (err error) {
-	cfg := a.cfg.Sink
-	cfg.Kafka = a.kafka
-	if a.sink, err = sink.New(cfg, a.db, a.log, a.registry); err != nil {
+	if a.sink, err = sink.New(a.sinkConfig(), a.db, a.log, a.registry); err != nil {
 		return err
 	}
-	a.actors.start("sink", a.sink.Run)
+	a.actors.start("sink", func(ctx context.Context) error {
+		if err := a.refill(ctx, a.sink); err != nil {
+			return err
+		}
+		return a.sink.Run(ctx)
+	})
 	a.actors.start("rollups", func(ctx context.Context) error { return a.db.KeepRolledUp(ctx, rollUpInterval, a.log) })
 	return nil
+}
+
+func (a *App) sinkConfig() sink.Config {
+	cfg := a.cfg.Sink
+	cfg.Kafka = a.kafka
+	return cfg
 }
 
 func (a *App) startPairer(context.Context) error {
@@ -389,7 +414,7 @@ func (a *App) startTrainer(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("find this binary: %w", err)
 	}
-	work := filepath.Join(a.opt.Dir, "jobs")
+	work := filepath.Join(a.opt.Dir, JobsFolder)
 	grammarFile, catalogueFile, err := WriteVocabulary(work, a.catalog, a.holdout)
 	if err != nil {
 		return err

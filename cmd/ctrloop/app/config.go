@@ -64,8 +64,10 @@ type Kafka struct {
 	stream.Config `yaml:",inline"`
 	// Partitions of the topics that the join is partitioned by; cannot be changed over existing state.
 	Partitions int32 `yaml:"partitions"`
-	// Retention of topics. It must exceed window, lateness and the longest outage: the join rebuilds its state
-	// from the topics. Negative keeps everything, which virtual time needs: brokers judge age by record time.
+	// Retention of topics, set when they are made: change it with your broker's tools later. It must exceed window,
+	// lateness and the longest outage: the join rebuilds its state from the topics. Records are gone a day later at the
+	// latest, because brokers delete whole segments. Negative keeps everything, the hashes of erased users too; virtual
+	// time needs it: brokers judge age by record time.
 	Retention time.Duration `yaml:"retention"`
 	// EmbeddedPort of the embedded broker on loopback; 0 takes a free one.
 	EmbeddedPort int `yaml:"embedded_port"`

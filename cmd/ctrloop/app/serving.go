@@ -83,7 +83,7 @@ func (a *App) startServing(ctx context.Context) error {
 	parts.rollout = ro
 	a.actors.start("rollout", ro.Run)
 
-	hooks, err := webhook.New(a.cfg.Webhooks, a.control, filepath.Join(a.opt.Dir, "webhooks.json"), nil, a.log, a.registry)
+	hooks, err := webhook.New(a.cfg.Webhooks, a.control, filepath.Join(a.opt.Dir, WebhooksFile), nil, a.log, a.registry)
 	if err != nil {
 		return err
 	}

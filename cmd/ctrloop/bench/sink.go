@@ -46,7 +46,9 @@ type SinkCost struct {
 	// EngineCPUSeconds of the engine's process until its last merge was over: inserts, merges, and its own upkeep.
 	EngineCPUSeconds float64 `json:"engine_cpu_seconds"`
 	BytesPerRow      float64 `json:"bytes_per_row"` // compressed, merged as far as the engine did by itself
-	Wrong            int64   `json:"wrong"`         // rows missing or there twice
+	// Parts of labels that are left then: merging them is a cost that comes later.
+	Parts int64 `json:"parts"`
+	Wrong int64 `json:"wrong"` // rows missing or there twice
 }
 
 // PerGoCore is rows a CPU second of this process.
@@ -252,7 +254,7 @@ func (m sinkMeter) measure(ctx context.Context, work func() (float64, error)) (c
 		return c, err
 	}
 	c.Wrong = max(int64(there)-m.rows, m.rows-int64(there))
-	return c, m.db.QueryRow(ctx, "SELECT sum(data_compressed_bytes) / sum(rows) FROM system.parts WHERE active AND table = 'labels' AND database = currentDatabase()").Scan(&c.BytesPerRow)
+	return c, m.db.QueryRow(ctx, "SELECT sum(data_compressed_bytes) / sum(rows), toInt64(count()) FROM system.parts WHERE active AND table = 'labels' AND database = currentDatabase()").Scan(&c.BytesPerRow, &c.Parts)
 }
 
 // mergesOver waits until the engine has nothing to merge: their cost belongs to the inserts.
@@ -289,6 +291,7 @@ func (r SinkReport) Print(w io.Writer) error {
 	line("rows/s per Go core", func(c SinkCost) string { return rate(c.PerGoCore()) })
 	line("rows/s per core, both", func(c SinkCost) string { return rate(c.PerCore()) })
 	line("rows an insert", func(c SinkCost) string { return count(ratioInt(c.Rows, int(c.Inserts))) })
+	line("parts left", func(c SinkCost) string { return count(c.Parts) })
 	line("bytes a row", func(c SinkCost) string { return fmt.Sprintf("%.1f", c.BytesPerRow) })
 	line("wrong rows", func(c SinkCost) string { return count(c.Wrong) })
 	if err := t.Flush(); err != nil {

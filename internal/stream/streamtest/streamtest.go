@@ -144,3 +144,24 @@ func Produce(t testing.TB, c stream.Config, rs ...*stream.Record) {
 		t.Fatal(err)
 	}
 }
+
+// DeleteRecords makes a partition begin at an offset, as retention does.
+func DeleteRecords(t testing.TB, c stream.Config, topic string, partition int32, before int64) {
+	t.Helper()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(c.Brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	offsets := kadm.Offsets{}
+	offsets.AddOffset(topic, partition, before, -1)
+	answer, err := kadm.NewClient(cl).DeleteRecords(ctx, offsets)
+	if err == nil {
+		err = answer.Error()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
