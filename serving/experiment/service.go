@@ -40,10 +40,10 @@ type Health interface {
 	Generation(ctx context.Context, version string) (ramp.Counts, error)
 }
 
-// Metrics measures what the guardrails look at, for the present step of an experiment. A metric that is not
-// measured is left out.
+// Metrics measures what the guardrails look at, for the present step of an experiment, whose event time the spans are.
+// A metric that is not measured is left out.
 type Metrics interface {
-	Metrics(ctx context.Context, x control.ExperimentStatus) ([]ramp.Metric, error)
+	Metrics(ctx context.Context, x control.ExperimentStatus, spans []Span) ([]ramp.Metric, error)
 }
 
 // LookSink keeps the record of every look. A failure is logged and counted, and stops nothing.
@@ -189,7 +189,7 @@ func (s *Service) Analyse(ctx context.Context, x control.ExperimentStatus) (ramp
 		}
 	}
 	if s.d.Metrics != nil {
-		if ev.Metrics, err = s.d.Metrics.Metrics(ctx, x); err != nil {
+		if ev.Metrics, err = s.d.Metrics.Metrics(ctx, x, now); err != nil {
 			return ramp.Verdict{}, fmt.Errorf("metrics of the guardrails: %w", err)
 		}
 	}

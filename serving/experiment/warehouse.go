@@ -22,6 +22,7 @@ var (
 	_ Source   = Warehouse{}
 	_ LookSink = Warehouse{}
 	_ Reports  = Warehouse{}
+	_ Shown    = Warehouse{}
 )
 
 type armRow struct {
@@ -74,6 +75,51 @@ func (r armRow) into(out *ramp.Sums, id string) error {
 		return fmt.Errorf("impressions of experiment %s have the variant %q, want control or treatment", id, r.Variant)
 	}
 	return nil
+}
+
+// Scores reads both arms in one query, to which the scores go as a table.
+func (w Warehouse) Scores(ctx context.Context, x control.Experiment, spans []Span, scores map[string]float64) (out ScoreSums, err error) {
+	if len(spans) == 0 {
+		return out, nil
+	}
+	ctx, err = warehouse.WithNumbers(ctx, "scores", scores)
+	if err != nil {
+		return out, err
+	}
+	within, args := inSpans(spans)
+	var rows []struct {
+		armRow
+		Impressions int64 `ch:"impressions"`
+	}
+	err = w.DB.Select(ctx, &rows, `
+		SELECT variant, countIf(c > 0) AS n, sum(k) AS m, sum(c) AS d, sum(k * k) AS mm, sum(c * c) AS dd, sum(k * c) AS md, toInt64(sum(every)) AS impressions
+		FROM (
+			SELECT variant, sum(seen * value) AS k, toFloat64(sumIf(seen, key != '')) AS c, sum(seen) AS every
+			FROM (
+				SELECT variant, `+unitColumn(x)+` AS unit, toString(creative) AS creative, toUInt64(count()) AS seen
+				FROM labels_mature
+				WHERE experiment = ? AND `+within+`
+				GROUP BY variant, unit, creative
+			) AS shown
+			LEFT JOIN scores ON shown.creative = scores.key
+			GROUP BY variant, unit
+		)
+		GROUP BY variant
+		SETTINGS join_use_nulls = 0`, append([]any{x.ID}, args...)...)
+	if err != nil {
+		return out, err
+	}
+	for _, r := range rows {
+		if err := r.into(&out.Sums, x.ID); err != nil {
+			return ScoreSums{}, err
+		}
+		if r.Variant == assign.Treatment {
+			out.Impressions[1] = r.Impressions
+		} else {
+			out.Impressions[0] = r.Impressions
+		}
+	}
+	return out, nil
 }
 
 // Categories reads the sums of both arms in each category.
