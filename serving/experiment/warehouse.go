@@ -40,7 +40,7 @@ func (w Warehouse) Sums(ctx context.Context, x control.Experiment, spans []Span)
 	if len(spans) == 0 {
 		return ramp.Sums{}, nil
 	}
-	within, args := inSpans(spans)
+	within, args := InSpans(spans)
 	var rows []armRow
 	err := w.DB.Select(ctx, &rows, `
 		SELECT variant, count() AS n, toFloat64(sum(k)) AS m, toFloat64(sum(c)) AS d,
@@ -86,7 +86,7 @@ func (w Warehouse) Scores(ctx context.Context, x control.Experiment, spans []Spa
 	if err != nil {
 		return out, err
 	}
-	within, args := inSpans(spans)
+	within, args := InSpans(spans)
 	var rows []struct {
 		armRow
 		Impressions int64 `ch:"impressions"`
@@ -127,7 +127,7 @@ func (w Warehouse) Categories(ctx context.Context, x control.Experiment, spans [
 	if len(spans) == 0 {
 		return nil, nil
 	}
-	within, args := inSpans(spans)
+	within, args := InSpans(spans)
 	var rows []struct {
 		Category string `ch:"category"`
 		armRow
@@ -190,7 +190,7 @@ func (w Warehouse) Multiple(ctx context.Context, x control.Experiment, spans []S
 	if len(spans) == 0 {
 		return Multiple{}, nil
 	}
-	within, args := inSpans(spans)
+	within, args := InSpans(spans)
 	var rows []struct {
 		Units int64 `ch:"units"`
 		Both  int64 `ch:"both"`
@@ -249,8 +249,8 @@ func unitColumn(x control.Experiment) string {
 	return "user"
 }
 
-// inSpans is the condition that an impression lies in one of the spans, and its arguments.
-func inSpans(spans []Span) (string, []any) {
+// InSpans is the condition that an impression lies in one of the spans, and its arguments.
+func InSpans(spans []Span) (string, []any) {
 	var or []string
 	var args []any
 	for _, s := range spans {

@@ -48,6 +48,13 @@ func TestForestDrawsEveryRow(t *testing.T) {
 	if !strings.Contains(svg, "no upper bound") || strings.Contains(svg, `a < b`) {
 		t.Error("labels are missing or not escaped")
 	}
+	long := "electronics/phones and communication"
+	if wide := (Forest{Rows: []Row{{Label: long, Value: 1, Low: 0, High: 2}}}).SVG(); !strings.Contains(wide, long) {
+		t.Error("a label of 36 letters was cut")
+	}
+	if cut := (Forest{Rows: []Row{{Label: strings.Repeat("ä", 100), Value: 1, Low: 0, High: 2}}}).SVG(); !strings.Contains(cut, strings.Repeat("ä", 39)+"…<") {
+		t.Error("a label of 100 letters was not cut")
+	}
 	parse(t, Forest{Reference: math.NaN()}.SVG())
 	parse(t, Forest{Rows: []Row{{Value: 1, Low: 1, High: 1}}}.SVG())
 }
