@@ -495,6 +495,8 @@ func TestHTTP(t *testing.T) {
 		{`{"treatment":"prompt-b","id":"../x"}`, "want letters"},
 		{`{"treatment":"prompt-b","colour":1}`, "unknown field"},
 		{`{"treatment":"prompt-b"} {}`, "something follows"},
+		{`[]`, "body: cannot be a JSON array"},
+		{`{"treatment":"prompt-b","steps":"all"}`, "steps cannot be a JSON string"},
 	} {
 		if code, v := call(t, h, "POST", "/v1/experiments", c.body); code/100 != 4 || !strings.Contains(v["error"].(string), c.want) {
 			t.Errorf("%s: %d %v, want an error with %q", c.body, code, v, c.want)
@@ -538,6 +540,11 @@ func TestHTTP(t *testing.T) {
 	}
 	if code, _ = call(t, h, "GET", "/v1/experiments/none", ""); code != 404 {
 		t.Errorf("unknown id: %d", code)
+	}
+	for _, c := range [][2]string{{"DELETE", "/v1/experiments/e"}, {"PATCH", "/v1/experiments"}, {"POST", "/v1/experiments/e/bogus"}, {"GET", "/v1/experiments/"}} {
+		if code, v := call(t, h, c[0], c[1], ""); code != 404 || v["error"] != "no call "+c[0]+" "+c[1] || v["hint"] == "" {
+			t.Errorf("%v: %d %v", c, code, v)
+		}
 	}
 }
 
