@@ -337,7 +337,7 @@ func (s *Service) exposures(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// maxLooks bounds the looks of one answer: a week of looks every five seconds is more than anyone reads.
+// maxLooks bounds the looks of one answer: 14 hours of looks every five seconds.
 const maxLooks = 10_000
 
 func (s *Service) looks(w http.ResponseWriter, r *http.Request) {
@@ -367,7 +367,8 @@ type Export struct {
 	Results    Results    `json:"results"`
 	Categories []Category `json:"categories"`
 	Exposures  []Exposure `json:"exposures"`
-	Looks      []LookRow  `json:"looks"`
+	Looks      []LookRow  `json:"looks"`                     // the newest maxLooks
+	LooksCut   bool       `json:"looks_truncated,omitempty"` // there are older ones, in the table experiment_looks
 }
 
 func (s *Service) exported(ctx context.Context, st *control.State, x control.ExperimentStatus) (Export, error) {
@@ -377,7 +378,10 @@ func (s *Service) exported(ctx context.Context, st *control.State, x control.Exp
 	e.Categories, errs[1] = s.Categories(ctx, x)
 	e.Exposures, errs[2] = s.Exposures(ctx, x)
 	if s.d.Reports != nil {
-		e.Looks, errs[3] = s.d.Reports.Looks(ctx, x.ID, maxLooks)
+		e.Looks, errs[3] = s.d.Reports.Looks(ctx, x.ID, maxLooks+1)
+		if older := len(e.Looks) - maxLooks; older > 0 {
+			e.Looks, e.LooksCut = e.Looks[older:], true
+		}
 	}
 	return e, errors.Join(errs[:]...)
 }
