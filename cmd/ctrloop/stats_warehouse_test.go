@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -15,11 +14,10 @@ import (
 	"ctrloop/cmd/ctrloop/app"
 	"ctrloop/internal/stats"
 	"ctrloop/internal/warehouse"
+	"ctrloop/internal/warehouse/warehousetest"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/schemas/eventpb"
-
-	"github.com/rs/zerolog"
 )
 
 // ramped is an experiment of two steps, 10 % and 50 %, after a time without it. Users are drawn by their number;
@@ -95,31 +93,8 @@ func (x ramped) sums(variant, category string, from, to time.Time) (s stats.Sums
 // serve fills an embedded warehouse with the experiment and returns its address.
 func (x ramped) serve(t *testing.T) (dsn string) {
 	t.Helper()
-	if _, err := os.Stat(warehouse.LibPath()); err != nil {
-		t.Skipf("the engine is not set up (run `ctrloop setup`): %v", err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	e, err := warehouse.StartEngine(ctx, warehouse.EngineConfig{Lib: warehouse.LibPath(), Dir: t.TempDir()}, zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := e.Stop(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	db, err := warehouse.Open(ctx, e.DSN())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	if err := db.Migrate(ctx, warehouse.Options{Window: time.Minute, Bucket: time.Second}); err != nil {
-		t.Fatal(err)
-	}
-	if err := db.InsertLabels(ctx, "all", x.rows); err != nil {
+	e, db := warehousetest.Start(t, warehouse.Options{Window: time.Minute, Bucket: time.Second})
+	if err := db.InsertLabels(t.Context(), "all", x.rows); err != nil {
 		t.Fatal(err)
 	}
 	encode := func(v any) json.RawMessage {
@@ -130,7 +105,7 @@ func (x ramped) serve(t *testing.T) (dsn string) {
 		return raw
 	}
 	entity := control.ExperimentEntity("e")
-	err = db.InsertControl(ctx, []warehouse.ControlRow{
+	err := db.InsertControl(t.Context(), []warehouse.ControlRow{
 		{Event: control.Event{ID: "1", Type: control.ExperimentCreated, Entity: entity, Time: x.start, Data: encode(control.Experiment{ID: "e", Unit: "user", Steps: []float64{0.1, 0.5, 1}, Alpha: 0.04, NStar: 3000})}, Place: warehouse.Place{TopicID: "t", Offset: 1}},
 		{Event: control.Event{ID: "2", Type: control.ExperimentStepped, Entity: entity, Time: x.second, Data: encode(control.Step{Index: 1, Share: 0.5, AtMS: x.second.UnixMilli()})}, Place: warehouse.Place{TopicID: "t", Offset: 2}},
 		{Event: control.Event{ID: "3", Type: control.ExperimentStepped, Entity: entity, Time: x.second, Data: encode(control.Step{Index: 2, Share: 1, AtMS: 1})}, Place: warehouse.Place{TopicID: "t", Offset: 3}, Rejected: "conflict"},

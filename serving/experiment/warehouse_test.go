@@ -1,7 +1,6 @@
 package experiment
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -12,6 +11,7 @@ import (
 
 	"ctrloop/internal/stats"
 	"ctrloop/internal/warehouse"
+	"ctrloop/internal/warehouse/warehousetest"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/schemas/eventpb"
@@ -20,7 +20,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	"github.com/rs/zerolog"
 )
 
 func TestMain(m *testing.M) {
@@ -28,41 +27,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func embedded(t *testing.T, opt warehouse.Options) *warehouse.DB {
-	t.Helper()
-	if _, err := os.Stat(warehouse.LibPath()); err != nil {
-		if os.Getenv("CTRLOOP_TEST_ALLOW_MISSING") == "1" {
-			t.Skip("no libchdb")
-		}
-		t.Fatalf("no libchdb at %s: run `ctrloop setup`, or set CTRLOOP_TEST_ALLOW_MISSING=1 to skip", warehouse.LibPath())
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	e, err := warehouse.StartEngine(ctx, warehouse.EngineConfig{Lib: warehouse.LibPath(), Dir: t.TempDir()}, zerolog.New(zerolog.NewTestWriter(t)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := e.Stop(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	db, err := warehouse.Open(ctx, e.DSN())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close() })
-	if err := db.Migrate(ctx, opt); err != nil {
-		t.Fatal(err)
-	}
-	return db
-}
-
 // One engine for all: its start is what costs.
 func TestWarehouse(t *testing.T) {
-	db := embedded(t, warehouse.Options{Window: window, Bucket: time.Second})
+	_, db := warehousetest.Start(t, warehouse.Options{Window: window, Bucket: time.Second})
 	t.Run("sums", func(t *testing.T) { checkSums(t, db) })
 	t.Run("looks", func(t *testing.T) { checkLooks(t, db) })
 	t.Run("exposures", func(t *testing.T) { checkExposures(t, db) })
