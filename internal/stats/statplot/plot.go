@@ -31,10 +31,10 @@ const (
 	width      = 760.0 // of curves
 	axisWidth  = 380.0 // of a forest, between the labels and the numbers
 	rowHeight  = 26.0
-	textWidth  = 220.0 // of the numbers at the right
-	runeWidth  = 7.2   // of a label, on the safe side
-	maxLabel   = 40    // runes; longer ones are cut
-	leastLabel = 20    // runes that there is always room for
+	runeWidth  = 7.2 // of labels and numbers, on the safe side
+	leastText  = 28  // runes of the numbers at the right that there is always room for
+	maxLabel   = 40  // runes; longer ones are cut
+	leastLabel = 20  // runes that there is always room for
 )
 
 const style = `<style>
@@ -51,17 +51,19 @@ func (f Forest) SVG() string {
 		format = short
 	}
 	lo, hi := f.scale()
-	longest := leastLabel
+	label, text := leastLabel, leastText
 	for _, r := range f.Rows {
-		longest = max(longest, utf8.RuneCountInString(clip(r.Label, maxLabel)))
+		label = max(label, utf8.RuneCountInString(clip(r.Label, maxLabel)))
+		text = max(text, utf8.RuneCountInString(interval(r, format)))
 	}
-	left := 16 + runeWidth*float64(longest)
+	left := 16 + runeWidth*float64(label)
 	right := left + axisWidth
+	width := right + 16 + runeWidth*float64(text)
 	x := func(v float64) float64 { return left + (right-left)*(v-lo)/(hi-lo) }
 	height := 46 + rowHeight*float64(len(f.Rows)) + 44
 	bottom := height - 40
 	var b strings.Builder
-	begin(&b, f.Title, right+textWidth, height)
+	begin(&b, f.Title, width, height)
 	for _, v := range ticks(lo, hi, 5) {
 		fmt.Fprintf(&b, `<line class="grid" x1="%.1f" x2="%.1f" y1="36" y2="%.1f"/><text class="tick" text-anchor="middle" x="%.1f" y="%.1f">%s</text>`+"\n", x(v), x(v), bottom, x(v), bottom+15, html.EscapeString(format(v)))
 	}
