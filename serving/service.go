@@ -46,6 +46,7 @@ type Deps struct {
 	Store     *artifact.Store
 	Products  *catalogue.Catalogue
 	Drawer    creatives.Drawer // nil: the scene renderer
+	Judge     creatives.Judge  // of how backgrounds suit products; nil: scores come from elsewhere, or not at all
 }
 
 // Service is serving as a whole.
@@ -101,7 +102,7 @@ func New(cfg Config, d Deps, log zerolog.Logger, reg prometheus.Registerer) (*Se
 	if s.gateway, err = gateway.New(cfg.Gateway, s.table, s.assign, s.swap.Suspect, log.With().Str("part", "gateway").Logger(), reg); err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
 	}
-	deps := creatives.Deps{Products: d.Products, Model: s.gateway, Resolve: s.resolve, Prompting: prompting, Drawer: d.Drawer, Store: d.Store, Publisher: d.Creatives, Library: s.lib}
+	deps := creatives.Deps{Products: d.Products, Model: s.gateway, Resolve: s.resolve, Prompting: prompting, Drawer: d.Drawer, Judge: d.Judge, Store: d.Store, Publisher: d.Creatives, Library: s.lib}
 	if s.creative, err = creatives.New(cfg.Creatives, deps, log.With().Str("part", "creatives").Logger(), reg); err != nil {
 		return nil, fmt.Errorf("creatives: %w", err)
 	}

@@ -308,13 +308,15 @@ func (c *ExperimentListCmd) Run(ctx context.Context, out *output) error {
 
 // interval writes a relative figure with its bounds, in per cent.
 func interval(at, low, high ramp.Num) string {
-	pct := func(n ramp.Num) string {
-		if f := float64(n); f-f == 0 {
-			return fmt.Sprintf("%+.2f", 100*f)
-		}
-		return "?"
+	return fmt.Sprintf("%s %% [%s, %s]", known("%+.2f", 100*at), known("%+.2f", 100*low), known("%+.2f", 100*high))
+}
+
+// known writes a number, and a question mark for what the data do not say yet.
+func known(format string, n ramp.Num) string {
+	if f := float64(n); f-f == 0 {
+		return fmt.Sprintf(format, f)
 	}
-	return fmt.Sprintf("%s %% [%s, %s]", pct(at), pct(low), pct(high))
+	return "?"
 }
 
 // ExperimentShowCmd is `ctrloop experiment show`.
@@ -351,9 +353,9 @@ func printExperiment(w io.Writer, r experiment.Results) error {
 		for i, a := range []ramp.Arm{f.Control, f.Treatment} {
 			name, lift, p := "control", "", ""
 			if i == 1 {
-				name, lift, p = "treatment", interval(f.Relative, f.RelativeLow, f.RelativeHigh), fmt.Sprintf("%.3g", float64(f.P))
+				name, lift, p = "treatment", interval(f.Relative, f.RelativeLow, f.RelativeHigh), known("%.3g", f.P)
 			}
-			fmt.Fprintf(t, "%g %%\t%s\t%d\t%d\t%d\t%.3f %%\t%s\t%s\n", 100*f.Step.Share, name, a.Units, a.Impressions, a.Clicks, 100*float64(a.CTR), lift, p)
+			fmt.Fprintf(t, "%g %%\t%s\t%d\t%d\t%d\t%s %%\t%s\t%s\n", 100*f.Step.Share, name, a.Units, a.Impressions, a.Clicks, known("%.3f", 100*a.CTR), lift, p)
 		}
 	}
 	if x := r.WholeRamp; x != nil {
@@ -368,7 +370,7 @@ func printExperiment(w io.Writer, r experiment.Results) error {
 	if h.Multiple != nil {
 		fmt.Fprintf(t, "in both arms\t%d of %d units\n", h.Multiple.Both, h.Multiple.Units)
 	}
-	fmt.Fprintf(t, "power\t+-%.2f %% now; finds %.2f %%; +-1 %% in %.1f days\n", 100*float64(h.HalfWidth), 100*float64(h.MDE), float64(h.DaysToOnePercent))
+	fmt.Fprintf(t, "power\t+-%s %% now; finds %s %%; +-1 %% in %s days\n", known("%.2f", 100*h.HalfWidth), known("%.2f", 100*h.MDE), known("%.1f", h.DaysToOnePercent))
 	if !math.IsNaN(float64(h.UnitsForMargin)) {
 		fmt.Fprintf(t, "the margin\tfound with probability %.2f now, with 0.8 at %.0f units\n", float64(h.PowerForMargin), float64(h.UnitsForMargin))
 	}

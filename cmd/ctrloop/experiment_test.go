@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/csv"
 	"encoding/json"
+	"math"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -190,6 +191,20 @@ func TestExperimentCommands(t *testing.T) {
 	rows, err := csv.NewReader(bytes.NewReader(raw)).ReadAll()
 	if err != nil || len(rows) != 1+4+2 || rows[0][0] != "experiment" || rows[6][2] != "Garden, all" || rows[6][4] != "3000" || rows[6][6] != "150" {
 		t.Errorf("%v: %v", err, rows)
+	}
+}
+
+// What is not known yet is a question mark, not a NaN.
+func TestExperimentWithoutData(t *testing.T) {
+	nan := ramp.Num(math.NaN())
+	arm := ramp.Arm{CTR: nan, Low: nan, High: nan}
+	var b strings.Builder
+	err := printExperiment(&b, experiment.Results{
+		Steps:  []ramp.Figures{{Control: arm, Treatment: arm, Relative: nan, RelativeLow: nan, RelativeHigh: nan, P: nan}},
+		Health: experiment.HealthRow{SampleRatioP: 1, HalfWidth: nan, MDE: nan, DaysToOnePercent: nan, UnitsForMargin: nan},
+	})
+	if err != nil || strings.Contains(b.String(), "NaN") || !strings.Contains(b.String(), "+-? % now") {
+		t.Errorf("%v\n%s", err, b.String())
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"time"
+	"unicode/utf8"
 
 	"ctrloop/internal/stats"
 	"ctrloop/internal/stats/statcsv"
@@ -27,15 +28,32 @@ type statsAnswer struct {
 	Report string `placeholder:"FILE.md" help:"Write a report in Markdown to FILE.md, its plots as SVG files beside it."`
 }
 
+// statsSequence are the options of the confidence sequence.
+type statsSequence struct {
+	Alpha *float64 `placeholder:"0.05" help:"Two-sided error over all looks. Default: the experiment's with --experiment, else 0.05."`
+	NStar *float64 `name:"nstar" placeholder:"5000" help:"Units at which the interval is tightest. Default: the experiment's with --experiment, else 5000."`
+}
+
+// sequence is what the options say, with the defaults of a file.
+func (o statsSequence) sequence() stats.Sequence {
+	q := stats.DefaultSequence()
+	if o.Alpha != nil {
+		q.Alpha = *o.Alpha
+	}
+	if o.NStar != nil {
+		q.NStar = *o.NStar
+	}
+	return q
+}
+
 // StatsLiftCmd is `ctrloop stats lift`.
 type StatsLiftCmd struct {
 	File string `arg:"" optional:"" help:"CSV with a header: unit,arm,impressions,clicks; arms control and treatment; '-' reads standard input."`
 	statsSource
 	statsAnswer
-	Alpha float64       `default:"0.05" help:"Two-sided error over all looks."`
-	NStar float64       `name:"nstar" default:"5000" help:"Units at which the interval is tightest."`
-	FDR   float64       `name:"fdr" default:"0.1" help:"False-discovery rate over the categories, where there are any."`
-	Pre   time.Duration `default:"336h" help:"With --experiment: how long before the test a unit's impressions are its covariate; 0 uses none."`
+	statsSequence
+	FDR *float64      `name:"fdr" placeholder:"RATE" help:"False-discovery rate over the categories, where there are any. Default: alpha, as on an experiment's page."`
+	Pre time.Duration `default:"336h" help:"With --experiment: how long before the test a unit's impressions are its covariate; 0 uses none."`
 }
 
 // statsArm is one arm of `stats lift --json`.
@@ -46,19 +64,31 @@ type statsArm struct {
 	CTR         float64 `json:"ctr"`
 }
 
-// statsLift is the answer of `stats lift --json`. Rates are fractions of 1. Relative figures are null where
-// the data bound them not at all.
+// statsDifference is a lift with its intervals. Rates are fractions of 1. Relative figures are null where the data
+// bound them not at all.
+type statsDifference struct {
+	LiftAbsolute float64  `json:"lift_absolute"`
+	Low          float64  `json:"low"`
+	High         float64  `json:"high"`
+	SE           float64  `json:"se"`
+	PAlwaysValid float64  `json:"p_always_valid"`
+	LiftRelative *float64 `json:"lift_relative"`
+	RelativeLow  *float64 `json:"relative_low"`
+	RelativeHigh *float64 `json:"relative_high"`
+}
+
+func difference(l stats.Lift) statsDifference {
+	return statsDifference{
+		LiftAbsolute: l.Absolute, Low: l.Interval.Low, High: l.Interval.High, SE: l.SE, PAlwaysValid: l.P,
+		LiftRelative: finite(l.Relative), RelativeLow: finite(l.RelativeI.Low), RelativeHigh: finite(l.RelativeI.High),
+	}
+}
+
+// statsLift is the answer of `stats lift --json`.
 type statsLift struct {
-	Control       statsArm        `json:"control"`
-	Treatment     statsArm        `json:"treatment"`
-	LiftAbsolute  float64         `json:"lift_absolute"`
-	Low           float64         `json:"low"`
-	High          float64         `json:"high"`
-	SE            float64         `json:"se"`
-	PAlwaysValid  float64         `json:"p_always_valid"`
-	LiftRelative  *float64        `json:"lift_relative"`
-	RelativeLow   *float64        `json:"relative_low"`
-	RelativeHigh  *float64        `json:"relative_high"`
+	Control   statsArm `json:"control"`
+	Treatment statsArm `json:"treatment"`
+	statsDifference
 	Alpha         float64         `json:"alpha"`
 	NStar         float64         `json:"nstar"`
 	UnitsInBoth   int             `json:"units_in_both_arms"`
@@ -70,16 +100,9 @@ type statsLift struct {
 
 // statsAdjusted is the lift with the covariate from before the test (ratio CUPED).
 type statsAdjusted struct {
-	LiftAbsolute float64  `json:"lift_absolute"`
-	Low          float64  `json:"low"`
-	High         float64  `json:"high"`
-	SE           float64  `json:"se"`
-	PAlwaysValid float64  `json:"p_always_valid"`
-	LiftRelative *float64 `json:"lift_relative"`
-	RelativeLow  *float64 `json:"relative_low"`
-	RelativeHigh *float64 `json:"relative_high"`
-	Theta        float64  `json:"theta"`
-	Reduction    float64  `json:"variance_reduction"`
+	statsDifference
+	Theta     float64 `json:"theta"`
+	Reduction float64 `json:"variance_reduction"`
 }
 
 // statsCategory is one category's lift. The selected interval is that of a reported category among so many (e-BY),
@@ -99,18 +122,26 @@ type statsCategory struct {
 
 // Run reads the file or the warehouse and answers.
 func (c *StatsLiftCmd) Run(ctx context.Context, g *Globals, o *output) error {
-	q := stats.Sequence{Alpha: c.Alpha, NStar: c.NStar}
+	q := c.sequence()
 	if err := q.Validate(); err != nil {
 		return usageError{err}
 	}
-	if !(c.FDR > 0 && c.FDR < 1) || c.Pre < 0 {
-		return usageError{fmt.Errorf("--fdr %g --pre %v: want a rate in (0,1) and a time of 0 or more", c.FDR, c.Pre)}
+	if c.FDR != nil && !(*c.FDR > 0 && *c.FDR < 1) {
+		return usageError{fmt.Errorf("--fdr %g: want a rate in (0,1)", *c.FDR)}
+	}
+	if c.Pre < 0 {
+		return usageError{fmt.Errorf("--pre %v: want a time of 0 or more", c.Pre)}
 	}
 	data, name, err := fromFileOrWarehouse(ctx, g, o, c.File, &c.statsSource, statcsv.ReadLift, func(w statsWarehouse) (statcsv.LiftData, error) {
+		q = w.sequence(c.statsSequence)
 		return w.lift(ctx, c.Pre)
 	})
 	if err != nil {
 		return err
+	}
+	fdr := q.Alpha
+	if c.FDR != nil {
+		fdr = *c.FDR
 	}
 	l, err := stats.CompareAdjusted(data.Control, data.Treatment, q)
 	if err != nil {
@@ -120,14 +151,14 @@ func (c *StatsLiftCmd) Run(ctx context.Context, g *Globals, o *output) error {
 	if err != nil {
 		return fmt.Errorf("lift of %s: %w", name, err)
 	}
-	categories, err := stats.CompareCategories(data.Categories, q, c.FDR)
+	categories, err := stats.CompareCategories(data.Categories, q, fdr)
 	if err != nil {
 		return fmt.Errorf("categories of %s: %w", name, err)
 	}
 	out := liftAnswer(data, plain, l, categories)
-	out.Alpha, out.NStar = c.Alpha, c.NStar
+	out.Alpha, out.NStar = q.Alpha, q.NStar
 	if len(categories) > 0 {
-		out.FDR = c.FDR
+		out.FDR = fdr
 	}
 	if data.InBothArms > 0 {
 		fmt.Fprintf(o.stderr, "warning: %d units have rows in both arms; they count in each, and the arms are then not independent\n", data.InBothArms)
@@ -142,18 +173,11 @@ func (c *StatsLiftCmd) Run(ctx context.Context, g *Globals, o *output) error {
 func liftAnswer(data statcsv.LiftData, l stats.Lift, adjusted stats.AdjustedLift, categories []stats.CategoryLift) statsLift {
 	arm := func(s stats.Sums) statsArm { return statsArm{s.N, int64(s.D), int64(s.M), s.Rate()} }
 	out := statsLift{
-		Control: arm(data.Control), Treatment: arm(data.Treatment),
-		LiftAbsolute: l.Absolute, Low: l.Interval.Low, High: l.Interval.High, SE: l.SE, PAlwaysValid: l.P,
-		LiftRelative: finite(l.Relative), RelativeLow: finite(l.RelativeI.Low), RelativeHigh: finite(l.RelativeI.High),
+		Control: arm(data.Control), Treatment: arm(data.Treatment), statsDifference: difference(l),
 		UnitsInBoth: data.InBothArms, Uninformative: l.Uninformative,
 	}
 	if data.HasPre {
-		a := adjusted
-		out.Adjusted = &statsAdjusted{
-			LiftAbsolute: a.Absolute, Low: a.Interval.Low, High: a.Interval.High, SE: a.SE, PAlwaysValid: a.P,
-			LiftRelative: finite(a.Relative), RelativeLow: finite(a.RelativeI.Low), RelativeHigh: finite(a.RelativeI.High),
-			Theta: a.Theta, Reduction: a.Reduction,
-		}
+		out.Adjusted = &statsAdjusted{difference(adjusted.Lift), adjusted.Theta, adjusted.Reduction}
 	}
 	for _, k := range categories {
 		row := statsCategory{
@@ -195,13 +219,17 @@ func printLift(w io.Writer, out statsLift, l stats.Lift, adjusted stats.Adjusted
 	if len(categories) == 0 {
 		return
 	}
-	fmt.Fprintf(w, "\n%-24s %9s %12s %26s %10s %8s\n", "category", "units", "lift", "interval on its own", "p", "q")
+	name := len("category")
+	for _, k := range categories {
+		name = max(name, utf8.RuneCountInString(k.Name))
+	}
+	fmt.Fprintf(w, "\n%-*s %9s %12s %26s %10s %8s\n", name, "category", "units", "lift", "interval on its own", "p", "q")
 	for _, k := range categories {
 		mark := ""
 		if k.Discovered {
 			mark = fmt.Sprintf("  reported: %s to %s", percent(k.SelectedRelative.Low), percent(k.SelectedRelative.High))
 		}
-		fmt.Fprintf(w, "%-24s %9.0f %12s %26s %10.3g %8.3g%s\n", k.Name, k.Units, percent(k.Relative), percent(k.RelativeI.Low)+" to "+percent(k.RelativeI.High), k.P, k.Q, mark)
+		fmt.Fprintf(w, "%-*s %9.0f %12s %26s %10.3g %8.3g%s\n", name, k.Name, k.Units, percent(k.Relative), percent(k.RelativeI.Low)+" to "+percent(k.RelativeI.High), k.P, k.Q, mark)
 	}
 	fmt.Fprintf(w, "reported: at most %g %% of these are expected to be false, however often one looks (e-BH); intervals widened for being picked (e-BY)\n", 100*out.FDR)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 
 	"ctrloop/internal/stats"
 	"ctrloop/internal/stats/statcsv"
@@ -17,13 +18,12 @@ type StatsPowerCmd struct {
 	File string `arg:"" optional:"" help:"CSV with a header: unit,impressions,clicks, of units like those of the test to come; '-' reads standard input."`
 	statsSource
 	statsAnswer
+	statsSequence
 	Share       float64   `default:"0.5" help:"Share of the units that the treatment will have."`
 	Effects     []float64 `default:"0.01,0.02,0.05,0.1" help:"True relative lifts to plan for: 0.05 is +5 %."`
 	Target      float64   `default:"0.01" help:"Relative half-width of the interval to plan for: 0.01 is +-1 %."`
 	Power       float64   `default:"0.8" help:"Probability of finding a lift."`
 	UnitsPerDay float64   `help:"New units a day in both arms together; without it, units are given and no days."`
-	Alpha       float64   `default:"0.05" help:"Two-sided error over all looks."`
-	NStar       float64   `name:"nstar" default:"5000" help:"Units at which the interval is tightest."`
 }
 
 // statsPower is the answer of `stats power --json`. Half-widths, effects and the minimum detectable effect are
@@ -53,14 +53,18 @@ type statsEffect struct {
 
 // Run reads the file or the warehouse and answers.
 func (c *StatsPowerCmd) Run(ctx context.Context, g *Globals, o *output) error {
-	q := stats.Sequence{Alpha: c.Alpha, NStar: c.NStar}
+	q := c.sequence()
 	if err := q.Validate(); err != nil {
 		return usageError{err}
 	}
 	if !(c.Share > 0 && c.Share < 1) || !(c.Power > 0 && c.Power < 1) || !(c.Target > 0) || c.UnitsPerDay < 0 {
 		return usageError{errors.New("power: share and power must lie in (0,1), target must be positive, units-per-day not negative")}
 	}
+	if slices.ContainsFunc(c.Effects, func(e float64) bool { return !(math.Abs(e) > 0) || math.IsInf(e, 0) }) {
+		return usageError{fmt.Errorf("--effects %v: want relative lifts other than 0; 0.05 is +5 %%", c.Effects)}
+	}
 	data, name, err := fromFileOrWarehouse(ctx, g, o, c.File, &c.statsSource, statcsv.ReadUnits, func(w statsWarehouse) (stats.RatioSums, error) {
+		q = w.sequence(c.statsSequence)
 		return w.units(ctx)
 	})
 	if err != nil {
@@ -82,7 +86,7 @@ func (c *StatsPowerCmd) Run(ctx context.Context, g *Globals, o *output) error {
 		return finite(max(0, units) / c.UnitsPerDay)
 	}
 	out := statsPower{
-		Units: data.N, CTR: rate, Sigma: sigma, Share: c.Share, Alpha: c.Alpha, NStar: c.NStar, Target: c.Target, Power: c.Power,
+		Units: data.N, CTR: rate, Sigma: sigma, Share: c.Share, Alpha: q.Alpha, NStar: q.NStar, Target: c.Target, Power: c.Power,
 		HalfWidthNow: finite(q.HalfWidth(n, sigma/math.Sqrt(n)) / rate), MDENow: finite(stats.MDE(q, n, sigma, c.Power) / rate),
 		UnitsToTarget: finite(toTarget), DaysToTarget: days(toTarget - n),
 	}

@@ -120,6 +120,8 @@ func percentShort(v float64) string {
 		return "no bound"
 	case v == 0:
 		return "0%"
+	case math.Abs(v) >= 10:
+		return fmt.Sprintf("%+.0f%%", 100*v)
 	case math.Abs(v) < 0.1:
 		return fmt.Sprintf("%+.2f%%", 100*v)
 	}

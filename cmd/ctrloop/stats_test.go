@@ -195,10 +195,13 @@ func TestStatsPower(t *testing.T) {
 
 func TestStatsWrongUsage(t *testing.T) {
 	in := tempFile(t, "unit,arm,impressions,clicks\na,control,10,1\nb,treatment,10,2\n")
-	for _, args := range [][]string{{"--alpha", "2"}, {"--fdr", "1"}, {"--pre", "-1h"}, {"--nstar", "0"}} {
+	for _, args := range [][]string{{"--alpha", "2"}, {"--fdr", "1"}, {"--pre", "-1h"}, {"--nstar", "0"}, {"--step", "2"}} {
 		if code, _, stderr := cli(t, append([]string{"stats", "lift", in}, args...)...); code != exitUsage || stderr == "" {
 			t.Errorf("%v: exit %d: %s", args, code, stderr)
 		}
+	}
+	if code, _, stderr := cli(t, "stats", "power", in, "--effects", "0.05,0"); code != exitUsage || !strings.Contains(stderr, "other than 0") {
+		t.Errorf("an effect of 0: exit %d: %s", code, stderr)
 	}
 }
 

@@ -15,20 +15,33 @@ import (
 	"ctrloop/internal/stats/statcsv"
 	"ctrloop/internal/warehouse"
 	"ctrloop/schemas/control"
+	"ctrloop/serving/experiment"
 )
 
 // statsSource are the options about an experiment in a warehouse, in the place of a file.
 type statsSource struct {
-	Experiment string `placeholder:"NAME" help:"Take the data of this experiment from the warehouse instead of a file."`
-	Dir        string `help:"Folder of the instance; its engine is started for the question where nothing runs." default:"ctrloop-data" env:"CTRLOOP_DIR" type:"path"`
-	DSN        string `name:"dsn" help:"Ask this ClickHouse instead: clickhouse://user:password@host:port/database." env:"CTRLOOP_CLICKHOUSE_DSN"`
-	Step       string `default:"last" help:"Step of the ramp: a number from 1, last, or all. Over steps with different shares a plain lift can turn around (Simpson)."`
+	Experiment string        `placeholder:"NAME" help:"Take the data of this experiment from the warehouse instead of a file."`
+	Dir        string        `help:"Folder of the instance; its engine is started for the question where nothing runs." default:"ctrloop-data" env:"CTRLOOP_DIR" type:"path"`
+	DSN        string        `name:"dsn" help:"Ask this ClickHouse instead: clickhouse://user:password@host:port/database." env:"CTRLOOP_CLICKHOUSE_DSN"`
+	Step       string        `placeholder:"STEP" help:"Step of the ramp, all visits to it: a number from 1, deciding (the default: the step that decides or, before it is reached, the present one), or all. Over steps with different shares a plain lift can turn around (Simpson)."`
+	Settle     time.Duration `default:"1m" help:"Leave this much out after a step began, as the controller does (experiment.settle): some replicas still assign by the old share."`
 }
+
+// Values of --step beside numbers.
+const (
+	stepDeciding = "deciding"
+	stepAll      = "all"
+)
 
 // fromFileOrWarehouse reads the file, or asks the warehouse where an experiment is named, and says which it was.
 func fromFileOrWarehouse[T any](ctx context.Context, g *Globals, o *output, file string, s *statsSource, read func(io.Reader) (T, error), ask func(statsWarehouse) (T, error)) (v T, name string, err error) {
-	if (file == "") == (s.Experiment == "") {
+	switch {
+	case (file == "") == (s.Experiment == ""):
 		return v, "", usageError{errors.New("give a file, or an experiment of the warehouse with --experiment NAME: one of the two")}
+	case s.Experiment == "" && s.Step != "":
+		return v, "", usageError{fmt.Errorf("--step %s: a file has no steps; it goes with --experiment", s.Step)}
+	case s.Settle < 0:
+		return v, "", usageError{fmt.Errorf("--settle %v: want 0 or more", s.Settle)}
 	}
 	if s.Experiment == "" {
 		v, err = readStatsFile(file, read)
@@ -53,47 +66,42 @@ func fromFileOrWarehouse[T any](ctx context.Context, g *Globals, o *output, file
 	return v, w.name, err
 }
 
-// statsWarehouse is one experiment in a warehouse, and the span of its ramp that is asked about.
+// statsWarehouse is one experiment in a warehouse, and the spans of its ramp that are asked about.
 type statsWarehouse struct {
-	db       *warehouse.DB
-	id, name string
-	unit     string         // column: user or product
-	steps    []control.Step // of the log; none where it does not have the experiment
-	from, to int64          // event time in Unix milliseconds, [from, to)
-	start    int64          // of the experiment's first impression
-	note     string
+	db     *warehouse.DB
+	id     string
+	name   string // for people, with the step
+	unit   string // column: user or product
+	x      *control.ExperimentStatus
+	logged bool // x is of the control log; else it is made up: one step, of unknown share
+	settle time.Duration
+	spans  []experiment.Span
+	start  time.Time // of the experiment's first impression
+	note   string
 }
-
-// endOfTime is a Unix millisecond in 2286, inside the range of DateTime64(3).
-const endOfTime = 10_000_000_000_000
 
 // openExperiment finds the experiment and the step that is asked for.
 func openExperiment(ctx context.Context, db *warehouse.DB, s *statsSource) (statsWarehouse, error) {
-	w := statsWarehouse{db: db, id: s.Experiment, name: "experiment " + s.Experiment, unit: "user", to: endOfTime}
+	w := statsWarehouse{db: db, id: s.Experiment, name: "experiment " + s.Experiment, unit: "user", settle: s.Settle}
 	var commands []struct {
 		Type string `ch:"type"`
 		Data string `ch:"data"`
 	}
-	err := db.Select(ctx, &commands, `SELECT toString(type) AS type, data FROM control_log FINAL WHERE rejected = '' AND entity = ? AND type IN (?, ?) ORDER BY source, offset`,
-		control.ExperimentEntity(s.Experiment), string(control.ExperimentCreated), string(control.ExperimentStepped))
+	entity := control.ExperimentEntity(s.Experiment)
+	err := db.Select(ctx, &commands, `SELECT toString(type) AS type, data FROM control_log FINAL WHERE rejected = '' AND entity = ? AND type IN (?, ?, ?) ORDER BY source, offset`,
+		entity, string(control.ExperimentCreated), string(control.ExperimentStarted), string(control.ExperimentStepped))
 	if err != nil {
 		return w, withHint(err, "is this the warehouse of an instance that has run? --dir names its folder, --dsn its ClickHouse")
 	}
-	for _, c := range commands {
-		var x control.Experiment
-		var step control.Step
-		if c.Type == string(control.ExperimentCreated) {
-			if err := json.Unmarshal([]byte(c.Data), &x); err != nil || len(x.Steps) == 0 {
-				return w, fmt.Errorf("the creation of experiment %s in control_log is not readable: %q: %w", s.Experiment, c.Data, err)
-			}
-			step.Share = x.Steps[0]
-			if x.Unit == "product" {
-				w.unit = "product"
-			}
-		} else if err := json.Unmarshal([]byte(c.Data), &step); err != nil {
-			return w, fmt.Errorf("a step of experiment %s in control_log is not readable: %q: %w", s.Experiment, c.Data, err)
+	log := control.NewState()
+	for i, c := range commands {
+		e := control.Event{ID: strconv.Itoa(i + 1), Type: control.Type(c.Type), Entity: entity, Data: json.RawMessage(c.Data)}
+		if err := log.Apply(int64(i), e); err != nil {
+			return w, fmt.Errorf("the history of experiment %s in control_log is not readable: %q: %w", s.Experiment, c.Data, err)
 		}
-		w.steps = append(w.steps, step)
+	}
+	if w.x, w.logged = log.Experiments[s.Experiment]; w.logged && w.x.Unit == "product" {
+		w.unit = "product"
 	}
 	var first []struct {
 		N  uint64 `ch:"n"`
@@ -105,7 +113,7 @@ func openExperiment(ctx context.Context, db *warehouse.DB, s *statsSource) (stat
 	if len(first) == 0 || first[0].N == 0 {
 		return w, w.unknown(ctx)
 	}
-	w.start = first[0].At
+	w.start = time.UnixMilli(first[0].At).UTC()
 	return w, w.chooseStep(s.Step)
 }
 
@@ -128,32 +136,55 @@ func (w statsWarehouse) unknown(ctx context.Context) error {
 	return withHint(fmt.Errorf("experiment %q has no mature impressions in the warehouse", w.id), hint)
 }
 
-// chooseStep sets the span of the step: last, all, or a number from 1.
+// chooseStep sets the spans of the step.
 func (w *statsWarehouse) chooseStep(which string) error {
-	i := len(w.steps) - 1
-	switch which {
-	case "last":
-	case "all":
-		if slices.ContainsFunc(w.steps, func(s control.Step) bool { return s.Share != w.steps[0].Share }) {
+	if !w.logged || which == stepAll {
+		w.spans = []experiment.Span{{}}
+		switch {
+		case w.logged && slices.ContainsFunc(w.x.History, func(s control.Step) bool { return s.Share != w.x.History[0].Share }):
 			w.note = "the shares changed during the experiment: sums over all of it mix times with arms, and a lift can come out wrong or reversed (Simpson); prefer one --step"
+		case !w.logged && which != "" && which != stepAll:
+			return usageError{fmt.Errorf("--step %s: the control log does not have the steps of experiment %s; leave it out", which, w.id)}
 		}
 		return nil
-	default:
+	}
+	i := experiment.ShownStep(*w.x)
+	if which != "" && which != stepDeciding {
 		n, err := strconv.Atoi(which)
-		if err != nil || n < 1 || n > len(w.steps) {
-			return usageError{fmt.Errorf("--step %s: want last, all, or a number from 1 to %d", which, len(w.steps))}
+		if err != nil || n < 1 || n > len(w.x.Steps) {
+			return usageError{fmt.Errorf("--step %s: want deciding, all, or a number from 1 to %d", which, len(w.x.Steps))}
 		}
 		i = n - 1
 	}
-	if i < 0 { // the log does not have it: one step
-		return nil
+	if w.spans = experiment.Visits(w.x.History, i, w.settle); len(w.spans) == 0 {
+		var seen []string
+		for j := range w.x.Steps {
+			if len(experiment.Visits(w.x.History, j, w.settle)) > 0 {
+				seen = append(seen, strconv.Itoa(j+1))
+			}
+		}
+		return withHint(usageError{fmt.Errorf("step %d of experiment %s was never visited, or for less than the time to settle (%v)", i+1, w.id, w.settle)}, "steps with data: "+strings.Join(seen, ", "))
 	}
-	w.from = w.steps[i].AtMS
-	if i+1 < len(w.steps) {
-		w.to = w.steps[i+1].AtMS
+	w.name = fmt.Sprintf("%s, step %d of %d (%g %%)", w.name, i+1, len(w.x.Steps), 100*w.x.Steps[i])
+	if n := len(w.spans); n > 1 {
+		w.name += fmt.Sprintf(", %d visits", n)
 	}
-	w.name = fmt.Sprintf("%s, step %d of %d (%g %%)", w.name, i+1, len(w.steps), 100*w.steps[i].Share)
 	return nil
+}
+
+// within is the condition that an impression lies in the asked spans, and its arguments.
+func (w statsWarehouse) within() (string, []any) { return experiment.InSpans(w.spans) }
+
+// sequence is the experiment's own confidence sequence where the options say nothing else.
+func (w statsWarehouse) sequence(o statsSequence) stats.Sequence {
+	q := o.sequence()
+	if w.logged && o.Alpha == nil && w.x.Alpha > 0 {
+		q.Alpha = w.x.Alpha
+	}
+	if w.logged && o.NStar == nil && w.x.NStar > 0 {
+		q.NStar = w.x.NStar
+	}
+	return q
 }
 
 // sumsRow are the sums of one arm, of one category where these are asked for.
@@ -185,11 +216,10 @@ func (r sumsRow) sums() stats.Sums {
 	}
 }
 
-// span is the condition of the asked span of event time; its arguments are from and to.
-const span = `event_time >= fromUnixTimestamp64Milli(toInt64(?), 'UTC') AND event_time < fromUnixTimestamp64Milli(toInt64(?), 'UTC')`
-
 // sums reads n and the 14 sums of each arm, with what the units did in the time pre before the experiment began.
 func (w statsWarehouse) sums(ctx context.Context, category string, pre time.Duration) (rows []sumsRow, err error) {
+	within, args := w.within()
+	before, preArgs := experiment.InSpans([]experiment.Span{{From: w.start.Add(-pre), To: w.start}})
 	err = w.db.Select(ctx, &rows, `
 		SELECT variant, cat, count() AS n, toFloat64(sum(k)) AS m, toFloat64(sum(c)) AS d,
 			toFloat64(sum(k * k)) AS mm, toFloat64(sum(c * c)) AS dd, toFloat64(sum(k * c)) AS md,
@@ -198,18 +228,18 @@ func (w statsWarehouse) sums(ctx context.Context, category string, pre time.Dura
 		FROM (
 			SELECT toString(variant) AS variant, `+category+` AS cat, `+w.unit+` AS unit, toUInt64(sum(clicked)) AS k, toUInt64(count()) AS c
 			FROM labels_mature
-			WHERE experiment = ? AND `+span+`
+			WHERE experiment = ? AND `+within+`
 			GROUP BY variant, cat, unit
 		) AS during
 		LEFT JOIN (
 			SELECT `+w.unit+` AS unit, toUInt64(sum(clicked)) AS pk, toUInt64(count()) AS pc
 			FROM labels_mature
-			WHERE `+span+`
+			WHERE `+before+`
 			GROUP BY unit
 		) AS earlier USING (unit)
 		GROUP BY variant, cat
 		ORDER BY cat, variant
-		SETTINGS join_use_nulls = 0`, w.id, w.from, w.to, w.start-pre.Milliseconds(), w.start)
+		SETTINGS join_use_nulls = 0`, slices.Concat([]any{w.id}, args, preArgs)...)
 	return rows, err
 }
 
@@ -254,7 +284,8 @@ func (w statsWarehouse) lift(ctx context.Context, pre time.Duration) (statcsv.Li
 	var both []struct {
 		N uint64 `ch:"n"`
 	}
-	err = w.db.Select(ctx, &both, `SELECT countIf(v > 1) AS n FROM (SELECT uniqExact(variant) AS v FROM labels_mature WHERE experiment = ? AND `+span+` GROUP BY `+w.unit+`)`, w.id, w.from, w.to)
+	within, args := w.within()
+	err = w.db.Select(ctx, &both, `SELECT countIf(v > 1) AS n FROM (SELECT uniqExact(variant) AS v FROM labels_mature WHERE experiment = ? AND `+within+` GROUP BY `+w.unit+`)`, append([]any{w.id}, args...)...)
 	if err == nil && len(both) == 1 {
 		out.InBothArms = int(both[0].N)
 	}
@@ -262,18 +293,23 @@ func (w statsWarehouse) lift(ctx context.Context, pre time.Duration) (statcsv.Li
 }
 
 // phases counts each unit once, in the step and the arm of its first impression: those that a ramp moves later were
-// drawn by an earlier step's shares.
+// drawn by an earlier step's shares. Units that came while a step settled were drawn by either's, and are left out.
 func (w statsWarehouse) phases(ctx context.Context, shares []float64) (statcsv.Phases, error) {
-	steps := w.steps
-	if len(steps) == 0 {
+	var steps []control.Step
+	if w.logged {
+		steps = w.x.History
+	} else {
 		if len(shares) != 2 {
 			return statcsv.Phases{}, usageError{fmt.Errorf("--shares has %d shares, an experiment two arms", len(shares))}
 		}
 		steps = []control.Step{{Share: shares[1]}}
 	}
-	starts := make([]string, len(steps))
+	starts, settled := make([]string, len(steps)), make([]string, len(steps))
 	for i, s := range steps {
-		starts[i] = strconv.FormatInt(s.AtMS, 10)
+		starts[i], settled[i] = strconv.FormatInt(s.AtMS, 10), "0"
+		if s.AtMS > 0 {
+			settled[i] = strconv.FormatInt(s.AtMS+w.settle.Milliseconds(), 10)
+		}
 	}
 	var rows []struct {
 		Phase     uint64 `ch:"phase"`
@@ -281,18 +317,19 @@ func (w statsWarehouse) phases(ctx context.Context, shares []float64) (statcsv.P
 		Treatment int64  `ch:"treatment"`
 	}
 	err := w.db.Select(ctx, &rows, `
-		SELECT toUInt64(arrayCount(at -> at <= first, [`+strings.Join(starts, ",")+`])) AS phase, toInt64(countIf(arm = 'control')) AS control, toInt64(countIf(arm = 'treatment')) AS treatment
+		SELECT toUInt64(greatest(1, arrayCount(at -> at <= first, [`+strings.Join(starts, ",")+`]))) AS phase, toInt64(countIf(arm = 'control')) AS control, toInt64(countIf(arm = 'treatment')) AS treatment
 		FROM (
 			SELECT toString(argMin(variant, event_time)) AS arm, toInt64(toUnixTimestamp64Milli(min(event_time))) AS first
 			FROM labels_mature WHERE experiment = ? GROUP BY `+w.unit+`
 		)
+		WHERE first >= [`+strings.Join(settled, ",")+`][phase]
 		GROUP BY phase ORDER BY phase`, w.id)
 	if err != nil {
 		return statcsv.Phases{}, err
 	}
 	out := statcsv.Phases{Arms: []string{"control", "treatment"}}
 	for _, r := range rows {
-		s := steps[min(max(int(r.Phase), 1), len(steps))-1]
+		s := steps[r.Phase-1]
 		if s.Share >= 1 { // nothing is drawn
 			continue
 		}
@@ -324,7 +361,8 @@ const maxLogRows = 20_000_000
 
 // log reads the logged decisions.
 func (w statsWarehouse) log(ctx context.Context, names *statcsv.Names) (*statcsv.Log, error) {
-	rows, err := w.db.Query(ctx, `SELECT toString(product), toString(creative), clicked, propensity FROM labels_mature WHERE experiment = ? AND `+span+` ORDER BY event_time, impression_id LIMIT ?`, w.id, w.from, w.to, maxLogRows+1)
+	within, args := w.within()
+	rows, err := w.db.Query(ctx, `SELECT toString(product), toString(creative), clicked, propensity FROM labels_mature WHERE experiment = ? AND `+within+` ORDER BY event_time, impression_id LIMIT ?`, slices.Concat([]any{w.id}, args, []any{maxLogRows + 1})...)
 	if err != nil {
 		return nil, err
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -15,23 +14,22 @@ import (
 	"ctrloop/cmd/ctrloop/app"
 	"ctrloop/internal/stats"
 	"ctrloop/internal/warehouse"
+	"ctrloop/internal/warehouse/warehousetest"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/schemas/eventpb"
-
-	"github.com/rs/zerolog"
 )
 
 // ramped is an experiment of two steps, 10 % and 50 %, after a time without it. Users are drawn by their number;
-// those below 10 of 100 are treated in the first step, those below 50 in the second.
+// those below 10 of 100 are treated in the first step, those below 50 in the second. Then all are, and nobody comes.
 type ramped struct {
-	start, second, end time.Time
-	rows               []warehouse.LabelRow
+	start, second, settled, end time.Time // settled: of the second step
+	rows                        []warehouse.LabelRow
 }
 
 func newRamped() ramped {
 	start := time.Date(2026, 3, 2, 9, 0, 0, 0, time.UTC)
-	x := ramped{start: start, second: start.Add(2 * time.Hour), end: start.Add(4 * time.Hour)}
+	x := ramped{start: start, second: start.Add(2 * time.Hour), settled: start.Add(2*time.Hour + time.Minute), end: start.Add(4 * time.Hour)}
 	rng := rand.New(rand.NewPCG(61, 0))
 	for range 20_000 {
 		at := start.Add(-4*time.Hour + time.Duration(rng.Int64N(int64(8*time.Hour))))
@@ -95,31 +93,8 @@ func (x ramped) sums(variant, category string, from, to time.Time) (s stats.Sums
 // serve fills an embedded warehouse with the experiment and returns its address.
 func (x ramped) serve(t *testing.T) (dsn string) {
 	t.Helper()
-	if _, err := os.Stat(warehouse.LibPath()); err != nil {
-		t.Skipf("the engine is not set up (run `ctrloop setup`): %v", err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	e, err := warehouse.StartEngine(ctx, warehouse.EngineConfig{Lib: warehouse.LibPath(), Dir: t.TempDir()}, zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := e.Stop(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	db, err := warehouse.Open(ctx, e.DSN())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	if err := db.Migrate(ctx, warehouse.Options{Window: time.Minute, Bucket: time.Second}); err != nil {
-		t.Fatal(err)
-	}
-	if err := db.InsertLabels(ctx, "all", x.rows); err != nil {
+	e, db := warehousetest.Start(t, warehouse.Options{Window: time.Minute, Bucket: time.Second})
+	if err := db.InsertLabels(t.Context(), "all", x.rows); err != nil {
 		t.Fatal(err)
 	}
 	encode := func(v any) json.RawMessage {
@@ -130,10 +105,12 @@ func (x ramped) serve(t *testing.T) (dsn string) {
 		return raw
 	}
 	entity := control.ExperimentEntity("e")
-	err = db.InsertControl(ctx, []warehouse.ControlRow{
-		{Event: control.Event{ID: "1", Type: control.ExperimentCreated, Entity: entity, Time: x.start, Data: encode(control.Experiment{ID: "e", Unit: "user", Steps: []float64{0.1, 0.5}})}, Place: warehouse.Place{TopicID: "t", Offset: 1}},
+	err := db.InsertControl(t.Context(), []warehouse.ControlRow{
+		{Event: control.Event{ID: "1", Type: control.ExperimentCreated, Entity: entity, Time: x.start, Data: encode(control.Experiment{ID: "e", Unit: "user", Steps: []float64{0.1, 0.5, 1}, Alpha: 0.04, NStar: 3000})}, Place: warehouse.Place{TopicID: "t", Offset: 1}},
 		{Event: control.Event{ID: "2", Type: control.ExperimentStepped, Entity: entity, Time: x.second, Data: encode(control.Step{Index: 1, Share: 0.5, AtMS: x.second.UnixMilli()})}, Place: warehouse.Place{TopicID: "t", Offset: 2}},
 		{Event: control.Event{ID: "3", Type: control.ExperimentStepped, Entity: entity, Time: x.second, Data: encode(control.Step{Index: 2, Share: 1, AtMS: 1})}, Place: warehouse.Place{TopicID: "t", Offset: 3}, Rejected: "conflict"},
+		{Event: control.Event{ID: "4", Type: control.ExperimentPaused, Entity: entity, Time: x.second, Data: encode(control.Pause{})}, Place: warehouse.Place{TopicID: "t", Offset: 4}},
+		{Event: control.Event{ID: "5", Type: control.ExperimentStepped, Entity: entity, Time: x.end, Data: encode(control.Step{Index: 2, Share: 1, AtMS: x.end.UnixMilli()})}, Place: warehouse.Place{TopicID: "t", Offset: 5}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -184,17 +161,25 @@ func checkRunning(t *testing.T, dsn string) {
 func TestStatsOverTheWarehouse(t *testing.T) {
 	x := newRamped()
 	dsn := x.serve(t)
-	t.Run("lift of the last step", func(t *testing.T) {
-		x.checkLift(t, ask(t, dsn, "lift"), x.second, x.end)
+	own := stats.Sequence{Alpha: 0.04, NStar: 3000}
+	t.Run("lift of the deciding step, with the experiment's own sequence", func(t *testing.T) {
+		v := ask(t, dsn, "lift")
+		x.checkLift(t, v, own, x.settled, x.end)
+		if v["alpha"] != 0.04 || v["nstar"] != 3000. || v["fdr"] != 0.04 {
+			t.Errorf("alpha %v, nstar %v, fdr %v", v["alpha"], v["nstar"], v["fdr"])
+		}
+	})
+	t.Run("lift as the options say", func(t *testing.T) {
+		x.checkLift(t, ask(t, dsn, "lift", "--step", "2", "--settle", "0s", "--alpha", "0.1", "--nstar", "5000"), stats.Sequence{Alpha: 0.1, NStar: 5000}, x.second, x.end)
 	})
 	t.Run("lift of the first step", func(t *testing.T) {
-		x.checkLift(t, ask(t, dsn, "lift", "--step", "1"), x.start, x.second)
+		x.checkLift(t, ask(t, dsn, "lift", "--step", "1"), own, x.start, x.second)
 	})
 	t.Run("sample ratio over the ramp", func(t *testing.T) { x.checkSRM(t, dsn) })
 	t.Run("of a running instance it is read only", func(t *testing.T) { checkRunning(t, dsn) })
 	t.Run("power from the control arm", func(t *testing.T) {
 		v := ask(t, dsn, "power", "--units-per-day", "100")
-		s := x.sums("control", "", x.second, x.end).RatioSums
+		s := x.sums("control", "", x.settled, x.end).RatioSums
 		if got, want := v["sigma"].(float64), stats.SigmaFromBaseline(s, 0.5); math.Abs(got-want) > 1e-9*want || v["units"] != float64(s.N) {
 			t.Errorf("sigma %g of %v units, want %g of %d", got, v["units"], want, s.N)
 		}
@@ -207,7 +192,10 @@ func TestStatsOverTheWarehouse(t *testing.T) {
 			want string
 		}{
 			{[]string{"lift", "--experiment", "nope"}, exitFailed, "those with mature impressions: e"},
-			{[]string{"lift", "--experiment", "e", "--step", "3"}, exitUsage, "from 1 to 2"},
+			{[]string{"lift", "--experiment", "e", "--step", "4"}, exitUsage, "from 1 to 3"},
+			{[]string{"lift", "--experiment", "e", "--step", "last"}, exitUsage, "want deciding, all, or a number"},
+			{[]string{"lift", "--experiment", "e", "--step", "3"}, exitFailed, "at 100 % there is no control"},
+			{[]string{"lift", "--experiment", "e", "--step", "1", "--settle=-1s"}, exitUsage, "want 0 or more"},
 		} {
 			code, _, stderr := cli(t, append([]string{"stats"}, append(c.args, "--dsn", dsn)...)...)
 			if code != c.code || !strings.Contains(stderr, c.want) {
@@ -221,9 +209,9 @@ func TestStatsOverTheWarehouse(t *testing.T) {
 	})
 }
 
-func (x ramped) checkLift(t *testing.T, v map[string]any, from, to time.Time) {
+func (x ramped) checkLift(t *testing.T, v map[string]any, q stats.Sequence, from, to time.Time) {
 	t.Helper()
-	want, err := stats.CompareAdjusted(x.sums("control", "", from, to), x.sums("treatment", "", from, to), stats.DefaultSequence())
+	want, err := stats.CompareAdjusted(x.sums("control", "", from, to), x.sums("treatment", "", from, to), q)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,7 +234,7 @@ func (x ramped) checkLift(t *testing.T, v map[string]any, from, to time.Time) {
 	for _, c := range categories {
 		c := c.(map[string]any)
 		name := c["category"].(string)
-		l, err := stats.Compare(x.sums("control", name, from, to).RatioSums, x.sums("treatment", name, from, to).RatioSums, stats.DefaultSequence())
+		l, err := stats.Compare(x.sums("control", name, from, to).RatioSums, x.sums("treatment", name, from, to).RatioSums, q)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -267,8 +255,10 @@ func (x ramped) checkSRM(t *testing.T, dsn string) {
 	var want [2]map[string]float64
 	for _, r := range first {
 		k := 0
-		if !r.Impression.Time().Before(x.second) {
+		if at := r.Impression.Time(); !at.Before(x.settled) {
 			k = 1
+		} else if !at.Before(x.second) {
+			continue // by either share
 		}
 		if want[k] == nil {
 			want[k] = map[string]float64{}
@@ -307,7 +297,7 @@ func (x ramped) checkOPE(t *testing.T, dsn string) {
 	v := ask(t, dsn, "ope", "--policy", file)
 	n, sum := 0.0, 0.0
 	for _, r := range x.rows {
-		if r.Experiment == "e" && !r.Bot && !r.Impression.Time().Before(x.second) {
+		if r.Experiment == "e" && !r.Bot && !r.Impression.Time().Before(x.settled) {
 			n++
 			if r.Clicked {
 				sum += 3 * prob[r.Creative]

@@ -38,7 +38,7 @@ func TestFreezeWhileWriting(t *testing.T) {
 	if err := db.Exec(t.Context(), "ALTER TABLE labels DELETE WHERE user = 1 SETTINGS mutations_sync = 2"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := db.RollUp(t.Context()); err != nil {
+	if _, err := db.RollUp(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
 	stopped, frozen := make(chan struct{}), make(chan struct{})

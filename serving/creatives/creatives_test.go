@@ -9,6 +9,7 @@ import (
 	"image"
 	"image/color"
 	"image/png"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -444,5 +445,117 @@ func TestHTTP(t *testing.T) {
 		if w := do("GET", path, ""); w.Code != 404 {
 			t.Errorf("%s: %d", path, w.Code)
 		}
+	}
+}
+
+// judgeFunc is a Judge of the test's own.
+type judgeFunc func(description string) (float64, bool, error)
+
+func (judgeFunc) Name() string { return "test" }
+
+func (f judgeFunc) Score(_ context.Context, _ *catalogue.Product, description string, _ []byte) (float64, bool, error) {
+	return f(description)
+}
+
+// What the judge says goes with the creative; what it cannot say stops nothing and leaves no score.
+func TestCreativesAreScored(t *testing.T) {
+	for name, tc := range map[string]struct {
+		judge Judge
+		want  schemas.Creative // Matching and MatchingJudge
+	}{
+		"scored":        {judgeFunc(func(string) (float64, bool, error) { return 0.7, true, nil }), schemas.Creative{Matching: 0.7, MatchingJudge: "test"}},
+		"does not suit": {judgeFunc(func(string) (float64, bool, error) { return 0, true, nil }), schemas.Creative{MatchingJudge: "test"}},
+		"cannot tell":   {judgeFunc(func(string) (float64, bool, error) { return 0.7, false, nil }), schemas.Creative{}},
+		"fails":         {judgeFunc(func(string) (float64, bool, error) { return 0.7, true, errors.New("no answer") }), schemas.Creative{}},
+		"no number":     {judgeFunc(func(string) (float64, bool, error) { return math.NaN(), true, nil }), schemas.Creative{}},
+		"nobody":        {nil, schemas.Creative{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStage(t, t.TempDir(), &writer{write: grammatical}, Scene{})
+			s.judge = tc.judge
+			s.start(t)
+			if p := s.finish(t, Request{Products: ids(1), Model: "prompt"}); p.State != Done {
+				t.Fatalf("%+v", p)
+			}
+			for _, c := range s.topic.got {
+				if c.Blocked != "" || c.Matching != tc.want.Matching || c.MatchingJudge != tc.want.MatchingJudge {
+					t.Errorf("%+v", c)
+				}
+			}
+		})
+	}
+}
+
+// The rule of the shipped judge is the one by which the catalogue says what suits.
+func TestCatalogueRule(t *testing.T) {
+	suits := 0
+	v := imaging.Grammar()
+	for _, p := range catalogue.Embedded().Products()[:20] {
+		for _, scene := range v.Scenes {
+			for _, palette := range v.Palettes {
+				text := fmt.Sprintf("%s, %s tones, %s, %s", scene, palette, v.Lights[0], v.Props[0])
+				d, _, ok := imaging.Parse(text)
+				if !ok {
+					t.Fatalf("%q is not well formed", text)
+				}
+				score, told, err := CatalogueRule{}.Score(t.Context(), p, text, nil)
+				if err != nil || !told || (score == 1) != p.Matches(d) || score != 0 && score != 1 {
+					t.Fatalf("%s on %q: %g, %v, %v", p.ID, text, score, told, err)
+				}
+				suits += int(score)
+			}
+		}
+	}
+	if all := 20 * len(v.Scenes) * len(v.Palettes); suits == 0 || suits == all {
+		t.Errorf("%d of %d suit", suits, all)
+	}
+	if _, told, _ := (CatalogueRule{}).Score(t.Context(), catalogue.Embedded().Products()[0], "a photo of somewhere nice", nil); told {
+		t.Error("a text that it cannot read was scored")
+	}
+	own := *catalogue.Embedded().Products()[0]
+	own.Department = "submarines"
+	text := fmt.Sprintf("%s, %s tones, %s, %s", v.Scenes[0], v.Palettes[0], v.Lights[0], v.Props[0])
+	if _, told, _ := (CatalogueRule{}).Score(t.Context(), &own, text, nil); told {
+		t.Error("a department that the rule does not know was scored")
+	}
+}
+
+// A judge elsewhere scores through the API, in the place of the score that a creative had.
+func TestMatchingFromElsewhere(t *testing.T) {
+	s := newStage(t, t.TempDir(), &writer{write: grammatical}, Scene{})
+	s.judge = CatalogueRule{}
+	s.start(t)
+	s.finish(t, Request{Products: ids(1), Model: "prompt"})
+	mux := http.NewServeMux()
+	s.Register(mux)
+	c := s.topic.got[0]
+	put := func(id, body string) *httptest.ResponseRecorder {
+		w := httptest.NewRecorder()
+		mux.ServeHTTP(w, httptest.NewRequest("PUT", "/v1/creatives/"+id+"/matching", strings.NewReader(body)))
+		return w
+	}
+	want := c
+	want.Matching, want.MatchingJudge = 0.25, "clip-b32"
+	w := put(c.ID, `{"score": 0.25, "judge": "clip-b32"}`)
+	var got schemas.Creative
+	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || w.Code != 200 || !cmp.Equal(got, want) {
+		t.Fatalf("%d %s", w.Code, w.Body)
+	}
+	if kept, _ := s.lib.Now().Get(c.ID); kept != want {
+		t.Errorf("kept %+v", kept)
+	}
+	if last := s.topic.got[len(s.topic.got)-1]; last != want {
+		t.Errorf("published %+v", last)
+	}
+	for body, code := range map[string]int{
+		`{"score": 1.5, "judge": "x"}`: 400, `{"score": -0.1, "judge": "x"}`: 400, `{"judge": "x"}`: 400, `{"score": 1}`: 400, `{"score": 1, "judge": "x", "note": 1}`: 400, `{`: 400,
+		`{"score": 1, "judge": "` + strings.Repeat("x", 101) + `"}`: 400,
+	} {
+		if w := put(c.ID, body); w.Code != code {
+			t.Errorf("%s: %d %s", body, w.Code, w.Body)
+		}
+	}
+	if w := put("c-unknown", `{"score": 1, "judge": "x"}`); w.Code != 404 {
+		t.Errorf("unknown creative: %d %s", w.Code, w.Body)
 	}
 }

@@ -19,11 +19,13 @@ const maxListed = 10_000
 //	GET  /v1/creatives/jobs/{id}  -> progress
 //	GET  /v1/creatives            ?product= &version= &limit= -> list
 //	GET  /v1/creatives/{id}       -> one; {id}.png: its picture
+//	PUT  /v1/creatives/{id}/matching  {"score": 0..1, "judge": ..} -> the creative; for judges outside of this process
 func (s *Service) Register(mux *http.ServeMux) {
 	mux.HandleFunc("POST /v1/creatives", s.postJob)
 	mux.HandleFunc("GET /v1/creatives/jobs/{id}", s.getJob)
 	mux.HandleFunc("GET /v1/creatives", s.list)
 	mux.HandleFunc("GET /v1/creatives/{id}", s.get)
+	mux.HandleFunc("PUT /v1/creatives/{id}/matching", s.putMatching)
 }
 
 func (s *Service) postJob(w http.ResponseWriter, r *http.Request) {
@@ -116,6 +118,40 @@ func (s *Service) get(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	_, _ = w.Write(file)
+}
+
+// maxJudgeName bounds a judge's name, in bytes.
+const maxJudgeName = 100
+
+// putMatching takes a judge's score of a creative, in the place of the one it had.
+func (s *Service) putMatching(w http.ResponseWriter, r *http.Request) {
+	var body struct {
+		Score *float64 `json:"score"`
+		Judge string   `json:"judge"`
+	}
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&body); err != nil {
+		fail(w, http.StatusBadRequest, "body: "+err.Error())
+		return
+	}
+	if body.Score == nil || !(*body.Score >= 0 && *body.Score <= 1) || body.Judge == "" || len(body.Judge) > maxJudgeName {
+		fail(w, http.StatusBadRequest, fmt.Sprintf("want a score from 0 to 1 and the judge's name of at most %d bytes", maxJudgeName))
+		return
+	}
+	c, ok := s.lib.Now().Get(r.PathValue("id"))
+	if !ok {
+		fail(w, http.StatusNotFound, fmt.Sprintf("no creative %q", r.PathValue("id")))
+		return
+	}
+	c.Matching, c.MatchingJudge = *body.Score, body.Judge
+	if err := s.pub.Publish(r.Context(), c); err != nil {
+		s.log.Error().Err(err).Str("creative", c.ID).Msg("score could not be published")
+		fail(w, http.StatusServiceUnavailable, "publish the score: "+err.Error()+"; send it again")
+		return
+	}
+	s.lib.Put(c)
+	write(w, http.StatusOK, c)
 }
 
 func write(w http.ResponseWriter, code int, v any) {

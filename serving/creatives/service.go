@@ -49,6 +49,7 @@ type Service struct {
 	resolve  func(model string) (version string, err error)
 	prompter prompter
 	drawer   Drawer
+	judge    Judge // may be nil
 	store    *artifact.Store
 	pub      Publisher
 	lib      *Library
@@ -69,6 +70,7 @@ type Deps struct {
 	Resolve   func(model string) (version string, err error) // a logical name or a version -> a version
 	Prompting Prompting
 	Drawer    Drawer
+	Judge     Judge // scores each creative when it is made; nil: nobody does
 	Store     *artifact.Store
 	Publisher Publisher
 	Library   *Library
@@ -80,7 +82,7 @@ func New(cfg Config, d Deps, log zerolog.Logger, reg prometheus.Registerer) (*Se
 		return nil, err
 	}
 	s := &Service{
-		cfg: cfg, products: d.Products, model: d.Model, resolve: d.Resolve, drawer: d.Drawer, store: d.Store, pub: d.Publisher,
+		cfg: cfg, products: d.Products, model: d.Model, resolve: d.Resolve, drawer: d.Drawer, judge: d.Judge, store: d.Store, pub: d.Publisher,
 		prompter: prompter{Prompting: d.Prompting, views: map[string]string{}},
 		lib:      d.Library, log: log, m: newMetrics(reg, d.Library), jobs: map[string]*job{}, wake: make(chan struct{}, 1),
 	}
@@ -424,9 +426,32 @@ func (s *Service) make(ctx context.Context, spec Spec, p *catalogue.Product, tex
 	if err != nil {
 		return schemas.Creative{}, err
 	}
-	return schemas.Creative{
+	c := schemas.Creative{
 		ID: "c-" + digest[:16], Product: p.ID, Category: p.Category, ModelVersion: spec.Version, Description: text,
 		Backend: s.drawer.Name(), Seed: seed, Asset: digest, WidthPx: s.cfg.SizePx, HeightPx: s.cfg.SizePx,
 		Valid: valid, Prior: 0.5, Blocked: blocked, Created: time.Now().UTC(),
-	}, nil
+	}
+	if s.judge != nil && valid {
+		s.score(ctx, &c, p, file)
+	}
+	return c, nil
+}
+
+// score has the judge score a creative. One that it cannot score may serve all the same: the score guards rollouts,
+// which compare many creatives, and says when it has too few.
+func (s *Service) score(ctx context.Context, c *schemas.Creative, p *catalogue.Product, file []byte) {
+	score, ok, err := s.judge.Score(ctx, p, c.Description, file)
+	switch {
+	case err == nil && ok && !(score >= 0 && score <= 1):
+		err = fmt.Errorf("score %g: want 0 to 1", score)
+		fallthrough
+	case err != nil:
+		s.m.scored.WithLabelValues("failed").Inc()
+		s.log.Warn().Err(err).Str("creative", c.ID).Str("judge", s.judge.Name()).Msg("creative has no matching score")
+	case !ok:
+		s.m.scored.WithLabelValues("cannot_tell").Inc()
+	default:
+		s.m.scored.WithLabelValues("scored").Inc()
+		c.Matching, c.MatchingJudge = score, s.judge.Name()
+	}
 }

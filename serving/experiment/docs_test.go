@@ -232,3 +232,31 @@ func differs(at string, want, got any) string {
 	}
 	return ""
 }
+
+// manyLooks has more looks on record than an answer holds.
+type manyLooks struct{ pages }
+
+func (manyLooks) Looks(_ context.Context, _ string, limit int) ([]LookRow, error) {
+	out := make([]LookRow, min(limit, maxLooks+5))
+	out[len(out)-1].Impressions = 7 // the newest
+	return out, nil
+}
+
+// An export that leaves old looks out says so.
+func TestExportSaysWhatItLeavesOut(t *testing.T) {
+	r := newRig(t, 3, 0.5, 1)
+	for _, c := range []struct {
+		reports Reports
+		cut     bool
+	}{{manyLooks{pages{r.world, r.looks}}, true}, {pages{r.world, r.looks}, false}} {
+		r.d.Reports = c.reports
+		code, v := call(t, r.Handler(), "GET", "/v1/experiments/e/export", "")
+		rows, _ := v["looks"].([]any)
+		if cut := v["looks_truncated"] == true; code != 200 || cut != c.cut || len(rows) > maxLooks {
+			t.Errorf("%d: %d looks, truncated %v, want %v", code, len(rows), cut, c.cut)
+		}
+		if c.cut && rows[len(rows)-1].(map[string]any)["impressions"] != 7. {
+			t.Error("the newest look is not the last")
+		}
+	}
+}

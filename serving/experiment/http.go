@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"regexp"
 	"slices"
+	"strings"
 
 	"ctrloop/schemas/control"
 	"ctrloop/serving/experiment/assign"
@@ -53,7 +54,14 @@ func (s *Service) Handler() http.Handler {
 	mux.HandleFunc("PUT /v1/experiments/holdouts/{logical}", s.setHoldout)
 	mux.HandleFunc("GET /v1/experiments/assignments", s.snapshot)
 	mux.HandleFunc("POST /v1/experiments/exposures", s.expose)
+	// What is left: callers read errors as JSON, whatever they got wrong.
+	mux.HandleFunc("/v1/experiments", noCall)
+	mux.HandleFunc("/v1/experiments/", noCall)
 	return mux
+}
+
+func noCall(w http.ResponseWriter, r *http.Request) {
+	fail(w, http.StatusNotFound, "no call "+r.Method+" "+r.URL.Path, "docs/experiments.md lists the calls, with examples")
 }
 
 // reserved are ids that would hide a path of the API.
@@ -350,7 +358,11 @@ func read(w http.ResponseWriter, r *http.Request, v any) bool {
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
-		fail(w, http.StatusBadRequest, "body: "+err.Error(), "want one JSON object with known fields")
+		what := err.Error()
+		if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok { // without the names of Go's types
+			what = strings.TrimSpace(fmt.Sprintf("%s cannot be a JSON %s", wrong.Field, wrong.Value))
+		}
+		fail(w, http.StatusBadRequest, "body: "+what, "want one JSON object with known fields")
 		return false
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {

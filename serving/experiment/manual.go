@@ -89,7 +89,8 @@ func (s *Service) Pause(ctx context.Context, id, who string, r Request, resume b
 }
 
 // Override goes to a step by hand, up or down. Data of a step that was visited before count again. Share 1 ends the
-// comparison, so it is entered by hand only once the deciding step has data to decide on.
+// comparison, so it is entered by hand only once the deciding step was visited; if it lacks its smallest sample then, the
+// next look ends the experiment as inconclusive.
 func (s *Service) Override(ctx context.Context, id, who string, r Request) error {
 	_, x, at, err := s.command(id, r, true)
 	if err != nil {

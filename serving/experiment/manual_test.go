@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"ctrloop/internal/stats"
+	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/experiment/assign"
 	"ctrloop/serving/experiment/ramp"
@@ -415,34 +416,60 @@ type healthFunc func() ramp.Counts
 
 func (f healthFunc) Generation(context.Context, string) (ramp.Counts, error) { return f(), nil }
 
-type metricsFunc func() []ramp.Metric
-
-func (f metricsFunc) Metrics(_ context.Context, _ control.ExperimentStatus) ([]ramp.Metric, error) {
-	return f(), nil
-}
-
-// A guardrail of a metric that the service measures rolls back, and the page names it.
-func TestGuardrailsThroughTheService(t *testing.T) {
-	r := newRig(t, 9, 0.2, 0.5, 1)
-	m := ramp.Metric{Name: "matching_score", Exact: &[2]float64{0.6, 0.58}}
-	r.d.Metrics = metricsFunc(func() []ramp.Metric { return []ramp.Metric{m} })
-	r.world.hour(r.log.st, 3000, 0.05, 0.05)
-	if err := r.LookAll(t.Context()); err != nil || !r.log.st.Experiments["e"].Running() {
-		t.Fatal(err, r.log.st.Experiments["e"].Decision)
+// Treatments whose backgrounds do not suit the products are rolled back at the first look with enough users, although
+// nothing is wrong with their clicks; those that suit as well as the control's are not.
+func TestUnsuitableBackgroundsAreRolledBack(t *testing.T) {
+	judged := func() []schemas.Creative {
+		return []schemas.Creative{{ID: "a", ModelVersion: "prompt-a", Matching: 1, MatchingJudge: "rule", Valid: true}, {ID: "b", ModelVersion: "prompt-b", MatchingJudge: "rule", Valid: true}}
 	}
-	m.Exact[1] = 0.4
-	_, v := call(t, r.Handler(), "GET", "/v1/experiments/e/results", "")
-	rows := mustJSON(t, v["guardrails"])
-	for _, want := range []string{`"name":"matching_score","state":"failed"`, `"name":"click_through"`, `"name":"sample_ratio"`, `"name":"generation_errors","state":"no_data"`, `"name":"gateway_seconds","state":"no_data"`} {
-		if !strings.Contains(order(rows), want) {
-			t.Errorf("no %s in %s", want, order(rows))
-		}
-	}
-	if err := r.LookAll(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if x := r.log.st.Experiments["e"]; x.Running() || x.Decision.Rule != string(ramp.GuardrailBroken) || !strings.Contains(x.Trail[len(x.Trail)-1].Note, "matching_score: 0.4 against 0.6") {
-		t.Errorf("ended as %+v, %+v", x.Decision, x.Trail)
+	for name, tc := range map[string]struct {
+		treatment  float64
+		rolledBack bool
+	}{"suit half as often": {0.3, true}, "suit as often": {0.6, false}, "suit less often, within the margin": {0.57, false}} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, 9, 0.2, 0.5)
+			r.world.suits = [2]float64{0.6, tc.treatment}
+			r.d.Metrics = Measured{Creatives: judged, Shown: r.world}
+			matching := func() ramp.Guard {
+				v, err := r.Analyse(t.Context(), *r.log.st.Experiments["e"])
+				if err != nil {
+					t.Fatal(err)
+				}
+				return v.Figures.Guardrails[0]
+			}
+			for hour := range 12 {
+				r.world.hour(r.log.st, 400, 0.05, 0.05)
+				g := matching()
+				if g.Metric != ramp.MatchingScore || (g.State == ramp.GuardNoData) != (min(g.Units[0], g.Units[1]) < g.MinUnits) {
+					t.Fatalf("hour %d: %+v", hour, g)
+				}
+				_, v := call(t, r.Handler(), "GET", "/v1/experiments/e/results", "")
+				if rows := order(mustJSON(t, v["guardrails"])); !strings.Contains(rows, fmt.Sprintf(`"name":"matching_score","state":%q`, g.State)) {
+					t.Errorf("the page says %s", rows)
+				}
+				if err := r.LookAll(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				x := r.log.st.Experiments["e"]
+				switch enough := g.State != ramp.GuardNoData; {
+				case x.Running():
+					if tc.rolledBack && enough {
+						t.Fatalf("hour %d: it goes on with %+v", hour, g)
+					}
+				case !tc.rolledBack:
+					t.Fatalf("hour %d: ended as %+v", hour, x.Decision)
+				default:
+					note := x.Trail[len(x.Trail)-1].Note
+					if x.Decision.Outcome != control.RollBack || x.Decision.Rule != string(ramp.GuardrailBroken) || !strings.Contains(note, "matching_score: 0.3") || !strings.Contains(note, "rule scored") {
+						t.Errorf("ended as %+v: %s", x.Decision, note)
+					}
+					return
+				}
+			}
+			if g := matching(); tc.rolledBack || g.State == ramp.GuardNoData {
+				t.Errorf("after 12 hours: %+v", g)
+			}
+		})
 	}
 }
 

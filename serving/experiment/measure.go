@@ -2,6 +2,9 @@ package experiment
 
 import (
 	"context"
+	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,11 +18,23 @@ import (
 // Measured is the Health and the Metrics of a running system. What it says of creatives is read from their topic, so
 // a restart changes nothing; latencies are those that this process saw in the present step.
 type Measured struct {
-	// State has the versions with the figures of their gates.
-	State func() *control.State
 	// Creatives are all there are (creatives.v1).
 	Creatives func() []schemas.Creative
+	Shown     Shown    // may be nil
 	Latency   *Latency // may be nil
+}
+
+// Shown says what the units of an experiment were shown, by mature impressions within the spans.
+type Shown interface {
+	// Scores adds up, for each unit and arm, the scores of the creatives that it was shown, once per impression.
+	// Impressions of creatives without a score count in Impressions only.
+	Scores(ctx context.Context, x control.Experiment, spans []Span, scores map[string]float64) (ScoreSums, error)
+}
+
+// ScoreSums are sums over units with m the scores of what a unit was shown and d the impressions that have one.
+type ScoreSums struct {
+	ramp.Sums
+	Impressions [2]int64 // control, treatment: all, scored or not
 }
 
 var (
@@ -41,21 +56,21 @@ func (m Measured) Generation(_ context.Context, version string) (ramp.Counts, er
 	return out, nil
 }
 
-// matchingGate is the gate of a round that measures, on held-out products, how often backgrounds suit them.
-const matchingGate = "matching"
-
-// Metrics measures both arms: matching by the versions' held-out figures, where both have one; well-formed
-// descriptions by their creatives; latency by the answers of the present step.
-func (m Measured) Metrics(_ context.Context, x control.ExperimentStatus) ([]ramp.Metric, error) {
+// Metrics measures both arms: matching by the scores of what was shown in the spans; well-formed descriptions by the
+// versions' creatives; latency by the answers of the present step.
+func (m Measured) Metrics(ctx context.Context, x control.ExperimentStatus, spans []Span) ([]ramp.Metric, error) {
 	var out []ramp.Metric
-	st := m.State()
-	c, inControl := matching(st.Models[x.Control])
-	t, inTreatment := matching(st.Models[x.Treatment])
-	if inControl && inTreatment {
-		out = append(out, ramp.Metric{Name: ramp.MatchingScore, Exact: &[2]float64{c, t}})
+	creatives := m.Creatives()
+	if judge, scores := matching(x.Experiment, creatives); m.Shown != nil && judge != "" {
+		s, err := m.Shown.Scores(ctx, x.Experiment, spans, scores)
+		if err != nil {
+			return nil, fmt.Errorf("matching scores of what was shown: %w", err)
+		}
+		out = append(out, ramp.Metric{Name: ramp.MatchingScore, Control: s.Control, Treatment: s.Treatment,
+			Note: fmt.Sprintf("%s scored %.0f of %d impressions of the control and %.0f of %d", judge, s.Control.D, s.Impressions[0], s.Treatment.D, s.Impressions[1])})
 	}
 	valid := ramp.Metric{Name: ramp.ValidShare}
-	for _, c := range m.Creatives() {
+	for _, c := range creatives {
 		arm := map[string]*stats.RatioSums{x.Control: &valid.Control, x.Treatment: &valid.Treatment}[c.ModelVersion]
 		switch {
 		case arm == nil:
@@ -72,15 +87,34 @@ func (m Measured) Metrics(_ context.Context, x control.ExperimentStatus) ([]ramp
 	return out, nil
 }
 
-func matching(m *control.ModelStatus) (float64, bool) {
-	if m != nil {
-		for _, g := range m.Gates {
-			if g.Name == matchingGate {
-				return g.Value, true
+// matching has the scores of both arms' creatives by the one judge that scored the most of the arm that it scored
+// fewer of: scores of two judges do not compare. No judge scored both: "".
+func matching(x control.Experiment, creatives []schemas.Creative) (judge string, scores map[string]float64) {
+	by := map[string]*[2]int{}
+	for _, c := range creatives {
+		if arm := slices.Index([]string{x.Control, x.Treatment}, c.ModelVersion); arm >= 0 && c.MatchingJudge != "" {
+			if by[c.MatchingJudge] == nil {
+				by[c.MatchingJudge] = &[2]int{}
 			}
+			by[c.MatchingJudge][arm]++
 		}
 	}
-	return 0, false
+	most := 0
+	for _, name := range slices.Sorted(maps.Keys(by)) {
+		if n := min(by[name][0], by[name][1]); n > most {
+			judge, most = name, n
+		}
+	}
+	if judge == "" {
+		return "", nil
+	}
+	scores = map[string]float64{}
+	for _, c := range creatives {
+		if c.MatchingJudge == judge && (c.ModelVersion == x.Control || c.ModelVersion == x.Treatment) {
+			scores[c.ID] = c.Matching
+		}
+	}
+	return judge, scores
 }
 
 // maxTimed bounds the experiments whose answers are timed.

@@ -1,6 +1,9 @@
 package experiment
 
 import (
+	"context"
+	"errors"
+	"strconv"
 	"testing"
 	"time"
 
@@ -13,23 +16,36 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
+// shownScores is a Shown that notes which scores it was asked with.
+type shownScores struct {
+	sums   ScoreSums
+	scores map[string]float64
+	err    error
+}
+
+func (s *shownScores) Scores(_ context.Context, _ control.Experiment, _ []Span, scores map[string]float64) (ScoreSums, error) {
+	s.scores = scores
+	return s.sums, s.err
+}
+
 func TestMeasured(t *testing.T) {
-	st := control.NewState()
-	gate := func(v float64) []control.Gate {
-		return []control.Gate{{Name: "valid", Value: 0.99, Passed: true}, {Name: "matching", Value: v, Passed: true}}
-	}
-	st.Models["a"] = &control.ModelStatus{Model: control.Model{Version: "a", Gates: gate(0.6)}}
-	st.Models["b"] = &control.ModelStatus{Model: control.Model{Version: "b", Gates: gate(0.5)}}
-	st.Models["base"] = &control.ModelStatus{Model: control.Model{Version: "base"}}
 	var cs []schemas.Creative
 	for i := range 10 {
-		cs = append(cs, schemas.Creative{ModelVersion: "a", Valid: true}, schemas.Creative{ModelVersion: "b", Valid: i%5 != 0})
+		id := strconv.Itoa(i)
+		cs = append(cs, schemas.Creative{ID: "a" + id, ModelVersion: "a", Valid: true, Matching: 1, MatchingJudge: "rule"}, schemas.Creative{ID: "b" + id, ModelVersion: "b", Valid: i%5 != 0, MatchingJudge: "rule"})
 		if i%5 == 0 {
 			cs[len(cs)-1].Blocked = "not well formed"
+			cs[len(cs)-1].MatchingJudge = ""
 		}
 	}
-	m := Measured{State: func() *control.State { return st }, Creatives: func() []schemas.Creative { return cs }, Latency: &Latency{}}
-	if got, err := m.Generation(t.Context(), "b"); err != nil || got != (ramp.Counts{Total: 10, Failed: 2}) {
+	// Another judge has scored one arm well and the other hardly.
+	for i := range 30 {
+		cs = append(cs, schemas.Creative{ID: "x" + strconv.Itoa(i), ModelVersion: "a", Valid: true, Matching: 0.1, MatchingJudge: "another"})
+	}
+	cs = append(cs, schemas.Creative{ID: "y", ModelVersion: "b", Valid: true, Matching: 0.9, MatchingJudge: "another"})
+	seen := &shownScores{sums: ScoreSums{Sums: ramp.Sums{Control: stats.RatioSums{N: 3, M: 3, D: 3, MM: 3, DD: 3, MD: 3}}, Impressions: [2]int64{4, 5}}}
+	m := Measured{Creatives: func() []schemas.Creative { return cs }, Shown: seen, Latency: &Latency{}}
+	if got, err := m.Generation(t.Context(), "b"); err != nil || got != (ramp.Counts{Total: 11, Failed: 2}) {
 		t.Errorf("generation %+v, %v", got, err)
 	}
 	for i := range 4 {
@@ -39,20 +55,33 @@ func TestMeasured(t *testing.T) {
 		m.Latency.Observe(assign.Assignment{Variant: assign.Forced, Step: step}, time.Hour)
 	}
 	x := control.ExperimentStatus{Experiment: control.Experiment{ID: "e", Control: "a", Treatment: "b"}, Step: control.Step{Index: 1}}
-	got, err := m.Metrics(t.Context(), x)
+	got, err := m.Metrics(t.Context(), x, []Span{{}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := []ramp.Metric{
-		{Name: ramp.MatchingScore, Exact: &[2]float64{0.6, 0.5}},
-		{Name: ramp.ValidShare, Control: stats.RatioSums{N: 10, M: 10, D: 10, MM: 10, DD: 10, MD: 10}, Treatment: stats.RatioSums{N: 10, M: 8, D: 10, MM: 8, DD: 10, MD: 8}},
+		{Name: ramp.MatchingScore, Control: seen.sums.Control, Note: "rule scored 3 of 4 impressions of the control and 0 of 5"},
+		{Name: ramp.ValidShare, Control: stats.RatioSums{N: 40, M: 40, D: 40, MM: 40, DD: 40, MD: 40}, Treatment: stats.RatioSums{N: 11, M: 9, D: 11, MM: 9, DD: 11, MD: 9}},
 		{Name: ramp.GatewaySeconds, Control: stats.RatioSums{N: 2, M: 2, D: 2, MM: 2, DD: 2, MD: 2}, Treatment: stats.RatioSums{N: 2, M: 5, D: 2, MM: 13, DD: 2, MD: 5}},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
-	x.Control, x.Step.Index = "base", 0 // no figure of the base, and a step that is over
-	if got, err = m.Metrics(t.Context(), x); err != nil || len(got) != 2 || got[0].Name != ramp.ValidShare || got[1].Control.N != 0 {
+	wantScores := map[string]float64{}
+	for _, c := range cs {
+		if c.MatchingJudge == "rule" {
+			wantScores[c.ID] = c.Matching
+		}
+	}
+	if d := cmp.Diff(wantScores, seen.scores); d != "" || len(wantScores) != 18 {
+		t.Errorf("scores of two judges were mixed (-want +got):\n%s", d)
+	}
+	seen.err = errors.New("the warehouse is gone")
+	if _, err := m.Metrics(t.Context(), x, []Span{{}}); !errors.Is(err, seen.err) {
+		t.Errorf("a guard that could not look: %v", err)
+	}
+	x.Control, x.Step.Index = "base", 0 // nobody has scored the base's creatives, and a step that is over
+	if got, err = m.Metrics(t.Context(), x, nil); err != nil || len(got) != 2 || got[0].Name != ramp.ValidShare || got[1].Control.N != 0 {
 		t.Errorf("%+v, %v", got, err)
 	}
 	for i := range 3 * maxTimed {

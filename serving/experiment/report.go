@@ -135,8 +135,8 @@ type Exposure struct {
 
 var errNoReports = errors.New("this instance has no warehouse to ask")
 
-// shown is the index of the step whose data the experiment's lift is shown of: the deciding one once it was visited.
-func shown(x control.ExperimentStatus) int {
+// ShownStep is the index of the step whose data the experiment's lift is shown of: the deciding one once it was visited.
+func ShownStep(x control.ExperimentStatus) int {
 	d := ramp.Decides(x.Steps)
 	if slices.ContainsFunc(x.History, func(s control.Step) bool { return s.Index == d }) {
 		return d
@@ -163,7 +163,7 @@ func (s *Service) Results(ctx context.Context, st *control.State, x control.Expe
 		f := ramp.Describe(s.cfg.Ramp, x, control.Step{Index: i, Share: share}, ramp.Evidence{Now: sums, Generation: a.Generation})
 		f.Guardrails = nil // of the present step only: in Guardrails
 		out.Steps = append(out.Steps, f)
-		if i == shown(x) {
+		if i == ShownStep(x) {
 			of = f
 		}
 	}
@@ -226,7 +226,7 @@ func (s *Service) health(ctx context.Context, x control.ExperimentStatus, f ramp
 	if s.d.Reports == nil {
 		return h, nil
 	}
-	m, err := s.d.Reports.Multiple(ctx, x.Experiment, s.spans(x, shown(x)))
+	m, err := s.d.Reports.Multiple(ctx, x.Experiment, s.spans(x, ShownStep(x)))
 	if err != nil {
 		return h, fmt.Errorf("multiple exposures: %w", err)
 	}
@@ -253,7 +253,7 @@ func (s *Service) Categories(ctx context.Context, x control.ExperimentStatus) ([
 	if s.d.Reports == nil {
 		return nil, errNoReports
 	}
-	sums, err := s.d.Reports.Categories(ctx, x.Experiment, s.spans(x, shown(x)))
+	sums, err := s.d.Reports.Categories(ctx, x.Experiment, s.spans(x, ShownStep(x)))
 	if err != nil {
 		return nil, err
 	}
@@ -326,7 +326,7 @@ func (s *Service) results(w http.ResponseWriter, r *http.Request) {
 func (s *Service) categories(w http.ResponseWriter, r *http.Request) {
 	s.page(w, r, func(_ *control.State, x control.ExperimentStatus) (any, error) {
 		rows, err := s.Categories(r.Context(), x)
-		return map[string]any{"experiment": x.ID, "step": shown(x), "categories": rows}, err
+		return map[string]any{"experiment": x.ID, "step": ShownStep(x), "categories": rows}, err
 	})
 }
 
@@ -337,7 +337,7 @@ func (s *Service) exposures(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// maxLooks bounds the looks of one answer: a week of looks every five seconds is more than anyone reads.
+// maxLooks bounds the looks of one answer: 14 hours of looks every five seconds.
 const maxLooks = 10_000
 
 func (s *Service) looks(w http.ResponseWriter, r *http.Request) {
@@ -367,7 +367,8 @@ type Export struct {
 	Results    Results    `json:"results"`
 	Categories []Category `json:"categories"`
 	Exposures  []Exposure `json:"exposures"`
-	Looks      []LookRow  `json:"looks"`
+	Looks      []LookRow  `json:"looks"`                     // the newest maxLooks
+	LooksCut   bool       `json:"looks_truncated,omitempty"` // there are older ones, in the table experiment_looks
 }
 
 func (s *Service) exported(ctx context.Context, st *control.State, x control.ExperimentStatus) (Export, error) {
@@ -377,7 +378,10 @@ func (s *Service) exported(ctx context.Context, st *control.State, x control.Exp
 	e.Categories, errs[1] = s.Categories(ctx, x)
 	e.Exposures, errs[2] = s.Exposures(ctx, x)
 	if s.d.Reports != nil {
-		e.Looks, errs[3] = s.d.Reports.Looks(ctx, x.ID, maxLooks)
+		e.Looks, errs[3] = s.d.Reports.Looks(ctx, x.ID, maxLooks+1)
+		if older := len(e.Looks) - maxLooks; older > 0 {
+			e.Looks, e.LooksCut = e.Looks[older:], true
+		}
 	}
 	return e, errors.Join(errs[:]...)
 }

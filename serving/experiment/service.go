@@ -40,10 +40,10 @@ type Health interface {
 	Generation(ctx context.Context, version string) (ramp.Counts, error)
 }
 
-// Metrics measures what the guardrails look at, for the present step of an experiment. A metric that is not
-// measured is left out.
+// Metrics measures what the guardrails look at, for the present step of an experiment, whose event time the spans are.
+// A metric that is not measured is left out.
 type Metrics interface {
-	Metrics(ctx context.Context, x control.ExperimentStatus) ([]ramp.Metric, error)
+	Metrics(ctx context.Context, x control.ExperimentStatus, spans []Span) ([]ramp.Metric, error)
 }
 
 // LookSink keeps the record of every look. A failure is logged and counted, and stops nothing.
@@ -189,7 +189,7 @@ func (s *Service) Analyse(ctx context.Context, x control.ExperimentStatus) (ramp
 		}
 	}
 	if s.d.Metrics != nil {
-		if ev.Metrics, err = s.d.Metrics.Metrics(ctx, x); err != nil {
+		if ev.Metrics, err = s.d.Metrics.Metrics(ctx, x, now); err != nil {
 			return ramp.Verdict{}, fmt.Errorf("metrics of the guardrails: %w", err)
 		}
 	}
@@ -201,21 +201,25 @@ func (s *Service) Analyse(ctx context.Context, x control.ExperimentStatus) (ramp
 	return ramp.Look(s.cfg.Ramp, x, ev), nil
 }
 
-// spans is the event time of all visits to a step, each without its settling time. A step that was left and entered
+func (s *Service) spans(x control.ExperimentStatus, index int) []Span {
+	return Visits(x.History, index, s.cfg.Settle)
+}
+
+// Visits is the event time of all visits to a step, each without its settling time. A step that was left and entered
 // again by hand has the same share each time, so its visits are one sample: nothing of the mix of the arms changes
 // between them, and one confidence sequence goes on over all of them without costing alpha again.
-func (s *Service) spans(x control.ExperimentStatus, index int) []Span {
+func Visits(history []control.Step, index int, settle time.Duration) []Span {
 	var out []Span
-	for i, step := range x.History {
+	for i, step := range history {
 		if step.Index != index {
 			continue
 		}
 		var span Span
 		if step.AtMS > 0 {
-			span.From = time.UnixMilli(step.AtMS).Add(s.cfg.Settle).UTC()
+			span.From = time.UnixMilli(step.AtMS).Add(settle).UTC()
 		}
-		if i+1 < len(x.History) {
-			span.To = time.UnixMilli(x.History[i+1].AtMS).UTC()
+		if i+1 < len(history) {
+			span.To = time.UnixMilli(history[i+1].AtMS).UTC()
 			if !span.From.Before(span.To) && !span.From.IsZero() {
 				continue // over before it had settled
 			}

@@ -71,6 +71,8 @@ type traffic struct {
 	visits []visit
 	calls  int
 	fail   error
+	// suits is the share of what each arm shows whose background suits its product; zeros: nobody scores it.
+	suits [2]float64
 }
 
 type visit struct {
@@ -78,6 +80,7 @@ type visit struct {
 	user      int
 	treatment bool
 	m, d      float64
+	score     float64 // sum over the d impressions
 }
 
 func (w *traffic) Sums(_ context.Context, _ control.Experiment, spans []Span) (ramp.Sums, error) {
@@ -85,6 +88,18 @@ func (w *traffic) Sums(_ context.Context, _ control.Experiment, spans []Span) (r
 	if w.fail != nil {
 		return ramp.Sums{}, w.fail
 	}
+	return w.sum(spans, func(v visit) float64 { return v.m }), nil
+}
+
+// Scores makes the world a Shown too; everything it shows has a score.
+func (w *traffic) Scores(_ context.Context, _ control.Experiment, spans []Span, _ map[string]float64) (ScoreSums, error) {
+	s := ScoreSums{Sums: w.sum(spans, func(v visit) float64 { return v.score })}
+	s.Impressions = [2]int64{int64(s.Control.D), int64(s.Treatment.D)}
+	return s, nil
+}
+
+// sum adds mature visits up by user and arm.
+func (w *traffic) sum(spans []Span, m func(visit) float64) (s ramp.Sums) {
 	type key struct {
 		user      int
 		treatment bool
@@ -92,9 +107,8 @@ func (w *traffic) Sums(_ context.Context, _ control.Experiment, spans []Span) (r
 	per := map[key][2]float64{}
 	for _, v := range w.mature(spans) {
 		k := key{v.user, v.treatment}
-		per[k] = [2]float64{per[k][0] + v.m, per[k][1] + v.d}
+		per[k] = [2]float64{per[k][0] + m(v), per[k][1] + v.d}
 	}
-	var s ramp.Sums
 	for k, v := range per {
 		arm := &s.Control
 		if k.treatment {
@@ -102,7 +116,7 @@ func (w *traffic) Sums(_ context.Context, _ control.Experiment, spans []Span) (r
 		}
 		arm.Observe(v[0], v[1])
 	}
-	return s, nil
+	return s
 }
 
 // mature are the visits in the spans whose click window is over.
@@ -141,6 +155,17 @@ func (w *traffic) hour(st *control.State, visits int, control, treatment float64
 		for range int(v.d) {
 			if w.rng.Float64() < rate {
 				v.m++
+			}
+		}
+		if w.suits != [2]float64{} {
+			share := w.suits[0]
+			if v.treatment {
+				share = w.suits[1]
+			}
+			for range int(v.d) {
+				if w.rng.Float64() < share {
+					v.score++
+				}
 			}
 		}
 		if x.Experiment != "" {
@@ -470,6 +495,8 @@ func TestHTTP(t *testing.T) {
 		{`{"treatment":"prompt-b","id":"../x"}`, "want letters"},
 		{`{"treatment":"prompt-b","colour":1}`, "unknown field"},
 		{`{"treatment":"prompt-b"} {}`, "something follows"},
+		{`[]`, "body: cannot be a JSON array"},
+		{`{"treatment":"prompt-b","steps":"all"}`, "steps cannot be a JSON string"},
 	} {
 		if code, v := call(t, h, "POST", "/v1/experiments", c.body); code/100 != 4 || !strings.Contains(v["error"].(string), c.want) {
 			t.Errorf("%s: %d %v, want an error with %q", c.body, code, v, c.want)
@@ -513,6 +540,11 @@ func TestHTTP(t *testing.T) {
 	}
 	if code, _ = call(t, h, "GET", "/v1/experiments/none", ""); code != 404 {
 		t.Errorf("unknown id: %d", code)
+	}
+	for _, c := range [][2]string{{"DELETE", "/v1/experiments/e"}, {"PATCH", "/v1/experiments"}, {"POST", "/v1/experiments/e/bogus"}, {"GET", "/v1/experiments/"}} {
+		if code, v := call(t, h, c[0], c[1], ""); code != 404 || v["error"] != "no call "+c[0]+" "+c[1] || v["hint"] == "" {
+			t.Errorf("%v: %d %v", c, code, v)
+		}
 	}
 }
 

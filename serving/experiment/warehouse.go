@@ -22,6 +22,7 @@ var (
 	_ Source   = Warehouse{}
 	_ LookSink = Warehouse{}
 	_ Reports  = Warehouse{}
+	_ Shown    = Warehouse{}
 )
 
 type armRow struct {
@@ -71,12 +72,57 @@ func (r armRow) into(out *ramp.Sums, id string) error {
 	return nil
 }
 
+// Scores reads both arms in one query, to which the scores go as a table.
+func (w Warehouse) Scores(ctx context.Context, x control.Experiment, spans []Span, scores map[string]float64) (out ScoreSums, err error) {
+	if len(spans) == 0 {
+		return out, nil
+	}
+	ctx, err = warehouse.WithNumbers(ctx, "scores", scores)
+	if err != nil {
+		return out, err
+	}
+	within, args := InSpans(spans)
+	var rows []struct {
+		armRow
+		Impressions int64 `ch:"impressions"`
+	}
+	err = w.DB.Select(ctx, &rows, `
+		SELECT variant, countIf(c > 0) AS n, sum(k) AS m, sum(c) AS d, sum(k * k) AS mm, sum(c * c) AS dd, sum(k * c) AS md, toInt64(sum(every)) AS impressions
+		FROM (
+			SELECT variant, sum(seen * value) AS k, toFloat64(sumIf(seen, key != '')) AS c, sum(seen) AS every
+			FROM (
+				SELECT variant, `+unitColumn(x)+` AS unit, toString(creative) AS creative, toUInt64(count()) AS seen
+				FROM labels_mature
+				WHERE experiment = ? AND `+within+`
+				GROUP BY variant, unit, creative
+			) AS shown
+			LEFT JOIN scores ON shown.creative = scores.key
+			GROUP BY variant, unit
+		)
+		GROUP BY variant
+		SETTINGS join_use_nulls = 0`, append([]any{x.ID}, args...)...)
+	if err != nil {
+		return out, err
+	}
+	for _, r := range rows {
+		if err := r.into(&out.Sums, x.ID); err != nil {
+			return ScoreSums{}, err
+		}
+		if r.Variant == assign.Treatment {
+			out.Impressions[1] = r.Impressions
+		} else {
+			out.Impressions[0] = r.Impressions
+		}
+	}
+	return out, nil
+}
+
 // Categories reads the sums of both arms in each category.
 func (w Warehouse) Categories(ctx context.Context, x control.Experiment, spans []Span) ([]CategorySums, error) {
 	if len(spans) == 0 {
 		return nil, nil
 	}
-	within, args := inSpans(spans)
+	within, args := InSpans(spans)
 	var rows []struct {
 		Category string `ch:"category"`
 		armRow
@@ -233,7 +279,7 @@ func seen(x control.Experiment, spans []Span) (string, []any) {
 	}
 	if len(left) > 0 {
 		var within string
-		within, ends = inSpans(left)
+		within, ends = InSpans(left)
 		selects = append(selects, "SELECT variant, "+unitColumn(x)+" AS unit, toUInt64(clicked) AS clicks, toUInt64(1) AS impressions FROM labels_mature WHERE experiment = ? AND "+within)
 		ends = append([]any{x.ID}, ends...)
 	}
@@ -252,8 +298,8 @@ func midnightFrom(t time.Time) time.Time {
 	return day
 }
 
-// inSpans is the condition that an impression lies in one of the spans, and its arguments.
-func inSpans(spans []Span) (string, []any) {
+// InSpans is the condition that an impression lies in one of the spans, and its arguments.
+func InSpans(spans []Span) (string, []any) {
 	var or []string
 	var args []any
 	for _, s := range spans {

@@ -1,16 +1,17 @@
 package experiment
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
 	"ctrloop/internal/stats"
 	"ctrloop/internal/warehouse"
+	"ctrloop/internal/warehouse/warehousetest"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/schemas/eventpb"
@@ -19,7 +20,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	"github.com/rs/zerolog"
 )
 
 func TestMain(m *testing.M) {
@@ -27,41 +27,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func embedded(t *testing.T, opt warehouse.Options) *warehouse.DB {
-	t.Helper()
-	if _, err := os.Stat(warehouse.LibPath()); err != nil {
-		if os.Getenv("CTRLOOP_TEST_ALLOW_MISSING") == "1" {
-			t.Skip("no libchdb")
-		}
-		t.Fatalf("no libchdb at %s: run `ctrloop setup`, or set CTRLOOP_TEST_ALLOW_MISSING=1 to skip", warehouse.LibPath())
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	e, err := warehouse.StartEngine(ctx, warehouse.EngineConfig{Lib: warehouse.LibPath(), Dir: t.TempDir()}, zerolog.New(zerolog.NewTestWriter(t)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := e.Stop(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	db, err := warehouse.Open(ctx, e.DSN())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close() })
-	if err := db.Migrate(ctx, opt); err != nil {
-		t.Fatal(err)
-	}
-	return db
-}
-
 // One engine for all: its start is what costs.
 func TestWarehouse(t *testing.T) {
-	db := embedded(t, warehouse.Options{Window: window, Bucket: time.Second})
+	_, db := warehousetest.Start(t, warehouse.Options{Window: window, Bucket: time.Second})
 	t.Run("sums", func(t *testing.T) { checkSums(t, db) })
 	t.Run("days", func(t *testing.T) { checkDays(t, db) })
 	t.Run("looks", func(t *testing.T) { checkLooks(t, db) })
@@ -77,13 +45,13 @@ func checkSums(t *testing.T, db *warehouse.DB) {
 	rng := rand.New(rand.NewPCG(9, 9))
 	var rows []warehouse.LabelRow
 	end := start.Add(2 * time.Hour)
-	for range 6000 {
+	for i := range 6000 {
 		at := start.Add(time.Duration(rng.Int64N(int64(2 * time.Hour))))
 		var random [10]byte
 		for i := range random {
 			random[i] = byte(rng.Uint32())
 		}
-		r := warehouse.LabelRow{Impression: schemas.NewImpressionID(at, random), Version: 1, User: rng.Uint64N(300), Product: []string{"p1", "p2", "p3", "p4"}[rng.IntN(4)], Creative: "c", Category: []string{"Books", "Garden"}[rng.IntN(2)],
+		r := warehouse.LabelRow{Impression: schemas.NewImpressionID(at, random), Version: 1, User: rng.Uint64N(300), Product: []string{"p1", "p2", "p3", "p4"}[rng.IntN(4)], Creative: "c" + strconv.Itoa(i%3), Category: []string{"Books", "Garden"}[rng.IntN(2)],
 			Experiment: []string{"e", "other", ""}[rng.IntN(3)], Weight: 1, Bot: rng.IntN(20) == 0, Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMS: end.UnixMilli()}
 		if r.Experiment != "" {
 			r.Variant = []string{"control", "treatment"}[r.User%2]
@@ -101,6 +69,7 @@ func checkSums(t *testing.T, db *warehouse.DB) {
 	}
 	horizon := end.Add(-window - time.Second)
 	checkReports(t, db, rows, horizon)
+	checkScores(t, db, rows, horizon)
 	from, to := start.Add(30*time.Minute).Truncate(time.Millisecond), start.Add(80*time.Minute)
 	for _, unit := range []string{"user", "product"} {
 		for _, spans := range [][]Span{nil, {{}}, {{From: from}}, {{From: from, To: to}}, {{From: horizon.Add(time.Second)}}, {{To: from}, {From: to}}} {
@@ -252,6 +221,45 @@ func checkDays(t *testing.T, db *warehouse.DB) {
 				check(unit, spans)
 			}
 		}
+	}
+}
+
+// checkScores adds the scores of what was shown up by hand. One creative has none.
+func checkScores(t *testing.T, db *warehouse.DB, rows []warehouse.LabelRow, horizon time.Time) {
+	scores := map[string]float64{"c0": 0.25, "c1": 1, "never shown": 0.5}
+	per := map[string]map[uint64][2]float64{"control": {}, "treatment": {}}
+	var want ScoreSums
+	for _, r := range rows {
+		if r.Experiment != "e" || r.Bot || r.Impression.Time().After(horizon) {
+			continue
+		}
+		want.Impressions[map[string]int{"control": 0, "treatment": 1}[r.Variant]]++
+		if score, ok := scores[r.Creative]; ok {
+			u := per[r.Variant][r.User]
+			per[r.Variant][r.User] = [2]float64{u[0] + score, u[1] + 1}
+		}
+	}
+	for variant, users := range per {
+		for _, u := range users {
+			map[string]*stats.RatioSums{"control": &want.Control, "treatment": &want.Treatment}[variant].Observe(u[0], u[1])
+		}
+	}
+	got, err := Warehouse{db}.Scores(t.Context(), control.Experiment{ID: "e", Unit: "user"}, []Span{{}}, scores)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, got, cmpopts.EquateApprox(1e-12, 0)); d != "" || got.Impressions[0] < int64(got.Control.D)*5/4 {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	if got, err = (Warehouse{db}).Scores(t.Context(), control.Experiment{ID: "e"}, nil, scores); err != nil || got != (ScoreSums{}) {
+		t.Errorf("of no span: %+v, %v", got, err)
+	}
+	many := map[string]float64{} // more than a query's text could hold
+	for i := range 20_000 {
+		many[fmt.Sprintf("c-%016x", i)] = 1
+	}
+	if got, err = (Warehouse{db}).Scores(t.Context(), control.Experiment{ID: "e"}, []Span{{}}, many); err != nil || got.Control.N != 0 || got.Impressions != want.Impressions {
+		t.Errorf("nothing shown has a score: %+v, %v", got, err)
 	}
 }
 

@@ -78,7 +78,7 @@ func (w Warehouse) Weighted(ctx context.Context, x control.Experiment, parts []P
 	var cases, conds []string
 	var weights, within []any
 	for _, p := range parts {
-		cond, args := inSpans(p.Spans)
+		cond, args := InSpans(p.Spans)
 		cases = append(cases, cond+", if(variant = '"+assign.Treatment+"', toFloat64(?), toFloat64(?))")
 		weights = append(append(weights, args...), stats.OverlapWeight(p.Share), stats.OverlapWeight(1-p.Share))
 		conds, within = append(conds, cond), append(within, args...)

@@ -19,6 +19,7 @@ import (
 	"ctrloop/schemas/control"
 	"ctrloop/serving"
 	"ctrloop/serving/console"
+	"ctrloop/serving/creatives"
 	"ctrloop/serving/experiment"
 	"ctrloop/serving/experiment/ramp"
 	"ctrloop/serving/experiment/webhook"
@@ -64,7 +65,7 @@ func (a *App) startServing(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	deps := serving.Deps{Control: a.control, Creatives: a.ads, Store: a.store, Products: a.catalog, Drawer: drawer}
+	deps := serving.Deps{Control: a.control, Creatives: a.ads, Store: a.store, Products: a.catalog, Drawer: drawer, Judge: creatives.CatalogueRule{}}
 	if parts.service, err = serving.New(cfg, deps, a.log, a.registry); err != nil {
 		return err
 	}
@@ -89,7 +90,7 @@ func (a *App) startServing(ctx context.Context) error {
 	}
 	a.actors.start("webhooks", hooks.Run)
 	source := experiment.Warehouse{DB: a.db}
-	measured := experiment.Measured{State: a.control.State, Creatives: a.ads.All, Latency: latency}
+	measured := experiment.Measured{Creatives: a.ads.All, Shown: source, Latency: latency}
 	parts.experiment, err = experiment.New(a.cfg.Experiment, experiment.Deps{
 		Control: a.control, Source: source, Looks: countedLooks{&parts.looks, source}, Wall: time.Now, EventNow: a.eventNow(),
 		Health: measured, Metrics: measured, Reports: source, Hooks: hooks, Exposures: source,

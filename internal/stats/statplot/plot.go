@@ -8,6 +8,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // Row is one interval of a forest plot. A bound that is infinite or beyond the axis is drawn as an arrow.
@@ -27,10 +28,13 @@ type Forest struct {
 }
 
 const (
-	width      = 760.0
-	labelWidth = 160.0
+	width      = 760.0 // of curves
+	axisWidth  = 380.0 // of a forest, between the labels and the numbers
 	rowHeight  = 26.0
-	textWidth  = 220.0 // of the numbers at the right
+	runeWidth  = 7.2 // of labels and numbers, on the safe side
+	leastText  = 28  // runes of the numbers at the right that there is always room for
+	maxLabel   = 40  // runes; longer ones are cut
+	leastLabel = 20  // runes that there is always room for
 )
 
 const style = `<style>
@@ -47,12 +51,19 @@ func (f Forest) SVG() string {
 		format = short
 	}
 	lo, hi := f.scale()
-	left, right := labelWidth, width-textWidth
+	label, text := leastLabel, leastText
+	for _, r := range f.Rows {
+		label = max(label, utf8.RuneCountInString(clip(r.Label, maxLabel)))
+		text = max(text, utf8.RuneCountInString(interval(r, format)))
+	}
+	left := 16 + runeWidth*float64(label)
+	right := left + axisWidth
+	width := right + 16 + runeWidth*float64(text)
 	x := func(v float64) float64 { return left + (right-left)*(v-lo)/(hi-lo) }
 	height := 46 + rowHeight*float64(len(f.Rows)) + 44
 	bottom := height - 40
 	var b strings.Builder
-	begin(&b, f.Title, height)
+	begin(&b, f.Title, width, height)
 	for _, v := range ticks(lo, hi, 5) {
 		fmt.Fprintf(&b, `<line class="grid" x1="%.1f" x2="%.1f" y1="36" y2="%.1f"/><text class="tick" text-anchor="middle" x="%.1f" y="%.1f">%s</text>`+"\n", x(v), x(v), bottom, x(v), bottom+15, html.EscapeString(format(v)))
 	}
@@ -65,7 +76,7 @@ func (f Forest) SVG() string {
 		if r.Strong {
 			class = "iv strong"
 		}
-		fmt.Fprintf(&b, `<text x="8" y="%.1f">%s</text>`, y+4, html.EscapeString(clip(r.Label, 22)))
+		fmt.Fprintf(&b, `<text x="8" y="%.1f">%s</text>`, y+4, html.EscapeString(clip(r.Label, maxLabel)))
 		fmt.Fprintf(&b, `<text x="%.1f" y="%.1f">%s</text>`, right+12, y+4, html.EscapeString(interval(r, format)))
 		if !math.IsNaN(r.Low) && !math.IsNaN(r.High) && r.High >= lo && r.Low <= hi {
 			x1, x2 := x(max(r.Low, lo)), x(min(r.High, hi))
@@ -173,7 +184,7 @@ func (c Curves) SVG() string {
 	}
 	py := func(v float64) float64 { return bottom - (bottom-top)*(v-ylo)/(yhi-ylo) }
 	var b strings.Builder
-	begin(&b, c.Title, height)
+	begin(&b, c.Title, width, height)
 	for _, v := range xticks {
 		fmt.Fprintf(&b, `<line class="grid" x1="%.1f" x2="%.1f" y1="%g" y2="%g"/><text class="tick" text-anchor="middle" x="%.1f" y="%g">%s</text>`+"\n", px(v), px(v), top, bottom, px(v), bottom+16, html.EscapeString(c.XFormat(v)))
 	}
@@ -199,7 +210,7 @@ func (c Curves) SVG() string {
 	return b.String()
 }
 
-func begin(b *strings.Builder, title string, height float64) {
+func begin(b *strings.Builder, title string, width, height float64) {
 	fmt.Fprintf(b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %g %g" width="%g" height="%g" role="img" aria-label="%s">`+"\n%s\n", width, height, width, height, html.EscapeString(title), style)
 	fmt.Fprintf(b, `<rect class="back" width="%g" height="%g"/><text class="title" x="8" y="22">%s</text>`+"\n", width, height, html.EscapeString(title))
 }

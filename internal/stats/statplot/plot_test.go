@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -47,6 +48,25 @@ func TestForestDrawsEveryRow(t *testing.T) {
 	}
 	if !strings.Contains(svg, "no upper bound") || strings.Contains(svg, `a < b`) {
 		t.Error("labels are missing or not escaped")
+	}
+	long := "electronics/phones and communication"
+	if wide := (Forest{Rows: []Row{{Label: long, Value: 1, Low: 0, High: 2}}}).SVG(); !strings.Contains(wide, long) {
+		t.Error("a label of 36 letters was cut")
+	}
+	if cut := (Forest{Rows: []Row{{Label: strings.Repeat("ä", 100), Value: 1, Low: 0, High: 2}}}).SVG(); !strings.Contains(cut, strings.Repeat("ä", 39)+"…<") {
+		t.Error("a label of 100 letters was not cut")
+	}
+	room := func(rows ...Row) float64 {
+		f := Forest{Rows: rows, Format: func(v float64) string { return strconv.FormatFloat(v, 'f', 3, 64) }}
+		_, after, _ := strings.Cut(f.SVG(), ` width="`)
+		w, err := strconv.ParseFloat(after[:strings.Index(after, `"`)], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	if narrow, wide := room(Row{Value: 1, Low: 0, High: 2}), room(Row{Value: 1e9, Low: 0, High: 2e12}); wide <= narrow {
+		t.Errorf("long numbers have no more room (%g) than short ones (%g)", wide, narrow)
 	}
 	parse(t, Forest{Reference: math.NaN()}.SVG())
 	parse(t, Forest{Rows: []Row{{Value: 1, Low: 1, High: 1}}}.SVG())

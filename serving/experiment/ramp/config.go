@@ -55,7 +55,7 @@ type Guardrail struct {
 	Margin float64 `yaml:"margin" json:"margin"`
 	// Alpha is the error of this guard: one-sided, all looks of one step.
 	Alpha float64 `yaml:"alpha" json:"alpha"`
-	// MinUnits in the smaller arm before it may fire: its sequence is asymptotic. Exact figures need none.
+	// MinUnits in the smaller arm before it may fire: its sequence is asymptotic.
 	MinUnits int64 `yaml:"min_units" json:"min_units"`
 	// Action when it fires: rollback, or hold, which stops the ramp while the metric is beyond its margin.
 	Action Action `yaml:"action" json:"action"`

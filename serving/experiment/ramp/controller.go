@@ -125,9 +125,8 @@ func (l looker) guardrails() (Verdict, bool) {
 // compared looks at a step with both arms.
 func (l looker) compared(deciding int) Verdict {
 	f, cfg := l.f, l.cfg
-	if limit := SRMLimit(cfg, l.x.Steps); float64(f.SRMP) <= limit {
-		return l.say(RollBack, SampleRatio, "%d units in control and %d in treatment at a planned share of %g (p %.2g, alarm at %.2g): find out why before trying again",
-			f.Control.Units, f.Treatment.Units, l.x.Step.Share, float64(f.SRMP), limit)
+	if v, off := l.sampleRatio(); off {
+		return v
 	}
 	rated := l.expectedClicks() >= cfg.MinClicks && f.Control.Units >= 2 && f.Treatment.Units >= 2
 	if rated && f.Guard < 0 {
@@ -144,6 +143,16 @@ func (l looker) compared(deciding int) Verdict {
 		return l.next(StepComplete, "enough data at share %g and no guard fired", l.x.Step.Share)
 	}
 	return l.decide()
+}
+
+// sampleRatio asks whether the units of the figures fell into the arms as planned.
+func (l looker) sampleRatio() (Verdict, bool) {
+	limit := SRMLimit(l.cfg, l.x.Steps)
+	if float64(l.f.SRMP) > limit {
+		return Verdict{}, false
+	}
+	return l.say(RollBack, SampleRatio, "%d units in control and %d in treatment at a planned share of %g (p %.2g, alarm at %.2g): find out why before trying again",
+		l.f.Control.Units, l.f.Treatment.Units, l.f.Step.Share, float64(l.f.SRMP), limit), true
 }
 
 // missing names what the smaller arm has too little of; empty: nothing.
@@ -188,11 +197,22 @@ func (l looker) decide() Verdict {
 // then. The interval of the complete data is cut to the one that made the step: the intervals of a confidence
 // sequence hold at all looks together, so their intersection does, and a look that happens to spread more
 // takes nothing back. Data can contradict what was shown; then nothing is promoted.
+//
+// The sample at share 1 is there to see that nothing breaks, and decides nothing, so the wait for it has the same end
+// as at every step: where fewer users than the smallest sample come back for ever, MaxImpressions.
 func (l looker) full(ev Evidence, share float64, deciding int) Verdict {
 	seen := l.f.Treatment
 	l.f = figures(l.cfg, l.x, control.Step{Index: deciding, Share: share}, ev.Deciding, ev)
-	if seen.Units < l.cfg.MinUnits || seen.Impressions < l.cfg.MinImpressions {
+	enough := seen.Units >= l.cfg.MinUnits && seen.Impressions >= l.cfg.MinImpressions
+	if over := l.cfg.MaxImpressions > 0 && seen.Impressions >= l.cfg.MaxImpressions; !enough && !over {
 		return l.say(Hold, MinSamples, "at share 1: %d of %d units, %d of %d impressions", seen.Units, l.cfg.MinUnits, seen.Impressions, l.cfg.MinImpressions)
+	}
+	if v, off := l.sampleRatio(); off {
+		return v
+	}
+	// Only a person can go to share 1 before the deciding step has its smallest sample; control gets no more of it.
+	if missing := l.missing(); missing != "" {
+		return l.say(Inconclusive, MinSamples, "the deciding step (share %g) was left while its smaller arm lacked %s, and at share 1 nothing can be compared any more", share, missing)
 	}
 	if s := l.x.Step.Shown; s != nil {
 		complete := liftText(l.f)

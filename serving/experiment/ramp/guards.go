@@ -10,17 +10,17 @@ import (
 
 // Metrics that the service measures, beside clicks.
 const (
-	MatchingScore  = "matching_score"  // share of backgrounds that suit their products, held out; an exact figure of each version
+	MatchingScore  = "matching_score"  // how well the backgrounds that a unit was shown suit their products, mean over impressions; 0 to 1
 	ValidShare     = "valid_share"     // share of well-formed descriptions; a unit is a creative
 	GatewaySeconds = "gateway_seconds" // time to answer a chat completion, in seconds; a unit is a request
 )
 
-// Metric is what both arms' versions got in one metric: a mean over units (RatioSums with what is averaged as m and 1
-// as d), or one exact figure each.
+// Metric is what both arms got in one metric: a ratio over units, with what is averaged as m (a score, seconds) and
+// what it is averaged over as d (impressions, requests).
 type Metric struct {
 	Name               string
 	Control, Treatment stats.RatioSums
-	Exact              *[2]float64 // control, treatment; set: there are no units
+	Note               string // on what was measured, for people; may be empty
 }
 
 // GuardState is what a guardrail says. The list is closed.
@@ -65,23 +65,21 @@ func (g *Guard) judge(m Metric, nstar float64) {
 	if g.Better == LowerIsBetter {
 		sign, factor = 1, 1+g.Margin
 	}
-	if m.Exact != nil {
-		c, t := m.Exact[0], m.Exact[1]
-		g.Control, g.Treatment = Num(c), Num(t)
-		g.BeyondLow = Num(sign * (t - factor*c))
-		g.BeyondHigh = g.BeyondLow
-	} else {
-		g.Units = [2]int64{m.Control.N, m.Treatment.N}
-		g.Control, g.Treatment = Num(m.Control.Rate()), Num(m.Treatment.Rate())
-		if n := min(m.Control.N, m.Treatment.N); n < g.MinUnits {
-			g.Why = fmt.Sprintf("%d of %d units in the smaller arm", n, g.MinUnits)
-			return
+	g.Units = [2]int64{m.Control.N, m.Treatment.N}
+	g.Control, g.Treatment = Num(m.Control.Rate()), Num(m.Treatment.Rate())
+	defer func() {
+		if m.Note != "" {
+			g.Why += "; " + m.Note
 		}
-		// Guard's contrast is treatment - (1 - margin) control, so a margin below 0 gives a factor above 1.
-		iv := stats.Guard(m.Control, m.Treatment, 1-factor, stats.Sequence{Alpha: g.Alpha, NStar: nstar})
-		if g.BeyondLow, g.BeyondHigh = Num(iv.Low), Num(iv.High); sign < 0 {
-			g.BeyondLow, g.BeyondHigh = Num(-iv.High), Num(-iv.Low)
-		}
+	}()
+	if n := min(m.Control.N, m.Treatment.N); n < g.MinUnits {
+		g.Why = fmt.Sprintf("%d of %d units in the smaller arm", n, g.MinUnits)
+		return
+	}
+	// Guard's contrast is treatment - (1 - margin) control, so a margin below 0 gives a factor above 1.
+	iv := stats.Guard(m.Control, m.Treatment, 1-factor, stats.Sequence{Alpha: g.Alpha, NStar: nstar})
+	if g.BeyondLow, g.BeyondHigh = Num(iv.Low), Num(iv.High); sign < 0 {
+		g.BeyondLow, g.BeyondHigh = Num(-iv.High), Num(-iv.Low)
 	}
 	switch {
 	case g.BeyondLow > 0:

@@ -112,6 +112,7 @@ func parts() []part {
 		{"lift", "Planted lifts", runLift, 30},
 		{"srm", "Sample ratio", runRatio, 10},
 		{"guards", "Guards at their limits", runGuards, 10},
+		{"matching", "Backgrounds that do not suit", runMatching, 5},
 		{"bots", "Bots", runBots, 10},
 		{"novelty", "A lift that fades", runNovelty, 8},
 		{"simpson", "A ramp while the rate drifts", runSimpson, 10},

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -318,5 +319,26 @@ func TestOptions(t *testing.T) {
 		if _, err := Run(context.Background(), o); err == nil {
 			t.Errorf("%+v: no error", o)
 		}
+	}
+}
+
+// The guardrail on matching scores is quiet where the loss is its margin, and finds half of the score gone among the
+// first users that it may look at.
+func TestMatchingGuardInShort(t *testing.T) {
+	const runs = 100
+	fired := func(loss float64) (n int, treated float64) {
+		s, err := matchingTrial{"test matching", Strong(), 0.05, loss, 1000}.treated(newLab(runs))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n = count(s, func(n float64) bool { return n > 0 })
+		slices.Sort(s)
+		return n, s[runs/2]
+	}
+	if n, _ := fired(0.1); n > unlikely(runs, 0.01) {
+		t.Errorf("at the margin it fires in %d of %d runs", n, runs)
+	}
+	if n, treated := fired(0.5); n < runs || treated > 250 {
+		t.Errorf("a loss of one half: %d of %d, with %g users of the treatment", n, runs, treated)
 	}
 }
