@@ -90,7 +90,7 @@ func TestFreezeWhileWriting(t *testing.T) {
 		t.Errorf("%d mutations, want the one that was done", n)
 	}
 	audited(t, old, "behind", rows[3000:])
-	if _, err := old.RollUp(t.Context()); err != nil {
+	if _, err := old.RollUp(t.Context(), 0); err != nil {
 		t.Error(err)
 	}
 	if n := count("SELECT count() FROM audit FINAL"); n == 0 {
