@@ -208,11 +208,10 @@ func (se *session) cycle(ctx context.Context) error {
 }
 
 // firstLook is how long a watermark that is on its way waits for records before it does without; later looks take twice
-// as long each, up to lastLook. That is also how long one stands still that comes with a partition: a poll that has begun
-// without it knows nothing of it.
+// as long each, up to lastLook.
 const (
 	firstLook = 10 * time.Millisecond
-	lastLook  = 5 * time.Second
+	lastLook  = 2 * time.Second
 )
 
 // poll waits for records, or for the partitions whose watermark is on its way: they go on without records.
@@ -445,6 +444,9 @@ func (se *session) adopt(ctx context.Context, partitions map[string][]int32) err
 	}
 	for _, p := range ps {
 		se.ledgers.publish(se.shards[p])
+	}
+	if se.behind() { // the poll that this is part of would wait for records; where this comes too early, for lastLook
+		se.nudge()
 	}
 	return nil
 }

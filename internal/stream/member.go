@@ -88,7 +88,7 @@ type member struct {
 	positions map[TopicPartition]*position
 	nudged    map[TopicPartition]int64 // offsets that are fetched again and dropped
 	changes   []change                 // not told to the owner yet
-	fenced    bool     // partitions went since the last end of a transaction
+	fenced    bool                     // partitions went since the last end of a transaction
 	wake      context.CancelFunc
 }
 
@@ -315,7 +315,7 @@ func (m *member) note(fetches kgo.Fetches) Batch {
 	return b
 }
 
-// rewind sets every partition back to its last commit. It holds the lock that the rebalance callbacks
+// rewind sets every partition back to its last commit; nudges that have not been answered stay. It holds the lock that the rebalance callbacks
 // take, so that it cannot touch a partition which went away and came back further on.
 func (m *member) rewind() {
 	m.mu.Lock()
@@ -327,8 +327,10 @@ func (m *member) rewind() {
 			to[tp.Topic] = map[int32]kgo.EpochOffset{}
 		}
 		to[tp.Topic][tp.Partition] = pos.committed
+		if again, ok := m.nudged[tp]; ok {
+			to[tp.Topic][tp.Partition] = kgo.EpochOffset{Epoch: -1, Offset: again}
+		}
 	}
-	clear(m.nudged)
 	m.cl.SetOffsets(to)
 }
 

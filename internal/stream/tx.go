@@ -155,11 +155,12 @@ func (t *Tx) clear(ctx context.Context) error {
 // Nudge makes the next Poll return partitions of which nothing new has come, each without records, so that a
 // transaction can commit metadata for them: the client commits only where it has polled something. next is each
 // partition's first offset that was not polled; the record before it, which must still be there, is fetched once more
-// and dropped. A rebalance or an abort undoes a nudge, so poll with a deadline and nudge again.
+// and dropped. A rebalance may undo it, and a nudge in OnAssigned may come before the client has its place in the
+// partition: poll with a deadline, and nudge again.
 func (t *Tx) Nudge(next map[TopicPartition]int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.fenced || len(t.changes) > 0 {
+	if len(t.changes) > 0 {
 		return // the caller does not know yet what is its own
 	}
 	to := map[string]map[int32]kgo.EpochOffset{}
