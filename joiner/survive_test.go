@@ -154,6 +154,7 @@ func TestJumpClosesInSlices(t *testing.T) {
 				case stepProducing:
 					outputs++
 					most = max(most, outputs)
+				case stepRebuild:
 				case stepCommit, stepCommitted:
 					if transactions++; transactions%5 == 0 && crashes < 4 {
 						crashes++
