@@ -77,7 +77,7 @@ func BenchmarkShard(b *testing.B) {
 				}
 				events += len(rs)
 			}
-			err := s.process([]stream.PartitionBatch{{Topic: schemas.TopicImpressions, Records: imps[k]}, {Topic: schemas.TopicClicks, Records: append(clks[k], p)}}, func(r *stream.Record) {
+			err := s.process([]stream.PartitionBatch{{Topic: schemas.TopicImpressions, Records: imps[k]}, {Topic: schemas.TopicClicks, Records: append(clks[k], p)}}, new(allowance), func(r *stream.Record) {
 				bytes += int64(len(r.Value))
 				labels++
 			})

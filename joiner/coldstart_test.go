@@ -71,7 +71,7 @@ func (s *shop) feed(to, at int) (opened int) {
 			}
 			batches = append(batches, stream.PartitionBatch{Topic: inputTopic[in], Records: rs[in]})
 		}
-		must(s.t, s.sh.process(batches, func(*stream.Record) {}))
+		must(s.t, s.sh.process(batches, new(allowance), func(*stream.Record) {}))
 		s.sh.commit()
 		s.g.judge(map[int32]*shard{0: s.sh})
 		if len(s.g.breaker.Tripped()) > 0 && opened < 0 {

@@ -42,7 +42,8 @@ type Config struct {
 	MaxLead time.Duration `yaml:"max_lead"`
 	// CommitInterval is the pace of transactions under light load; a backlog is not held up by it.
 	CommitInterval time.Duration `yaml:"commit_interval"`
-	// MaxPoll bounds the records of one transaction.
+	// MaxPoll bounds the records of one transaction, and twice this the impressions and waiting clicks that it settles
+	// because the watermark moves: a jump goes on in the transactions after it.
 	MaxPoll int `yaml:"max_poll"`
 	// Breaker stops the learning when the traffic is not what it was.
 	Breaker Breaker `yaml:"breaker"`

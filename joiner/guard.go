@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -244,17 +246,17 @@ func (g *guard) tell(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("%s of %s: %w", typ, b.Slice, err))
 		}
 	}
-	for name, b := range want {
+	for _, name := range slices.Sorted(maps.Keys(want)) { // in order: the log reads the same however often it is made
 		if _, ok := have[name]; !ok {
-			send(control.BreakerTripped, b)
+			send(control.BreakerTripped, want[name])
 		}
 	}
-	for name, b := range have {
+	for _, name := range slices.Sorted(maps.Keys(have)) {
 		if _, mine := g.mine(name); !mine {
 			continue
 		}
 		if _, ok := want[name]; !ok {
-			send(control.BreakerReset, b)
+			send(control.BreakerReset, have[name])
 		}
 	}
 	return errors.Join(errs...)

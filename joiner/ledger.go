@@ -22,6 +22,7 @@ type PartitionLedger struct {
 	MaxClickMS      int64         `json:"max_click_ms"`      // 0: none yet
 	ImpressionsAt   int64         `json:"impressions_at"`    // next offset of imp.v1
 	ClicksAt        int64         `json:"clicks_at"`         // next offset of clk.v1
+	Closing         bool          `json:"closing,omitempty"` // the watermark is on its way: windows are still to close
 	Paused          []string      `json:"paused,omitempty"`  // inputs that wait for the other one
 	StateBytes      int           `json:"state_bytes"`       // of the open windows in memory
 	SpilledBytes    int           `json:"spilled_bytes"`     // of those that are on disk only
@@ -47,7 +48,7 @@ func (l *ledgers) publish(s *shard) {
 	p := PartitionLedger{
 		Partition: s.partition, WatermarkMS: knownTime(s.w.Watermark()),
 		MaxImpressionMS: knownTime(s.w.MaxTime(window.Impressions)), MaxClickMS: knownTime(s.w.MaxTime(window.Clicks)),
-		ImpressionsAt: s.committed[0], ClicksAt: s.committed[1], Ledger: s.w.Ledger(),
+		ImpressionsAt: s.committed[0], ClicksAt: s.committed[1], Ledger: s.w.Ledger(), Closing: s.w.Behind(),
 	}
 	p.StateBytes = s.w.Memory()
 	_, p.SpilledBytes = s.w.Spilled()

@@ -28,9 +28,10 @@ func NewLoop(cfg Config) (*Loop, error) {
 	return &Loop{cfg, newShard(newGuard(cfg, zerolog.Nop()), 0, window.New(cfg.window(seed)), [2]int64{}, 0)}, nil
 }
 
-// Process joins polled records and hands what comes out to produce, whose argument is valid until Commit.
+// Process joins polled records and hands what comes out to produce, whose argument is valid until Commit. It closes all
+// windows that the watermark allows.
 func (l *Loop) Process(batches []stream.PartitionBatch, produce func(*stream.Record)) error {
-	return l.s.process(batches, produce)
+	return l.s.process(batches, new(allowance), produce)
 }
 
 // Commit ends a transaction. It reports false where nothing was consumed.

@@ -23,6 +23,7 @@ type metrics struct {
 	transaction prometheus.Histogram
 	rebuild     prometheus.Histogram
 	aborts      prometheus.Counter
+	slices      prometheus.Counter
 	sessions    prometheus.Counter
 }
 
@@ -48,13 +49,14 @@ func newMetrics(reg prometheus.Registerer, l *ledgers) (*metrics, error) {
 			Buckets: prometheus.ExponentialBuckets(0.01, 3, 10), NativeHistogramBucketFactor: 1.1,
 		}),
 		aborts:   prometheus.NewCounter(prometheus.CounterOpts{Name: "ctrloop_joiner_aborts_total", Help: "Transactions aborted and undone."}),
+		slices:   prometheus.NewCounter(prometheus.CounterOpts{Name: "ctrloop_joiner_watermark_slices_total", Help: "Transactions of a partition that left windows to the next one to close, because a watermark jumped."}),
 		sessions: prometheus.NewCounter(prometheus.CounterOpts{Name: "ctrloop_joiner_session_failures_total", Help: "Sessions that ended with an error, each followed by a rebuild."}),
 	}
 	for _, r := range []schemas.LateReason{schemas.LateImpression, schemas.LateClick, schemas.LateOrphan, schemas.LateClickAfterClose} {
 		m.lates.WithLabelValues(string(r)) // closed list: every series exists from the start
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{m.records, m.labels, m.lates, m.dead, m.pauses, m.behind, m.transaction, m.rebuild, m.aborts, m.sessions, l} {
+	for _, c := range []prometheus.Collector{m.records, m.labels, m.lates, m.dead, m.pauses, m.behind, m.transaction, m.rebuild, m.aborts, m.slices, m.sessions, l} {
 		errs = append(errs, reg.Register(c))
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -172,12 +172,9 @@ func (s *Service) session(ctx context.Context) (progress bool, err error) {
 
 // cycle is one transaction: poll, join, produce, commit.
 func (se *session) cycle(ctx context.Context) error {
-	batch, err := se.tx.Poll(ctx)
-	if err != nil {
-		return fmt.Errorf("poll: %w", err)
-	}
-	if se.failed != nil {
-		return se.failed
+	batch, err := se.poll(ctx)
+	if err != nil || len(batch.Partitions) == 0 {
+		return err
 	}
 	if err := se.fault(stepPolled); err != nil {
 		return err
@@ -201,13 +198,69 @@ func (se *session) cycle(ctx context.Context) error {
 	}
 	se.metrics.transaction.Observe(time.Since(began).Seconds())
 	// Under light load, wait for a transaction's worth of records; a backlog is not held up.
-	if !backlog(batch) {
+	if !backlog(batch) && !se.behind() {
 		select {
 		case <-ctx.Done():
 		case <-time.After(se.cfg.CommitInterval - time.Since(began)):
 		}
 	}
 	return nil
+}
+
+// firstLook is how long a watermark that is on its way waits for records before it does without; later looks take twice
+// as long each, up to lastLook.
+const (
+	firstLook = 10 * time.Millisecond
+	lastLook  = 2 * time.Second
+)
+
+// poll waits for records, or for the partitions whose watermark is on its way: they go on without records.
+func (se *session) poll(ctx context.Context) (stream.Batch, error) {
+	for look := firstLook; ; {
+		wait := lastLook
+		if se.behind() {
+			wait, look = look, min(2*look, lastLook)
+		}
+		within, cancel := context.WithTimeout(ctx, wait)
+		batch, err := se.tx.Poll(within)
+		cancel()
+		switch {
+		case err != nil:
+			return batch, fmt.Errorf("poll: %w", err)
+		case se.failed != nil:
+			return batch, se.failed
+		case len(batch.Partitions) > 0 || ctx.Err() != nil:
+			return batch, nil
+		}
+		se.nudge()
+	}
+}
+
+// behind says whether a watermark is on its way.
+func (se *session) behind() bool {
+	for _, sh := range se.shards {
+		if sh.w.Behind() {
+			return true
+		}
+	}
+	return false
+}
+
+// nudge asks for the partitions whose watermark is on its way.
+func (se *session) nudge() {
+	next := map[stream.TopicPartition]int64{}
+	for p, sh := range se.shards {
+		in, ok := sh.needed()
+		if !ok || !sh.w.Behind() {
+			continue
+		}
+		if sh.paused[in] { // what comes of it meanwhile is less than what closes
+			se.tx.Resume(inputTopic[in], p)
+			sh.paused[in] = false
+		}
+		next[stream.TopicPartition{Topic: inputTopic[in], Partition: p}] = sh.next[in]
+	}
+	se.tx.Nudge(next)
 }
 
 // backlog says whether more was waiting than this batch brought. A few records do not count: the end markers
@@ -228,6 +281,7 @@ func (se *session) process(batch stream.Batch) error {
 	for _, b := range batch.Partitions {
 		parts[b.Partition] = append(parts[b.Partition], b)
 	}
+	closing := newAllowance(se.cfg.MaxPoll, len(parts))
 	var g errgroup.Group
 	g.SetLimit(se.workers())
 	for p, batches := range parts {
@@ -237,7 +291,7 @@ func (se *session) process(batch stream.Batch) error {
 		}
 		g.Go(func() error {
 			var broken error
-			err := sh.process(batches, func(r *stream.Record) {
+			err := sh.process(batches, closing, func(r *stream.Record) {
 				if broken == nil {
 					if broken = se.fault(stepProducing); broken == nil {
 						se.tx.Produce(r)
@@ -287,6 +341,9 @@ func (se *session) end(ctx context.Context) error {
 	for p, sh := range se.shards {
 		if _, ok := meta[p]; ok {
 			se.metrics.add(p, &sh.stats)
+			if sh.w.Behind() {
+				se.metrics.slices.Inc()
+			}
 		}
 		sh.commit()
 	}
@@ -387,6 +444,9 @@ func (se *session) adopt(ctx context.Context, partitions map[string][]int32) err
 	}
 	for _, p := range ps {
 		se.ledgers.publish(se.shards[p])
+	}
+	if se.behind() { // the poll that this is part of would wait for records; where this comes too early, for lastLook
+		se.nudge()
 	}
 	return nil
 }

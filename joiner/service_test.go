@@ -112,7 +112,7 @@ func settleWithin(t testing.TB, kafka stream.Config, patience time.Duration, is 
 			all.Total = all.Total.Add(l.Total)
 			all.Balanced = all.Balanced && l.Balanced
 			for _, p := range l.Partitions {
-				if owners[p.Partition]++; owners[p.Partition] > 1 {
+				if owners[p.Partition]++; owners[p.Partition] > 1 || p.Closing {
 					left += len(ends) // not yet
 				}
 				for in, at := range []int64{p.ImpressionsAt, p.ClicksAt} {

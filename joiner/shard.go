@@ -40,7 +40,7 @@ type shard struct {
 	settled   segment.Place
 	keeper    *segment.Keeper // nil: no segments
 
-	progress bool // the running transaction consumed a record
+	progress bool // the running transaction has the partition in it
 	guard    *guard
 	health   health
 	stats    counts
@@ -70,9 +70,10 @@ func newShard(g *guard, partition int32, w *window.Window, next [2]int64, sequen
 	}
 }
 
-// process joins the polled records of this partition and hands everything that comes out to produce.
+// process joins the polled records of this partition and hands everything that comes out to produce. It closes windows
+// as far as closing lets it.
 // Impressions go first: every click that finds its impression in the same batch then need not wait for it.
-func (s *shard) process(batches []stream.PartitionBatch, produce func(*stream.Record)) error {
+func (s *shard) process(batches []stream.PartitionBatch, closing *allowance, produce func(*stream.Record)) error {
 	for _, in := range []window.Input{window.Impressions, window.Clicks} {
 		for _, b := range batches {
 			if inputOf(b.Topic) != in {
@@ -83,7 +84,7 @@ func (s *shard) process(batches []stream.PartitionBatch, produce func(*stream.Re
 			}
 		}
 	}
-	if err := s.w.Advance(); err != nil {
+	if err := s.advance(closing); err != nil {
 		return err
 	}
 	s.emit(produce)
@@ -231,7 +232,27 @@ func (s *shard) emit(produce func(*stream.Record)) {
 	s.w.ResetOutput()
 }
 
-// propose is the metadata for the commit of the running transaction, none if it consumed nothing.
+// advance moves the watermark as far as the allowance goes.
+func (s *shard) advance(closing *allowance) error {
+	settled := func(l window.Ledger) int { return int(l.FinalNegative + l.OrphanExpired + l.Provisional) }
+	before, limit := settled(s.w.Ledger()), closing.take()
+	err := s.w.Advance(limit)
+	closing.giveBack(limit, settled(s.w.Ledger())-before)
+	return err
+}
+
+// needed is an input of which records shape the windows that are open. It is one that is not paused, if it can be.
+func (s *shard) needed() (in window.Input, ok bool) {
+	from := s.w.Snapshot(s.next).RewindOffset
+	for _, i := range []window.Input{window.Impressions, window.Clicks} {
+		if from[i] < s.next[i] && (!ok || s.paused[in]) {
+			in, ok = i, true
+		}
+	}
+	return in, ok
+}
+
+// propose is the metadata for the commit of the running transaction, none if the partition is not in it.
 func (s *shard) propose(cfg Config) (string, bool) {
 	if !s.progress {
 		return "", false

@@ -2,6 +2,7 @@ package joiner
 
 import (
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -121,4 +122,56 @@ func TestAbortsWithoutEnd(t *testing.T) {
 	}
 	h.Remove()
 	tr.verify(t, b.Config, settle(t, b.Config, i))
+}
+
+// TestJumpClosesInSlices: nothing has closed for a whole window, then the inputs promise that all of it is over and fall
+// silent. No transaction does more than its share, and one that dies on the way is gone on with from where it was,
+// though no record comes any more.
+func TestJumpClosesInSlices(t *testing.T) {
+	for name, segments := range map[string]bool{"from the topics": false, "from segments": true} {
+		t.Run(name, func(t *testing.T) {
+			b := streamtest.Start(t, 3)
+			cfg := testConfig(b)
+			cfg.MaxPoll = 200
+			if segments {
+				cfg.Segments = Segments{Dir: t.TempDir(), Interval: time.Millisecond}
+				cfg.MemoryLimit = 1
+			}
+			tr := newTruth(24, cfg, 3, 4000, 50*time.Second)
+			streamtest.Produce(t, b.Config, append(slices.Clone(tr.imps), tr.clks...)...)
+			i := start(t, cfg, nil)
+			open := settle(t, b.Config, i).Total.Open
+			i.close(t)
+			streamtest.Produce(t, b.Config, tr.punctuation(tr.endMS)...)
+			var mu sync.Mutex
+			most, outputs, transactions, crashes := 0, 0, 0, 0
+			i = start(t, cfg, func(s step) error {
+				mu.Lock()
+				defer mu.Unlock()
+				switch s {
+				case stepPolled:
+					outputs = 0
+				case stepProducing:
+					outputs++
+					most = max(most, outputs)
+				case stepRebuild:
+				case stepCommit, stepCommitted:
+					if transactions++; transactions%5 == 0 && crashes < 4 {
+						crashes++
+						return errCrash
+					}
+				}
+				return nil
+			})
+			l := settle(t, b.Config, i)
+			if l.Total.Open != 0 || crashes != 4 {
+				t.Errorf("%d open, %d crashes", l.Total.Open, crashes)
+			}
+			// A bucket of each partition more, corrections, sums for the audit.
+			if limit := 2*cfg.MaxPoll + 200; most > limit || open < 4*uint64(limit) {
+				t.Errorf("%d outputs in one transaction, want at most %d; %d were open", most, limit, open)
+			}
+			tr.verify(t, b.Config, l)
+		})
+	}
 }

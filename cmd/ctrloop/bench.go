@@ -85,7 +85,7 @@ type BenchJoinCmd struct {
 	brokerFlags
 	Only []string `help:"Parts to run, of loop, open, embedded, live and kafka; all that can run by default." enum:"loop,open,embedded,live,kafka" placeholder:"PART"`
 	Open int      `help:"Open impressions of the state at scale." default:"20000000"`
-	Dir  string   `help:"Folder for segments and the embedded broker's log, on a disk with 6 GB free; what is in it is removed at the end. Default: the system's temporary one." type:"existingdir" placeholder:"DIR"`
+	Dir  string   `help:"Folder for segments and the embedded broker's log, on a disk with 6 GB free; made if need be; what the run puts there is removed at the end. Default: the system's temporary one." type:"path" placeholder:"DIR"`
 	JSON string   `name:"json" help:"Write the result to this file too; - is standard output, without the table." placeholder:"FILE"`
 
 	Profile string `help:"Folder for CPU profiles of loop, embedded and kafka, for go tool pprof." type:"existingdir" placeholder:"DIR"`
@@ -131,6 +131,11 @@ func (c *BenchJoinCmd) Run(ctx context.Context, g *Globals, out *output) error {
 		rep.Loop = &res
 	}
 	scratch := func() (string, func(), error) {
+		if c.Dir != "" {
+			if err := os.MkdirAll(c.Dir, 0o755); err != nil {
+				return "", nil, fmt.Errorf("--dir: %w", err)
+			}
+		}
 		dir, err := os.MkdirTemp(c.Dir, "ctrloop-bench-*")
 		if err != nil {
 			return "", nil, fmt.Errorf("folder of the benchmark: %w", err)

@@ -28,7 +28,7 @@ const (
 type Batch struct{ Partitions []PartitionBatch }
 
 // PartitionBatch holds the records of one partition in offset order. A partition may come more than
-// once in a Batch; later ones continue earlier ones.
+// once in a Batch; later ones continue earlier ones. After a Nudge it may come without records.
 type PartitionBatch struct {
 	Topic     string
 	Partition int32
@@ -86,8 +86,9 @@ type member struct {
 
 	mu        sync.Mutex
 	positions map[TopicPartition]*position
-	changes   []change // not told to the owner yet
-	fenced    bool     // partitions went since the last end of a transaction
+	nudged    map[TopicPartition]int64 // offsets that are fetched again and dropped
+	changes   []change                 // not told to the owner yet
+	fenced    bool                     // partitions went since the last end of a transaction
 	wake      context.CancelFunc
 }
 
@@ -128,6 +129,7 @@ func (m *member) rebalanced(assigned bool, partitions map[string][]int32) {
 		if !assigned {
 			for _, p := range ps {
 				delete(m.positions, TopicPartition{topic, p})
+				delete(m.nudged, TopicPartition{topic, p})
 			}
 		}
 	}
@@ -191,7 +193,7 @@ func (m *member) poll(ctx context.Context, clear func(context.Context) error) (B
 			continue
 		}
 		batch := m.note(fetches)
-		if batch.Len() == 0 {
+		if len(batch.Partitions) == 0 {
 			switch {
 			case errors.Is(ctx.Err(), context.DeadlineExceeded):
 				return Batch{}, nil
@@ -292,8 +294,15 @@ func (m *member) note(fetches kgo.Fetches) Batch {
 		if end < 0 {
 			end = p.HighWatermark
 		}
-		b.Partitions = append(b.Partitions, PartitionBatch{p.Topic, p.Partition, p.Records, end})
 		tp, first, last := TopicPartition{p.Topic, p.Partition}, p.Records[0], p.Records[n-1]
+		fresh := p.Records
+		if again, ok := m.nudged[tp]; ok {
+			delete(m.nudged, tp)
+			if first.Offset == again {
+				fresh = fresh[1:]
+			}
+		}
+		b.Partitions = append(b.Partitions, PartitionBatch{p.Topic, p.Partition, fresh, end})
 		pos := m.positions[tp]
 		if pos == nil {
 			// Nothing between the committed offset and the first record is data, so that going back
@@ -306,7 +315,7 @@ func (m *member) note(fetches kgo.Fetches) Batch {
 	return b
 }
 
-// rewind sets every partition back to its last commit. It holds the lock that the rebalance callbacks
+// rewind sets every partition back to its last commit; nudges that have not been answered stay. It holds the lock that the rebalance callbacks
 // take, so that it cannot touch a partition which went away and came back further on.
 func (m *member) rewind() {
 	m.mu.Lock()
@@ -318,6 +327,9 @@ func (m *member) rewind() {
 			to[tp.Topic] = map[int32]kgo.EpochOffset{}
 		}
 		to[tp.Topic][tp.Partition] = pos.committed
+		if again, ok := m.nudged[tp]; ok {
+			to[tp.Topic][tp.Partition] = kgo.EpochOffset{Epoch: -1, Offset: again}
+		}
 	}
 	m.cl.SetOffsets(to)
 }

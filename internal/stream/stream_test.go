@@ -632,3 +632,85 @@ func TestDeletedRecordsAreFatal(t *testing.T) {
 		t.Fatalf("want ErrDataLoss, got %d records, %v", batch.Len(), err)
 	}
 }
+
+// TestTxNudge: metadata is committed where no record has come, in the first life of a Tx and over an abort, and what
+// was fetched again for it is not handed out again.
+func TestTxNudge(t *testing.T) {
+	const n = 7
+	b, ctx := startCopy(t, 1, n), testContext(t)
+	tp := stream.TopicPartition{Topic: "in"}
+	note := func(text string) func(string, int32) (string, bool) {
+		return func(string, int32) (string, bool) { return text, true }
+	}
+	var tx *stream.Tx
+	begin := func() {
+		t.Helper()
+		var err error
+		if tx, err = stream.NewTx(b.Config, stream.TxConfig{Group: "g", TransactionalID: "t", InstanceID: "t", Topics: []string{"in"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	poll := func(want int) {
+		t.Helper()
+		batch, err := tx.Poll(ctx)
+		if err != nil || len(batch.Partitions) != 1 || batch.Len() != want {
+			t.Fatalf("%v, %v, want %d records of one partition", batch, err, want)
+		}
+		if err := tx.Begin(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	commit := func(text string, at int64) {
+		t.Helper()
+		if ok, err := tx.Commit(ctx, note(text)); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		got, err := stream.CommittedOffsets(ctx, b.Config, "g", "in")
+		if err != nil || got[tp].Metadata != text || got[tp].Offset != at {
+			t.Fatalf("%+v, %v, want %q at %d", got, err, text, at)
+		}
+	}
+	begin()
+	poll(n)
+	commit("with records", n)
+	tx.Nudge(map[stream.TopicPartition]int64{tp: n})
+	poll(0)
+	commit("without", n)
+	tx.Nudge(map[stream.TopicPartition]int64{tp: n})
+	poll(0)
+	if err := tx.Abort(ctx); err != nil {
+		t.Fatal(err)
+	}
+	streamtest.Produce(t, b.Config, inputs("in", n, n+2)...)
+	poll(2)
+	commit("two more", n+2)
+	tx.Close()
+	begin()
+	defer func() { tx.Close() }()
+	for again := true; again; { // the client may not have its place in the partition yet
+		within, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		batch, err := tx.Poll(within)
+		cancel()
+		if err != nil || batch.Len() != 0 || ctx.Err() != nil {
+			t.Fatalf("%v, %v, want no records", batch, err)
+		}
+		if again = len(batch.Partitions) == 0; again {
+			tx.Nudge(map[stream.TopicPartition]int64{tp: n + 2})
+		}
+	}
+	if err := tx.Begin(); err != nil {
+		t.Fatal(err)
+	}
+	commit("another life", n+2)
+	tx.Nudge(map[stream.TopicPartition]int64{tp: n + 2})
+	streamtest.Produce(t, b.Config, inputs("in", n+2, n+5)...)
+	for got := 0; got < 3; {
+		batch, err := tx.Poll(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got += batch.Len(); got > 3 {
+			t.Fatalf("%d records, want 3", got)
+		}
+	}
+}

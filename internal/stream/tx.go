@@ -100,7 +100,7 @@ func NewTx(c Config, tc TxConfig) (*Tx, error) {
 		return nil, err
 	}
 	t := &Tx{
-		member:   member{max: tc.MaxPoll, assigned: tc.OnAssigned, lost: tc.OnLost, positions: map[TopicPartition]*position{}},
+		member:   member{max: tc.MaxPoll, assigned: tc.OnAssigned, lost: tc.OnLost, positions: map[TopicPartition]*position{}, nudged: map[TopicPartition]int64{}},
 		topicIDs: map[string][16]byte{},
 	}
 	opts = append(opts, t.member.options(tc.Group, tc.InstanceID, tc.Topics)...)
@@ -152,6 +152,32 @@ func (t *Tx) clear(ctx context.Context) error {
 	return nil
 }
 
+// Nudge makes the next Poll return partitions of which nothing new has come, each without records, so that a
+// transaction can commit metadata for them: the client commits only where it has polled something. next is each
+// partition's first offset that was not polled; the record before it, which must still be there, is fetched once more
+// and dropped. A rebalance may undo it, and a nudge in OnAssigned may come before the client has its place in the
+// partition: poll with a deadline, and nudge again.
+func (t *Tx) Nudge(next map[TopicPartition]int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.changes) > 0 {
+		return // the caller does not know yet what is its own
+	}
+	to := map[string]map[int32]kgo.EpochOffset{}
+	for tp, offset := range next {
+		if t.positions[tp] == nil {
+			at := kgo.EpochOffset{Epoch: -1, Offset: offset}
+			t.positions[tp] = &position{committed: at, next: at}
+		}
+		t.nudged[tp] = offset - 1
+		if to[tp.Topic] == nil {
+			to[tp.Topic] = map[int32]kgo.EpochOffset{}
+		}
+		to[tp.Topic][tp.Partition] = kgo.EpochOffset{Epoch: -1, Offset: offset - 1} // -1: there is nothing to validate
+	}
+	t.cl.SetOffsets(to)
+}
+
 // Begin opens a transaction.
 func (t *Tx) Begin() error {
 	_ = t.failure.take() // the last transaction's
@@ -170,7 +196,7 @@ func (t *Tx) Produce(r *Record) {
 // Commit commits the transaction with the offsets of everything polled. meta gives the text to store
 // beside the offset of a partition and whether to store one: true commits the partition's place again
 // even if it did not move; false keeps what the last commit of this Tx stored. It is asked only for
-// partitions that gave a record since they were assigned. committed is false after an abort, see the
+// partitions that Poll has returned since they were assigned. committed is false after an abort, see the
 // package documentation for what the caller owes then.
 //
 // ctx needs a deadline. A commit whose place in the group was lost, as after the brokers were away for longer than the

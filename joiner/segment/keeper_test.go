@@ -106,7 +106,7 @@ func (x *world) tick() error {
 			return err
 		}
 	}
-	if err := x.w.Advance(); err != nil {
+	if err := x.w.Advance(0); err != nil {
 		return err
 	}
 	x.labels += len(x.w.Labels)

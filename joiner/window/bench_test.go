@@ -76,7 +76,7 @@ func (tr *traffic) feed(b *testing.B, w *Window, labels *int) {
 		if err := w.Punctuate(Clicks, Promise{LowMS: id.UnixMilli()}); err != nil {
 			b.Fatal(err)
 		}
-		if err := w.Advance(); err != nil {
+		if err := w.Advance(0); err != nil {
 			b.Fatal(err)
 		}
 		if i%50_000 == 49_999 {
@@ -156,7 +156,7 @@ func BenchmarkRollback(b *testing.B) {
 				b.Fatal(err)
 			}
 		}
-		if err := w.Advance(); err != nil {
+		if err := w.Advance(0); err != nil {
 			b.Fatal(err)
 		}
 		w.Rollback()

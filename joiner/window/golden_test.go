@@ -121,7 +121,7 @@ func (s *scenario) command(line string) string {
 			return fmt.Sprintf("refused: %v\n", err)
 		}
 	case "advance":
-		if err := s.w.Advance(); err != nil {
+		if err := s.w.Advance(0); err != nil {
 			s.t.Fatal(err)
 		}
 	case "commit":

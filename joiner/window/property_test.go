@@ -111,12 +111,18 @@ func (o *oracle) click(id schemas.ImpressionID, t, offset int64) {
 	}
 }
 
-func (o *oracle) advance() {
+// allowed is where the watermark may go.
+func (o *oracle) allowed() int64 {
 	if o.max[0] == None || o.max[1] == None {
-		return
+		return None
 	}
-	before := o.wm
-	o.wm = max(o.wm, min(o.max[0], o.max[1])-o.cfg.LatenessMS)
+	return max(o.wm, min(o.max[0], o.max[1])-o.cfg.LatenessMS)
+}
+
+// advance moves the watermark to wm.
+func (o *oracle) advance(wm int64) {
+	before, target := o.wm, o.allowed()
+	o.wm = wm
 	first := 1
 	if o.cfg.ObserveMS > 0 {
 		first = 2
@@ -126,7 +132,7 @@ func (o *oracle) advance() {
 		if !o.closed(id) {
 			keep = append(keep, id)
 			seen := o.closeTime(id) - o.cfg.WindowMS + o.cfg.ObserveMS
-			if s := o.imps[id]; first == 2 && s.clicks == 0 && before < seen && seen <= o.wm {
+			if s := o.imps[id]; first == 2 && s.clicks == 0 && before < seen && seen <= o.wm && o.closeTime(id) > target {
 				o.say("label %s %x of %d delay 0 clicks 0 v1", eventpb.LabelKind_LABEL_KIND_PROVISIONAL_NEGATIVE, id, s.offset)
 			}
 			continue
@@ -282,10 +288,16 @@ func (r *crashing) transaction() bool {
 			next[in]++
 		}
 		if rapid.Bool().Draw(r.t, "advance") {
-			if err := r.w.Advance(); err != nil {
+			limit := rapid.SampledFrom([]int{0, 0, 1, 2, 5, 20}).Draw(r.t, "limit of the advance")
+			if err := r.w.Advance(limit); err != nil {
 				r.t.Fatal(err)
 			}
-			o.advance()
+			was, wm, allowed := o.wm, r.w.Watermark(), o.allowed()
+			switch {
+			case wm > allowed, wm < was, wm == was && was < allowed, limit == 0 && wm < allowed, r.w.Behind() != (wm < allowed):
+				r.t.Fatalf("watermark %d after %d and a limit of %d, allowed is %d; behind %v", wm, was, limit, allowed, r.w.Behind())
+			}
+			o.advance(wm)
 		}
 		if err := r.w.Check(); err != nil {
 			r.t.Fatal(err)
@@ -396,6 +408,77 @@ func (r *crashing) open(number int64, _ int) (io.ReaderAt, int64, error) {
 	return nil, 0, fmt.Errorf("no file for bucket %d", number)
 }
 
+// TestAdvanceInSlices: a watermark that goes its way in slices settles what it settles in one go, no more than the limit
+// or one bucket at a time, and what is rebuilt halfway goes on to the same end.
+func TestAdvanceInSlices(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		cfg := Config{
+			WindowMS: rapid.Int64Range(1, 200).Draw(t, "window"), LatenessMS: rapid.Int64Range(0, 20).Draw(t, "lateness"),
+			BucketMS: rapid.Int64Range(1, 40).Draw(t, "bucket"), Seed: 7,
+		}
+		if rapid.Bool().Draw(t, "observe") {
+			cfg.ObserveMS = rapid.Int64Range(0, cfg.WindowMS-1).Draw(t, "observation")
+		}
+		log := history(t, cfg)
+		end := Promise{LowMS: cfg.WindowMS * rapid.Int64Range(1, 8).Draw(t, "end")}
+		fill := func(w *Window) *Window {
+			for in := range log {
+				for offset, e := range log[in] {
+					if err := feed(w, Input(in), e, int64(offset)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := w.Punctuate(Input(in), end); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return w
+		}
+		whole, sliced := fill(New(cfg)), fill(New(cfg))
+		if err := whole.Advance(0); err != nil {
+			t.Fatal(err)
+		}
+		want, got := said(whole, log[0]), said(sliced, log[0])
+		next := [2]int64{int64(len(log[0])), int64(len(log[1]))}
+		widest := 0 // what one bucket can settle
+		for _, b := range sliced.order {
+			widest = max(widest, b.open+b.waiting)
+		}
+		sliced.Commit()
+		for sliced.Behind() {
+			limit := rapid.IntRange(1, 40).Draw(t, "limit")
+			if err := sliced.Advance(limit); err != nil {
+				t.Fatal(err)
+			}
+			if n := len(sliced.Labels) + len(sliced.Lates); n > 2*max(limit, widest) { // a negative may bring its correction
+				t.Fatalf("%d come out at a limit of %d, and no bucket has more than %d", n, limit, widest)
+			}
+			got = append(got, said(sliced, log[0])...)
+			sliced.Commit()
+			if rapid.Bool().Draw(t, "restart") {
+				snap := sliced.Snapshot(next)
+				w := Restore(cfg, snap)
+				for in := range log {
+					for offset := snap.RewindOffset[in]; offset < next[in]; offset++ {
+						if err := feed(w, Input(in), log[in][offset], offset); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				if err := w.Restored(snap); err != nil {
+					t.Fatal(err)
+				}
+				sliced = w
+			}
+		}
+		sort.Strings(want)
+		sort.Strings(got)
+		if d := cmp.Diff(want, got); d != "" || sliced.Hash() != whole.Hash() || sliced.Ledger() != whole.Ledger() {
+			t.Fatalf("in one go -, in slices +:\n%s\nledgers %+v, %+v", d, whole.Ledger(), sliced.Ledger())
+		}
+	})
+}
+
 // TestIndex: entries are found in any order of putting, removing and growing, also where their hashes crowd.
 func TestIndex(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
@@ -470,7 +553,7 @@ func TestImageThatIsCut(t *testing.T) {
 	w := New(cfg)
 	for i := range int64(40) {
 		id := schemas.NewImpressionID(time.UnixMilli(i*30), [10]byte{byte(i)})
-		if err := errors.Join(w.Impression(rawImpression(id, int(i)), id, i), w.Click([]byte("c"), id, i*30+(i%3)*2000, 2*i), w.Click([]byte("d"), schemas.ImpressionID{15: byte(i)}, i*30, 2*i+1), w.Advance()); err != nil {
+		if err := errors.Join(w.Impression(rawImpression(id, int(i)), id, i), w.Click([]byte("c"), id, i*30+(i%3)*2000, 2*i), w.Click([]byte("d"), schemas.ImpressionID{15: byte(i)}, i*30, 2*i+1), w.Advance(0)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -521,7 +604,7 @@ func TestSpilledDiskFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	must(t, w.Punctuate(Impressions, Promise{LowMS: 300}))
-	if err := w.Advance(); err != nil {
+	if err := w.Advance(0); err != nil {
 		t.Fatal(err)
 	}
 	w.Commit()
@@ -540,14 +623,14 @@ func TestSpilledDiskFails(t *testing.T) {
 	w.Rollback()
 	must(t, w.Punctuate(Impressions, Promise{LowMS: 5000}))
 	must(t, w.Punctuate(Clicks, Promise{LowMS: 5000}))
-	if err := w.Advance(); !errors.Is(err, ErrSpill) {
+	if err := w.Advance(0); !errors.Is(err, ErrSpill) {
 		t.Errorf("close: %v", err)
 	}
 	w.Rollback()
 	disk.broken = false
 	must(t, w.Punctuate(Impressions, Promise{LowMS: 5000}))
 	must(t, w.Punctuate(Clicks, Promise{LowMS: 5000}))
-	if err := w.Advance(); err != nil || len(w.Labels) != 1 || !bytes.Equal(w.Labels[0].AppendRaw(nil), rawImpression(id, 1)) {
+	if err := w.Advance(0); err != nil || len(w.Labels) != 1 || !bytes.Equal(w.Labels[0].AppendRaw(nil), rawImpression(id, 1)) {
 		t.Errorf("after the disk came back: %v, %d labels", err, len(w.Labels))
 	}
 }

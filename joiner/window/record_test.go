@@ -225,7 +225,7 @@ func TestDictionaryForgets(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := w.Advance(); err != nil {
+		if err := w.Advance(0); err != nil {
 			t.Fatal(err)
 		}
 		w.Commit()

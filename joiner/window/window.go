@@ -491,15 +491,16 @@ func (w *Window) saw(in Input, t int64) {
 	}
 }
 
-// Advance moves the watermark to what the inputs allow and closes the buckets that it passed. Call it once a
-// batch: it costs nothing while the oldest bucket stays open.
-func (w *Window) Advance() error {
-	low := min(w.progress(Impressions), w.progress(Clicks))
-	if low == None || low-w.cfg.LatenessMS <= w.watermark {
+// Advance moves the watermark towards what the inputs allow and closes the buckets that it passes, so many that about
+// limit impressions and waiting clicks are settled; one bucket at least, and all of them if limit is 0. Call it once a
+// batch: it costs nothing while the oldest bucket stays open. Behind says whether another call has something to do.
+func (w *Window) Advance(limit int) error {
+	target := w.allowed()
+	if target <= w.watermark {
 		return nil
 	}
 	before := w.watermark
-	w.watermark = low - w.cfg.LatenessMS
+	w.watermark = w.reach(target, limit)
 	n := 0
 	for n < len(w.order) && w.closed(w.order[n].number) {
 		if err := w.close(w.order[n]); err != nil {
@@ -508,7 +509,7 @@ func (w *Window) Advance() error {
 		n++
 	}
 	w.order = slices.Delete(w.order, 0, n)
-	if err := w.observe(before); err != nil {
+	if err := w.observe(before, target); err != nil {
 		return err
 	}
 	if invariant.Enabled {
@@ -517,18 +518,64 @@ func (w *Window) Advance() error {
 	return nil
 }
 
+// Behind says whether the inputs allow a higher watermark than the one that Advance got to.
+func (w *Window) Behind() bool { return w.allowed() > w.watermark }
+
+// allowed is the watermark that the inputs allow, None as long as one is not heard of.
+func (w *Window) allowed() int64 {
+	if low := min(w.progress(Impressions), w.progress(Clicks)); low != None {
+		return low - w.cfg.LatenessMS
+	}
+	return None
+}
+
+// reach is how far towards target the watermark may go so that it settles about limit impressions and waiting clicks.
+// It is target, or the time at which a bucket closes or has been observed: the state has nothing between two of these.
+func (w *Window) reach(target int64, limit int) int64 {
+	if limit <= 0 {
+		return target
+	}
+	due := func(at func(*bucket) int64, ms int64) int {
+		return sort.Search(len(w.order), func(i int) bool { return at(w.order[i]) > ms })
+	}
+	c, closing := 0, due(w.closeTime, target)
+	o, observed := 0, 0
+	if w.cfg.ObserveMS > 0 { // what target closes is not observed any more
+		o, observed = max(closing, due(w.observeTime, w.watermark)), due(w.observeTime, target)
+	}
+	at, work := w.watermark, 0
+	for c < closing || o < observed {
+		var next int64
+		if b := w.order[min(c, len(w.order)-1)]; o >= observed || c < closing && w.closeTime(b) <= w.observeTime(w.order[o]) {
+			next, work = w.closeTime(b), work+b.open+b.waiting
+			c++
+		} else {
+			next, work = w.observeTime(w.order[o]), work+w.order[o].open
+			o++
+		}
+		if work > limit && at > w.watermark {
+			return at
+		}
+		at = next
+	}
+	return target
+}
+
+// closeTime is the watermark at which a bucket closes.
+func (w *Window) closeTime(b *bucket) int64 { return b.startMS + w.cfg.BucketMS + w.cfg.WindowMS }
+
+// observeTime is the watermark at which a bucket has been watched for Config.ObserveMS.
+func (w *Window) observeTime(b *bucket) int64 { return b.startMS + w.cfg.BucketMS + w.cfg.ObserveMS }
+
 // observe gives provisional negatives to the impressions without a click of the buckets whose observation has ended
-// since the watermark was before. It is a function of the watermark alone: an impression that comes later
-// gets none, and nothing of it need be remembered.
-func (w *Window) observe(before int64) error {
+// since the watermark was before, unless the watermark is on its way (target) to close them. It is a function of the
+// watermark and of what the inputs allow: an impression that comes later gets none, and nothing of it need be remembered.
+func (w *Window) observe(before, target int64) error {
 	if w.cfg.ObserveMS == 0 {
 		return nil
 	}
-	observed := func(b *bucket, watermark int64) bool {
-		return watermark != None && b.startMS+w.cfg.BucketMS+w.cfg.ObserveMS <= watermark
-	}
-	i := sort.Search(len(w.order), func(i int) bool { return !observed(w.order[i], before) })
-	for ; i < len(w.order) && observed(w.order[i], w.watermark); i++ {
+	i := sort.Search(len(w.order), func(i int) bool { b := w.order[i]; return w.observeTime(b) > before && w.closeTime(b) > target })
+	for ; i < len(w.order) && w.observeTime(w.order[i]) <= w.watermark; i++ {
 		b := w.order[i]
 		if b.base != nil {
 			data, err := b.base.load()

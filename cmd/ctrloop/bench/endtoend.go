@@ -171,10 +171,13 @@ func (i *instance) await(ctx context.Context, ok func(joiner.Ledger) bool) error
 	return nil
 }
 
-// drained says that an account covers everything up to the ends.
+// drained says that an account covers everything up to the ends, with all windows closed that can be.
 func drained(l joiner.Ledger, ends map[stream.TopicPartition]int64) bool {
 	left := len(ends)
 	for _, p := range l.Partitions {
+		if p.Closing {
+			return false
+		}
 		for in, at := range []int64{p.ImpressionsAt, p.ClicksAt} {
 			if at == ends[stream.TopicPartition{Topic: inputs[in], Partition: p.Partition}] {
 				left--
