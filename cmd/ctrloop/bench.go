@@ -73,6 +73,21 @@ type brokerFlags struct {
 	BrokerPID int    `name:"broker-pid" help:"Process of that broker on this machine, to count its processor time." placeholder:"PID"`
 }
 
+// benchFolder makes an empty folder below parent, which is made too; "" is the system's temporary one. The function removes
+// the folder.
+func benchFolder(parent string) (string, func(), error) {
+	if parent != "" {
+		if err := os.MkdirAll(parent, 0o755); err != nil {
+			return "", nil, fmt.Errorf("--dir: %w", err)
+		}
+	}
+	dir, err := os.MkdirTemp(parent, "ctrloop-bench-*")
+	if err != nil {
+		return "", nil, fmt.Errorf("folder of the benchmark: %w", err)
+	}
+	return dir, func() { _ = os.RemoveAll(dir) }, nil
+}
+
 func (f brokerFlags) config() stream.Config {
 	c := stream.Default()
 	c.Brokers = []string{f.Kafka}
@@ -130,21 +145,9 @@ func (c *BenchJoinCmd) Run(ctx context.Context, g *Globals, out *output) error {
 		}
 		rep.Loop = &res
 	}
-	scratch := func() (string, func(), error) {
-		if c.Dir != "" {
-			if err := os.MkdirAll(c.Dir, 0o755); err != nil {
-				return "", nil, fmt.Errorf("--dir: %w", err)
-			}
-		}
-		dir, err := os.MkdirTemp(c.Dir, "ctrloop-bench-*")
-		if err != nil {
-			return "", nil, fmt.Errorf("folder of the benchmark: %w", err)
-		}
-		return dir, func() { os.RemoveAll(dir) }, nil
-	}
 	if runs("open") {
 		bar.Set(0, 0, fmt.Sprintf("%d open impressions", open))
-		dir, remove, err := scratch()
+		dir, remove, err := benchFolder(c.Dir)
 		if err != nil {
 			return err
 		}
@@ -157,7 +160,7 @@ func (c *BenchJoinCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	}
 	if runs("embedded") {
 		place.Progress = func(what string) { bar.Set(0, 0, "embedded: "+what) }
-		dir, remove, err := scratch()
+		dir, remove, err := benchFolder(c.Dir)
 		if err != nil {
 			return err
 		}
@@ -173,7 +176,7 @@ func (c *BenchJoinCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	}
 	if runs("live") {
 		place.Progress = func(what string) { bar.Set(0, 0, what) }
-		dir, remove, err := scratch()
+		dir, remove, err := benchFolder(c.Dir)
 		if err != nil {
 			return err
 		}

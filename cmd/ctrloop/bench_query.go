@@ -93,9 +93,9 @@ func (c *BenchQueryCmd) engine(ctx context.Context, g *Globals, out *output) (*w
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp(c.Dir, "ctrloop-bench-*")
+	dir, _, err := benchFolder(c.Dir)
 	if err != nil {
-		return nil, fmt.Errorf("folder of the engine: %w", err)
+		return nil, err
 	}
 	return warehouse.StartEngine(ctx, warehouse.EngineConfig{Lib: lib, Dir: dir, MaxMemoryBytes: c.Memory}, out.quietLogger(g))
 }

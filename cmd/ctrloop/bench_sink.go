@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"ctrloop/cmd/ctrloop/bench"
@@ -39,11 +38,11 @@ func (c *BenchSinkCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp(c.Dir, "ctrloop-bench-*")
+	dir, remove, err := benchFolder(c.Dir)
 	if err != nil {
-		return fmt.Errorf("folder of the benchmark: %w", err)
+		return err
 	}
-	defer os.RemoveAll(dir)
+	defer remove()
 	bar := progress.Start(out.stderr, "bench sink", "")
 	rep, err := bench.Sink(ctx, bench.SinkPlace{
 		Dir: dir, Lib: lib, Partitions: c.Partitions, Log: out.quietLogger(g), Progress: func(what string) { bar.Set(0, 0, what) },
