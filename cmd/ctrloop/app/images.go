@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"ctrloop/serving/creatives"
 	trainerbridge "ctrloop/trainer-bridge"
@@ -71,6 +72,7 @@ func (a *App) renderer(exe, grammarFile string) []string {
 		return scene
 	}
 	// Jobs run with the trainer on PYTHONPATH, and so does what they start.
-	paint := append([]string{a.python, "-m", "ctrloop_trainer.diffusion.pipe", "--grammar", grammarFile}, a.painter()...)
+	paint := append([]string{a.python, "-m", "ctrloop_trainer.diffusion.pipe", "--grammar", grammarFile,
+		"--threads", strconv.Itoa(a.cfg.Images.Threads)}, a.painter()...)
 	return append(append(paint, "--"), scene...)
 }
