@@ -23,7 +23,7 @@ const startTimeout = 2 * time.Minute
 // stopGrace is how long a broker may take to write its state and stop.
 const stopGrace = 20 * time.Second
 
-// clusterID is any: each broker is a cluster of its own.
+// clusterID is any: no two clusters ever meet.
 const clusterID = "4L6g3nShT-eMCtK--X86sw"
 
 // Options of a broker.
@@ -55,6 +55,8 @@ type Secure struct {
 // Broker is a broker in a process of its own. One goroutine at a time uses it.
 type Broker struct {
 	opt                    Options
+	node                   int      // its id, from 1
+	peers                  []string // addresses of the controllers, by node id - 1
 	java, jars             string
 	port, control, tlsPort int
 	cmd                    *exec.Cmd
@@ -63,7 +65,17 @@ type Broker struct {
 
 // New prepares a broker; Start starts it. It fails with ErrMissing where Java or the jars are not there.
 func New(ctx context.Context, opt Options) (*Broker, error) {
-	b := &Broker{opt: opt, port: opt.Port}
+	b, err := prepare(ctx, opt, 1)
+	if err != nil {
+		return nil, err
+	}
+	b.peers = []string{b.controller()}
+	return b, b.format(ctx)
+}
+
+// prepare finds what the broker needs and takes its ports.
+func prepare(ctx context.Context, opt Options, node int) (*Broker, error) {
+	b := &Broker{opt: opt, port: opt.Port, node: node}
 	var err error
 	if b.java, err = Java(ctx); err != nil {
 		return nil, err
@@ -78,18 +90,26 @@ func New(ctx context.Context, opt Options) (*Broker, error) {
 			}
 		}
 	}
-	if err := os.MkdirAll(opt.Dir, 0o755); err != nil {
-		return nil, fmt.Errorf("folder of the broker: %w", err)
+	return b, nil
+}
+
+// controller is the address at which the other controllers of its cluster reach this one.
+func (b *Broker) controller() string { return "127.0.0.1:" + strconv.Itoa(b.control) }
+
+// format writes the configuration and, where it was not done before, the first files of the data folder.
+func (b *Broker) format(ctx context.Context) error {
+	if err := os.MkdirAll(b.opt.Dir, 0o755); err != nil {
+		return fmt.Errorf("folder of the broker: %w", err)
 	}
 	if err := os.WriteFile(b.properties(), []byte(b.config()), 0o600); err != nil {
-		return nil, fmt.Errorf("write the broker's configuration: %w", err)
+		return fmt.Errorf("write the broker's configuration: %w", err)
 	}
-	if _, err := os.Stat(filepath.Join(opt.Dir, "data", "meta.properties")); err == nil {
-		return b, nil // formatted before
+	if _, err := os.Stat(filepath.Join(b.opt.Dir, "data", "meta.properties")); err == nil {
+		return nil // formatted before
 	}
 	args := []string{"format", "-c", b.properties(), "-t", clusterID}
-	if opt.Secure != nil {
-		for user, password := range opt.Secure.Users {
+	if b.opt.Secure != nil {
+		for user, password := range b.opt.Secure.Users {
 			for _, mechanism := range []string{"SCRAM-SHA-256", "SCRAM-SHA-512"} {
 				args = append(args, "--add-scram", fmt.Sprintf("%s=[name=%s,password=%s]", mechanism, user, password))
 			}
@@ -97,9 +117,9 @@ func New(ctx context.Context, opt Options) (*Broker, error) {
 	}
 	format := exec.CommandContext(ctx, b.java, b.jvm("kafka.tools.StorageTool", args...)...)
 	if out, err := format.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("format the broker's storage: %w: %s", err, out)
+		return fmt.Errorf("format the broker's storage: %w: %s", err, out)
 	}
-	return b, nil
+	return nil
 }
 
 func (b *Broker) properties() string { return filepath.Join(b.opt.Dir, "server.properties") }
@@ -137,14 +157,24 @@ func (b *Broker) config() string {
 			"ssl.keystore.type=PEM", "ssl.keystore.location=" + s.PEMFile,
 		}
 	}
+	voters := make([]string, len(b.peers))
+	for i, address := range b.peers {
+		voters[i] = fmt.Sprintf("%d@%s", i+1, address)
+	}
+	// Copies of everything, and how many of them a write with acks=all waits for: one may be lost.
+	replicas, inSync := min(3, len(b.peers)), 1
+	if replicas > 2 {
+		inSync = 2
+	}
 	lines := []string{
-		"process.roles=broker,controller", "node.id=1",
-		"controller.quorum.voters=1@127.0.0.1:" + strconv.Itoa(b.control), "controller.listener.names=CTL",
+		"process.roles=broker,controller", "node.id=" + strconv.Itoa(b.node),
+		"controller.quorum.voters=" + strings.Join(voters, ","), "controller.listener.names=CTL",
 		"listeners=" + listeners, "advertised.listeners=" + advertised, "listener.security.protocol.map=" + protocols,
 		"log.dirs=" + filepath.Join(b.opt.Dir, "data"),
-		// One node: nothing can be replicated.
-		"offsets.topic.replication.factor=1", "transaction.state.log.replication.factor=1", "transaction.state.log.min.isr=1",
-		"share.coordinator.state.topic.replication.factor=1", "share.coordinator.state.topic.min.isr=1",
+		fmt.Sprintf("default.replication.factor=%d", replicas), fmt.Sprintf("min.insync.replicas=%d", inSync),
+		fmt.Sprintf("offsets.topic.replication.factor=%d", replicas),
+		fmt.Sprintf("transaction.state.log.replication.factor=%d", replicas), fmt.Sprintf("transaction.state.log.min.isr=%d", inSync),
+		fmt.Sprintf("share.coordinator.state.topic.replication.factor=%d", replicas), fmt.Sprintf("share.coordinator.state.topic.min.isr=%d", inSync),
 		// Each partition of the two is loaded at a start.
 		"offsets.topic.num.partitions=4", "transaction.state.log.num.partitions=4",
 		"group.initial.rebalance.delay.ms=0",

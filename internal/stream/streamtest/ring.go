@@ -59,6 +59,28 @@ func StartReal(t testing.TB, secure *kafkatest.Secure) *kafkatest.Broker {
 	return b
 }
 
+// StartCluster starts n real brokers that belong to the test alone; else it is like StartReal. Each takes some 0.4 GB.
+func StartCluster(t testing.TB, n int) *kafkatest.Cluster {
+	t.Helper()
+	NeedReal(t)
+	home, err := setup.Home("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := kafkatest.NewCluster(t.Context(), kafkatest.Options{Home: home, Dir: t.TempDir(), Heap: "256m", Fast: true}, n)
+	if errors.Is(err, kafkatest.ErrMissing) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Kill)
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 func startReal(ctx context.Context, dir string, secure *kafkatest.Secure) (*kafkatest.Broker, error) {
 	home, err := setup.Home("")
 	if err != nil {
