@@ -38,15 +38,30 @@ const (
 	historyPartitions = 3
 )
 
-func newHistory(t *testing.T, seed uint64, secure *kafkatest.Secure) (*history, Config) {
+// newHistory is for tests that do nothing to the broker, so that it may be in a container.
+func newHistory(t *testing.T, seed uint64) (*history, Config) {
+	t.Helper()
+	streamtest.NeedReal(t)
+	return historyOn(t, seed, streamtest.StartTopics(t, historyPartitions).Config)
+}
+
+// newOwnHistory has a broker that the test may kill.
+func newOwnHistory(t *testing.T, seed uint64, secure *kafkatest.Secure) (*history, Config) {
 	t.Helper()
 	b := streamtest.StartReal(t, secure)
-	if err := stream.EnsureTopics(t.Context(), b.Config(), schemas.Topics(), historyPartitions, -1); err != nil {
+	h, cfg := historyOn(t, seed, b.Config())
+	h.broker = b
+	return h, cfg
+}
+
+func historyOn(t *testing.T, seed uint64, kafka stream.Config) (*history, Config) {
+	t.Helper()
+	if err := stream.EnsureTopics(t.Context(), kafka, schemas.Topics(), historyPartitions, -1); err != nil {
 		t.Fatal(err)
 	}
-	cfg := testConfig(&streamtest.Broker{Config: b.Config()})
+	cfg := testConfig(&streamtest.Broker{Config: kafka})
 	cfg.InstanceID = "joiner-0" // static: a successor takes the place in the group at once
-	return &history{truth: newTruth(seed, cfg, historyPartitions, 12_000, 10*time.Minute), kafka: b.Config(), broker: b}, cfg
+	return &history{truth: newTruth(seed, cfg, historyPartitions, 12_000, 10*time.Minute), kafka: kafka}, cfg
 }
 
 // write writes the next part; the last one closes every window.
@@ -77,15 +92,10 @@ func (h *history) finish(t *testing.T, cfg Config) {
 func TestClusterLosesABroker(t *testing.T) {
 	c := streamtest.StartCluster(t, 3)
 	kafka := c.Config()
-	if err := stream.EnsureTopics(t.Context(), kafka, schemas.Topics(), historyPartitions, -1); err != nil {
-		t.Fatal(err)
-	}
+	h, cfg := historyOn(t, 36, kafka)
 	if warning, err := stream.CheckCopies(t.Context(), kafka, schemas.TopicLabels); err != nil || warning != "" {
 		t.Errorf("the cluster keeps too few copies: %v %s", err, warning)
 	}
-	cfg := testConfig(&streamtest.Broker{Config: kafka})
-	cfg.InstanceID = "joiner-0"
-	h := &history{truth: newTruth(36, cfg, historyPartitions, 12_000, 10*time.Minute), kafka: kafka}
 	cl, err := kgo.NewClient(kgo.SeedBrokers(kafka.Brokers...))
 	if err != nil {
 		t.Fatal(err)
@@ -193,7 +203,7 @@ func TestClusterLosesABroker(t *testing.T) {
 // TestRealBrokerFaults stops, kills and stalls the real broker under a working joiner, in the middle of
 // transactions. On one node that restarts both coordinators too.
 func TestRealBrokerFaults(t *testing.T) {
-	h, cfg := newHistory(t, 31, nil)
+	h, cfg := newOwnHistory(t, 31, nil)
 	i := start(t, cfg, nil)
 	for k := range historyParts {
 		h.write(t)
@@ -348,7 +358,7 @@ func awaitProgress(t *testing.T, cfg Config, was int64, ps ...*joinerProcess) in
 
 // TestBinarySurvivesKillNine kills the shipped binary at random moments while it works against the real broker.
 func TestBinarySurvivesKillNine(t *testing.T) {
-	h, cfg := newHistory(t, 32, nil)
+	h, cfg := newHistory(t, 32)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -367,7 +377,7 @@ func TestBinarySurvivesKillNine(t *testing.T) {
 // TestBinaryZombieIsFenced stops the shipped binary with SIGSTOP in the middle of its work, lets another one with the
 // same ids take over, and wakes the first: what it had in hand must not get in.
 func TestBinaryZombieIsFenced(t *testing.T) {
-	h, cfg := newHistory(t, 33, nil)
+	h, cfg := newHistory(t, 33)
 	h.write(t)
 	h.write(t)
 	zombie := spawn(t, cfg)
@@ -403,7 +413,7 @@ func fencedIn(log string) bool {
 // TestTwoBinariesWithOneID runs two instances that somebody gave the same ids: they throw one another out, and every
 // label is there once all the same.
 func TestTwoBinariesWithOneID(t *testing.T) {
-	h, cfg := newHistory(t, 34, nil)
+	h, cfg := newHistory(t, 34)
 	h.write(t)
 	first, second := spawn(t, cfg), spawn(t, cfg)
 	was := int64(0)
@@ -422,13 +432,13 @@ func TestTwoBinariesWithOneID(t *testing.T) {
 // TestBinaryOverTLSAndSASL joins over an encrypted connection as a user with a password; with a wrong one the binary
 // ends at once and says why.
 func TestBinaryOverTLSAndSASL(t *testing.T) {
-	streamtest.NeedReal(t)
+	streamtest.NeedProcess(t)
 	dir := t.TempDir()
 	ca, server, err := kafkatest.WriteCertificates(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, plain := newHistory(t, 35, &kafkatest.Secure{PEMFile: server, Users: map[string]string{"joiner": "s3cret"}})
+	h, plain := newOwnHistory(t, 35, &kafkatest.Secure{PEMFile: server, Users: map[string]string{"joiner": "s3cret"}})
 	password := func(text string) string {
 		file := filepath.Join(t.TempDir(), "password")
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -161,32 +162,42 @@ func (b *Broker) config() string {
 	for i, address := range b.peers {
 		voters[i] = fmt.Sprintf("%d@%s", i+1, address)
 	}
-	// Copies of everything, and how many of them a write with acks=all waits for: one may be lost.
-	replicas, inSync := min(3, len(b.peers)), 1
-	if replicas > 2 {
-		inSync = 2
-	}
 	lines := []string{
 		"process.roles=broker,controller", "node.id=" + strconv.Itoa(b.node),
 		"controller.quorum.voters=" + strings.Join(voters, ","), "controller.listener.names=CTL",
 		"listeners=" + listeners, "advertised.listeners=" + advertised, "listener.security.protocol.map=" + protocols,
 		"log.dirs=" + filepath.Join(b.opt.Dir, "data"),
-		fmt.Sprintf("default.replication.factor=%d", replicas), fmt.Sprintf("min.insync.replicas=%d", inSync),
-		fmt.Sprintf("offsets.topic.replication.factor=%d", replicas),
-		fmt.Sprintf("transaction.state.log.replication.factor=%d", replicas), fmt.Sprintf("transaction.state.log.min.isr=%d", inSync),
-		fmt.Sprintf("share.coordinator.state.topic.replication.factor=%d", replicas), fmt.Sprintf("share.coordinator.state.topic.min.isr=%d", inSync),
-		// Each partition of the two is loaded at a start.
-		"offsets.topic.num.partitions=4", "transaction.state.log.num.partitions=4",
-		"group.initial.rebalance.delay.ms=0",
-		"auto.create.topics.enable=false",
-		// Record times are event times: made-up ones of tests may lie in the future.
-		"log.message.timestamp.after.max.ms=9223372036854775807",
-		"log.retention.ms=-1",
-		// How often transactions are looked at that have timed out; the default of 10 s is what a test would wait.
-		"transaction.abort.timed.out.transaction.cleanup.interval.ms=1000",
 	}
-	lines = append(append(lines, secure...), b.opt.Properties...)
+	lines = slices.Concat(lines, replication(len(b.peers)), tuning, secure, b.opt.Properties)
 	return strings.Join(lines, "\n") + "\n"
+}
+
+// replication is how many copies a cluster of n has of everything, and how many of them a write waits for: of three
+// brokers one may be lost.
+func replication(n int) []string {
+	copies, inSync := min(3, n), 1
+	if copies == 3 {
+		inSync = 2
+	}
+	return []string{
+		fmt.Sprintf("default.replication.factor=%d", copies), fmt.Sprintf("min.insync.replicas=%d", inSync),
+		fmt.Sprintf("offsets.topic.replication.factor=%d", copies),
+		fmt.Sprintf("transaction.state.log.replication.factor=%d", copies), fmt.Sprintf("transaction.state.log.min.isr=%d", inSync),
+		fmt.Sprintf("share.coordinator.state.topic.replication.factor=%d", copies), fmt.Sprintf("share.coordinator.state.topic.min.isr=%d", inSync),
+	}
+}
+
+// tuning is what every broker here has, on this machine or in a container.
+var tuning = []string{
+	// Each partition of the two is loaded at a start.
+	"offsets.topic.num.partitions=4", "transaction.state.log.num.partitions=4",
+	"group.initial.rebalance.delay.ms=0",
+	"auto.create.topics.enable=false",
+	// Record times are event times: made-up ones of tests may lie in the future.
+	"log.message.timestamp.after.max.ms=9223372036854775807",
+	"log.retention.ms=-1",
+	// How often transactions are looked at that have timed out; the default of 10 s is what a test would wait.
+	"transaction.abort.timed.out.transaction.cleanup.interval.ms=1000",
 }
 
 // Start starts the broker, or starts it again on the same ports, and returns when it answers.
@@ -225,20 +236,34 @@ func (b *Broker) Start(ctx context.Context) error {
 
 // answers waits for the broker.
 func (b *Broker) answers(ctx context.Context) error {
+	err := await(ctx, b.Config(), b.done)
+	switch {
+	case errors.Is(err, errEnded):
+		return fmt.Errorf("the broker ended while it started: %s", b.lastWords())
+	case err != nil:
+		return fmt.Errorf("the broker does not answer: %w: %s", err, b.lastWords())
+	}
+	return nil
+}
+
+var errEnded = errors.New("its process has ended")
+
+// await waits until a broker answers, or until ended is closed.
+func await(ctx context.Context, c stream.Config, ended <-chan struct{}) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	for {
 		try, stop := context.WithTimeout(ctx, 2*time.Second)
-		err := stream.CheckBroker(try, b.Config())
+		err := stream.CheckBroker(try, c)
 		stop()
 		if err == nil {
 			return nil
 		}
 		select {
-		case <-b.done:
-			return fmt.Errorf("the broker ended while it started: %s", b.lastWords())
+		case <-ended:
+			return errEnded
 		case <-ctx.Done():
-			return fmt.Errorf("the broker does not answer: %w: %s", err, b.lastWords())
+			return err
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
