@@ -93,9 +93,6 @@ func TestClusterLosesABroker(t *testing.T) {
 	c := streamtest.StartCluster(t, 3)
 	kafka := c.Config()
 	h, cfg := historyOn(t, 36, kafka)
-	if warning, err := stream.CheckCopies(t.Context(), kafka, schemas.TopicLabels); err != nil || warning != "" {
-		t.Errorf("the cluster keeps too few copies: %v %s", err, warning)
-	}
 	cl, err := kgo.NewClient(kgo.SeedBrokers(kafka.Brokers...))
 	if err != nil {
 		t.Fatal(err)
@@ -165,7 +162,10 @@ func TestClusterLosesABroker(t *testing.T) {
 		killed <- d
 		return nil
 	})
-	settleWithin(t, kafka, 2*time.Minute, i) // it has its partitions, and the topics of the cluster's own are there
+	settleWithin(t, kafka, 2*time.Minute, i) // it has its partitions, and the cluster has the topics of its own
+	if warning, err := stream.CheckCopies(t.Context(), kafka, schemas.TopicLabels); err != nil || warning != "" {
+		t.Errorf("the cluster keeps too few copies: %v %s", err, warning)
+	}
 	for k, f := range faults {
 		mu.Lock()
 		next, skip = k, 2

@@ -14,7 +14,6 @@ import (
 	"syscall"
 	"time"
 
-	"ctrloop/internal/loopback"
 	"ctrloop/internal/stream"
 )
 
@@ -86,7 +85,7 @@ func prepare(ctx context.Context, opt Options, node int) (*Broker, error) {
 	}
 	for _, port := range []*int{&b.port, &b.control, &b.tlsPort} {
 		if *port == 0 {
-			if *port, err = loopback.FreePort(); err != nil {
+			if *port, err = freePort(); err != nil {
 				return nil, err
 			}
 		}

@@ -15,7 +15,6 @@ import (
 	"strings"
 	"time"
 
-	"ctrloop/internal/loopback"
 	"ctrloop/internal/stream"
 )
 
@@ -58,7 +57,7 @@ type Container struct {
 // StartContainer starts a broker with a starter that BuildStarter has built, and returns when it answers. It fails with
 // ErrMissing where there is no container engine, or no image and no way to pull it.
 func StartContainer(ctx context.Context, starter string) (*Container, error) {
-	port, err := loopback.FreePort() // of this machine: on another engine's host it is a guess
+	port, err := freePort() // of this machine: on another engine's host it is a guess
 	if err != nil {
 		return nil, err
 	}
