@@ -52,6 +52,7 @@ PYTHON_FROM_TRAINER = $$(../../bin/ctrloop setup --python-path)
 .PHONY: lint
 lint: setup $(GOLANGCI_LINT) ## golangci-lint, buf and ruff
 	$(GOLANGCI_LINT) run
+	cd internal/stream/kafkatest/container && go vet . # a module of its own
 	cd $(TRAINER) && "$(PYTHON_FROM_TRAINER)" -m ruff check . && "$(PYTHON_FROM_TRAINER)" -m ruff format --check .
 
 .PHONY: race
@@ -91,6 +92,10 @@ kafka: ## run a real Kafka broker on 127.0.0.1:KAFKA_PORT (9092) until Ctrl-C
 .PHONY: kafka-ring
 kafka-ring: kafka-jars ## tests of stream and joiner against a real Kafka broker (minutes; RUN selects)
 	CTRLOOP_TEST_KAFKA=real go test -p 1 -count 1 -timeout 40m $(if $(RUN),-run '$(RUN)') $(KAFKA_RING)
+
+.PHONY: kafka-ring-containers
+kafka-ring-containers: ## the same against Apache Kafka in a container, without the tests that kill the broker (skipped without an engine)
+	CTRLOOP_TEST_KAFKA=container go test -p 1 -count 1 -timeout 40m $(if $(RUN),-run '$(RUN)') $(KAFKA_RING)
 
 KAFKA_RING := ./internal/stream/... ./joiner
 

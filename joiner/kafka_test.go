@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"ctrloop/internal/stream"
 	"ctrloop/internal/stream/kafkatest"
 	"ctrloop/internal/stream/streamtest"
@@ -25,7 +28,8 @@ import (
 // history is a truth that is written to a real broker slice by slice.
 type history struct {
 	*truth
-	broker *kafkatest.Broker
+	kafka  stream.Config
+	broker *kafkatest.Broker // nil where a test does nothing to it
 	part   int
 }
 
@@ -34,25 +38,40 @@ const (
 	historyPartitions = 3
 )
 
-func newHistory(t *testing.T, seed uint64, secure *kafkatest.Secure) (*history, Config) {
+// newHistory is for tests that do nothing to the broker, so that it may be in a container.
+func newHistory(t *testing.T, seed uint64) (*history, Config) {
+	t.Helper()
+	streamtest.NeedReal(t)
+	return historyOn(t, seed, streamtest.StartTopics(t, historyPartitions).Config)
+}
+
+// newOwnHistory has a broker that the test may kill.
+func newOwnHistory(t *testing.T, seed uint64, secure *kafkatest.Secure) (*history, Config) {
 	t.Helper()
 	b := streamtest.StartReal(t, secure)
-	if err := stream.EnsureTopics(t.Context(), b.Config(), schemas.Topics(), historyPartitions, -1); err != nil {
+	h, cfg := historyOn(t, seed, b.Config())
+	h.broker = b
+	return h, cfg
+}
+
+func historyOn(t *testing.T, seed uint64, kafka stream.Config) (*history, Config) {
+	t.Helper()
+	if err := stream.EnsureTopics(t.Context(), kafka, schemas.Topics(), historyPartitions, -1); err != nil {
 		t.Fatal(err)
 	}
-	cfg := testConfig(&streamtest.Broker{Config: b.Config()})
+	cfg := testConfig(&streamtest.Broker{Config: kafka})
 	cfg.InstanceID = "joiner-0" // static: a successor takes the place in the group at once
-	return &history{truth: newTruth(seed, cfg, historyPartitions, 12_000, 10*time.Minute), broker: b}, cfg
+	return &history{truth: newTruth(seed, cfg, historyPartitions, 12_000, 10*time.Minute), kafka: kafka}, cfg
 }
 
 // write writes the next part; the last one closes every window.
 func (h *history) write(t *testing.T) {
 	t.Helper()
 	ni, nc := len(h.imps), len(h.clks)
-	streamtest.Produce(t, h.broker.Config(), h.imps[h.part*ni/historyParts:(h.part+1)*ni/historyParts]...)
-	streamtest.Produce(t, h.broker.Config(), h.clks[h.part*nc/historyParts:(h.part+1)*nc/historyParts]...)
+	streamtest.Produce(t, h.kafka, h.imps[h.part*ni/historyParts:(h.part+1)*ni/historyParts]...)
+	streamtest.Produce(t, h.kafka, h.clks[h.part*nc/historyParts:(h.part+1)*nc/historyParts]...)
 	if h.part++; h.part == historyParts {
-		streamtest.Produce(t, h.broker.Config(), h.punctuation(h.endMS)...)
+		streamtest.Produce(t, h.kafka, h.punctuation(h.endMS)...)
 	}
 }
 
@@ -63,13 +82,128 @@ func (h *history) finish(t *testing.T, cfg Config) {
 		h.write(t)
 	}
 	i := start(t, cfg, nil)
-	h.verify(t, h.broker.Config(), settleWithin(t, h.broker.Config(), 2*time.Minute, i))
+	h.verify(t, h.kafka, settleWithin(t, h.kafka, 2*time.Minute, i))
+}
+
+// TestClusterLosesABroker kills one of three real brokers in the middle of a transaction: the one that leads a partition
+// of an input, of the labels, the coordinator of the transaction, that of the group. The two that are left must bring
+// everything to its end without it; it comes back then, and the next one goes. The last fault takes two at once: too few
+// for a write to be safe, so that the joiner waits until they are back.
+func TestClusterLosesABroker(t *testing.T) {
+	c := streamtest.StartCluster(t, 3)
+	kafka := c.Config()
+	h, cfg := historyOn(t, 36, kafka)
+	cl, err := kgo.NewClient(kgo.SeedBrokers(kafka.Brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	adm := kadm.NewClient(cl)
+	leader := func(topic string) func() int32 {
+		return func() int32 {
+			topics, err := adm.ListTopics(t.Context(), topic)
+			if err != nil {
+				t.Error(err)
+			}
+			return topics[topic].Partitions[0].Leader
+		}
+	}
+	coordinator := func(of kadm.FindCoordinatorResponses, name string) int32 {
+		if of[name].Err != nil {
+			t.Error(of[name].Err)
+		}
+		return of[name].NodeID
+	}
+	faults := []struct {
+		name string
+		at   step
+		node func() int32
+		more int // how many others die with it
+	}{
+		{"leader of an input", stepPolled, leader(schemas.TopicImpressions), 0},
+		{"leader of the labels", stepProducing, leader(schemas.TopicLabels), 0},
+		{"coordinator of the transaction", stepCommit, func() int32 {
+			return coordinator(adm.FindTxnCoordinators(t.Context(), cfg.TransactionalID), cfg.TransactionalID)
+		}, 0},
+		{"coordinator of the group", stepProducing, func() int32 {
+			return coordinator(adm.FindGroupCoordinators(t.Context(), cfg.Group), cfg.Group)
+		}, 0},
+		{"two of three", stepCommit, leader(schemas.TopicLabels), 1},
+	}
+	var mu sync.Mutex // partitions produce side by side
+	next, skip := -1, 0
+	type deaths struct {
+		nodes []int32
+		at    time.Time
+	}
+	killed := make(chan deaths, 1)
+	i := start(t, cfg, func(s step) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if next < 0 || s != faults[next].at {
+			return nil
+		}
+		if skip--; skip > 0 { // not the first of its kind: something has been written before it
+			return nil
+		}
+		f := faults[next]
+		next = -1
+		node := f.node()
+		var d deaths
+		for k := range 1 + int32(f.more) {
+			if node > 0 {
+				d.nodes = append(d.nodes, 1+(node-1+k)%3)
+			}
+		}
+		d.at = time.Now()
+		for _, n := range d.nodes {
+			c.Brokers[n-1].Kill()
+		}
+		killed <- d
+		return nil
+	})
+	settleWithin(t, kafka, 2*time.Minute, i) // it has its partitions, and the cluster has the topics of its own
+	if warning, err := stream.CheckCopies(t.Context(), kafka, schemas.TopicLabels); err != nil || warning != "" {
+		t.Errorf("the cluster keeps too few copies: %v %s", err, warning)
+	}
+	for k, f := range faults {
+		mu.Lock()
+		next, skip = k, 2
+		mu.Unlock()
+		written := make(chan struct{})
+		go func() { // with two brokers gone the writes wait too
+			defer close(written)
+			h.write(t)
+		}()
+		var d deaths
+		select {
+		case d = <-killed:
+		case <-time.After(time.Minute):
+		}
+		if d.nodes == nil {
+			t.Fatalf("%s: nobody was killed", f.name)
+		}
+		if f.more == 0 { // the others go on alone
+			<-written
+			settleWithin(t, kafka, 2*time.Minute, i)
+			t.Logf("%s: node %d was killed, all is joined without it %.1f s later", f.name, d.nodes[0], time.Since(d.at).Seconds())
+		}
+		if err := c.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		<-written
+		settleWithin(t, kafka, 2*time.Minute, i)
+	}
+	for h.part < historyParts {
+		h.write(t)
+	}
+	h.verify(t, kafka, settleWithin(t, kafka, 2*time.Minute, i))
 }
 
 // TestRealBrokerFaults stops, kills and stalls the real broker under a working joiner, in the middle of
 // transactions. On one node that restarts both coordinators too.
 func TestRealBrokerFaults(t *testing.T) {
-	h, cfg := newHistory(t, 31, nil)
+	h, cfg := newOwnHistory(t, 31, nil)
 	i := start(t, cfg, nil)
 	for k := range historyParts {
 		h.write(t)
@@ -96,7 +230,7 @@ func TestRealBrokerFaults(t *testing.T) {
 			}
 		}
 	}
-	h.verify(t, h.broker.Config(), settleWithin(t, h.broker.Config(), 2*time.Minute, i))
+	h.verify(t, h.kafka, settleWithin(t, h.kafka, 2*time.Minute, i))
 }
 
 // binaryDir holds the shipped binary once a test has built it.
@@ -224,7 +358,7 @@ func awaitProgress(t *testing.T, cfg Config, was int64, ps ...*joinerProcess) in
 
 // TestBinarySurvivesKillNine kills the shipped binary at random moments while it works against the real broker.
 func TestBinarySurvivesKillNine(t *testing.T) {
-	h, cfg := newHistory(t, 32, nil)
+	h, cfg := newHistory(t, 32)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -243,7 +377,7 @@ func TestBinarySurvivesKillNine(t *testing.T) {
 // TestBinaryZombieIsFenced stops the shipped binary with SIGSTOP in the middle of its work, lets another one with the
 // same ids take over, and wakes the first: what it had in hand must not get in.
 func TestBinaryZombieIsFenced(t *testing.T) {
-	h, cfg := newHistory(t, 33, nil)
+	h, cfg := newHistory(t, 33)
 	h.write(t)
 	h.write(t)
 	zombie := spawn(t, cfg)
@@ -279,7 +413,7 @@ func fencedIn(log string) bool {
 // TestTwoBinariesWithOneID runs two instances that somebody gave the same ids: they throw one another out, and every
 // label is there once all the same.
 func TestTwoBinariesWithOneID(t *testing.T) {
-	h, cfg := newHistory(t, 34, nil)
+	h, cfg := newHistory(t, 34)
 	h.write(t)
 	first, second := spawn(t, cfg), spawn(t, cfg)
 	was := int64(0)
@@ -298,13 +432,13 @@ func TestTwoBinariesWithOneID(t *testing.T) {
 // TestBinaryOverTLSAndSASL joins over an encrypted connection as a user with a password; with a wrong one the binary
 // ends at once and says why.
 func TestBinaryOverTLSAndSASL(t *testing.T) {
-	streamtest.NeedReal(t)
+	streamtest.NeedProcess(t)
 	dir := t.TempDir()
 	ca, server, err := kafkatest.WriteCertificates(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, plain := newHistory(t, 35, &kafkatest.Secure{PEMFile: server, Users: map[string]string{"joiner": "s3cret"}})
+	h, plain := newOwnHistory(t, 35, &kafkatest.Secure{PEMFile: server, Users: map[string]string{"joiner": "s3cret"}})
 	password := func(text string) string {
 		file := filepath.Join(t.TempDir(), "password")
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {

@@ -46,7 +46,8 @@ func connect(ctx context.Context, c Config, fn func(context.Context, *kgo.Client
 
 // CheckBroker makes sure that the brokers speak transactions of version 2 (KIP-890, Apache Kafka 4.0).
 // Before it a late transactional write can land in the next transaction and break exactly-once
-// (KAFKA-17754); the protocol gives a client no way to defend itself.
+// (KAFKA-17754); the protocol gives a client no way to defend itself. The level is one for the whole cluster, so that
+// it is enough if one broker answers: one that has just died is listed for seconds.
 func CheckBroker(ctx context.Context, c Config) error {
 	const feature, want = "transaction.version", 2
 	return admin(ctx, c, func(ctx context.Context, adm *kadm.Client) error {
@@ -54,9 +55,11 @@ func CheckBroker(ctx context.Context, c Config) error {
 		if err != nil {
 			return fmt.Errorf("ask brokers %v for their versions: %w", c.Brokers, err)
 		}
+		var silent []error
 		for _, v := range versions {
 			if v.Err != nil {
-				return fmt.Errorf("ask broker %d for its version: %w", v.NodeID, v.Err)
+				silent = append(silent, fmt.Errorf("ask broker %d for its version: %w", v.NodeID, v.Err))
+				continue
 			}
 			level, err := finalizedFeature(v.Raw(), feature)
 			if err != nil {
@@ -66,6 +69,9 @@ func CheckBroker(ctx context.Context, c Config) error {
 				return fmt.Errorf("broker %d (%s) has %s %d: %w: exactly-once needs Apache Kafka 4.0 or newer with %s %d (`kafka-features.sh upgrade --feature %s=%d`)",
 					v.NodeID, v.VersionGuess(), feature, level, ErrBroker, feature, want, feature, want)
 			}
+		}
+		if len(silent) == len(versions) {
+			return errors.Join(silent...)
 		}
 		return nil
 	})
@@ -382,16 +388,43 @@ func connectAndList(ctx context.Context, c Config, what string, topics []string,
 }
 
 func listOffsets(ctx context.Context, adm *kadm.Client, what string, topics []string, offsets list) (map[TopicPartition]int64, error) {
-	listed, err := offsets(adm, ctx, topics...)
-	if err == nil {
-		err = listed.Error()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s offsets of %v: %w", what, topics, err)
+	var listed kadm.ListedOffsets
+	for {
+		var err error
+		if listed, err = offsets(adm, ctx, topics...); err == nil {
+			err = listed.Error()
+		}
+		if err == nil {
+			break
+		}
+		if !leaderless(err) {
+			return nil, fmt.Errorf("%s offsets of %v: %w", what, topics, err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%s offsets of %v: %w", what, topics, err)
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
 	out := map[TopicPartition]int64{}
 	listed.Each(func(o kadm.ListedOffset) { out[TopicPartition{o.Topic, o.Partition}] = o.Offset })
 	return out, nil
+}
+
+// leaderless says whether an answer lacks partitions that will have another leader: one of several brokers has died, and
+// the others take it for alive until its session is over, 9 s by default. With no broker left it is false: then already
+// the question who leads what fails.
+func leaderless(err error) bool {
+	if _, ok := errors.AsType[*kadm.ShardErrors](err); ok {
+		return true
+	}
+	// The last one is what a new leader says until a replica has told it how far the old one was.
+	for _, e := range []error{kerr.NotLeaderForPartition, kerr.LeaderNotAvailable, kerr.OffsetNotAvailable} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // OffsetForTime returns the offset of the first record whose time is ms (Unix milliseconds) or later, or

@@ -18,7 +18,7 @@ import (
 // secured is a real broker with TLS and SASL/SCRAM, and a configuration that reaches it.
 func secured(t *testing.T) stream.Config {
 	t.Helper()
-	streamtest.NeedReal(t)
+	streamtest.NeedProcess(t)
 	dir := t.TempDir()
 	ca, server, err := kafkatest.WriteCertificates(dir)
 	if err != nil {

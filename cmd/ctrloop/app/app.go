@@ -259,7 +259,21 @@ func (a *App) startKafka(ctx context.Context) error {
 		return err
 	}
 	a.addresses.Kafka = strings.Join(a.kafka.Brokers, ",")
-	return stream.EnsureTopics(ctx, a.kafka, schemas.Topics(), a.cfg.Kafka.Partitions, a.cfg.Kafka.Retention)
+	if err := stream.EnsureTopics(ctx, a.kafka, schemas.Topics(), a.cfg.Kafka.Partitions, a.cfg.Kafka.Retention); err != nil {
+		return err
+	}
+	if a.broker != nil { // one process with one disk: README.md says so
+		return nil
+	}
+	var names []string
+	for _, t := range schemas.Topics() {
+		names = append(names, t.Name)
+	}
+	warning, err := stream.CheckCopies(ctx, a.kafka, names...)
+	if warning != "" {
+		a.log.Warn().Str("component", "kafka").Msg(warning)
+	}
+	return err
 }
 
 func (a *App) startWarehouse(ctx context.Context) error {

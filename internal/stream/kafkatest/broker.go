@@ -8,12 +8,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
-	"ctrloop/internal/loopback"
 	"ctrloop/internal/stream"
 )
 
@@ -23,7 +23,7 @@ const startTimeout = 2 * time.Minute
 // stopGrace is how long a broker may take to write its state and stop.
 const stopGrace = 20 * time.Second
 
-// clusterID is any: each broker is a cluster of its own.
+// clusterID is any: no two clusters ever meet.
 const clusterID = "4L6g3nShT-eMCtK--X86sw"
 
 // Options of a broker.
@@ -55,6 +55,8 @@ type Secure struct {
 // Broker is a broker in a process of its own. One goroutine at a time uses it.
 type Broker struct {
 	opt                    Options
+	node                   int      // its id, from 1
+	peers                  []string // addresses of the controllers, by node id - 1
 	java, jars             string
 	port, control, tlsPort int
 	cmd                    *exec.Cmd
@@ -63,7 +65,17 @@ type Broker struct {
 
 // New prepares a broker; Start starts it. It fails with ErrMissing where Java or the jars are not there.
 func New(ctx context.Context, opt Options) (*Broker, error) {
-	b := &Broker{opt: opt, port: opt.Port}
+	b, err := prepare(ctx, opt, 1)
+	if err != nil {
+		return nil, err
+	}
+	b.peers = []string{b.controller()}
+	return b, b.format(ctx)
+}
+
+// prepare finds what the broker needs and takes its ports.
+func prepare(ctx context.Context, opt Options, node int) (*Broker, error) {
+	b := &Broker{opt: opt, port: opt.Port, node: node}
 	var err error
 	if b.java, err = Java(ctx); err != nil {
 		return nil, err
@@ -73,23 +85,31 @@ func New(ctx context.Context, opt Options) (*Broker, error) {
 	}
 	for _, port := range []*int{&b.port, &b.control, &b.tlsPort} {
 		if *port == 0 {
-			if *port, err = loopback.FreePort(); err != nil {
+			if *port, err = freePort(); err != nil {
 				return nil, err
 			}
 		}
 	}
-	if err := os.MkdirAll(opt.Dir, 0o755); err != nil {
-		return nil, fmt.Errorf("folder of the broker: %w", err)
+	return b, nil
+}
+
+// controller is the address at which the other controllers of its cluster reach this one.
+func (b *Broker) controller() string { return "127.0.0.1:" + strconv.Itoa(b.control) }
+
+// format writes the configuration and, where it was not done before, the first files of the data folder.
+func (b *Broker) format(ctx context.Context) error {
+	if err := os.MkdirAll(b.opt.Dir, 0o755); err != nil {
+		return fmt.Errorf("folder of the broker: %w", err)
 	}
 	if err := os.WriteFile(b.properties(), []byte(b.config()), 0o600); err != nil {
-		return nil, fmt.Errorf("write the broker's configuration: %w", err)
+		return fmt.Errorf("write the broker's configuration: %w", err)
 	}
-	if _, err := os.Stat(filepath.Join(opt.Dir, "data", "meta.properties")); err == nil {
-		return b, nil // formatted before
+	if _, err := os.Stat(filepath.Join(b.opt.Dir, "data", "meta.properties")); err == nil {
+		return nil // formatted before
 	}
 	args := []string{"format", "-c", b.properties(), "-t", clusterID}
-	if opt.Secure != nil {
-		for user, password := range opt.Secure.Users {
+	if b.opt.Secure != nil {
+		for user, password := range b.opt.Secure.Users {
 			for _, mechanism := range []string{"SCRAM-SHA-256", "SCRAM-SHA-512"} {
 				args = append(args, "--add-scram", fmt.Sprintf("%s=[name=%s,password=%s]", mechanism, user, password))
 			}
@@ -97,9 +117,9 @@ func New(ctx context.Context, opt Options) (*Broker, error) {
 	}
 	format := exec.CommandContext(ctx, b.java, b.jvm("kafka.tools.StorageTool", args...)...)
 	if out, err := format.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("format the broker's storage: %w: %s", err, out)
+		return fmt.Errorf("format the broker's storage: %w: %s", err, out)
 	}
-	return b, nil
+	return nil
 }
 
 func (b *Broker) properties() string { return filepath.Join(b.opt.Dir, "server.properties") }
@@ -137,26 +157,46 @@ func (b *Broker) config() string {
 			"ssl.keystore.type=PEM", "ssl.keystore.location=" + s.PEMFile,
 		}
 	}
+	voters := make([]string, len(b.peers))
+	for i, address := range b.peers {
+		voters[i] = fmt.Sprintf("%d@%s", i+1, address)
+	}
 	lines := []string{
-		"process.roles=broker,controller", "node.id=1",
-		"controller.quorum.voters=1@127.0.0.1:" + strconv.Itoa(b.control), "controller.listener.names=CTL",
+		"process.roles=broker,controller", "node.id=" + strconv.Itoa(b.node),
+		"controller.quorum.voters=" + strings.Join(voters, ","), "controller.listener.names=CTL",
 		"listeners=" + listeners, "advertised.listeners=" + advertised, "listener.security.protocol.map=" + protocols,
 		"log.dirs=" + filepath.Join(b.opt.Dir, "data"),
-		// One node: nothing can be replicated.
-		"offsets.topic.replication.factor=1", "transaction.state.log.replication.factor=1", "transaction.state.log.min.isr=1",
-		"share.coordinator.state.topic.replication.factor=1", "share.coordinator.state.topic.min.isr=1",
-		// Each partition of the two is loaded at a start.
-		"offsets.topic.num.partitions=4", "transaction.state.log.num.partitions=4",
-		"group.initial.rebalance.delay.ms=0",
-		"auto.create.topics.enable=false",
-		// Record times are event times: made-up ones of tests may lie in the future.
-		"log.message.timestamp.after.max.ms=9223372036854775807",
-		"log.retention.ms=-1",
-		// How often transactions are looked at that have timed out; the default of 10 s is what a test would wait.
-		"transaction.abort.timed.out.transaction.cleanup.interval.ms=1000",
 	}
-	lines = append(append(lines, secure...), b.opt.Properties...)
+	lines = slices.Concat(lines, replication(len(b.peers)), tuning, secure, b.opt.Properties)
 	return strings.Join(lines, "\n") + "\n"
+}
+
+// replication is how many copies a cluster of n has of everything, and how many of them a write waits for: of three
+// brokers one may be lost.
+func replication(n int) []string {
+	copies, inSync := min(3, n), 1
+	if copies == 3 {
+		inSync = 2
+	}
+	return []string{
+		fmt.Sprintf("default.replication.factor=%d", copies), fmt.Sprintf("min.insync.replicas=%d", inSync),
+		fmt.Sprintf("offsets.topic.replication.factor=%d", copies),
+		fmt.Sprintf("transaction.state.log.replication.factor=%d", copies), fmt.Sprintf("transaction.state.log.min.isr=%d", inSync),
+		fmt.Sprintf("share.coordinator.state.topic.replication.factor=%d", copies), fmt.Sprintf("share.coordinator.state.topic.min.isr=%d", inSync),
+	}
+}
+
+// tuning is what every broker here has, on this machine or in a container.
+var tuning = []string{
+	// Each partition of the two is loaded at a start.
+	"offsets.topic.num.partitions=4", "transaction.state.log.num.partitions=4",
+	"group.initial.rebalance.delay.ms=0",
+	"auto.create.topics.enable=false",
+	// Record times are event times: made-up ones of tests may lie in the future.
+	"log.message.timestamp.after.max.ms=9223372036854775807",
+	"log.retention.ms=-1",
+	// How often transactions are looked at that have timed out; the default of 10 s is what a test would wait.
+	"transaction.abort.timed.out.transaction.cleanup.interval.ms=1000",
 }
 
 // Start starts the broker, or starts it again on the same ports, and returns when it answers.
@@ -195,20 +235,34 @@ func (b *Broker) Start(ctx context.Context) error {
 
 // answers waits for the broker.
 func (b *Broker) answers(ctx context.Context) error {
+	err := await(ctx, b.Config(), b.done)
+	switch {
+	case errors.Is(err, errEnded):
+		return fmt.Errorf("the broker ended while it started: %s", b.lastWords())
+	case err != nil:
+		return fmt.Errorf("the broker does not answer: %w: %s", err, b.lastWords())
+	}
+	return nil
+}
+
+var errEnded = errors.New("its process has ended")
+
+// await waits until a broker answers, or until ended is closed.
+func await(ctx context.Context, c stream.Config, ended <-chan struct{}) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	for {
 		try, stop := context.WithTimeout(ctx, 2*time.Second)
-		err := stream.CheckBroker(try, b.Config())
+		err := stream.CheckBroker(try, c)
 		stop()
 		if err == nil {
 			return nil
 		}
 		select {
-		case <-b.done:
-			return fmt.Errorf("the broker ended while it started: %s", b.lastWords())
+		case <-ended:
+			return errEnded
 		case <-ctx.Done():
-			return fmt.Errorf("the broker does not answer: %w: %s", err, b.lastWords())
+			return err
 		case <-time.After(50 * time.Millisecond):
 		}
 	}

@@ -1,4 +1,4 @@
-// Package kafkatest runs a real Apache Kafka broker (KRaft, one node) from its published jars, for the integration
+// Package kafkatest runs a real Apache Kafka (KRaft, one broker or a cluster) from its published jars, for the integration
 // ring and for benchmarks. It needs Java 17 and no container.
 //
 // The jars are fetched by coordinates with Maven, whose settings decide where from, and every file is held against

@@ -20,12 +20,30 @@ import (
 	"ctrloop/internal/stream/kafkatest"
 )
 
-// RingEnv chooses the broker behind Start and StartTopics: "real" is Apache Kafka from its jars, empty the one in
-// process. `make kafka-ring` sets it: the same test bodies then meet the real broker.
+// RingEnv chooses the broker behind Start and StartTopics: empty is the one in process, and a Ring another one.
+// `make kafka-ring` and `make kafka-ring-containers` set it: the same test bodies then meet a real broker.
 const RingEnv = "CTRLOOP_TEST_KAFKA"
 
-// Ring says whether tests run against the real broker.
-func Ring() bool { return os.Getenv(RingEnv) == "real" }
+// RingKind is a value of RingEnv.
+type RingKind string
+
+// Where the real broker comes from.
+const (
+	RingReal      RingKind = "real"      // its jars: a process, which tests may kill
+	RingContainer RingKind = "container" // its image, under a container engine
+)
+
+// Ring says whether tests run against a real broker.
+func Ring() bool { return ringKind() != "" }
+
+func ringKind() RingKind {
+	switch kind := RingKind(os.Getenv(RingEnv)); kind {
+	case "", RingReal, RingContainer:
+		return kind
+	default:
+		panic(fmt.Sprintf("%s=%q: want %q, %q or nothing", RingEnv, kind, RingReal, RingContainer))
+	}
+}
 
 // NeedFake skips a test in the ring that scripts the faults of the broker in process.
 func NeedFake(t testing.TB) {
@@ -43,11 +61,20 @@ func NeedReal(t testing.TB) {
 	}
 }
 
+// NeedProcess skips a test that does to a real broker what only its parent process can: kill it, stall it, start it on
+// its data again, give it certificates.
+func NeedProcess(t testing.TB) {
+	t.Helper()
+	if ringKind() != RingReal {
+		t.Skip("needs a real broker in a process of its own: run `make kafka-ring`")
+	}
+}
+
 // StartReal starts a real broker that belongs to the test alone, which may stop, kill and start it again. It skips
-// the test outside the ring, and with the reason where Java or the jars are missing.
+// the test where NeedProcess does, and with the reason where Java or the jars are missing.
 func StartReal(t testing.TB, secure *kafkatest.Secure) *kafkatest.Broker {
 	t.Helper()
-	NeedReal(t)
+	NeedProcess(t)
 	b, err := startReal(t.Context(), t.TempDir(), secure)
 	if errors.Is(err, kafkatest.ErrMissing) {
 		t.Skip(err)
@@ -57,6 +84,28 @@ func StartReal(t testing.TB, secure *kafkatest.Secure) *kafkatest.Broker {
 	}
 	t.Cleanup(b.Kill)
 	return b
+}
+
+// StartCluster starts n real brokers that belong to the test alone; else it is like StartReal. Each takes some 0.4 GB.
+func StartCluster(t testing.TB, n int) *kafkatest.Cluster {
+	t.Helper()
+	NeedProcess(t)
+	home, err := setup.Home("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := kafkatest.NewCluster(t.Context(), kafkatest.Options{Home: home, Dir: t.TempDir(), Heap: "256m", Fast: true}, n)
+	if errors.Is(err, kafkatest.ErrMissing) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Kill)
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 func startReal(ctx context.Context, dir string, secure *kafkatest.Secure) (*kafkatest.Broker, error) {
@@ -71,10 +120,17 @@ func startReal(ctx context.Context, dir string, secure *kafkatest.Secure) (*kafk
 	return b, b.Start(ctx)
 }
 
+// realBroker is one from the jars or in a container.
+type realBroker interface {
+	Config() stream.Config
+	Stop() error
+	Kill()
+}
+
 // idle holds the real brokers of this test process that no test uses: a start takes seconds, emptying one does not.
 var idle struct {
 	sync.Mutex
-	brokers []*kafkatest.Broker
+	brokers []realBroker
 	dirs    []string
 	leases  chan struct{}
 	held    map[string]int // by test
@@ -128,7 +184,7 @@ func lease(t testing.TB) stream.Config {
 	return b.Config()
 }
 
-func takeReal() (*kafkatest.Broker, error) {
+func takeReal() (realBroker, error) {
 	idle.Lock()
 	if n := len(idle.brokers); n > 0 {
 		b := idle.brokers[n-1]
@@ -144,8 +200,28 @@ func takeReal() (*kafkatest.Broker, error) {
 	idle.Lock()
 	idle.dirs = append(idle.dirs, dir)
 	idle.Unlock()
+	if ringKind() == RingContainer {
+		path, err := starter()
+		if err != nil {
+			return nil, err
+		}
+		return kafkatest.StartContainer(context.Background(), path)
+	}
 	return startReal(context.Background(), filepath.Join(dir, "kafka"), nil)
 }
+
+// starter is the program that starts containers, built once for all brokers of this test process.
+var starter = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "ctrloop-starter-*")
+	if err != nil {
+		return "", err
+	}
+	idle.Lock()
+	idle.dirs = append(idle.dirs, dir)
+	idle.Unlock()
+	path := filepath.Join(dir, "starter")
+	return path, kafkatest.BuildStarter(context.Background(), path)
+})
 
 // M wraps *testing.M for packages whose tests use brokers: it stops the real ones at the end. Use it in TestMain.
 type M struct {
