@@ -17,7 +17,7 @@ type BenchSinkCmd struct {
 	Rows       int    `help:"Labels." default:"4000000"`
 	Partitions int32  `help:"Partitions of labels.v1." default:"4"`
 	Seed       uint64 `help:"Draws the labels." default:"1"`
-	Dir        string `help:"Folder for the engine's and the broker's data, removed at the end. Default: the system's temporary one." type:"existingdir" placeholder:"DIR"`
+	Dir        string `help:"Folder for the engine's and the broker's data, removed at the end. Default: the system's temporary one." type:"path" placeholder:"DIR"`
 	JSON       string `name:"json" help:"Write the result to this file too; - is standard output, without the table." placeholder:"FILE"`
 }
 
