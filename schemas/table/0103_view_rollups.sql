@@ -37,22 +37,25 @@ COMMENT 'Days whose rollup is current';
 -- labels_unrolled
 -- Question: which mature impressions are in no current rollup?
 -- Columns:  those of labels; one row per impression.
--- Rule:     labels_mature outside of rollup_cells. The condition on days lets whole partitions be left out.
+-- Rule:     labels_mature outside of rollup_cells. The condition on days lets whole partitions be left out. What is said of the
+--           event time stands in PREWHERE, which FINAL does not fill by itself: rows that are there twice have the same one, so
+--           nothing is lost, and of a day that is rolled up in part the other columns are read for the rest only.
 -- Example:  SELECT count() FROM labels_unrolled
 -- Cost:     the hours since the last rollup, and days that a correction has touched since; DB.RollUp makes it small.
 CREATE OR REPLACE VIEW labels_unrolled {{cluster}}AS
 SELECT *
 FROM labels FINAL
-WHERE toDate(event_time, 'UTC') GLOBAL NOT IN (SELECT day FROM rollup_cells WHERE until = toDateTime(day + 1, 'UTC'))
+PREWHERE toDate(event_time, 'UTC') GLOBAL NOT IN (SELECT day FROM rollup_cells WHERE until = toDateTime(day + 1, 'UTC'))
     AND toStartOfHour(toDateTime(event_time, 'UTC')) GLOBAL NOT IN
         (SELECT toDateTime(day, 'UTC') + 3600 * arrayJoin(range(toUInt32(dateDiff('hour', toDateTime(day, 'UTC'), until)))) FROM rollup_cells)
-    AND (impression_id, version) GLOBAL NOT IN
+    AND event_time <= (SELECT horizon FROM label_horizon)
+WHERE (impression_id, version) GLOBAL NOT IN
     (
         SELECT impression_id, toUInt32(version - 1)
         FROM labels
         WHERE version > 1 AND toDate(event_time, 'UTC') GLOBAL NOT IN (SELECT day FROM rollup_cells WHERE until = toDateTime(day + 1, 'UTC'))
     )
-    AND event_time <= (SELECT horizon FROM label_horizon) AND bot = 0 AND suspect = 0
+    AND bot = 0 AND suspect = 0
 COMMENT 'Mature impressions that are in no current rollup';
 
 -- ctr_hours
