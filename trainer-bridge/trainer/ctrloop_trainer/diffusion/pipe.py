@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--grammar", required=True, type=Path, help="output of `ctrloop render grammar`")
     p.add_argument("--device", default="cpu")
     p.add_argument("--precision", default="float32")
-    # One: on a machine that is busy with the stream, two threads wait for each other and took ten times as long.
+    # One: on a machine that is busy with the stream, two threads wait for each other and take several times as long.
     p.add_argument("--threads", type=int, default=1, help="CPU threads of the model")
     p.add_argument("--batch", type=int, default=32, help="pictures painted together")
     p.add_argument("renderer", nargs="+", help="command line of `ctrloop render pipe`, after --")
