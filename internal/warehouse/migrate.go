@@ -266,7 +266,7 @@ type dialect struct {
 func (d dialect) render(name, text string) (string, error) {
 	t, err := template.New(name).Funcs(template.FuncMap{
 		"cluster": d.onCluster, "local": d.local, "engine": d.engine, "dedup": d.dedup, "distributed": d.distributed,
-		"dict": dict, "arm": func() string { return armKey },
+		"dict": dict, "arm": func() string { return armKey }, "version_key": versionKey,
 	}).Parse(text)
 	if err != nil {
 		return "", fmt.Errorf("schemas/table: %w", err)

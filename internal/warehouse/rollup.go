@@ -57,15 +57,15 @@ const rollupDue = `
 
 // The condition on versions is that of labels_latest, on one day. The table carries its database: on a cluster the
 // shards read the text too, with a default database of their own.
-const rollupRows = `
+var rollupRows = strings.NewReplacer("{version}", versionKey("version"), "{version before}", versionKey("version - 1")).Replace(`
 	FROM {labels} FINAL
 	WHERE event_time >= {from:DateTime('UTC')} AND event_time < {until:DateTime('UTC')} AND bot = 0 AND suspect = 0
-		AND (impression_id, version) GLOBAL NOT IN
+		AND {version} GLOBAL NOT IN
 		(
-			SELECT impression_id, toUInt32(version - 1)
+			SELECT {version before}
 			FROM {labels}
 			WHERE version > 1 AND event_time >= {from:DateTime('UTC')} AND event_time < {until:DateTime('UTC')}
-		)`
+		)`)
 
 var rollupSteps = []string{
 	`INSERT INTO rollup_ctr_hours (day, generation, hour, experiment, variant, product, category, model_version, impressions, clicks)
@@ -111,6 +111,13 @@ const rollupWeeksDue = `
 // armKey is the number of an experiment's variant. Each name is hashed once for a block of rows, not once a row: a
 // function of one LowCardinality column is evaluated on its dictionary.
 const armKey = "bitXor(toUInt64(sipHash64(experiment)), toUInt64(cityHash64(variant)))"
+
+// versionKey is an impression's id and one of its versions as one number of 128 bits, which a set looks up at half the
+// cost of the pair. The version is added at the place of the four bits that are the same in all ids (UUIDv7), so two
+// pairs share a number only where a version is above 8 and two ids have the same 74 random bits.
+func versionKey(version string) string {
+	return "(reinterpretAsUInt128(impression_id) + bitShiftLeft(toUInt128(" + version + "), 12))"
+}
 
 // A generation of a day never changes once it is in use, so nothing has to be held still while it is read. One that is
 // replaced meanwhile makes a week that never counts.

@@ -314,7 +314,7 @@ func TestWeeks(t *testing.T) {
 	if err := db.InsertLabels(t.Context(), "b", []LabelRow{corrected}); err != nil {
 		t.Fatal(err)
 	}
-	inUse("a correction", "", 5*20)
+	inUse("a correction", "", 4*20+40) // of the day without a rollup the impressions one by one
 	up(time.Hour, 1, 0) // the week is too young
 	inUse("the day's new count", "", 5*20)
 	age("rollup_weeks")
@@ -342,7 +342,7 @@ func TestWeeks(t *testing.T) {
 	if err := db.Touch(t.Context(), monday.AddDate(0, 0, 1)); err != nil {
 		t.Fatal(err)
 	}
-	inUse("a day that is gone", "", 4*20)
+	inUse("a day that is gone", "", 4*20) // it has no impressions
 	up(0, 1, 1)
 	inUse("its count", "2026-03-02 2026-03-03 2026-03-04", 3*20) // its users are those of the others
 	if n := count(t, db, "SELECT sum(impressions) FROM user_totals"); n != 4*40 {
@@ -420,5 +420,19 @@ func TestRollupsOfOlderLabels(t *testing.T) {
 	rollUp(t, db)
 	if n := rollupsEqualScan(t, db, "the migration"); n == 0 {
 		t.Error("no labels")
+	}
+}
+
+// Ids that differ in the time alone, the worst case: their random bits are the same.
+func TestVersionKeysAreUnique(t *testing.T) {
+	db := database(t)
+	q := "SELECT uniqExact(" + versionKey("version") + `) FROM
+	(
+		SELECT reinterpretAsUUID(bitShiftLeft(toUInt128(0xbfffffffffffffff), 64) + bitShiftLeft(toUInt128(1772539200000 + number % 1000), 16) + 0x7fff) AS impression_id,
+			toUInt32(1 + intDiv(number, 1000)) AS version
+		FROM numbers(8000)
+	)`
+	if n := count(t, db, q); n != 8000 {
+		t.Errorf("%d keys of 1000 ids in 8 versions each", n)
 	}
 }

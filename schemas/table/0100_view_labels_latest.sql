@@ -9,5 +9,5 @@
 CREATE OR REPLACE VIEW labels_latest {{cluster}}AS
 SELECT *
 FROM labels FINAL
-WHERE (impression_id, version) GLOBAL NOT IN (SELECT impression_id, toUInt32(version - 1) FROM labels WHERE version > 1)
+WHERE {{version_key "version"}} GLOBAL NOT IN (SELECT {{version_key "version - 1"}} FROM labels WHERE version > 1)
 COMMENT 'Current verdict on each impression, corrections applied';

@@ -34,26 +34,31 @@ FROM
 )
 COMMENT 'Days whose rollup is current';
 
+{{define "rolled_days"}}SELECT day FROM rollup_cells WHERE until = toDateTime(day + 1, 'UTC'){{end -}}
+{{define "rolled_hours"}}SELECT toDateTime(day, 'UTC') + 3600 * arrayJoin(range(toUInt32(dateDiff('hour', toDateTime(day, 'UTC'), until)))) FROM rollup_cells{{end -}}
+{{define "not_rolled"}}event_time >= (SELECT ifNull(minOrNull(hour), toDateTime(4294967295, 'UTC')) FROM label_hours WHERE hour GLOBAL NOT IN ({{template "rolled_hours"}}))
+    AND event_time <= (SELECT horizon FROM label_horizon)
+    AND toDate(event_time, 'UTC') GLOBAL NOT IN ({{template "rolled_days"}})
+    AND toStartOfHour(toDateTime(event_time, 'UTC')) GLOBAL NOT IN ({{template "rolled_hours"}}){{end -}}
 -- labels_unrolled
 -- Question: which mature impressions are in no current rollup?
 -- Columns:  those of labels; one row per impression.
--- Rule:     labels_mature outside of rollup_cells. The condition on days lets whole partitions be left out. What is said of the
---           event time stands in PREWHERE, which FINAL does not fill by itself: rows that are there twice have the same one, so
---           nothing is lost, and of a day that is rolled up in part the other columns are read for the rest only.
+-- Rule:     labels_mature outside of rollup_cells. First of all, by one comparison, what is younger than the first hour of
+--           label_hours that is not rolled up: mostly that is the last hour or two. The condition on days lets whole partitions be
+--           left out. All versions of an impression have one event time, so the search for newer ones is bounded alike.
+--           These conditions stand in PREWHERE, which FINAL does not fill by itself: rows that are there twice have the same time, so
+--           nothing is lost, and other columns are read for the rest only.
 -- Example:  SELECT count() FROM labels_unrolled
 -- Cost:     the hours since the last rollup, and days that a correction has touched since; DB.RollUp makes it small.
 CREATE OR REPLACE VIEW labels_unrolled {{cluster}}AS
 SELECT *
 FROM labels FINAL
-PREWHERE toDate(event_time, 'UTC') GLOBAL NOT IN (SELECT day FROM rollup_cells WHERE until = toDateTime(day + 1, 'UTC'))
-    AND toStartOfHour(toDateTime(event_time, 'UTC')) GLOBAL NOT IN
-        (SELECT toDateTime(day, 'UTC') + 3600 * arrayJoin(range(toUInt32(dateDiff('hour', toDateTime(day, 'UTC'), until)))) FROM rollup_cells)
-    AND event_time <= (SELECT horizon FROM label_horizon)
-WHERE (impression_id, version) GLOBAL NOT IN
+PREWHERE {{template "not_rolled"}}
+WHERE {{version_key "version"}} GLOBAL NOT IN
     (
-        SELECT impression_id, toUInt32(version - 1)
+        SELECT {{version_key "version - 1"}}
         FROM labels
-        WHERE version > 1 AND toDate(event_time, 'UTC') GLOBAL NOT IN (SELECT day FROM rollup_cells WHERE until = toDateTime(day + 1, 'UTC'))
+        WHERE version > 1 AND {{template "not_rolled"}}
     )
     AND bot = 0 AND suspect = 0
 COMMENT 'Mature impressions that are in no current rollup';
@@ -124,7 +129,7 @@ COMMENT 'Variants of each experiment';
 -- Columns:  arm (of experiment_arms), user (salted hash); impressions, clicks. Several rows may have the same key: add them up.
 -- Note:     arm is a hash of 64 bits of both names: to group by names costs three times as much. Join with experiment_arms at the end.
 -- Example:  SELECT max(n) FROM (SELECT sum(impressions) AS n FROM user_totals GROUP BY arm, user)
--- Cost:     one rollup row for each user, experiment and week, or day where the week has none; and labels_unrolled.
+-- Cost:     one rollup row for each user, experiment and week, or day where the week has none; and each row of labels_unrolled.
 CREATE OR REPLACE VIEW user_totals {{cluster}}AS
 SELECT arm, user, impressions, clicks
 FROM rollup_users_weeks
@@ -134,8 +139,7 @@ SELECT {{arm}} AS arm, user, impressions, clicks
 FROM rollup_users
 WHERE experiment != '' AND (day, generation) GLOBAL IN (SELECT day, generation FROM rollup_cells WHERE week_generation = 0)
 UNION ALL
-SELECT {{arm}} AS arm, user, toUInt32(count()) AS impressions, toUInt32(sum(clicked)) AS clicks
+SELECT {{arm}} AS arm, user, toUInt32(1) AS impressions, toUInt32(clicked) AS clicks
 FROM labels_unrolled
 WHERE experiment != ''
-GROUP BY arm, user
 COMMENT 'Impressions and clicks of each user in each experiment';

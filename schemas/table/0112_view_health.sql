@@ -53,7 +53,7 @@ SELECT labels.*, toUnixTimestamp64Milli(watermark) - toUnixTimestamp64Milli(even
     version = max(version) OVER () AS latest,
     latest AND bot = 0 AND suspect = 0 AND event_time <= (SELECT horizon FROM label_horizon) AS counts,
     known.description AS description, known.blocked AS blocked
-FROM (SELECT * FROM labels FINAL WHERE event_time = UUIDv7ToDateTime(wanted, 'UTC') AND impression_id = wanted) AS labels
+FROM (SELECT * FROM labels FINAL PREWHERE event_time = UUIDv7ToDateTime(wanted, 'UTC') WHERE impression_id = wanted) AS labels
 LEFT JOIN (SELECT toLowCardinality(id) AS creative, description, blocked FROM creatives FINAL) AS known USING (creative)
 ORDER BY version
 COMMENT 'All versions of one impression, by its id';

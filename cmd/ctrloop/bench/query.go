@@ -131,10 +131,11 @@ FROM (SELECT number FROM numbers_mt(%[5]d, %[6]d))
 ARRAY JOIN if(late, [1, 2], [1]) AS v
 SETTINGS max_insert_threads = 2, insert_deduplicate = 0, max_partitions_per_insert_block = 0, max_execution_time = 0`
 
-// rawWeek asks labels itself what experiment_results answers from rollups.
-const rawWeek = `SELECT variant, count(), sum(m), sum(d), sum(m * m), sum(d * d), sum(m * d)
-FROM (SELECT variant, user, toUInt64(sum(clicked)) AS m, toUInt64(count()) AS d FROM labels_mature WHERE experiment = '` + largest + `' GROUP BY variant, user)
-GROUP BY variant`
+// rawWeek asks labels itself what experiment_results answers from rollups. By a number of the variant: with its name in
+// the key it takes half as long again.
+const rawWeek = `SELECT arm, count(), sum(m), sum(d), sum(m * m), sum(d * d), sum(m * d)
+FROM (SELECT cityHash64(variant) AS arm, user, toUInt64(sum(clicked)) AS m, toUInt64(count()) AS d FROM labels_mature WHERE experiment = '` + largest + `' GROUP BY arm, user)
+GROUP BY arm`
 
 // questions are asked in this order.
 func questions(id string) [][2]string {
