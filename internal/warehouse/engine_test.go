@@ -83,6 +83,40 @@ func TestEngineKeepsDataAndDSNOverAStop(t *testing.T) {
 	})
 }
 
+// The files of the query log outlive the table, which only the process knows. The next process must be able to make
+// it again, after a stop and after a kill: it tried for ever once, with a core of its own.
+func TestEveryProcessHasAQueryLog(t *testing.T) {
+	dir := t.TempDir()
+	logged := func(after string, e *Engine) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		db := connect(t, e.DSN())
+		if err := db.Exec(ctx, "SYSTEM FLUSH LOGS query_log, part_log"); err != nil {
+			t.Fatalf("after %s: %v", after, err)
+		}
+		var n uint64
+		if err := db.QueryRow(ctx, "SELECT count() FROM system.query_log").Scan(&n); err != nil || n == 0 {
+			t.Errorf("after %s: %d queries are in the log, %v", after, n, err)
+		}
+	}
+	e := startEngine(t, EngineConfig{Dir: dir})
+	logged("the first start", e)
+	stop(t, e)
+	e = startEngine(t, EngineConfig{Dir: dir})
+	logged("a stop", e)
+	if err := syscall.Kill(e.PID(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); e.Restarts() == 0; {
+		if time.Now().After(deadline) {
+			t.Fatal("no restart after a kill")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	logged("a kill", e)
+}
+
 // The child is killed again and again while a writer goes on; each acknowledged row must be there once
 // and the same pool of connections must go on to work.
 func TestKilledChildKeepsAcknowledgedRows(t *testing.T) {

@@ -61,6 +61,11 @@ func (e *Engine) startProcess(ctx context.Context, cfg EngineConfig) (*process, 
 	if err := writePrivate(users, []byte(usersConfig(e.creds, cfg.MaxMemoryBytes))); err != nil {
 		return nil, err
 	}
+	// The engine forgets its own database, system, with its process, but not the files of the log tables in it: their names are taken
+	// then, and it tries to make them again without a pause, one core busy for ever.
+	if err := os.RemoveAll(filepath.Join(cfg.Dir, "data", "data", "system")); err != nil {
+		return nil, fmt.Errorf("remove the query log of the engine's last process: %w", err)
+	}
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find this program to start it as the engine: %w", err)

@@ -315,7 +315,7 @@ func TestWeeks(t *testing.T) {
 		t.Fatal(err)
 	}
 	inUse("a correction", "", 4*20+40) // of the day without a rollup the impressions one by one
-	up(time.Hour, 1, 0) // the week is too young
+	up(time.Hour, 1, 0)                // the week is too young
 	inUse("the day's new count", "", 5*20)
 	age("rollup_weeks")
 	up(time.Hour, 0, 1)
