@@ -8,7 +8,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+# Optimised by a CPU profile of the join (make pgo): docs/benchmarks.md has what it gains.
+PGO := bench/ctrloop.pgo
+GOBUILD := CGO_ENABLED=0 go build -trimpath -pgo $(PGO) -ldflags "-s -w -X main.version=$(VERSION)"
 # Two test binaries at a time: each may start an engine (0.3 GB) and a broker.
 GOTEST := go test -p 2 -timeout 20m
 TRAINER := trainer-bridge/trainer
@@ -106,6 +108,14 @@ bench: ## Go benchmarks
 .PHONY: bench-join
 bench-join: build ## the join against its targets (ARGS="--kafka HOST:PORT" adds a real broker, --quick is a smoke test)
 	bin/ctrloop bench join --json bin/bench-join.json $(ARGS)
+
+# The folder of this checkout, which the profile names, becomes as many dots: the format has lengths.
+.PHONY: pgo
+pgo: build ## make the profile anew that the binary is built by, on a machine that does nothing else
+	mkdir -p .cache/pgo
+	bin/ctrloop bench join --only loop,embedded --profile .cache/pgo
+	go tool pprof -proto -output .cache/pgo/both.pprof .cache/pgo/loop.pprof .cache/pgo/embedded.pprof
+	gunzip -c .cache/pgo/both.pprof | LC_ALL=C sed "s#$(CURDIR)#$$(tr -c . . <<<'$(CURDIR)' | head -c $$(printf %s '$(CURDIR)' | wc -c))#g" | gzip -n9 > $(PGO)
 
 .PHONY: bench-peers
 bench-peers: build kafka-jars ## the join beside Kafka Streams on one real broker and one log (needs a JDK and Maven)
