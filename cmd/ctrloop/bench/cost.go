@@ -159,7 +159,7 @@ type Pauses struct {
 	Count int64 `json:"count"`
 	// LongestMS is the upper edge of the histogram's bucket that holds the longest pause.
 	LongestMS float64 `json:"longest_ms"`
-	// FullMS is the wall time of a full collection at the end, with the windows full.
+	// FullMS is the wall time of a full collection at the end, with the windows full: the median of nine.
 	FullMS float64 `json:"full_ms,omitempty"`
 }
 
