@@ -110,7 +110,9 @@ func serverConfig(dir, nonce string, tcp, http int, maxMemory int64, remoteServe
 }
 
 // usersConfig is users.xml. "default" is who the engine's own console logs in as: it may open the ports
-// and nothing else. Passwords are there as hashes only.
+// and nothing else. Passwords are there as hashes only. Views that put levels of rollups together are read by as many
+// streams as there are threads: with some for each level, grouping by user would build a table of users in every
+// one of them (a lift took 1.4 GB and 1.1 s of processor time instead of 0.5 and 0.6).
 func usersConfig(c credentials, maxMemory int64) string {
 	hash := func(p string) string {
 		h := sha256.Sum256([]byte(p))
@@ -118,10 +120,11 @@ func usersConfig(c credentials, maxMemory int64) string {
 	}
 	return fmt.Sprintf(`<clickhouse>
   <profiles>
-    <default><log_queries>1</log_queries><do_not_merge_across_partitions_select_final>1</do_not_merge_across_partitions_select_final></default>
+    <default><log_queries>1</log_queries><do_not_merge_across_partitions_select_final>1</do_not_merge_across_partitions_select_final><max_streams_for_union_step_to_max_threads_ratio>1</max_streams_for_union_step_to_max_threads_ratio></default>
     <analyst>
       <readonly>1</readonly>
       <do_not_merge_across_partitions_select_final>1</do_not_merge_across_partitions_select_final>
+      <max_streams_for_union_step_to_max_threads_ratio>1</max_streams_for_union_step_to_max_threads_ratio>
       <cancel_http_readonly_queries_on_client_close>1</cancel_http_readonly_queries_on_client_close>
       <max_execution_time>%[1]d</max_execution_time>
       <max_result_rows>%[2]d</max_result_rows>
