@@ -20,7 +20,7 @@ type BenchQueryCmd struct {
 	Days   int    `help:"Days of event time." default:"7"`
 	Seed   uint64 `help:"Draws the labels." default:"1"`
 	Runs   int    `help:"How often each question is asked; the median counts." default:"5"`
-	Memory int64  `help:"Memory of the engine, bytes." default:"6442450944"`
+	Memory int64  `help:"Memory of the engine, bytes; the default is that of an instance." default:"2147483648"`
 	Dir    string `help:"Folder for the engine's data, about 4 GB for 100 million labels, removed at the end. Default: the system's temporary one." type:"path" placeholder:"DIR"`
 	DSN    string `name:"dsn" help:"Measure this ClickHouse instead; its database must have no labels." placeholder:"DSN"`
 	JSON   string `name:"json" help:"Write the result to this file too; - is standard output, without the table." placeholder:"FILE"`
