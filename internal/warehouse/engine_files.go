@@ -120,11 +120,12 @@ func usersConfig(c credentials, maxMemory int64) string {
 	}
 	return fmt.Sprintf(`<clickhouse>
   <profiles>
-    <default><log_queries>1</log_queries><do_not_merge_across_partitions_select_final>1</do_not_merge_across_partitions_select_final><max_streams_for_union_step_to_max_threads_ratio>1</max_streams_for_union_step_to_max_threads_ratio></default>
+    <default><log_queries>1</log_queries><do_not_merge_across_partitions_select_final>1</do_not_merge_across_partitions_select_final><max_streams_for_union_step_to_max_threads_ratio>1</max_streams_for_union_step_to_max_threads_ratio><max_threads_min_free_memory_per_thread>268435456</max_threads_min_free_memory_per_thread></default>
     <analyst>
       <readonly>1</readonly>
       <do_not_merge_across_partitions_select_final>1</do_not_merge_across_partitions_select_final>
       <max_streams_for_union_step_to_max_threads_ratio>1</max_streams_for_union_step_to_max_threads_ratio>
+      <max_threads_min_free_memory_per_thread>268435456</max_threads_min_free_memory_per_thread>
       <cancel_http_readonly_queries_on_client_close>1</cancel_http_readonly_queries_on_client_close>
       <max_execution_time>%[1]d</max_execution_time>
       <max_result_rows>%[2]d</max_result_rows>
