@@ -217,8 +217,15 @@ FROM
 INNER JOIN experiment_arms AS names USING (arm)
 COMMENT 'Sums of an experiment with those of the days before it';
 
-{{define "numbered_arms"}}SELECT experiment, variant, arm, toUInt64(sipHash64(experiment)) AS trial, toUInt64(row_number() OVER (PARTITION BY experiment ORDER BY variant) - 1) AS nth
-    FROM experiment_arms QUALIFY nth < 64{{end -}}
+{{define "numbered_arms"}}(
+        SELECT groupArray((experiment, variant, arm, trial, nth))
+        FROM
+        (
+            SELECT toString(experiment) AS experiment, toString(variant) AS variant, arm, toUInt64(sipHash64(experiment)) AS trial,
+                toUInt64(row_number() OVER (PARTITION BY experiment ORDER BY variant) - 1) AS nth
+            FROM experiment_arms QUALIFY nth < 64
+        )
+    ){{end -}}
 -- experiment_health
 -- Question: is the experiment's traffic split as planned, and does each user see one variant?
 -- Columns:  experiment, variant; users, users_elsewhere (of them, seen in another variant of the experiment too), multiple
@@ -239,22 +246,23 @@ SELECT experiment, variant, users, users_elsewhere, users_elsewhere / users AS m
 FROM
 (
     -- Of each user of an experiment the variants seen, as bits: a set of numbers costs three times as much, names ten times.
-    WITH (SELECT (groupArray(arm), groupArray(trial), groupArray(nth)) FROM ({{template "numbered_arms"}})) AS numbered
-    SELECT toString(names.experiment) AS experiment, toString(names.variant) AS variant, sum(n) AS users, sumIf(n, bitCount(seen) > 1) AS users_elsewhere
+    -- The list of variants is a scalar, so that both readers see the same one.
+    WITH {{template "numbered_arms"}} AS numbered
+    SELECT names.row.1 AS experiment, names.row.2 AS variant, sum(n) AS users, sumIf(n, bitCount(seen) > 1) AS users_elsewhere
     FROM
     (
         SELECT trial, seen, count() AS n
         FROM
         (
-            SELECT transform(arm, numbered.1, numbered.2, toUInt64(0)) AS trial, user,
-                groupBitOr(bitShiftLeft(toUInt64(1), transform(arm, numbered.1, numbered.3, toUInt64(0)))) AS seen
+            SELECT transform(arm, numbered.3, numbered.4, toUInt64(0)) AS trial, user,
+                groupBitOr(bitShiftLeft(toUInt64(1), transform(arm, numbered.3, numbered.5, toUInt64(0)))) AS seen
             FROM user_totals
             GROUP BY trial, user
         )
         GROUP BY trial, seen
     ) AS sets
-    INNER JOIN ({{template "numbered_arms"}}) AS names USING (trial)
-    WHERE bitTest(seen, nth)
+    INNER JOIN (SELECT arrayJoin({{template "numbered_arms"}}) AS row, row.4 AS trial) AS names USING (trial)
+    WHERE bitTest(seen, names.row.5)
     GROUP BY experiment, variant
 ) AS arms
 LEFT JOIN
