@@ -109,10 +109,16 @@ func serverConfig(dir, nonce string, tcp, http int, maxMemory int64, remoteServe
 `, at("log"), nonce, at("data"), tcp, http, at("users.xml"), maxMemory, remoteServers)
 }
 
+// querySettings are those of both profiles. Views that put levels of rollups together are read by as many streams as there
+// are threads: with some for each level, grouping by user would build a table of users in every one of them (a lift
+// took 1.4 GB and 1.1 s of processor time instead of 0.5 and 0.6). And a thread needs 256 MiB of free memory, not 1 GiB, by which
+// every question to an engine of 2 GiB had one thread.
+const querySettings = "<do_not_merge_across_partitions_select_final>1</do_not_merge_across_partitions_select_final>" +
+	"<max_streams_for_union_step_to_max_threads_ratio>1</max_streams_for_union_step_to_max_threads_ratio>" +
+	"<max_threads_min_free_memory_per_thread>268435456</max_threads_min_free_memory_per_thread>"
+
 // usersConfig is users.xml. "default" is who the engine's own console logs in as: it may open the ports
-// and nothing else. Passwords are there as hashes only. Views that put levels of rollups together are read by as many
-// streams as there are threads: with some for each level, grouping by user would build a table of users in every
-// one of them (a lift took 1.4 GB and 1.1 s of processor time instead of 0.5 and 0.6).
+// and nothing else. Passwords are there as hashes only.
 func usersConfig(c credentials, maxMemory int64) string {
 	hash := func(p string) string {
 		h := sha256.Sum256([]byte(p))
@@ -120,12 +126,10 @@ func usersConfig(c credentials, maxMemory int64) string {
 	}
 	return fmt.Sprintf(`<clickhouse>
   <profiles>
-    <default><log_queries>1</log_queries><do_not_merge_across_partitions_select_final>1</do_not_merge_across_partitions_select_final><max_streams_for_union_step_to_max_threads_ratio>1</max_streams_for_union_step_to_max_threads_ratio><max_threads_min_free_memory_per_thread>268435456</max_threads_min_free_memory_per_thread></default>
+    <default><log_queries>1</log_queries>%[9]s</default>
     <analyst>
       <readonly>1</readonly>
-      <do_not_merge_across_partitions_select_final>1</do_not_merge_across_partitions_select_final>
-      <max_streams_for_union_step_to_max_threads_ratio>1</max_streams_for_union_step_to_max_threads_ratio>
-      <max_threads_min_free_memory_per_thread>268435456</max_threads_min_free_memory_per_thread>
+      %[9]s
       <cancel_http_readonly_queries_on_client_close>1</cancel_http_readonly_queries_on_client_close>
       <max_execution_time>%[1]d</max_execution_time>
       <max_result_rows>%[2]d</max_result_rows>
@@ -144,5 +148,5 @@ func usersConfig(c credentials, maxMemory int64) string {
   </users>
   <quotas><default><interval><duration>3600</duration><queries>0</queries><errors>0</errors><result_rows>0</result_rows><read_rows>0</read_rows><execution_time>0</execution_time></interval></default></quotas>
 </clickhouse>
-`, readOnlyMaxSeconds, readOnlyMaxRows, maxMemory/2, appUser, hash(c.App), readOnlyUser, hash(c.ReadOnly), Database)
+`, readOnlyMaxSeconds, readOnlyMaxRows, maxMemory/2, appUser, hash(c.App), readOnlyUser, hash(c.ReadOnly), Database, querySettings)
 }
