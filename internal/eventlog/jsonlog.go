@@ -158,3 +158,15 @@ func checkTime(ms int64, latest time.Time) string {
 	}
 	return ""
 }
+
+// ImpressionOf is the impression that an event shows or clicks.
+func ImpressionOf(l Line) (schemas.ImpressionID, error) {
+	var e event
+	if err := json.Unmarshal(l.JSON, &e); err != nil {
+		return schemas.ImpressionID{}, fmt.Errorf("%s, line %d: %w", l.File, l.Row, err)
+	}
+	if l.Click {
+		return schemas.ParseImpressionID(e.ImpressionID)
+	}
+	return schemas.ParseImpressionID(e.ID)
+}
