@@ -48,9 +48,8 @@ var _ Prompt = (*VLLM)(nil)
 
 // NewVLLM checks the address.
 func NewVLLM(cfg VLLMConfig) (*VLLM, error) {
-	u, err := url.Parse(cfg.Address)
-	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return nil, fmt.Errorf("model server address %q: want http://host:port", cfg.Address)
+	if err := CheckAddress(cfg.Address); err != nil {
+		return nil, fmt.Errorf("model server: %w", err)
 	}
 	t := &http.Transport{
 		DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
@@ -59,6 +58,15 @@ func NewVLLM(cfg VLLMConfig) (*VLLM, error) {
 		DisableCompression:  true, // answers are small and are passed on as they are
 	}
 	return &VLLM{cfg: cfg, base: strings.TrimRight(cfg.Address, "/"), client: &http.Client{Transport: t}}, nil
+}
+
+// CheckAddress says what is wrong with the URL of a server.
+func CheckAddress(address string) error {
+	u, err := url.Parse(address)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+		return fmt.Errorf("address %q: want http://host:port", address)
+	}
+	return nil
 }
 
 // Name is the server's address.
