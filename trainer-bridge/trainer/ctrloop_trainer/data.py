@@ -1,7 +1,8 @@
 """Products (catalogue.jsonl) and preference datasets (Arrow IPC files) as the jobs see them."""
 
+import collections
 import dataclasses
-import io
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
-from PIL import Image, UnidentifiedImageError
 
+from . import pictures
 from .errors import BadInputError, NoEvidenceError
 
 
@@ -225,23 +226,15 @@ def _images(ids: list[str], pngs: list[bytes | None]) -> np.ndarray:
     out = []
     for i, png in zip(ids, pngs, strict=True):
         if not png:
-            raise BadInputError(f"creative {i} has no image: every creative of a dataset needs its 64 px view")
+            raise BadInputError(f"creative {i} has no image: every creative of a dataset needs its view")
         try:
-            picture = Image.open(io.BytesIO(png))
-            if max(picture.size) > MAX_VIEW_PX:
-                size = f"{picture.width} x {picture.height}"
-                raise BadInputError(f"the image of creative {i} is {size} px: views have at most {MAX_VIEW_PX} a side")
-            out.append(np.asarray(picture.convert("RGB")))
-        except Image.DecompressionBombError as e:
-            raise BadInputError(f"the image of creative {i} is too large to be a view: {e}") from e
-        except UnidentifiedImageError as e:
-            raise BadInputError(f"the image of creative {i} is not a picture: {e}") from e
-        except (OSError, SyntaxError, ValueError) as e:
-            raise BadInputError(f"the image of creative {i} is damaged: {e}; build the dataset again") from e
+            out.append(np.asarray(pictures.read(png, max_side=MAX_VIEW_PX)))
+        except pictures.BadPictureError as e:
+            raise BadInputError(f"the image of creative {i} {e}; build the dataset again") from e
     shapes = {x.shape for x in out}
     if len(shapes) > 1:
         raise BadInputError(f"images of the dataset differ in size: {sorted(shapes)}")
-    return np.stack(out) if out else np.zeros((0, 64, 64, 3), np.uint8)
+    return np.stack(out) if out else np.zeros((0, pictures.VIEW_PX, pictures.VIEW_PX, 3), np.uint8)
 
 
 def _check(c: Creatives, p: Pairs, folder: Path) -> None:

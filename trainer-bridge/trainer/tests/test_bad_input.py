@@ -99,7 +99,7 @@ NOISE = png(np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uin
         (b"", ("creative c-3 has no image",)),
         (b"GIF", ("creative c-3", "is not a picture")),
         (NOISE[: len(NOISE) // 2], ("creative c-3", "damaged")),
-        (bomb(), ("creative c-3", "too large to be a view")),
+        (bomb(), ("creative c-3", "too large to be read")),
         (png(np.zeros((3000, 3000, 3), np.uint8)), ("creative c-3", "3000 x 3000 px")),
         (png(np.zeros((64, 32, 3), np.uint8)), ("differ in size",)),
     ],
@@ -111,7 +111,9 @@ def test_images(reward, refuses, value, words):
 
 def test_images_of_another_view_than_the_trunk_s(reward, refuses):
     def enlarge(data):
-        data.creatives["image_png"] = [png(np.zeros((96, 96, 3), np.uint8))] * len(data.creatives["image_png"])
+        rng = np.random.default_rng(0)
+        pngs = [png(rng.integers(0, 255, (96, 96, 3)).astype(np.uint8)) for _ in data.creatives["image_png"]]
+        data.creatives["image_png"] = pngs
 
     refuses(reward(enlarge), "96", "64")
 

@@ -33,6 +33,7 @@ from transformers import (
 
 from ..accelerator import Accelerate
 from ..errors import BadInputError
+from ..pictures import VIEW_PX
 from ..placement import Placement
 from . import families
 from .families import LORA_EXCLUDE
@@ -278,7 +279,13 @@ class PromptModel:
         """Registers many pictures of one size at once, uint8 (n, height, width, 3)."""
         for i in range(0, len(keys), 256):
             batch = [Image.fromarray(x) for x in images[i : i + 256]]
-            out = dict(self.processor.image_processor(images=batch, return_tensors="pt"))
+            try:
+                out = dict(self.processor.image_processor(images=batch, return_tensors="pt"))
+            except ValueError as e:  # of a shape that this family's processor does not take
+                size = f"{batch[0].width} x {batch[0].height}"
+                raise BadInputError(
+                    f"pictures of {size} px such as {keys[i]!r} cannot be shown to the model: {e}"
+                ) from e
             for key, inputs in zip(keys[i : i + 256], self.family.split(out, len(batch)), strict=True):
                 self._pictures[key] = inputs
                 self._sizes[key] = batch[0].size

@@ -33,12 +33,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
+from .. import pictures
 from ..digest import file_digest
 from ..errors import BadInputError
+from ..pictures import BadPictureError
 from . import evidence as ev
-from . import pictures
 from .dataset_writer import CREATIVES, PAIRS, TEST, TRAIN, CreativeRow, PairRow, Writer, new_dataset
-from .pictures import BadPictureError
 
 BY_HASH, BY_LISTS = "hash", "lists"
 CAIG_FIELDS = ("id", "image", "left_ctr", "right_ctr", "target", "caption", "category", "question", "conversations")
@@ -543,7 +543,9 @@ def _arguments() -> argparse.ArgumentParser:
         return c
 
     def common(c: argparse.ArgumentParser) -> None:
-        c.add_argument("--px", type=int, default=64, help="side of the models' view (64 for the embedded models)")
+        c.add_argument(
+            "--px", type=int, default=pictures.VIEW_PX, help="side of the models' view (64 for the embedded models)"
+        )
         c.add_argument("--holdout", type=float, default=0.2, help="share of products in the test split, by hash")
         c.add_argument("--skip-bad", type=int, default=0, metavar="N", help="go on with up to N bad lines or pictures")
         c.add_argument("--max-pixels", type=int, default=pictures.MAX_PIXELS, help="larger pictures are bad")

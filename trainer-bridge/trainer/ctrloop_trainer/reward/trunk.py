@@ -25,12 +25,12 @@ from .. import lineage
 from ..data import load_catalogue, split
 from ..errors import BadInputError
 from ..grammar import Grammar
+from ..pictures import VIEW_PX
 from ..progress import Progress, check_loss, write_json
 from ..render import Renderer, Shot
 from ..spec import Spec, hyper
 
 PARTS = ("scene", "palette", "light", "prop")
-VIEW_PX = 64
 WIDTHS = (24, 40, 64, 64)
 FEATURES = 160
 MASK_WIDTH = 16

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
-import io
 import math
 from collections.abc import Callable
 
 from PIL import Image
 
+from .. import pictures
 from .errors import bad_request
 
 MAX_IMAGES = 8
@@ -74,7 +74,7 @@ def _integer(body: dict, key: str, default: int | None, low: int, high: int) -> 
     return v
 
 
-def _image(url: object) -> Image.Image:
+def _image(url: object, max_pixels: int = MAX_IMAGE_PX) -> Image.Image:
     if not isinstance(url, str) or not url.startswith("data:image/"):
         raise bad_request(
             "image_url.url must be a data URL (data:image/png;base64,...): this server fetches nothing.", "messages"
@@ -83,20 +83,20 @@ def _image(url: object) -> Image.Image:
     if not head.endswith(";base64"):
         raise bad_request("image_url.url must be base64-encoded.", "messages")
     try:
-        im = Image.open(io.BytesIO(base64.b64decode(payload, validate=True)))
-        if im.width * im.height > MAX_IMAGE_PX:
-            raise bad_request(
-                f"image of {im.width}x{im.height} pixels is larger than {MAX_IMAGE_PX} pixels.", "messages"
-            )
-        return im.convert("RGB")
-    except (binascii.Error, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise bad_request(f"image cannot be decoded: {e}", "messages") from e
+        return pictures.read(base64.b64decode(payload, validate=True), max_pixels=max_pixels)
+    except (binascii.Error, ValueError) as e:
+        raise bad_request(f"image is not base64: {e}", "messages") from e
+    except pictures.BadPictureError as e:
+        raise bad_request(f"image cannot be used: it {e}", "messages") from e
 
 
-def _messages(raw: object) -> tuple[list[dict], list[Image.Image]]:
+def _messages(raw: object, max_text: int) -> tuple[list[dict], list[Image.Image]]:
     if not isinstance(raw, list) or not raw:
         raise bad_request("messages must be a non-empty list.", "messages")
-    out, images = [], []
+    if len(raw) > MAX_MESSAGES:
+        raise bad_request(f"At most {MAX_MESSAGES} messages may be provided in one prompt.", "messages")
+    _check_parts(raw, max_text)
+    out, images, room = [], [], MAX_IMAGE_PX
     for m in raw:
         if not isinstance(m, dict) or m.get("role") not in ("system", "user", "assistant"):
             raise bad_request("each message needs a role: system, user or assistant.", "messages")
