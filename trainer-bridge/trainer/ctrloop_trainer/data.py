@@ -108,6 +108,7 @@ class Pairs:
     # (n, 2), left and right, within the pair's own cell (placement, window); None where the data set does not tell.
     impressions: np.ndarray | None = None
     clicks: np.ndarray | None = None
+    placements: list[str] | None = None  # None where the data set does not tell
 
     @property
     def test(self) -> np.ndarray:
@@ -136,6 +137,7 @@ class Pairs:
             self.split[ix],
             None if self.impressions is None else self.impressions[ix],
             None if self.clicks is None else self.clicks[ix],
+            None if self.placements is None else [self.placements[i] for i in ix],
         )
 
     def __len__(self) -> int:
@@ -188,6 +190,7 @@ def load_dataset(folder: Path) -> tuple[Creatives, Pairs]:
             np.array(p["split"].to_pylist(), object),
             _sides(p, "impressions"),
             _sides(p, "clicks"),
+            p["placement"].to_pylist() if "placement" in p.schema.names else None,
         )
     except KeyError as e:
         raise BadInputError(f"the dataset {folder} lacks {e}: a column, or a creative that pairs.arrow names") from e
@@ -257,9 +260,67 @@ def _check(c: Creatives, p: Pairs, folder: Path) -> None:
         raise BadInputError(f"the dataset {folder} has a pair of split {unknown[0]!r}: known are {', '.join(SPLITS)}")
     if not p.training.any():
         raise NoEvidenceError(f"the dataset {folder} has no training pairs: wait for more clicks")
-    both = {c.products[i] for i in p.left[p.test]} & {c.products[i] for i in p.left[p.training]}
+    if not p.weight[p.training].any():
+        raise NoEvidenceError(f"all training pairs of {folder} have weight 0, they are ties: wait for more clicks")
+    _check_pairs(c, p, folder)
+    _check_leaks(c, p, folder)
+
+
+def _check_pairs(c: Creatives, p: Pairs, folder: Path) -> None:
+    """Every pair is of two creatives of the product that it names, and is there once."""
+    seen: dict[tuple, str] = {}
+    repeated = [i for i, n in collections.Counter(p.ids).items() if n > 1]
+    if repeated:
+        raise BadInputError(f"pair {repeated[0]} is twice in {folder}: it would weigh double; build the dataset again")
+    for n, (i, product, left, right) in enumerate(zip(p.ids, p.products, p.left, p.right, strict=True)):
+        if left == right:
+            raise BadInputError(f"pair {i} of {folder} holds creative {c.ids[left]} against itself: it has no winner")
+        for side, row in (("left", left), ("right", right)):
+            if c.products[row] != product:
+                raise BadInputError(
+                    f"pair {i} of {folder} is of product {product}, and its {side} creative {c.ids[row]} of "
+                    f"{c.products[row]}: products are what keeps training and test apart; build the dataset again"
+                )
+        key = (*_cell(p, n), *_side_by_side(p, n))
+        if (first := seen.setdefault(key, i)) != i:
+            raise BadInputError(
+                f"pairs {first} and {i} of {folder} are the same two creatives on the same evidence: they would weigh "
+                "double; keep one"
+            )
+
+
+def _cell(p: Pairs, n: int) -> tuple:
+    return p.split[n], p.placements[n] if p.placements else ""
+
+
+def _side_by_side(p: Pairs, n: int) -> list[tuple]:
+    """Both sides of a pair with their counts, whichever is left."""
+    counts = [[] if x is None else x[n].tolist() for x in (p.impressions, p.clicks)]
+    return sorted((int(row), *(x[k] for x in counts if x)) for k, row in enumerate((p.left[n], p.right[n])))
+
+
+def _check_leaks(c: Creatives, p: Pairs, folder: Path) -> None:
+    """No product, and no picture, is both learned from and examined on."""
+
+    def products(rows: np.ndarray) -> set[str]:
+        return {c.products[i] for side in (p.left, p.right) for i in side[rows]}
+
+    both = products(p.test) & products(p.training)
     if both:
         raise BadInputError(f"product {sorted(both)[0]} is in the training and in the test split of {folder}")
+    learned = products(p.training)
+    pictures_of = {_digest(c.images[i]): i for i, product in enumerate(c.products) if product in learned}
+    for i in sorted({int(i) for side in (p.left, p.right) for i in side[p.test]}):
+        if (other := pictures_of.get(_digest(c.images[i]))) is not None:
+            raise BadInputError(
+                f"creatives {c.ids[other]} of training product {c.products[other]} and {c.ids[i]} of test product "
+                f"{c.products[i]} in {folder} are the same picture: the test would be about what was learned; keep "
+                "both products on one side of the split, or leave the test pairs of this creative out"
+            )
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.sha256(image.tobytes()).digest()
 
 
 def log_odds(mean: np.ndarray) -> np.ndarray:

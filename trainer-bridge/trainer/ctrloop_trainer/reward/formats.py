@@ -267,19 +267,24 @@ def caig(a: argparse.Namespace) -> dict[str, Any]:
             product, caption, c = facts[d]
             n, k = counts(d)
             w.creatives([CreativeRow(f"caig-{d}", product, caption, views[d], n, k, usual if c is None else c)])
-        out, ids = [], set()
+        out, ids, judged, repeated = [], set(), set(), 0
         for r, product in zip(rows, products, strict=True):
             pair_id = "pair-" + hashlib.sha256(f"{r.key}\x00{r.left}\x00{r.right}".encode()).hexdigest()[:16]
             if pair_id in ids:
                 bad.add(r.where, "the same record again")
                 continue
             ids.add(pair_id)
+            # Other records of the same two pictures say the same once more: a pair that is there twice weighs double.
+            if (both := frozenset((r.left, r.right))) in judged:
+                repeated += 1
+                continue
+            judged.add(both)
             split = _split(a.split, product, a.holdout)
             sides = f"caig-{r.left}", f"caig-{r.right}"
             out.append(PairRow(pair_id, product, *sides, r.left_wins, 1.0, *counts(r.left), *counts(r.right), split))
         bad.settle()
         source = {"format": "caig", "file": file_digest(a.file), "assumed_impressions": a.impressions}
-        return w.finish(out, ev.CAIG, {**source, "px": a.px, "skipped": bad.found})
+        return w.finish(out, ev.CAIG, {**source, "px": a.px, "skipped": bad.found, "repeated": repeated})
 
 
 # --- CreativeRanking -----------------------------------------------------------------------------------------------
