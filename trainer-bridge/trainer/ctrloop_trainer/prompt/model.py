@@ -37,8 +37,8 @@ from ..pictures import VIEW_PX
 from ..placement import Placement
 from . import families
 from .families import LORA_EXCLUDE
+from .markup import Markup
 
-VIEW_PX = 64
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<|user|>", "<|assistant|>", "<|system|>"]
 CHAT_TEMPLATE = (
     "<s>{% for m in messages %}{{ '<|' + m['role'] + '|>' }}"
@@ -251,6 +251,7 @@ class PromptModel:
         self.wrapped: torch.nn.Module | None = None
         self.family = families.of(model)
         self.tokenizer = processor.tokenizer
+        self.markup = Markup.of(processor)
         self.eos, self.pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         # Answers sampled together: keys and values of 256 long prompts do not fit beside a 7 B model.
         self.sample_batch = 256 if sum(p.numel() for p in model.parameters()) < 50_000_000 else 16
@@ -333,8 +334,11 @@ class PromptModel:
         return self._prompts[text, size]
 
     def tokens(self, conversation: list[dict], sizes: Sequence[tuple[int, int]]) -> Prompt:
-        """A conversation with pictures of these (width, height) as tokens, up to where the answer starts."""
-        rendered = self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        """A conversation with pictures of these (width, height) as tokens, up to where the answer starts. Its texts are
+        data: what spells a control token in them is taken apart."""
+        rendered = self.processor.apply_chat_template(
+            escaped(conversation, self.markup), add_generation_prompt=True, tokenize=False
+        )
         blanks = [Image.new("RGB", s) for s in sizes]
         # add_special_tokens=False: the template writes them, as in vLLM.
         out = self.processor(text=[rendered], images=blanks, add_special_tokens=False)
@@ -342,8 +346,8 @@ class PromptModel:
         return Prompt(list(out["input_ids"][0]), types)
 
     def answer_ids(self, text: str) -> list[int]:
-        """Tokens of an answer, end token included."""
-        return [*self.tokenizer.encode(text, add_special_tokens=False), self.eos]
+        """Tokens of an answer, end token included; a control token that it spells is text, as in tokens()."""
+        return [*self.tokenizer.encode(self.markup.escape(text), add_special_tokens=False), self.eos]
 
     def inputs(self, asks: Sequence[Ask], answers: Sequence[list[int]] | None = None) -> dict[str, torch.Tensor]:
         """Model inputs of requests, with the tokens of their answers when given, padded on the left."""
@@ -419,6 +423,15 @@ class PromptModel:
             texts += [t.strip() for t in self.tokenizer.batch_decode(replies, skip_special_tokens=True)]
         said = dict(self.accelerate.gather(list(zip(mine, texts, strict=True))))
         return [said[i] for i in range(len(asks))]
+
+
+def escaped(conversation: Sequence[dict], markup: Markup) -> list[dict]:
+    """A conversation whose texts hold no control tokens; contents are lists of parts."""
+
+    def part(p: dict) -> dict:
+        return {**p, "text": markup.escape(p["text"])} if p["type"] == "text" else p
+
+    return [{**m, "content": [part(p) for p in m["content"]]} for m in conversation]
 
 
 def messages(text: str) -> list[dict]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +14,7 @@ from torch import nn
 
 from ..errors import BadInputError
 from ..progress import write_json
+from ..words import words
 from .trunk import Trunk
 
 FORM = "siamese"  # reward.json's "form": other forms are other classes
@@ -42,11 +42,6 @@ def both_orders(scorer: PairScorer, captions: Sequence[str], left: np.ndarray, r
     forward, backward = scorer.p_left(captions, left, right), scorer.p_left(captions, right, left)
     same = np.mean((forward > 0.5) == (backward < 0.5)) if len(forward) else 1.0
     return Scored((forward + 1 - backward) / 2, float(same))
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words of a caption, category path included."""
-    return re.findall(r"[a-z]+", text.lower())
 
 
 def category_path(caption: str) -> tuple[str, ...]:
