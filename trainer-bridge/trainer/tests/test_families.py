@@ -305,7 +305,7 @@ def test_the_server_answers_like_the_trainer(folder, v, tmp_path):
     adapted(v, 0.3).model.save_pretrained(tmp_path / "a")
     want |= {("a", k): v.sample([Ask(TEXT, k)], 0, greedy=True)[0] for k in pictures}
     engine = Engine(str(folder), "base")
-    engine.thread.start()
+    engine.start()
     with TestClient(Server(engine).app()) as client:
         body = {"lora_name": "a", "lora_path": str(tmp_path / "a")}
         assert client.post("/v1/load_lora_adapter", json=body).status_code == 200

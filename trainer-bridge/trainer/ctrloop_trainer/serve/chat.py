@@ -14,7 +14,8 @@ from .. import pictures
 from .errors import bad_request
 
 MAX_IMAGES = 8
-MAX_IMAGE_PX = 4096 * 4096
+MAX_IMAGE_PX = 4096 * 4096  # of all pictures of a request together, as they are declared
+MAX_MESSAGES = 256
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
 
@@ -39,8 +40,23 @@ class ChatRequest:
     logprobs: bool = False
     top_logprobs: int = 0
     stream: bool = False
+    user: str = ""  # OpenAI's field: whom the caller asks for
+    client: str = ""  # who asks: clients take turns
+    size: int = 0  # bytes of the request's body
+    cancelled: bool = False  # its client has gone: nobody reads the answer
+    prepared: Prepared | None = None
     done: Callable[[ChatResult | Exception], None] | None = None
     on_token: Callable[[int, list[int]], None] | None = None
+
+
+@dataclasses.dataclass
+class Prepared:
+    """A request as the model's inputs, one row of them, checked against the context's length."""
+
+    tokens: dict  # name -> list of numbers, one a token of the prompt
+    pictures: list[dict]  # inputs of each picture, as families.Family.split gives them
+    length: int  # tokens of the prompt
+    limit: int  # most tokens of an answer
 
 
 @dataclasses.dataclass
@@ -111,18 +127,34 @@ def _messages(raw: object, max_text: int) -> tuple[list[dict], list[Image.Image]
             if kind == "text" and isinstance(p.get("text"), str):
                 parts.append({"type": "text", "text": p["text"]})
             elif kind == "image_url" and isinstance(p.get("image_url"), dict):
-                images.append(_image(p["image_url"].get("url")))
+                images.append(_image(p["image_url"].get("url"), room))
+                room -= images[-1].width * images[-1].height
                 parts.append({"type": "image"})
             else:
                 raise bad_request(f"content part of type {kind!r} is not supported: text or image_url.", "messages")
         out.append({"role": m["role"], "content": parts})
-    if len(images) > MAX_IMAGES:
-        raise bad_request(f"At most {MAX_IMAGES} images may be provided in one prompt.", "messages")
     return out, images
 
 
-def parse_chat(body: dict) -> ChatRequest:
-    """Reads a chat completion request; raises ApiError with vLLM's shape for anything that it cannot honour."""
+def _check_parts(raw: list, max_text: int) -> None:
+    """Bounds of a prompt that need no decoding and no tokenising: a long one must cost nothing."""
+    contents = [m.get("content") for m in raw if isinstance(m, dict)]
+    parts = [p for c in contents if isinstance(c, list) for p in c if isinstance(p, dict)]
+    texts = [c for c in contents if isinstance(c, str)] + [p["text"] for p in parts if isinstance(p.get("text"), str)]
+    if sum(p.get("type") == "image_url" for p in parts) > MAX_IMAGES:
+        raise bad_request(f"At most {MAX_IMAGES} images may be provided in one prompt.", "messages")
+    size = sum(len(t.encode(errors="replace")) for t in texts)
+    if size > max_text:
+        raise bad_request(
+            f"your prompt has {size} bytes of text, and this model's context holds no more than {max_text}. Please "
+            "reduce the length of the input.",
+            "messages",
+        )
+
+
+def parse_chat(body: dict, max_text: int = 1 << 20) -> ChatRequest:
+    """Reads a chat completion request of at most max_text bytes of text; raises ApiError with vLLM's shape for anything
+    that it cannot honour."""
     for key in UNSUPPORTED:
         if body.get(key):
             raise bad_request(f"{key} is not supported by this server.", key)
@@ -131,7 +163,7 @@ def parse_chat(body: dict) -> ChatRequest:
             raise bad_request(f"{key} is not supported by this server.", key)
     if not isinstance(body.get("model"), str):
         raise bad_request("model is required.", "model")
-    messages, images = _messages(body.get("messages"))
+    messages, images = _messages(body.get("messages"), max_text)
     logprobs = bool(body.get("logprobs"))
     top = _integer(body, "top_logprobs", 0, 0, MAX_TOP_LOGPROBS)
     if top and not logprobs:
@@ -154,4 +186,5 @@ def parse_chat(body: dict) -> ChatRequest:
         logprobs=logprobs,
         top_logprobs=top,
         stream=bool(body.get("stream")),
+        user=body["user"] if isinstance(body.get("user"), str) else "",
     )
