@@ -201,7 +201,7 @@ def poison(state):
 
 
 def test_trunk_weights_that_are_not_finite(reward, refuses, trunk, tmp_path):
-    refuses(reward(trunk=str(broken(trunk, tmp_path / "nan", poison))), "not finite", "train it again")
+    refuses(reward(trunk=str(broken(trunk, tmp_path / "nan", poison))), "not finite", "use another")
 
 
 def test_trunk_that_is_no_trunk(reward, refuses, trunk, tmp_path):
@@ -283,7 +283,7 @@ def test_reward_model_that_is_none(make_spec, refuses, trunk):
     [
         ({"caption": ""}, ("catalogue.jsonl:2", "empty caption")),
         ({"caption": None}, ("catalogue.jsonl:2", "caption")),
-        ({"fits": None}, ("catalogue.jsonl:2", "ctrloop render catalogue")),
+        ({"fits": None}, ("catalogue.jsonl:2", "must both be lists")),
         (None, ("catalogue.jsonl:2", "ctrloop render catalogue")),
     ],
 )

@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 
+from ctrloop_trainer.prompt import families
 from ctrloop_trainer.prompt import model as M
 from ctrloop_trainer.serve import ApiError, ChatRequest, Engine, Sampler, Server
 
@@ -32,8 +33,8 @@ def make_adapter(base: Path, out: Path, seed: int, rank: int = 4) -> Path:
     cfg = LoraConfig(
         r=rank,
         lora_alpha=4 * rank,
-        target_modules=M.LORA_TARGETS,
-        exclude_modules=M.LORA_EXCLUDE,
+        target_modules=list(families.LORA_TARGETS),
+        exclude_modules=families.of(model).lora_exclude,
         init_lora_weights=False,
     )
     get_peft_model(model, cfg).save_pretrained(out)
