@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .errors import BadInputError
+
 VIEW_PX = 64  # side of the embedded models' square view
 GROUND = (245, 245, 245)  # the plain view's background, behind transparent pixels and beside narrow pictures
 MAX_PIXELS = 50_000_000  # a larger picture is refused before it is decoded: 150 MB of memory, and nobody's creative
@@ -120,6 +122,24 @@ def square(picture: Image.Image, px: int) -> np.ndarray:
     out = Image.new("RGB", (px, px), GROUND)
     out.paste(picture.resize(size, how), ((px - size[0]) // 2, (px - size[1]) // 2))
     return np.asarray(out)
+
+
+def fit(images: np.ndarray, px: int, reader: str) -> np.ndarray:
+    """Views, uint8 (n, side, side, 3), as a model of px x px reads them: larger ones are reduced by averaging, as the
+    pipeline makes its views. BadInputError for smaller ones: what was not drawn cannot be seen."""
+    side = images.shape[1:3]
+    if side == (px, px):
+        return images
+    if side[0] != side[1] or side[0] < px:
+        got = " x ".join(map(str, side))
+        raise BadInputError(
+            f"pictures of {got} px: {reader} was trained on views of {px} x {px} px; build the data set, or "
+            "draw, with views of at least that"
+        )
+    out = np.empty((len(images), px, px, 3), np.uint8)
+    for o, x in zip(out, images, strict=True):
+        o[:] = Image.fromarray(x).resize((px, px), Image.Resampling.BOX)
+    return out
 
 
 def view(picture: Image.Image, px: int) -> bytes:
