@@ -26,8 +26,10 @@ class Product:
     colour: str
     caption: str
     holdout: bool
-    fits: frozenset[str]  # scenes that suit the department
-    harmonious: frozenset[str]  # palettes that go with the product's colour
+    # Scenes that suit the department, and palettes that go with the product's colour: the built-in judge's knowledge,
+    # which no real catalogue has. None where nobody judges.
+    fits: frozenset[str] | None = None
+    harmonious: frozenset[str] | None = None
 
     @property
     def base(self) -> str:
@@ -43,6 +45,17 @@ class Product:
         return f"{self.title}. {self.category}"
 
 
+JUDGED = ("fits", "harmonious")
+
+
+def judged(raw: dict) -> dict[str, frozenset[str]]:
+    """What a line of the catalogue says of what suits its product: both lists or neither."""
+    given = [k for k in JUDGED if k in raw]
+    if given and (len(given) < len(JUDGED) or not all(isinstance(raw[k], list) for k in given)):
+        raise TypeError(f"{' and '.join(JUDGED)} must both be lists, or both be left out")
+    return {k: frozenset(raw[k]) for k in given}
+
+
 def load_catalogue(path: Path) -> list[Product]:
     """All products and hue variants, in file order."""
     fields = [f.name for f in dataclasses.fields(Product)]
@@ -54,7 +67,7 @@ def load_catalogue(path: Path) -> list[Product]:
     for n, line in enumerate(lines, 1):
         try:
             raw = json.loads(line)
-            values = {k: frozenset(raw[k]) if k in ("fits", "harmonious") else raw[k] for k in fields}
+            values = {k: raw[k] for k in fields if k not in JUDGED} | judged(raw)
         except (json.JSONDecodeError, KeyError, TypeError) as e:
             raise BadInputError(f"{path}:{n}: not a product: {e!r}; write it with `ctrloop render catalogue`") from e
         product = Product(**values)
@@ -63,6 +76,10 @@ def load_catalogue(path: Path) -> list[Product]:
         out.append(product)
     if not out:
         raise BadInputError(f"the catalogue {path} is empty")
+    known = [p.fits is not None for p in out]
+    if any(known) and not all(known):
+        lacking = out[known.index(False)].id
+        raise BadInputError(f"{path}: product {lacking} lacks {' and '.join(JUDGED)}, which others have: all or none")
     return out
 
 

@@ -248,14 +248,21 @@ def test_a_job_leaves_its_artifacts(rounds_spec, whole):
     assert {"name", "value", "threshold", "passed", "why"} == set(m["gates"][0])
     best = whole / "arms" / "pcpo" / f"epoch-{m['epoch']}"
     assert m["adapter_digest"] == dir_digest(whole / "adapter") == dir_digest(best)
-    assert {p.name for p in (whole / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {p.name for p in (whole / "adapter").iterdir()} == {
+        *("README.md", "adapter_config.json", "adapter_model.safetensors")
+    }
     config = json.loads((whole / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "prompt-base"
     assert config["target_modules"] == sorted(config["target_modules"])  # a set's order would change the digest
     assert list(config) == sorted(config)
     samples = [json.loads(x) for x in (whole / "samples.jsonl").read_text().splitlines()]
     assert {(s["arm"], s["epoch"]) for s in samples} == {(a, e) for a in ("dpo", "pcpo") for e in (0, 1, 2)}
-    assert len(samples) == 6 * 4 * 2
+    gates = [json.loads(x) for x in (whole / "gate-samples.jsonl").read_text().splitlines()]
+    assert len(samples) == len(gates) == 6 * 2 * 2
+    # What is reported is measured on products that had no say in what was chosen.
+    assert not {s["product"] for s in samples} & {s["product"] for s in gates}
+    assert {*m["report"]} == {"base", "chosen"}
+    assert m["report"]["chosen"]["epoch"] == m["epoch"]
     probe = json.loads((whole / "probe.json").read_text())
     assert probe["answer"] != probe["base_answer"] or probe["logprobs"] != probe["base_logprobs"]
     lineage = json.loads((whole / "lineage.json").read_text())
@@ -267,7 +274,7 @@ def test_a_job_leaves_its_artifacts(rounds_spec, whole):
 def test_every_epoch_has_both_protocols(whole):
     m = json.loads((whole / "metrics.json").read_text())
     names = {"matching", "matching_valid", "matching_b", "matching_b_valid", "reciprocal_rank", "information_base"}
-    for figures in [m["base"], *m["epochs"]]:
+    for figures in [m["base"], *m["epochs"], *m["report"].values()]:
         assert names <= set(figures)
         assert all(0 <= figures[n] <= 1 for n in names - {"information_base"})
 
