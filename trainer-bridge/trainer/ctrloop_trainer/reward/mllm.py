@@ -372,8 +372,8 @@ class _Fit:
         forward = self.reward.differences(captions, left, right)
         backward = self.reward.differences(captions, right, left)
         sign = np.where(p.left_wins, 1.0, -1.0)
-        best = (1.0, math.inf)
-        for t in np.geomspace(0.05, 20, 49):
+        best = (20.0, math.inf)
+        for t in np.geomspace(20, 0.05, 49):  # of several alike the highest stays: who knows nothing says one half
             probability = (sigmoid(sign * forward / t) + sigmoid(-sign * backward / t)) / 2
             loss = float(np.average(-np.log(probability + 1e-12), weights=p.weight + 1e-9))
             best = min(best, (float(t), loss), key=lambda x: x[1])

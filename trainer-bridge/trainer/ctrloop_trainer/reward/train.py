@@ -276,13 +276,15 @@ def _units(shape: Shape) -> np.ndarray:
 
 
 def calibrate(difference: np.ndarray, left_wins: np.ndarray) -> tuple[float, float]:
-    """Temperature with the least log-loss of sigmoid(difference / temperature), and that loss. A judge that knows
-    nothing gets a temperature so high that it says one half."""
-    spread = max(float(np.std(difference)), 1e-9)
+    """Temperature with the least log-loss of sigmoid(difference / temperature), and that loss; of several alike the
+    highest. A judge that knows nothing gets one so high that it says one half."""
+    spread = float(np.std(difference))
+    if spread < 1e-9:  # no opinion at all: in units of nothing every temperature would be a certain one
+        spread = 1.0
     sign = np.where(left_wins, 1.0, -1.0)
     grid = spread * np.geomspace(0.1, 1000, 81)
     loss = np.logaddexp(0, -sign * difference / grid[:, None]).mean(1)
-    best = int(np.argmin(loss))
+    best = int(np.flatnonzero(loss <= loss.min() + 1e-12)[-1])
     return float(grid[best]), float(loss[best])
 
 
