@@ -45,23 +45,31 @@ def check_made(named: Iterable[tuple[str, torch.Tensor]], what: str) -> None:
         raise DivergedError(f"weights of {what} are not finite ({name}): lower the learning rate or look at the data")
 
 
-@torch.no_grad()
 def check_adapter(model: torch.nn.Module) -> None:
     """DivergedError when a LoRA on a model (PEFT's) is not finite, or adds MAX_SHARE times a layer's own weights."""
-    check_made(((n, p) for n, p in model.named_parameters() if ".lora_" in n), "the adapter")
+    if problem := adapter_problem(model):
+        raise DivergedError(f"the adapter {problem}: lower the learning rate or look at the data")
+
+
+@torch.no_grad()
+def adapter_problem(model: torch.nn.Module, only: str = "") -> str | None:
+    """What is wrong with the LoRAs on a model, or with the one of a name: a number that is not finite, or MAX_SHARE
+    times a layer's own weights added to it."""
+    named = ((n, p) for n, p in model.named_parameters() if ".lora_" in n and (not only or f".{only}." in n))
+    if (bad := not_finite(named)) is not None:
+        return f"has weights that are not finite ({bad})"
     for name, layer in model.named_modules():
         if not hasattr(layer, "lora_A") or not hasattr(layer, "get_base_layer"):
             continue
         base = layer.get_base_layer().weight
         if base.dtype.itemsize < 2 or base.device.type == "meta" or base.ndim != 2:
             continue  # quantised weights are packed: their norm says nothing
-        for adapter in layer.lora_A:
+        for adapter in layer.lora_A if not only else [only] if only in layer.lora_A else []:
             added = delta_norm(layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter])
             own = base.float().norm().item()
             if own and added > MAX_SHARE * own:
-                raise DivergedError(
-                    f"the adapter adds {added / own:.0f} times the weights of {name}: lower the learning rate"
-                )
+                return f"adds {added / own:.0f} times the weights of {name}"
+    return None
 
 
 def delta_norm(a: torch.Tensor, b: torch.Tensor, scale: float) -> float:

@@ -290,11 +290,19 @@ def half(t):
     return {k: v for k, v in t.items() if "layers.0." in k}
 
 
+def not_a_number(t):
+    return {k: v * float("nan") if k.endswith("layers.1.mlp.up_proj.lora_B.weight") else v for k, v in t.items()}
+
+
+def enormous(t):
+    return {k: v * 1e6 for k, v in t.items()}
+
+
 def lone_side(t):
     return {k: v for k, v in t.items() if not k.endswith("layers.0.self_attn.q_proj.lora_B.weight")}
 
 
-@pytest.mark.parametrize("change", [wrong_prefix, other_layers, bad_shape, half, lone_side])
+@pytest.mark.parametrize("change", [wrong_prefix, other_layers, bad_shape, half, lone_side, not_a_number, enormous])
 def test_misfit_is_refused(client, folders, change):
     """Stricter than vLLM, which answers 200 to these and serves the base or garbage."""
     before = texts(chat(client, temperature=0))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from ..weights import adapter_problem
 from .adapters import Adapter, adapter_digest, check_adapter
 from .chat import ChatRequest, ChatResult, Choice, Prepared
 from .errors import ApiError, add_lora_failed, bad_request, invalid_input
@@ -342,6 +343,10 @@ class Engine:
         except Exception as e:
             self._drop(internal)
             raise add_lora_failed(f"{type(e).__name__}: {e}") from e
+        # Requests for other adapters share its batches, and NaN spreads to them.
+        if problem := adapter_problem(self.peft, internal):
+            self._drop(internal)
+            raise invalid_input(f"The lora adapter {problem}.")
         # A layer that the config names and the file lacks would stay as initialised, without a word.
         applied = {
             f"base_model.model.{n.removeprefix('base_model.model.').removesuffix(f'.{internal}.weight')}.weight"
