@@ -109,13 +109,13 @@ def test_images(reward, refuses, value, words):
     refuses(reward(put("creatives", "image_png", 3, value)), *words)
 
 
-def test_images_of_another_view_than_the_trunk_s(reward, refuses):
-    def enlarge(data):
+def test_images_of_a_smaller_view_than_the_trunk_s(reward, refuses):
+    def shrink(data):
         rng = np.random.default_rng(0)
-        pngs = [png(rng.integers(0, 255, (96, 96, 3)).astype(np.uint8)) for _ in data.creatives["image_png"]]
+        pngs = [png(rng.integers(0, 255, (48, 48, 3)).astype(np.uint8)) for _ in data.creatives["image_png"]]
         data.creatives["image_png"] = pngs
 
-    refuses(reward(enlarge), "96", "64")
+    refuses(reward(shrink), "48 x 48", "64 x 64")
 
 
 @pytest.mark.parametrize(

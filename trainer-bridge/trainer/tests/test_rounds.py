@@ -403,7 +403,7 @@ def test_arms_replace_settings_that_exist():
         ({"mask_share": 1.5}, "hyper.mask_share"),
         ({"corrupt": "product,both"}, "unknown kinds .'both'."),
         ({"descriptions": 1}, "hyper.descriptions"),
-        ({"relevance_samples": 9}, "hyper.relevance_samples"),
+        ({"relevance_samples": 0}, "hyper.relevance_samples"),
     ],
 )
 def test_settings_outside_their_range_are_refused(change, told):

@@ -46,7 +46,7 @@ class Hyper(gates.Thresholds):
     mask_patch: int = 8  # px of a 64 px view; larger views are masked in patches of the same share of them
     # Descriptions per held-out product and epoch. Half of the products are the gates', the other half the report's.
     held_samples: int = 16
-    relevance_samples: int = 2  # of those, how many are looked at from nine other products, too (protocol B)
+    relevance_samples: int = 4  # of those, how many at most are looked at from nine other products, too (protocol B)
     probes: int = 12  # candidates for the probe
     checkpoint: int = 10  # steps between checkpoints; SIGTERM writes one at once, whatever this says
     merge: bool = False  # also leave merged/, the base with the adapter's weights added: a model folder of its own
@@ -134,8 +134,6 @@ def check(h: Hyper) -> None:
         problems.append(f"hyper.decay: must be inside (0, 1], got {h.decay}")
     if not 0 <= h.dropout < 1:
         problems.append(f"hyper.dropout: must be inside [0, 1), got {h.dropout}")
-    if h.relevance_samples > h.held_samples:
-        problems.append(f"hyper.relevance_samples: there are only {h.held_samples} held_samples")
     if problems:
         raise BadInputError("the hyper-parameters are not usable:\n  " + "\n  ".join(problems))
     main_arm(h)
