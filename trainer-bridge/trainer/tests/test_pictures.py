@@ -70,7 +70,8 @@ def of_a_dataset(raw: bytes, tmp_path: Path) -> np.ndarray:
 
 
 def of_a_request(raw: bytes, tmp_path: Path) -> np.ndarray:
-    return np.asarray(chat._image("data:image/png;base64," + base64.b64encode(raw).decode()))
+    url = "data:image/png;base64," + base64.b64encode(raw).decode()
+    return np.asarray(chat.decoded([chat._encoded(url)])[0])
 
 
 READERS = [by_itself, of_a_folder, of_a_dataset, of_a_request]

@@ -428,7 +428,7 @@ def still(folders):
 def waiting(client: str, text: str = TEXT, model: str = BASE, **kw) -> ChatRequest:
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
     told = []
-    image = Image.new("RGB", (64, 64), (200, 30, 40))
+    image = base64.b64decode(picture().partition(",")[2])
     return ChatRequest(model, [message], [image], client=client, max_tokens=4, done=told.append, **kw)
 
 
@@ -463,6 +463,29 @@ def test_many_messages_and_pictures_are_bounded_together(client):
     r = client.post("/v1/chat/completions", json={"model": BASE, "messages": [{"role": "user", "content": content}]})
     assert (r.status_code, error(r)["param"]) == (400, "messages")
     assert "4000 x 3000" in error(r)["message"]
+
+
+def test_bodies_have_a_bound_together(still, monkeypatch):
+    """However many connections send them, and given back when they are answered."""
+    from ctrloop_trainer.serve import server as module
+
+    server = Server(still)
+    monkeypatch.setattr(module, "MAX_WAITING_BYTES", 100)
+    with TestClient(server.app()) as c:
+        r = c.post("/v1/chat/completions", json=ask())
+        assert r.status_code == 503
+        assert c.post("/v1/chat/completions", content=b"{}").status_code == 400
+    assert server.held == 0
+
+
+def test_pictures_are_decoded_when_it_is_the_client_s_turn(still, monkeypatch):
+    """Not at the door, where a thousand requests of one client would be ahead of everyone."""
+    monkeypatch.setattr("ctrloop_trainer.serve.engine.decoded", lambda _: pytest.fail("decoded"))
+    r = waiting("greedy")
+    still.submit(r)
+    assert still._incoming.pop() is r
+    with pytest.raises(BaseException, match="decoded"):
+        still.prepare(r)
 
 
 def test_a_body_is_refused_by_its_declared_length(client):

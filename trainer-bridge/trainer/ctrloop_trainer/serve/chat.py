@@ -29,7 +29,7 @@ class ChatRequest:
 
     model: str
     messages: list[dict]
-    images: list[Image.Image]
+    images: list[bytes]  # as they came; the engine decodes them when it is the client's turn
     n: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
@@ -90,7 +90,8 @@ def _integer(body: dict, key: str, default: int | None, low: int, high: int) -> 
     return v
 
 
-def _image(url: object, max_pixels: int = MAX_IMAGE_PX) -> Image.Image:
+def _encoded(url: object) -> bytes:
+    """The picture of a data URL as it came; nothing is decoded here, which is what costs."""
     if not isinstance(url, str) or not url.startswith("data:image/"):
         raise bad_request(
             "image_url.url must be a data URL (data:image/png;base64,...): this server fetches nothing.", "messages"
@@ -99,20 +100,30 @@ def _image(url: object, max_pixels: int = MAX_IMAGE_PX) -> Image.Image:
     if not head.endswith(";base64"):
         raise bad_request("image_url.url must be base64-encoded.", "messages")
     try:
-        return pictures.read(base64.b64decode(payload, validate=True), max_pixels=max_pixels)
+        return base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError) as e:
         raise bad_request(f"image is not base64: {e}", "messages") from e
-    except pictures.BadPictureError as e:
-        raise bad_request(f"image cannot be used: it {e}", "messages") from e
 
 
-def _messages(raw: object, max_text: int) -> tuple[list[dict], list[Image.Image]]:
+def decoded(images: list[bytes]) -> list[Image.Image]:
+    """The pictures of a request; ApiError for what is none, and where they declare more than MAX_IMAGE_PX together."""
+    out, room = [], MAX_IMAGE_PX
+    for raw in images:
+        try:
+            out.append(pictures.read(raw, max_pixels=room))
+        except pictures.BadPictureError as e:
+            raise bad_request(f"image cannot be used: it {e}", "messages") from e
+        room -= out[-1].width * out[-1].height
+    return out
+
+
+def _messages(raw: object, max_text: int) -> tuple[list[dict], list[bytes]]:
     if not isinstance(raw, list) or not raw:
         raise bad_request("messages must be a non-empty list.", "messages")
     if len(raw) > MAX_MESSAGES:
         raise bad_request(f"At most {MAX_MESSAGES} messages may be provided in one prompt.", "messages")
     _check_parts(raw, max_text)
-    out, images, room = [], [], MAX_IMAGE_PX
+    out, images = [], []
     for m in raw:
         if not isinstance(m, dict) or m.get("role") not in ("system", "user", "assistant"):
             raise bad_request("each message needs a role: system, user or assistant.", "messages")
@@ -127,8 +138,7 @@ def _messages(raw: object, max_text: int) -> tuple[list[dict], list[Image.Image]
             if kind == "text" and isinstance(p.get("text"), str):
                 parts.append({"type": "text", "text": p["text"]})
             elif kind == "image_url" and isinstance(p.get("image_url"), dict):
-                images.append(_image(p["image_url"].get("url"), room))
-                room -= images[-1].width * images[-1].height
+                images.append(_encoded(p["image_url"].get("url")))
                 parts.append({"type": "image"})
             else:
                 raise bad_request(f"content part of type {kind!r} is not supported: text or image_url.", "messages")

@@ -19,7 +19,7 @@ import torch
 
 from ..weights import adapter_problem
 from .adapters import Adapter, adapter_digest, check_adapter
-from .chat import ChatRequest, ChatResult, Choice, Prepared
+from .chat import ChatRequest, ChatResult, Choice, Prepared, decoded
 from .errors import ApiError, add_lora_failed, bad_request, invalid_input
 from .queue import FairQueue
 from .sampler import Sampler
@@ -170,16 +170,17 @@ class Engine:
         from ..errors import BadInputError
         from ..prompt.model import escaped
 
+        images = decoded(r.images)
         try:
             text = self.processor.apply_chat_template(
                 escaped(r.messages, self.markup), add_generation_prompt=True, tokenize=False
             )
             # add_special_tokens=False: the chat template writes them, as in vLLM.
             out = self.processor(
-                text=[text], images=r.images or None, add_special_tokens=False, return_tensors="pt", padding=False
+                text=[text], images=images or None, add_special_tokens=False, return_tensors="pt", padding=False
             )
             seen = {k: v for k, v in out.items() if not _of_tokens(k)}
-            pictures = self.family.split(seen, len(r.images)) if r.images else []
+            pictures = self.family.split(seen, len(images)) if images else []
         except (ValueError, BadInputError) as e:  # a shape of picture, or a text, that the model's processor refuses
             raise bad_request(f"the prompt cannot be read: {e}", "messages") from e
         r.images = []  # what the model needs of them is in pictures

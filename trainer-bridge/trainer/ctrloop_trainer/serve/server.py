@@ -14,10 +14,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from .chat import ChatRequest, ChatResult, parse_chat
-from .engine import Engine
+from .engine import MAX_WAITING_BYTES, Engine
 from .errors import ApiError, invalid_input
 
 MAX_BODY_BYTES = 32 << 20
+LARGE_BODY_BYTES = 1 << 20  # of JSON takes some ten milliseconds to decode
 
 
 def _validation(problems: list[dict], param: str) -> ApiError:
@@ -27,14 +28,15 @@ def _validation(problems: list[dict], param: str) -> ApiError:
     )
 
 
-async def read_body(request: Request) -> bytes:
-    """The body; 413 as soon as it is known to be too large."""
+async def read_body(request: Request, hold: Callable[[int], None] = lambda n: None) -> bytes:
+    """The body; 413 as soon as it is known to be too large. hold is told of its bytes as they come."""
     raw = bytearray()
     declared = request.headers.get("content-length", "")
     async for chunk in request.stream():
         raw += chunk
         if len(raw) > MAX_BODY_BYTES or (declared.isdigit() and int(declared) > MAX_BODY_BYTES):
             raise ApiError(413, "BadRequestError", f"the body is larger than {MAX_BODY_BYTES} bytes")
+        hold(len(chunk))
     return bytes(raw)
 
 
@@ -72,6 +74,7 @@ class Server:
 
     def __init__(self, engine: Engine):
         self.engine = engine
+        self.held = 0  # bytes of bodies in memory; only the event loop touches it
 
     def app(self) -> Starlette:
         routes = [
@@ -137,9 +140,25 @@ class Server:
         return Response(f"Success: LoRA adapter '{name}' removed successfully.")
 
     async def chat(self, request: Request) -> Response:
-        raw = await read_body(request)
-        # In another thread: a large body is decoded for a second, pictures included, and all others would wait.
-        r = await asyncio.to_thread(lambda: parse_chat(decode_json(raw), self.engine.max_text))
+        mine = 0
+
+        def hold(n: int) -> None:
+            nonlocal mine
+            if self.held + n > MAX_WAITING_BYTES:
+                raise ApiError(503, "ServiceUnavailableError", f"requests hold {self.held} bytes, try again later.")
+            self.held, mine = self.held + n, mine + n
+
+        try:
+            return await self._chat(request, await read_body(request, hold))
+        finally:
+            self.held -= mine
+
+    async def _chat(self, request: Request, raw: bytes) -> Response:
+        if len(raw) > LARGE_BODY_BYTES:  # in another thread: all others would wait for its decoding
+            body = await asyncio.to_thread(decode_json, raw)
+        else:
+            body = decode_json(raw)
+        r = parse_chat(body, self.engine.max_text)
         r.client, r.size = client_of(request, r.user), len(raw)
         self.engine.require(r.model)
         loop = asyncio.get_running_loop()
