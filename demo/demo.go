@@ -346,7 +346,8 @@ func (d *demo) train(ctx context.Context) error {
 		}
 		note := d.app.TrainingNote()
 		if still.over(time.Now(), note) {
-			return false, fmt.Errorf("training has made no progress for %v; see the logs under %s", d.plan.jobPatience, filepath.Join(d.opt.Dir, "jobs"))
+			logs := filepath.Join(d.opt.Dir, "jobs")
+			return false, fmt.Errorf("training has made no progress for %v; see the logs under %s", d.plan.jobPatience, logs)
 		}
 		bar.Set(0, -1, note)
 		return d.candidate() != nil, nil

@@ -30,11 +30,12 @@ func honest(ps []schemas.Pair, creatives []CreativeRow) (kept []schemas.Pair, le
 			pictures[sha256.Sum256(c.ImagePNG)] = true
 		}
 	}
+	known := func(side schemas.PairSide) bool { return pictures[sha256.Sum256(by[side.Creative].ImagePNG)] }
 	for _, p := range ps {
 		if p.Split == "test" && learned[p.Product] {
 			return nil, 0, fmt.Errorf("data set: product %s is in the training and in the test split", p.Product)
 		}
-		if p.Split == "test" && (pictures[sha256.Sum256(by[p.Chosen.Creative].ImagePNG)] || pictures[sha256.Sum256(by[p.Rejected.Creative].ImagePNG)]) {
+		if p.Split == "test" && (known(p.Chosen) || known(p.Rejected)) {
 			leaked++
 			continue
 		}

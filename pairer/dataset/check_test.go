@@ -35,7 +35,8 @@ func TestWriteRefusesPairsThatLie(t *testing.T) {
 		"creative c9, which is not in":            pair("r", "b", "b1", "c9", "train"),
 		"x is in the training and in the test sp": pair("r", "x", "x2", "x1", "train"),
 	} {
-		if _, err := Write(t.TempDir(), append([]schemas.Pair{bad}, good...), shop, Manifest{}); err == nil || !strings.Contains(err.Error(), told) {
+		_, err := Write(t.TempDir(), append([]schemas.Pair{bad}, good...), shop, Manifest{})
+		if err == nil || !strings.Contains(err.Error(), told) {
 			t.Errorf("want %q, got %v", told, err)
 		}
 	}
@@ -46,7 +47,8 @@ func TestWriteRefusesPairsThatLie(t *testing.T) {
 func TestTestPairsWithATrainingProductsPictureAreLeftOut(t *testing.T) {
 	twice := append([]CreativeRow{row("y1", "y", "1"), row("y2", "y", "7"), row("y3", "y", "8")}, shop...)
 	ps := []schemas.Pair{
-		pair("p", "a", "a1", "a2", "train"), pair("q", "y", "y1", "y2", "test"), pair("r", "y", "y3", "y2", "test"), pair("s", "x", "x1", "x2", "test"),
+		pair("p", "a", "a1", "a2", "train"), pair("s", "x", "x1", "x2", "test"),
+		pair("q", "y", "y1", "y2", "test"), pair("r", "y", "y3", "y2", "test"),
 	}
 	dir := t.TempDir()
 	m, err := Write(dir, ps, twice, Manifest{})

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -179,6 +180,12 @@ def test_a_restored_sample_is_the_same(batch):
 # ---- the model
 
 
+def test_an_adapter_names_the_base_that_others_know(miniature, monkeypatch):
+    assert miniature.adapted().model.peft_config["default"].base_model_name_or_path == "prompt-base"
+    monkeypatch.setattr(miniature.spec, "base_name", "owner/model-7b")
+    assert miniature.adapted().model.peft_config["default"].base_model_name_or_path == "owner/model-7b"
+
+
 def test_a_fresh_adapter_is_the_base(miniature, batch):
     learner = miniature.learner("pcpo")
     samples = batch[1][:4]
@@ -328,6 +335,24 @@ def test_a_job_killed_anywhere_ends_with_the_same_bits(rounds_spec, whole, tmp_p
     assert (tmp_path / "out" / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
     (tmp_path / "spec.json").write_text(json.dumps({**spec, "seed": 6}))
     assert job.main([str(tmp_path / "spec.json"), "--out", str(tmp_path / "out")]) == errors.BAD_INPUT
+
+
+@pytest.mark.parametrize("cut", ["checkpoint", "record", "no checkpoint"])
+def test_an_arm_whose_files_are_cut_is_made_again_to_the_same_bits(rounds_spec, whole, tmp_path, cut):
+    """Rather than failing for ever, or going on from a base that has forgotten an epoch."""
+    spec = {**rounds_spec, "hyper": {**TINY, "merge": True}}
+    shutil.copytree(whole, tmp_path / "out")
+    state = tmp_path / "out" / "state"
+    shutil.rmtree(tmp_path / "out" / "arms" / "pcpo" / "epoch-2")
+    file = state / ("pcpo-1.json" if cut == "record" else "pcpo.pt")
+    if cut == "no checkpoint":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:100])
+    out = _job(spec, tmp_path)
+    assert "started over" in (out / "metrics.jsonl").read_text()
+    for name in ("adapter", "arms", "merged"):
+        assert dir_digest(out / name) == dir_digest(whole / name)
 
 
 def test_sigterm_stops_at_the_next_step_with_a_checkpoint(miniature, monkeypatch):

@@ -232,7 +232,9 @@ def evaluated(v: PromptModel, inputs: Inputs, h: Hyper, seed: int) -> dict[str, 
 def starting_point(spec: Spec, h: Hyper, inputs: Inputs) -> PromptModel:
     """The base to continue from, or a fresh model."""
     if spec.base:
-        return PromptModel.load(Path(spec.base), Placement.of(spec, full=h.tuning != "lora"))
+        v = PromptModel.load(Path(spec.base), Placement.of(spec, full=h.tuning != "lora"))
+        v.name = spec.base_name or v.name
+        return v
     size = Size(h.hidden, h.layers, h.feed_forward, h.vision_hidden, h.vision_layers, h.patch)
     model, processor = build(make_tokenizer(inputs.texts, h.vocabulary), size, spec.seed)
     placement = Placement.of(spec, full=True)

@@ -51,6 +51,7 @@ class Rounds:
     def load_base(self) -> PromptModel:
         """A fresh copy of the base, with every plain view registered."""
         v = PromptModel.load(Path(self.spec.base), Placement.of(self.spec))
+        v.name = self.spec.base_name or v.name
         self.shop.show(v)
         return v
 
