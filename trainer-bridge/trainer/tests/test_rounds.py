@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -394,7 +395,7 @@ def test_a_loss_that_is_not_finite_ends_the_job(rounds_spec, run_job, monkeypatc
 
 def test_the_arm_that_ships_ends_after_failing_epochs(miniature, monkeypatch):
     monkeypatch.setattr(miniature, "h", dataclasses.replace(miniature.h, epochs=5, patience=2))
-    monkeypatch.setattr(miniature, "learner", lambda arm: None)
+    monkeypatch.setattr(miniature, "learner", lambda arm: types.SimpleNamespace(running=None))
     bad = [{"name": "kl", "value": 99.0, "passed": False}]
     monkeypatch.setattr(miniature, "_epoch", lambda arm, learner, n: {"epoch": n, "gates": bad})
     assert len(miniature.run_arm("pcpo")) == 2

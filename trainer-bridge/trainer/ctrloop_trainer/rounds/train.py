@@ -93,10 +93,11 @@ class Rounds:
         learner: Learner | None = None
         while len(done) < self.h.epochs and not self._stopped(arm, done):
             self.progress.check_interrupted()
-            learner = learner or self.learner(arm)
-            at = learner.running.epoch if learner.running else 0
-            if at not in (len(done), len(done) + 1):
-                raise BrokenCheckpointError(f"{len(done)} epochs are done and the checkpoint is of epoch {at}")
+            if learner is None:
+                learner = self.learner(arm)
+                at = learner.running.epoch if learner.running else 0
+                if at not in (len(done), len(done) + 1):
+                    raise BrokenCheckpointError(f"{len(done)} epochs are done and the checkpoint is of epoch {at}")
             try:
                 done.append(self._epoch(arm, learner, len(done) + 1))
             except NoEvidenceError as e:
