@@ -9,7 +9,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/app"
 	"ctrloop/internal/warehouse"
 )
 

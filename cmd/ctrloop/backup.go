@@ -12,7 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/app"
 	"ctrloop/internal/snapshot"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"

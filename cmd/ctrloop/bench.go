@@ -9,8 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
-	"ctrloop/cmd/ctrloop/bench"
-	"ctrloop/cmd/ctrloop/progress"
+	"ctrloop/bench"
+	"ctrloop/internal/progress"
 	"ctrloop/internal/stream"
 )
 

@@ -7,8 +7,8 @@ import (
 	"strings"
 	"time"
 
-	"ctrloop/cmd/ctrloop/bench"
-	"ctrloop/cmd/ctrloop/progress"
+	"ctrloop/bench"
+	"ctrloop/internal/progress"
 	"ctrloop/serving/experiment/simulate"
 )
 

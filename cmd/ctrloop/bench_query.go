@@ -7,8 +7,8 @@ import (
 	"os"
 	"time"
 
-	"ctrloop/cmd/ctrloop/bench"
-	"ctrloop/cmd/ctrloop/progress"
+	"ctrloop/bench"
+	"ctrloop/internal/progress"
 	"ctrloop/internal/setup"
 	"ctrloop/internal/warehouse"
 )

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"time"
 
-	"ctrloop/cmd/ctrloop/bench"
-	"ctrloop/cmd/ctrloop/progress"
+	"ctrloop/bench"
+	"ctrloop/internal/progress"
 	"ctrloop/internal/setup"
 )
 

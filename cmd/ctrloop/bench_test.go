@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"ctrloop/cmd/ctrloop/bench"
+	"ctrloop/bench"
 )
 
 func TestBenchJoin(t *testing.T) {

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 
-	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/app"
 	"ctrloop/docs"
 	"ctrloop/internal/config"
 )

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/app"
 	"ctrloop/docs"
 	"ctrloop/internal/config"
 

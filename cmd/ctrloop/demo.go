@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"os"
 
-	"ctrloop/cmd/ctrloop/app"
-	"ctrloop/cmd/ctrloop/demo"
+	"ctrloop/app"
+	"ctrloop/demo"
 	"ctrloop/internal/setup"
 )
 

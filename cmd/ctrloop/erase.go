@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/app"
 	"ctrloop/ingest"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"

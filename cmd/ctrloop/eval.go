@@ -13,10 +13,10 @@ import (
 	"strings"
 	"time"
 
-	"ctrloop/cmd/ctrloop/lab"
-	"ctrloop/cmd/ctrloop/progress"
 	"ctrloop/internal/catalogue"
+	"ctrloop/internal/progress"
 	"ctrloop/internal/setup"
+	"ctrloop/lab"
 	"ctrloop/pairer"
 	"ctrloop/pairer/dataset"
 	"ctrloop/pairer/pairs"

@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"ctrloop/cmd/ctrloop/lab"
+	"ctrloop/lab"
 )
 
 func TestEvalRefusesWrongArguments(t *testing.T) {

@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/app"
 )
 
 // errNotRunning means that no instance runs on a folder.

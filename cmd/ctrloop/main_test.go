@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/app"
 	"ctrloop/internal/warehouse"
 
 	"github.com/google/go-cmp/cmp"

@@ -11,10 +11,10 @@ import (
 	"os"
 	"time"
 
-	"ctrloop/cmd/ctrloop/app"
-	"ctrloop/cmd/ctrloop/progress"
+	"ctrloop/app"
 	"ctrloop/ingest"
 	"ctrloop/internal/eventlog"
+	"ctrloop/internal/progress"
 	"ctrloop/internal/setup"
 	"ctrloop/joiner/window"
 )

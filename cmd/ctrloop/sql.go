@@ -10,7 +10,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/app"
 	"ctrloop/internal/setup"
 	"ctrloop/internal/warehouse"
 	"ctrloop/schemas/question"

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/app"
 	"ctrloop/internal/stats"
 	"ctrloop/internal/warehouse"
 	"ctrloop/internal/warehouse/warehousetest"

@@ -12,7 +12,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/app"
 	"ctrloop/internal/telemetry"
 )
 

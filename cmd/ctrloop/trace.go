@@ -13,8 +13,8 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"ctrloop/cmd/ctrloop/app"
-	"ctrloop/cmd/ctrloop/trace"
+	"ctrloop/app"
+	"ctrloop/app/trace"
 	"ctrloop/internal/config"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"

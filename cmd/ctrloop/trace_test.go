@@ -7,8 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"ctrloop/cmd/ctrloop/app"
-	"ctrloop/cmd/ctrloop/trace"
+	"ctrloop/app"
+	"ctrloop/app/trace"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/stream/streamtest"
 	"ctrloop/schemas"

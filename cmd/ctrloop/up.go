@@ -4,7 +4,7 @@ import (
 	"context"
 	"fmt"
 
-	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/app"
 	"ctrloop/internal/config"
 	"ctrloop/internal/setup"
 )

@@ -18,6 +18,9 @@ const module = "ctrloop"
 // services never import each other.
 var services = []string{"ingest", "joiner", "pairer", "trainer-bridge", "serving"}
 
+// programs are the composition root and what is built over it; only commands and tests of the binary use them.
+var programs = []string{"app", "demo", "lab", "bench"}
+
 // pure packages take time and randomness as arguments and do no I/O: they are tested in virtual time and can be
 // replayed to the same result.
 var pure = []string{
@@ -129,7 +132,9 @@ func violation(from, imported string) string {
 	inside, ours := strings.CutPrefix(imported, module+"/")
 	switch {
 	case ours && under(inside, "cmd") && !under(from, "cmd"):
-		return "nothing imports cmd: it puts the parts together"
+		return "nothing imports cmd: it parses flags and prints"
+	case ours && underAny(inside, programs) && !underAny(from, append([]string{"cmd", "e2e"}, programs...)):
+		return "the composition root and the programs over it are above the services"
 	case ours && under(from, "schemas") && !under(inside, "schemas"):
 		return "schemas imports nothing of ours: it is where all others meet"
 	case under(from, "schemas") && (under(imported, "net") || imported == "os"):
@@ -188,8 +193,11 @@ func TestRulesBite(t *testing.T) {
 		from, imported string
 		allowed        bool
 	}{
-		{"internal/stream", "ctrloop/cmd/ctrloop/app", false},
-		{"cmd/ctrloop", "ctrloop/cmd/ctrloop/app", true},
+		{"internal/stream", "ctrloop/app", false},
+		{"joiner", "ctrloop/cmd/ctrloop", false},
+		{"joiner", "ctrloop/app", false},
+		{"cmd/ctrloop", "ctrloop/app", true},
+		{"demo", "ctrloop/app", true},
 		{"schemas/control", "ctrloop/internal/stats", false},
 		{"schemas/control", "ctrloop/schemas", true},
 		{"schemas", "net/http", false},

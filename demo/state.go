@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/app"
 )
 
 // state is what a demo remembers between attempts, besides what the system and the world's journal remember.

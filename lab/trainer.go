@@ -15,7 +15,7 @@ import (
 
 	"github.com/rs/zerolog"
 
-	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/app"
 	"ctrloop/internal/artifact"
 	"ctrloop/internal/catalogue"
 	"ctrloop/internal/setup"

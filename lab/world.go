@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"ctrloop/cmd/ctrloop/app"
+	"ctrloop/app"
 	"ctrloop/internal/catalogue"
 	"ctrloop/internal/imaging"
 	"ctrloop/internal/world"

@@ -20,12 +20,12 @@ import (
 
 	"github.com/rs/zerolog"
 
-	"ctrloop/cmd/ctrloop/app"
-	"ctrloop/cmd/ctrloop/lab"
-	"ctrloop/cmd/ctrloop/progress"
+	"ctrloop/app"
 	"ctrloop/ingest"
 	"ctrloop/internal/catalogue"
+	"ctrloop/internal/progress"
 	"ctrloop/internal/world"
+	"ctrloop/lab"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/rollout"

@@ -15,9 +15,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"ctrloop/cmd/ctrloop/progress"
 	"ctrloop/internal/artifact"
 	"ctrloop/internal/catalogue"
+	"ctrloop/internal/progress"
 	trainerbridge "ctrloop/trainer-bridge"
 )
 

@@ -16,10 +16,10 @@ import (
 
 	"github.com/google/uuid"
 
-	"ctrloop/cmd/ctrloop/app"
-	"ctrloop/cmd/ctrloop/lab"
+	"ctrloop/app"
 	"ctrloop/internal/imaging"
 	"ctrloop/internal/world"
+	"ctrloop/lab"
 	"ctrloop/pairer/dataset"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"

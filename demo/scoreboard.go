@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"ctrloop/cmd/ctrloop/lab"
+	"ctrloop/lab"
 )
 
 // Scoreboard is what a run of the demo measured. Each field is a measurement of this run: a stage that was
