@@ -287,7 +287,11 @@ func (a *App) startWarehouse(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		a.engine, err = warehouse.StartEngine(ctx, warehouse.EngineConfig{Lib: lib, Dir: filepath.Join(a.opt.Dir, EngineFolder), MaxMemoryBytes: a.cfg.ClickHouse.MaxMemoryBytes}, a.log)
+		a.engine, err = warehouse.StartEngine(
+			ctx,
+			warehouse.EngineConfig{Lib: lib, Dir: filepath.Join(a.opt.Dir, EngineFolder), MaxMemoryBytes: a.cfg.ClickHouse.MaxMemoryBytes},
+			a.log,
+		)
 		if err != nil {
 			return err
 		}
@@ -502,7 +506,11 @@ func (a *App) pickBase() (string, error) {
 		}
 	}
 	if !a.store.Has(digest) {
-		return "", fmt.Errorf("the live model belongs to the base %.12s, which is neither among the artifacts of %s nor shipped with this release: restore the folder, or name the base with models.base", digest, a.opt.Dir)
+		return "", fmt.Errorf(
+			"the live model belongs to the base %.12s, which is neither among the artifacts of %s nor shipped with this release: restore the folder, or name the base with models.base",
+			digest,
+			a.opt.Dir,
+		)
 	}
 	return a.store.Path(digest), nil
 }

@@ -122,7 +122,21 @@ func (a *App) refill(ctx context.Context, s *sink.Service) error {
 			for _, lost := range done.Lost {
 				a.log.Error().Str("range", lost).Msg("the restored warehouse lacks records that cannot be read again; see docs/sink.md, backup")
 			}
-			a.log.Info().Int64("labels", done.Labels).Int64("there", done.There).Int64("mirrored", done.Mirrored).Dur("took", time.Since(began)).Msg("the restored warehouse is filled up to the commits")
+			a.log.Info().Int64(
+				"labels",
+				done.Labels,
+			).Int64(
+				"there",
+				done.There,
+			).Int64(
+				"mirrored",
+				done.Mirrored,
+			).Dur(
+				"took",
+				time.Since(began),
+			).Msg(
+				"the restored warehouse is filled up to the commits",
+			)
 			return os.Remove(file)
 		}
 		a.log.Warn().Err(err).Dur("retry_in", refillPause).Msg("the restored warehouse is not filled yet")

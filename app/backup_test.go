@@ -23,7 +23,13 @@ func TestBackupPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(broker.Close)
-	a := &App{opt: Options{Dir: dir}, log: zerolog.Nop(), ready: telemetry.NewReadiness(), broker: broker, addresses: Addresses{BackupToken: "secret"}}
+	a := &App{
+		opt:       Options{Dir: dir},
+		log:       zerolog.Nop(),
+		ready:     telemetry.NewReadiness(),
+		broker:    broker,
+		addresses: Addresses{BackupToken: "secret"},
+	}
 	gate := a.ready.Gate("sink")
 	web := httptest.NewServer(http.HandlerFunc(a.backup))
 	defer web.Close()

@@ -195,7 +195,14 @@ func (l Listen) Validate() error {
 			continue
 		}
 		if ip := net.ParseIP(host); !l.AllowRemote && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-			errs = append(errs, fmt.Errorf("%s: %q is reachable from other machines; use 127.0.0.1, or set allow_remote: true behind a proxy that authenticates", key, address))
+			errs = append(
+				errs,
+				fmt.Errorf(
+					"%s: %q is reachable from other machines; use 127.0.0.1, or set allow_remote: true behind a proxy that authenticates",
+					key,
+					address,
+				),
+			)
 		}
 	}
 	return errors.Join(errs...)

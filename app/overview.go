@@ -386,7 +386,10 @@ func pairStage(p pairer.Status, interval time.Duration, c counted, newest int64,
 		s.LagSeconds, s.LagOf = &lag, "evidence behind the newest event, event time"
 	}
 	if age := now.Sub(p.At); age > 3*interval+time.Minute {
-		s.State, s.Detail = console.Degraded, fmt.Sprintf("the last look was %s ago: see the log for what keeps it", brief(age.Round(time.Second)))
+		s.State, s.Detail = console.Degraded, fmt.Sprintf(
+			"the last look was %s ago: see the log for what keeps it",
+			brief(age.Round(time.Second)),
+		)
 	}
 	return s
 }
@@ -635,7 +638,11 @@ func (o *overview) alerts(st *control.State, l joiner.Ledger, bg background) []c
 		add(page, "The ledger of the join does not close: %s", ledgerProblem(l, 0))
 	}
 	if o.badRuns > 1 {
-		add(page, "Labels in the warehouse differ from what the joiner has made, in %d minutes of event time (SELECT * FROM audit_mismatch)", bg.audit)
+		add(
+			page,
+			"Labels in the warehouse differ from what the joiner has made, in %d minutes of event time (SELECT * FROM audit_mismatch)",
+			bg.audit,
+		)
 	}
 	if s := o.app.serving; s != nil {
 		if version, replicas := s.service.Live(rollout.Logical); replicas == 0 && time.Since(o.app.started) > time.Minute {

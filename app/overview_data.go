@@ -47,7 +47,13 @@ type refreshed[T any] struct {
 // get returns the value as it is, and starts a load when it is due: pace after the last one, or rest times as
 // long as that one took. The first load, and the first after nobody has looked for a while, is waited for while ctx
 // allows.
-func (r *refreshed[T]) get(ctx context.Context, key string, pace time.Duration, rest int, load func(context.Context) (T, error)) (T, error) {
+func (r *refreshed[T]) get(
+	ctx context.Context,
+	key string,
+	pace time.Duration,
+	rest int,
+	load func(context.Context) (T, error),
+) (T, error) {
 	r.mu.Lock()
 	now := time.Now()
 	if r.done == nil && (key != r.key || !now.Before(r.next)) {
@@ -106,14 +112,32 @@ func (o *overview) background(ctx context.Context, st *control.State, up map[Tar
 	bg.latest, _ = o.latest.get(ctx, "", minPace, 0, func(context.Context) ([]schemas.Creative, error) {
 		return newestCreatives(a.ads.All(), 24), nil
 	})
-	bg.backlog, bg.backlogErr = o.backlog.get(ctx, "", minPace, restPerScan, func(ctx context.Context) (backlog, error) { return a.readBacklog(ctx, up) })
+	bg.backlog, bg.backlogErr = o.backlog.get(
+		ctx,
+		"",
+		minPace,
+		restPerScan,
+		func(ctx context.Context) (backlog, error) { return a.readBacklog(ctx, up) },
+	)
 	if a.db == nil {
 		return bg
 	}
 	// The state goes with the load: the key is what makes another one of it. The mirror of the log is behind it
 	// by a flush, hence the pace as well.
-	bg.history, errs[0] = o.history.get(ctx, "", minPace, restPerScan, func(ctx context.Context) (history, error) { return a.readHistory(ctx, st) })
-	bg.traffic, errs[1] = o.traffic.get(ctx, st.Routes[rollout.Logical].Champion, minPace, restPerScan, func(ctx context.Context) (traffic, error) { return a.readTraffic(ctx, st) })
+	bg.history, errs[0] = o.history.get(
+		ctx,
+		"",
+		minPace,
+		restPerScan,
+		func(ctx context.Context) (history, error) { return a.readHistory(ctx, st) },
+	)
+	bg.traffic, errs[1] = o.traffic.get(
+		ctx,
+		st.Routes[rollout.Logical].Champion,
+		minPace,
+		restPerScan,
+		func(ctx context.Context) (traffic, error) { return a.readTraffic(ctx, st) },
+	)
 	if x := latestExperiment(st); x != nil {
 		key := fmt.Sprintf("%s %d %v", x.ID, x.Step.Index, x.Running())
 		bg.verdict, bg.verdictErr = o.verdict.get(ctx, key, minPace, restPerScan, func(ctx context.Context) (verdict, error) {
@@ -193,8 +217,15 @@ func bucket(fromMS, toMS int64) int64 {
 func (a *App) readTraffic(ctx context.Context, st *control.State) (traffic, error) {
 	t := traffic{byCreative: map[string]counts{}}
 	var from int64
-	err := a.db.QueryRow(ctx, `SELECT toInt64(toUnixTimestamp64Milli(min(event_time))), toInt64(toUnixTimestamp64Milli(max(event_time))), toInt64((SELECT horizon_ms FROM label_horizon)) FROM labels`+oneThread).
-		Scan(&from, &t.newestMS, &t.horizonMS)
+	err := a.db.QueryRow(
+		ctx,
+		`SELECT toInt64(toUnixTimestamp64Milli(min(event_time))), toInt64(toUnixTimestamp64Milli(max(event_time))), toInt64((SELECT horizon_ms FROM label_horizon)) FROM labels`+oneThread,
+	).
+		Scan(
+			&from,
+			&t.newestMS,
+			&t.horizonMS,
+		)
 	if err != nil || t.newestMS == 0 {
 		return t, err
 	}
@@ -243,7 +274,13 @@ func (a *App) eventTimeAt(ctx context.Context, wall time.Time) (int64, error) {
 		return wall.UnixMilli(), nil
 	}
 	var ms int64
-	err := a.db.QueryRow(ctx, `SELECT toInt64(toUnixTimestamp64Milli(max(event_time))) FROM labels WHERE inserted_at <= toDateTime(?, 'UTC')`+oneThread, wall.Unix()).Scan(&ms)
+	err := a.db.QueryRow(
+		ctx,
+		`SELECT toInt64(toUnixTimestamp64Milli(max(event_time))) FROM labels WHERE inserted_at <= toDateTime(?, 'UTC')`+oneThread,
+		wall.Unix(),
+	).Scan(
+		&ms,
+	)
 	return ms, err
 }
 

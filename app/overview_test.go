@@ -228,7 +228,10 @@ func TestTrainStage(t *testing.T) {
 	job := func(typ control.Type, id string, data any) control.Event {
 		return event(t, typ, control.JobEntity(id), "", data)
 	}
-	first := []control.Event{job(control.JobSubmitted, "reward-1", control.Job{ID: "reward-1", Kind: "reward"}), job(control.JobStarted, "reward-1", control.JobUpdate{})}
+	first := []control.Event{
+		job(control.JobSubmitted, "reward-1", control.Job{ID: "reward-1", Kind: "reward"}),
+		job(control.JobStarted, "reward-1", control.JobUpdate{}),
+	}
 	progress := func(id string) string {
 		return "arm dpo epoch 1 id " + id + " kind reward loss 0.41 seconds 12 stage epoch"
 	}
@@ -244,10 +247,28 @@ func TestTrainStage(t *testing.T) {
 	check("running", folded(t, first...), console.Running, new(100.0), "reward dpo epoch 1 loss 0.41")
 	done := append(first, job(control.JobFinished, "reward-1", control.JobUpdate{}))
 	check("done", folded(t, done...), console.Idle, nil, "last: reward, 1s")
-	check("gate", folded(t, append(done, registered(t, control.Model{Version: "prompt-1", Job: "reward-1", Gates: []control.Gate{{Name: "matching", Value: 0.1, Threshold: 0.2}}}))...),
-		console.Idle, nil, "last: reward, 1s; prompt-1 failed: gate matching: 0.1 against 0.2")
-	check("failed", folded(t, append(first, job(control.JobFailed, "reward-1", control.JobUpdate{Class: "diverged", Error: "diverged: NaN"}))...),
-		console.Degraded, nil, "reward-1 failed (diverged): NaN")
+	check(
+		"gate",
+		folded(
+			t,
+			append(
+				done,
+				registered(
+					t,
+					control.Model{Version: "prompt-1", Job: "reward-1", Gates: []control.Gate{{Name: "matching", Value: 0.1, Threshold: 0.2}}},
+				),
+			)...),
+		console.Idle,
+		nil,
+		"last: reward, 1s; prompt-1 failed: gate matching: 0.1 against 0.2",
+	)
+	check(
+		"failed",
+		folded(t, append(first, job(control.JobFailed, "reward-1", control.JobUpdate{Class: "diverged", Error: "diverged: NaN"}))...),
+		console.Degraded,
+		nil,
+		"reward-1 failed (diverged): NaN",
+	)
 }
 
 func TestServeStage(t *testing.T) {
@@ -313,7 +334,13 @@ func TestExperimentCreativesAndMarks(t *testing.T) {
 }
 
 func TestNewestCreatives(t *testing.T) {
-	all := []schemas.Creative{{ID: "c1", Created: at(1)}, {ID: "c4", Created: at(4)}, {ID: "c3", Created: at(3)}, {ID: "c2", Created: at(3)}, {ID: "c9", Created: at(9), Blocked: "wrong size"}}
+	all := []schemas.Creative{
+		{ID: "c1", Created: at(1)},
+		{ID: "c4", Created: at(4)},
+		{ID: "c3", Created: at(3)},
+		{ID: "c2", Created: at(3)},
+		{ID: "c9", Created: at(9), Blocked: "wrong size"},
+	}
 	var ids []string
 	for _, c := range newestCreatives(all, 3) {
 		ids = append(ids, c.ID)

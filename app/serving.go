@@ -65,7 +65,14 @@ func (a *App) startServing(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	deps := serving.Deps{Control: a.control, Creatives: a.ads, Store: a.store, Products: a.catalog, Drawer: drawer, Judge: creatives.CatalogueRule{}}
+	deps := serving.Deps{
+		Control:   a.control,
+		Creatives: a.ads,
+		Store:     a.store,
+		Products:  a.catalog,
+		Drawer:    drawer,
+		Judge:     creatives.CatalogueRule{},
+	}
 	if parts.service, err = serving.New(cfg, deps, a.log, a.registry); err != nil {
 		return err
 	}

@@ -20,7 +20,11 @@ const (
 
 // WriteVocabulary writes what training jobs know of the shop: the grammar of backgrounds, and the catalogue
 // with hue variants and this run's held-out products.
-func WriteVocabulary(dir string, cat *catalogue.Catalogue, holdout func(product string) bool) (grammarFile, catalogueFile string, err error) {
+func WriteVocabulary(
+	dir string,
+	cat *catalogue.Catalogue,
+	holdout func(product string) bool,
+) (grammarFile, catalogueFile string, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", "", fmt.Errorf("write vocabulary: %w", err)
 	}

@@ -63,8 +63,10 @@ func (f *feeder) feed(imps, clks []*stream.Record, events int) error {
 	}
 	f.out = f.out[:0]
 	w := startWatch(0)
-	err := f.loop.Process([]stream.PartitionBatch{{Topic: schemas.TopicImpressions, Records: imps}, {Topic: schemas.TopicClicks, Records: clks}},
-		func(r *stream.Record) { f.out = append(f.out, r) })
+	err := f.loop.Process(
+		[]stream.PartitionBatch{{Topic: schemas.TopicImpressions, Records: imps}, {Topic: schemas.TopicClicks, Records: clks}},
+		func(r *stream.Record) { f.out = append(f.out, r) },
+	)
 	f.cost = f.cost.plus(w.read(int64(events)))
 	if err != nil {
 		return err

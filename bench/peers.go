@@ -69,7 +69,12 @@ func Peers(ctx context.Context, p Place, t Traffic, s Streams, rounds int) (Peer
 // ourRound joins the whole log into fresh topics.
 func ourRound(ctx context.Context, p Place, t Traffic, n int, events int64) (Peer, error) {
 	peer := Peer{Name: "ctrloop"}
-	outputs := []schemas.Topic{{Name: schemas.TopicLabels}, {Name: schemas.TopicAudit}, {Name: schemas.TopicLate}, {Name: schemas.TopicDeadLetters}}
+	outputs := []schemas.Topic{
+		{Name: schemas.TopicLabels},
+		{Name: schemas.TopicAudit},
+		{Name: schemas.TopicLate},
+		{Name: schemas.TopicDeadLetters},
+	}
 	if err := remake(ctx, p, outputs...); err != nil {
 		return peer, err
 	}
@@ -121,8 +126,17 @@ func (s Streams) round(ctx context.Context, p Place, t Traffic, n int, events in
 	}
 	defer os.RemoveAll(state)
 	p.say("round %d: Kafka Streams", n+1)
-	cmd := exec.CommandContext(ctx, s.Java, "-Xms"+s.Heap, "-Xmx"+s.Heap, "-XX:+UseParallelGC", "-Dorg.slf4j.simpleLogger.defaultLogLevel=error",
-		"-cp", filepath.Join(s.Dir, "classes")+":"+filepath.Join(s.Dir, "lib", "*"), "bench.Join")
+	cmd := exec.CommandContext(
+		ctx,
+		s.Java,
+		"-Xms"+s.Heap,
+		"-Xmx"+s.Heap,
+		"-XX:+UseParallelGC",
+		"-Dorg.slf4j.simpleLogger.defaultLogLevel=error",
+		"-cp",
+		filepath.Join(s.Dir, "classes")+":"+filepath.Join(s.Dir, "lib", "*"),
+		"bench.Join",
+	)
 	cmd.Env = append(os.Environ(),
 		"BOOTSTRAP="+strings.Join(p.Kafka.Brokers, ","), fmt.Sprintf("APP=bench-streams-%d-%d", os.Getpid(), n), "STATE="+state,
 		"IMPRESSIONS_TOPIC="+schemas.TopicImpressions, "CLICKS_TOPIC="+schemas.TopicClicks, "OUT_TOPIC="+streamsTopic,
@@ -186,7 +200,11 @@ func (s Streams) watch(ctx context.Context, p Place, t Traffic, pid int) (Cost, 
 		}
 		if at := records(ends); at != was {
 			was, changed = at, time.Now()
-			cost = Cost{WallSeconds: time.Since(began).Seconds(), CPUSeconds: processCPU(pid) - cpu, BrokerCPUSeconds: processCPU(p.BrokerPID) - broker}
+			cost = Cost{
+				WallSeconds:      time.Since(began).Seconds(),
+				CPUSeconds:       processCPU(pid) - cpu,
+				BrokerCPUSeconds: processCPU(p.BrokerPID) - broker,
+			}
 		}
 		quiet := time.Since(changed)
 		if was >= int64(t.Impressions) && quiet > s.quiet() || quiet > s.Stall {

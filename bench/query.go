@@ -263,8 +263,18 @@ func ask(ctx context.Context, db *warehouse.DB, c QueryConfig, rep *QueryReport,
 		if err := db.Exec(ctx, "SYSTEM FLUSH LOGS"); err != nil {
 			return err
 		}
-		err := db.QueryRow(ctx, "SELECT any(read_rows), any(read_bytes), max(memory_usage), any(result_rows), toFloat64(min(ProfileEvents['OSCPUVirtualTimeMicroseconds'])) / 1000 FROM system.query_log WHERE type = 'QueryFinish' AND log_comment = ?", comment).
-			Scan(&cost.ReadRows, &cost.ReadBytes, &cost.MemoryBytes, &cost.ResultRows, &cost.CPUMS)
+		err := db.QueryRow(
+			ctx,
+			"SELECT any(read_rows), any(read_bytes), max(memory_usage), any(result_rows), toFloat64(min(ProfileEvents['OSCPUVirtualTimeMicroseconds'])) / 1000 FROM system.query_log WHERE type = 'QueryFinish' AND log_comment = ?",
+			comment,
+		).
+			Scan(
+				&cost.ReadRows,
+				&cost.ReadBytes,
+				&cost.MemoryBytes,
+				&cost.ResultRows,
+				&cost.CPUMS,
+			)
 		if err != nil {
 			return err
 		}
@@ -290,7 +300,10 @@ func weighColumns(ctx context.Context, db *warehouse.DB, rep *QueryReport) error
 		return err
 	}
 	for _, c := range columns {
-		rep.Columns = append(rep.Columns, ColumnStorage{Column: c.Column, Type: c.Type, Codec: c.Codec, BytesPerLabel: c.Bytes / float64(rep.Rows), Ratio: c.Percent})
+		rep.Columns = append(
+			rep.Columns,
+			ColumnStorage{Column: c.Column, Type: c.Type, Codec: c.Codec, BytesPerLabel: c.Bytes / float64(rep.Rows), Ratio: c.Percent},
+		)
 	}
 	slices.SortFunc(rep.Columns, func(a, b ColumnStorage) int { return cmp.Compare(b.BytesPerLabel, a.BytesPerLabel) })
 	var tables []struct {
@@ -337,12 +350,32 @@ func targets(rep QueryReport) []QueryTarget {
 
 // Print writes the tables.
 func (r QueryReport) Print(w io.Writer) error {
-	fmt.Fprintf(w, "%d rows of labels over %d days, %d users, seed %d; %s, %d procs\n", r.Rows, r.Config.Days, r.Config.Users, r.Config.Seed, r.Machine.Platform, r.Machine.Procs)
+	fmt.Fprintf(
+		w,
+		"%d rows of labels over %d days, %d users, seed %d; %s, %d procs\n",
+		r.Rows,
+		r.Config.Days,
+		r.Config.Users,
+		r.Config.Seed,
+		r.Machine.Platform,
+		r.Machine.Procs,
+	)
 	fmt.Fprintf(w, "made in %.1f s, merged in %.1f s, rolled up in %.1f s\n\n", r.InsertSeconds, r.MergeSeconds, r.RollUpSeconds)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(t, "question\tmedian ms\tworst ms\tCPU ms\trows read\tMB read\tMB memory\trows\t\n")
 	for _, q := range r.Questions {
-		fmt.Fprintf(t, "%s\t%.1f\t%.1f\t%.1f\t%d\t%.1f\t%.1f\t%d\t\n", q.Name, q.MedianMS, q.WorstMS, q.CPUMS, q.ReadRows, float64(q.ReadBytes)/1e6, float64(q.MemoryBytes)/1e6, q.ResultRows)
+		fmt.Fprintf(
+			t,
+			"%s\t%.1f\t%.1f\t%.1f\t%d\t%.1f\t%.1f\t%d\t\n",
+			q.Name,
+			q.MedianMS,
+			q.WorstMS,
+			q.CPUMS,
+			q.ReadRows,
+			float64(q.ReadBytes)/1e6,
+			float64(q.MemoryBytes)/1e6,
+			q.ResultRows,
+		)
 	}
 	fmt.Fprintf(t, "\t\t\t\t\t\t\t\t\ncolumn of labels\tbytes a row\tratio\ttype\tcodec\t\t\t\n")
 	for _, c := range r.Columns {

@@ -22,7 +22,12 @@ type Machine struct {
 
 // ThisMachine describes the running process.
 func ThisMachine() Machine {
-	m := Machine{Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH, Procs: runtime.GOMAXPROCS(0), At: time.Now().UTC().Truncate(time.Second)}
+	m := Machine{
+		Go:       runtime.Version(),
+		Platform: runtime.GOOS + "/" + runtime.GOARCH,
+		Procs:    runtime.GOMAXPROCS(0),
+		At:       time.Now().UTC().Truncate(time.Second),
+	}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {
 			if s.Key == "vcs.revision" {
@@ -68,7 +73,8 @@ func (r Report) Wrong() (n int64) {
 
 // Balanced says whether the ledger of every part closes.
 func (r Report) Balanced() bool {
-	return (r.Loop == nil || r.Loop.Balanced) && (r.Open == nil || r.Open.Balanced) && (r.Embedded == nil || r.Embedded.Balanced) && (r.Kafka == nil || r.Kafka.Balanced)
+	return (r.Loop == nil || r.Loop.Balanced) && (r.Open == nil || r.Open.Balanced) && (r.Embedded == nil || r.Embedded.Balanced) &&
+		(r.Kafka == nil || r.Kafka.Balanced)
 }
 
 // Print writes the figures of the parts that ran, and the targets.
@@ -81,12 +87,26 @@ func (r Report) Print(w io.Writer) error {
 		}
 	}
 	if o := r.Open; o != nil {
-		fmt.Fprintf(w, "\n%d impressions open over 2 h, in a process of its own: %.1f B each, at most %d MiB resident; restart from %d MiB of segments in %.2f s\n",
-			o.OpenImpressions, o.BytesPerOpen, o.PeakRSS>>20, o.Stored>>20, o.Restart.WallSeconds)
+		fmt.Fprintf(
+			w,
+			"\n%d impressions open over 2 h, in a process of its own: %.1f B each, at most %d MiB resident; restart from %d MiB of segments in %.2f s\n",
+			o.OpenImpressions,
+			o.BytesPerOpen,
+			o.PeakRSS>>20,
+			o.Stored>>20,
+			o.Restart.WallSeconds,
+		)
 	}
 	if l := r.Live; l != nil {
-		fmt.Fprintf(w, "\n%d events/s as they come, embedded broker: %d clicks, label committed after %.0f ms (median), %.0f ms (p99), %.0f ms (longest)\n",
-			l.EventsPerSecond, l.Clicks, l.P50MS, l.P99MS, l.MaxMS)
+		fmt.Fprintf(
+			w,
+			"\n%d events/s as they come, embedded broker: %d clicks, label committed after %.0f ms (median), %.0f ms (p99), %.0f ms (longest)\n",
+			l.EventsPerSecond,
+			l.Clicks,
+			l.P50MS,
+			l.P99MS,
+			l.MaxMS,
+		)
 	}
 	fmt.Fprintln(w)
 	return printTargets(w, r.Targets())
@@ -118,20 +138,48 @@ func (r Report) printParts(w io.Writer) error {
 	}
 	fmt.Fprintln(t)
 	row("events", func(l *LoopResult) string { return count(l.Cost.Events) }, func(e *EndToEnd) string { return count(e.Cost.Events) })
-	row("events/s", func(l *LoopResult) string { return rate(l.Cost.PerSecond()) }, func(e *EndToEnd) string { return rate(e.Cost.PerSecond()) })
-	row("events/s per core", func(l *LoopResult) string { return rate(l.Cost.PerCore()) }, func(e *EndToEnd) string { return rate(e.Cost.PerCore()) })
-	row("CPU s per million", func(l *LoopResult) string { return seconds(l.Cost.CPUPerMillion()) }, func(e *EndToEnd) string { return seconds(e.Cost.CPUPerMillion()) })
+	row(
+		"events/s",
+		func(l *LoopResult) string { return rate(l.Cost.PerSecond()) },
+		func(e *EndToEnd) string { return rate(e.Cost.PerSecond()) },
+	)
+	row(
+		"events/s per core",
+		func(l *LoopResult) string { return rate(l.Cost.PerCore()) },
+		func(e *EndToEnd) string { return rate(e.Cost.PerCore()) },
+	)
+	row(
+		"CPU s per million",
+		func(l *LoopResult) string { return seconds(l.Cost.CPUPerMillion()) },
+		func(e *EndToEnd) string { return seconds(e.Cost.CPUPerMillion()) },
+	)
 	row("broker's CPU s", nil, func(e *EndToEnd) string { return seconds(e.Cost.BrokerCPUSeconds) })
 	row("labels in that time", nil, func(e *EndToEnd) string { return count(int64(e.Labels)) })
-	row("open impressions", func(l *LoopResult) string { return count(int64(l.OpenImpressions)) }, func(e *EndToEnd) string { return count(int64(e.OpenImpressions)) })
+	row(
+		"open impressions",
+		func(l *LoopResult) string { return count(int64(l.OpenImpressions)) },
+		func(e *EndToEnd) string { return count(int64(e.OpenImpressions)) },
+	)
 	row("bytes per open impression", func(l *LoopResult) string { return fmt.Sprintf("%.1f", l.BytesPerOpen) }, nil)
-	row("GC: longest pause, ms", func(l *LoopResult) string { return fmt.Sprintf("%.2f", l.GC.LongestMS) }, func(e *EndToEnd) string { return fmt.Sprintf("%.2f", e.GC.LongestMS) })
+	row(
+		"GC: longest pause, ms",
+		func(l *LoopResult) string { return fmt.Sprintf("%.2f", l.GC.LongestMS) },
+		func(e *EndToEnd) string { return fmt.Sprintf("%.2f", e.GC.LongestMS) },
+	)
 	row("GC: full, windows open, ms", func(l *LoopResult) string { return fmt.Sprintf("%.1f", l.GC.FullMS) }, nil)
 	row("cold rebuild, s", nil, func(e *EndToEnd) string { return seconds(e.Rebuild.WallSeconds) })
-	row("cold rebuild, s per 100 M", nil, func(e *EndToEnd) string { return seconds(ratio(e.Rebuild.WallSeconds*1e8, float64(e.Rebuild.Events))) })
+	row(
+		"cold rebuild, s per 100 M",
+		nil,
+		func(e *EndToEnd) string { return seconds(ratio(e.Rebuild.WallSeconds*1e8, float64(e.Rebuild.Events))) },
+	)
 	row("peak resident, MiB", nil, func(e *EndToEnd) string { return count(e.PeakRSS >> 20) })
 	row("wrong labels", func(l *LoopResult) string { return count(l.Wrong.Sum()) }, func(e *EndToEnd) string { return count(e.Wrong.Sum()) })
-	row("ledger closes", func(l *LoopResult) string { return strconv.FormatBool(l.Balanced) }, func(e *EndToEnd) string { return strconv.FormatBool(e.Balanced) })
+	row(
+		"ledger closes",
+		func(l *LoopResult) string { return strconv.FormatBool(l.Balanced) },
+		func(e *EndToEnd) string { return strconv.FormatBool(e.Balanced) },
+	)
 	return t.Flush()
 }
 
@@ -194,7 +242,15 @@ func (r PeersReport) Peer() Peer { return r.sum(func(x Round) Peer { return x.Pe
 // Print writes the table.
 func (r PeersReport) Print(w io.Writer) error {
 	a, b := r.Ours(), r.Peer()
-	fmt.Fprintf(w, "%d rounds of %d events each, window %s; %s, %d procs\n\n", len(r.Rounds), ratioInt(a.Cost.Events, len(r.Rounds)), r.Traffic.Window, r.Machine.Platform, r.Machine.Procs)
+	fmt.Fprintf(
+		w,
+		"%d rounds of %d events each, window %s; %s, %d procs\n\n",
+		len(r.Rounds),
+		ratioInt(a.Cost.Events, len(r.Rounds)),
+		r.Traffic.Window,
+		r.Machine.Platform,
+		r.Machine.Procs,
+	)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(t, "\t%s\t%s\tratio\t\n", a.Name, b.Name)
 	line := func(name string, a, b, ratio float64, format func(float64) string) {

@@ -124,7 +124,13 @@ func (p SinkPlace) say(format string, args ...any) {
 // label is the join's verdict on impression i, in the order of event time and in transactions of 250 ms.
 func (t Traffic) label(i int, partitions int32) *stream.Record {
 	r := t.impression(i)
-	l := &eventpb.Label{Impression: r.Value, Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMs: t.timeMS(i) / 250 * 250, Version: 1, Weight: 1}
+	l := &eventpb.Label{
+		Impression:  r.Value,
+		Kind:        eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE,
+		WatermarkMs: t.timeMS(i) / 250 * 250,
+		Version:     1,
+		Weight:      1,
+	}
 	if t.positive(i) {
 		l.Kind, l.Clicked, l.Clicks, l.ClickDelayMs = eventpb.LabelKind_LABEL_KIND_POSITIVE, true, 1, t.delayMS(i)
 	}
@@ -239,13 +245,25 @@ func (m sinkMeter) measure(ctx context.Context, work func() (float64, error)) (c
 	if err := m.mergesOver(ctx); err != nil {
 		return c, err
 	}
-	c = SinkCost{Rows: m.rows, WallSeconds: cost.WallSeconds, GoCPUSeconds: cost.CPUSeconds - beside, EngineCPUSeconds: w.read(0).BrokerCPUSeconds}
+	c = SinkCost{
+		Rows:             m.rows,
+		WallSeconds:      cost.WallSeconds,
+		GoCPUSeconds:     cost.CPUSeconds - beside,
+		EngineCPUSeconds: w.read(0).BrokerCPUSeconds,
+	}
 	if err := m.db.Exec(ctx, "SYSTEM FLUSH LOGS query_log"); err != nil {
 		return c, err
 	}
 	var inserts, there uint64
-	err = m.db.QueryRow(ctx, `SELECT count(), sum(ProfileEvents['UserTimeMicroseconds'] + ProfileEvents['SystemTimeMicroseconds']) / 1e6 FROM system.query_log
-		WHERE type = 'QueryFinish' AND query_kind = 'Insert' AND has(tables, currentDatabase() || '.labels') AND event_time >= ?`, began).Scan(&inserts, &c.InsertCPUSeconds)
+	err = m.db.QueryRow(
+		ctx,
+		`SELECT count(), sum(ProfileEvents['UserTimeMicroseconds'] + ProfileEvents['SystemTimeMicroseconds']) / 1e6 FROM system.query_log
+		WHERE type = 'QueryFinish' AND query_kind = 'Insert' AND has(tables, currentDatabase() || '.labels') AND event_time >= ?`,
+		began,
+	).Scan(
+		&inserts,
+		&c.InsertCPUSeconds,
+	)
 	if err != nil {
 		return c, err
 	}
@@ -254,7 +272,13 @@ func (m sinkMeter) measure(ctx context.Context, work func() (float64, error)) (c
 		return c, err
 	}
 	c.Wrong = max(int64(there)-m.rows, m.rows-int64(there))
-	return c, m.db.QueryRow(ctx, "SELECT sum(data_compressed_bytes) / sum(rows), toInt64(count()) FROM system.parts WHERE active AND table = 'labels' AND database = currentDatabase()").Scan(&c.BytesPerRow, &c.Parts)
+	return c, m.db.QueryRow(
+		ctx,
+		"SELECT sum(data_compressed_bytes) / sum(rows), toInt64(count()) FROM system.parts WHERE active AND table = 'labels' AND database = currentDatabase()",
+	).Scan(
+		&c.BytesPerRow,
+		&c.Parts,
+	)
 }
 
 // mergesOver waits until the engine has nothing to merge: their cost belongs to the inserts.
@@ -297,7 +321,14 @@ func (r SinkReport) Print(w io.Writer) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(w, "\ntarget %s rows/s per core, aim %s: per Go core %s; both processes together %s\n", rate(SinkTarget), rate(SinkAim), metText(r.MetGo), metText(r.MetBoth))
+	_, err := fmt.Fprintf(
+		w,
+		"\ntarget %s rows/s per core, aim %s: per Go core %s; both processes together %s\n",
+		rate(SinkTarget),
+		rate(SinkAim),
+		metText(r.MetGo),
+		metText(r.MetBoth),
+	)
 	return err
 }
 

@@ -70,7 +70,19 @@ func printTargets(w io.Writer, ts []Target) error {
 		if x.AtMost {
 			sign = "<= "
 		}
-		fmt.Fprintf(t, "%s\t%s %s\t%s%s\t%s%s\t%s\t%s\n", x.Name, figure(x.Figure), x.Unit, sign, figure(x.AtLeast), sign, figure(x.Aim), yes[x.Met], yes[x.AimMet])
+		fmt.Fprintf(
+			t,
+			"%s\t%s %s\t%s%s\t%s%s\t%s\t%s\n",
+			x.Name,
+			figure(x.Figure),
+			x.Unit,
+			sign,
+			figure(x.AtLeast),
+			sign,
+			figure(x.Aim),
+			yes[x.Met],
+			yes[x.AimMet],
+		)
 	}
 	return t.Flush()
 }

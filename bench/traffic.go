@@ -90,7 +90,9 @@ func impressionRecord(id schemas.ImpressionID, x uint64) *stream.Record {
 		Topic: schemas.TopicImpressions, Key: id[:], Timestamp: id.Time(),
 		Value: encode(&eventpb.Impression{
 			Id: id[:], RequestId: id[8:], User: x, Product: fmt.Sprintf("p-%d", x%400), Creative: fmt.Sprintf("c-%d", x%2400), Placement: "feed",
-			Position: uint32(x%5) + 1, Campaign: "spring", Category: "home/lamps", Experiment: "e7", Variant: [2]string{"control", "treatment"}[x>>60&1],
+			Position: uint32(
+				x%5,
+			) + 1, Campaign: "spring", Category: "home/lamps", Experiment: "e7", Variant: [2]string{"control", "treatment"}[x>>60&1],
 			ModelVersion: "pm-12", Policy: "s-33", Propensity: 0.125, Schema: 1,
 		}),
 	}

@@ -38,7 +38,10 @@ func (d *demo) chatLoad(ctx context.Context) error {
 		body, err := json.Marshal(map[string]any{
 			"model": rollout.Logical, "max_tokens": 32, "temperature": 1.0, "seed": i, "user": fmt.Sprint(i),
 			"messages": []any{map[string]any{"role": "user", "content": []any{
-				map[string]any{"type": "image_url", "image_url": map[string]string{"url": "data:image/png;base64," + base64.StdEncoding.EncodeToString(png.Bytes())}},
+				map[string]any{
+					"type":      "image_url",
+					"image_url": map[string]string{"url": "data:image/png;base64," + base64.StdEncoding.EncodeToString(png.Bytes())},
+				},
 				map[string]any{"type": "text", "text": p.Caption() + ". write a background prompt"},
 			}}},
 		})

@@ -119,7 +119,8 @@ func (d *demo) measureStream(ctx context.Context) error {
 			var clicked uint8
 			var version uint32
 			err := rows.Scan(&id, &kind, &clicked, &version)
-			if !yield(world.Label{ID: schemas.ImpressionID(id), Kind: eventpb.LabelKind(kind), Clicked: clicked != 0, Version: version}, err) || err != nil {
+			if !yield(world.Label{ID: schemas.ImpressionID(id), Kind: eventpb.LabelKind(kind), Clicked: clicked != 0, Version: version}, err) ||
+				err != nil {
 				return
 			}
 		}
@@ -254,7 +255,8 @@ func (d *demo) measureReward(context.Context) error {
 func (d *demo) drift() any {
 	var newest *control.JobStatus
 	for _, j := range d.app.Control().Jobs {
-		if j.Kind == string(trainerbridge.KindReward) && j.State == control.JobSucceeded && j.Update.Metrics["drift"] != nil && (newest == nil || j.Queued.After(newest.Queued)) {
+		if j.Kind == string(trainerbridge.KindReward) && j.State == control.JobSucceeded && j.Update.Metrics["drift"] != nil &&
+			(newest == nil || j.Queued.After(newest.Queued)) {
 			newest = j
 		}
 	}
@@ -328,7 +330,10 @@ func (d *demo) measureServing(ctx context.Context) error {
 		}
 		n, _ := d.app.Creatives(m.Version)
 		b.Generation.Images += n
-		b.Versions = append(b.Versions, Version{Version: m.Version, State: string(m.State), Reason: m.Reason, TrueCTR: d.versionCTR(m.Version, weight)})
+		b.Versions = append(
+			b.Versions,
+			Version{Version: m.Version, State: string(m.State), Reason: m.Reason, TrueCTR: d.versionCTR(m.Version, weight)},
+		)
 	}
 	slices.SortFunc(b.Versions, func(a, c Version) int { return st.Models[a.Version].Since.Compare(st.Models[c.Version].Since) })
 	worst, err := d.pixelError()

@@ -146,8 +146,18 @@ func (s *Scoreboard) Print(w io.Writer) {
 	if !s.Stream.LedgerOK {
 		ledger = "OPEN"
 	}
-	line("stream", "%d impressions, %d clicks; %d of %d labels; lost %d, duplicate %d, spurious %d; ledger %s",
-		s.Stream.Impressions, s.Stream.Clicks, s.Stream.Labels, s.Stream.LabelsExpected, s.Stream.Lost, s.Stream.Duplicate, s.Stream.Spurious, ledger)
+	line(
+		"stream",
+		"%d impressions, %d clicks; %d of %d labels; lost %d, duplicate %d, spurious %d; ledger %s",
+		s.Stream.Impressions,
+		s.Stream.Clicks,
+		s.Stream.Labels,
+		s.Stream.LabelsExpected,
+		s.Stream.Lost,
+		s.Stream.Duplicate,
+		s.Stream.Spurious,
+		ledger,
+	)
 	line("warehouse", "%d rows, audit mismatches %d", s.Warehouse.Rows, s.Warehouse.AuditMismatch)
 	line("pairs", "%d, mean weight %.2f", s.Pairs.Count, s.Pairs.MeanWeight)
 	if s.Reward.TestPairs > 0 {
@@ -169,13 +179,36 @@ func (s *Scoreboard) Print(w io.Writer) {
 		line("", "PCPO matches %+.3f against DPO where both have a lift of %s", *e.Difference, percent(e.Lift))
 	}
 	line("generation", "%d images by %s, largest error on product pixels %d", s.Generation.Images, s.Images, s.Generation.ProductPixelMaxError)
-	line("swap", "%d swaps, %d requests, failed %d, wrong version %d, flip p99 %.2f ms", s.Swap.Count, s.Swap.Requests, s.Swap.Failed, s.Swap.WrongVersion, s.Swap.FlipP99MS)
+	line(
+		"swap",
+		"%d swaps, %d requests, failed %d, wrong version %d, flip p99 %.2f ms",
+		s.Swap.Count,
+		s.Swap.Requests,
+		s.Swap.Failed,
+		s.Swap.WrongVersion,
+		s.Swap.FlipP99MS,
+	)
 	if s.Experiment.ID != "" {
 		line("experiment", "%s (%s)", s.Experiment.Decision, s.Experiment.Rule)
-		line("", "lift %s, interval %s to %s, true lift %s; %d impressions, SRM p %.2f, %d categories",
-			percent(s.Experiment.Lift), percent(s.Experiment.LiftLow), percent(s.Experiment.LiftHigh), percent(s.Experiment.TrueLift), s.Experiment.Impressions, s.Experiment.SRMP, s.Experiment.Categories)
+		line(
+			"",
+			"lift %s, interval %s to %s, true lift %s; %d impressions, SRM p %.2f, %d categories",
+			percent(
+				s.Experiment.Lift,
+			),
+			percent(s.Experiment.LiftLow),
+			percent(s.Experiment.LiftHigh),
+			percent(s.Experiment.TrueLift),
+			s.Experiment.Impressions,
+			s.Experiment.SRMP,
+			s.Experiment.Categories,
+		)
 	}
-	line("freshness", "the live model has learned from clicks up to %s (event time) before the newest", time.Duration(s.Freshness*float64(time.Second)).Round(time.Second))
+	line(
+		"freshness",
+		"the live model has learned from clicks up to %s (event time) before the newest",
+		time.Duration(s.Freshness*float64(time.Second)).Round(time.Second),
+	)
 	for _, v := range s.Versions {
 		line("version", "%s %s %s", v.Version, v.State, v.Reason)
 	}

@@ -53,7 +53,10 @@ func openState(dir string, s settings) (*state, error) {
 			return nil, fmt.Errorf("resume the demo: %s: %w", st.file, err)
 		}
 		if old.Settings != s {
-			return nil, fmt.Errorf("the folder holds a demo with other options (%+v); give the same ones to resume it, or another --dir", old.Settings)
+			return nil, fmt.Errorf(
+				"the folder holds a demo with other options (%+v); give the same ones to resume it, or another --dir",
+				old.Settings,
+			)
 		}
 		st.Attempts, st.Wall, st.Swap, st.Ending = old.Attempts, old.Wall, old.Swap, old.Ending
 		if old.Phases != nil {

@@ -17,7 +17,13 @@ func shopLog(i int) string {
 	for j := range 50 {
 		at := base + int64(j)*200
 		id := uuid7(at, i*50+j)
-		fmt.Fprintf(&b, `{"type":"impression","id":%q,"product":"p%d","creative":"c","placement":"home","position":1,"user":"u%d","propensity":1}`+"\n", id, j%3, j)
+		fmt.Fprintf(
+			&b,
+			`{"type":"impression","id":%q,"product":"p%d","creative":"c","placement":"home","position":1,"user":"u%d","propensity":1}`+"\n",
+			id,
+			j%3,
+			j,
+		)
 		if j%10 == 0 {
 			fmt.Fprintf(&b, `{"type":"click","id":"k%d","impression_id":%q,"time_ms":%d}`+"\n", i*50+j, id, at+900)
 		}
@@ -31,10 +37,17 @@ func shopLog(i int) string {
 func TestBackupOfARunningInstance(t *testing.T) {
 	needEngine(t)
 	dir := filepath.Join(t.TempDir(), "store")
-	config := write(t, "ingest: {clock: event}\nkafka: {retention: -1s, partitions: 2}\njoiner: {window: 1m, lateness: 1s}\nsink: {flush_interval: 50ms}\n")
+	config := write(
+		t,
+		"ingest: {clock: event}\nkafka: {retention: -1s, partitions: 2}\njoiner: {window: 1m, lateness: 1s}\nsink: {flush_interval: 50ms}\n",
+	)
 	running := up(t, dir, "--target", "ingest,joiner,sink", "--config", config)
 	rows := func(dir string) string {
-		return sql(t, dir, "SELECT concat(toString(count()), ' ', toString(uniqExact(impression_id)), ' ', toString((SELECT sum(labels) FROM audit FINAL)), ' ', toString((SELECT count() FROM audit_mismatch))) FROM labels")
+		return sql(
+			t,
+			dir,
+			"SELECT concat(toString(count()), ' ', toString(uniqExact(impression_id)), ' ', toString((SELECT sum(labels) FROM audit FINAL)), ' ', toString((SELECT count() FROM audit_mismatch))) FROM labels",
+		)
 	}
 	settled := func(dir string, want func(labels, distinct, audited, differ int) bool) {
 		t.Helper()
@@ -91,7 +104,9 @@ func TestBackupOfARunningInstance(t *testing.T) {
 	settled(dir, exact)
 
 	// The instance need not be stopped for an erasure either; rows of the last two minutes are left.
-	if out, stderr, code := ctrloop(t, "erase", "user", "u1", "--dir", dir); code != 0 || !strings.Contains(out, "left for another run") || !strings.Contains(out, "labels.v1") || !strings.Contains(out, "NEVER") {
+	if out, stderr, code := ctrloop(t, "erase", "user", "u1", "--dir", dir); code != 0 || !strings.Contains(out, "left for another run") ||
+		!strings.Contains(out, "labels.v1") ||
+		!strings.Contains(out, "NEVER") {
 		t.Errorf("erase beside a running instance: exit %d: %s%s", code, out, stderr)
 	}
 

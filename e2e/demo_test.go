@@ -74,7 +74,9 @@ func TestDemoSurvivesKill(t *testing.T) {
 			}
 			t.Logf("killed %d times: %s", killed, raw)
 			s := board.Stream
-			if s.LabelsExpected == 0 || s.Labels != s.LabelsExpected || s.Lost+s.Duplicate+s.Spurious != 0 || !s.LedgerOK || board.Warehouse.AuditMismatch != 0 || board.Swap.WrongVersion != 0 {
+			if s.LabelsExpected == 0 || s.Labels != s.LabelsExpected || s.Lost+s.Duplicate+s.Spurious != 0 || !s.LedgerOK ||
+				board.Warehouse.AuditMismatch != 0 ||
+				board.Swap.WrongVersion != 0 {
 				t.Errorf("the oracle is not content")
 			}
 			return

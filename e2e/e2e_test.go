@@ -87,7 +87,16 @@ func banditLog(t *testing.T, n, clicks int, seed uint64) string {
 		if clicked[i] {
 			click = 1
 		}
-		fmt.Fprintf(&b, "%d,%s,%d,%d,%d,0.0217,%x\n", i, at.Format("2006-01-02 15:04:05.000000-07:00"), r.IntN(46), 1+r.IntN(3), click, r.Uint32())
+		fmt.Fprintf(
+			&b,
+			"%d,%s,%d,%d,%d,0.0217,%x\n",
+			i,
+			at.Format("2006-01-02 15:04:05.000000-07:00"),
+			r.IntN(46),
+			1+r.IntN(3),
+			click,
+			r.Uint32(),
+		)
 	}
 	path := filepath.Join(dir, "log.csv")
 	if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
@@ -174,7 +183,8 @@ func TestTraceAfterReplay(t *testing.T) {
 			steps = append(steps, s.What)
 		}
 	}
-	if got := strings.Join(steps, ", "); rep.State != "labelled" || got != "impression, click, label positive" || len(rep.Warehouse) != 1 || rep.Warehouse[0].Kind != "positive" {
+	if got := strings.Join(steps, ", "); rep.State != "labelled" || got != "impression, click, label positive" || len(rep.Warehouse) != 1 ||
+		rep.Warehouse[0].Kind != "positive" {
 		t.Errorf("%s: %s", got, out)
 	}
 	out, _, _ = ctrloop(t, "trace", "--dir", dir, "--everywhere", id)
@@ -302,7 +312,12 @@ func TestServicesInProcessesOfTheirOwn(t *testing.T) {
 	base := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli()
 	for i := range n {
 		id := uuid7(base+int64(i)*1000, i)
-		fmt.Fprintf(&events[i%2], `{"type":"impression","id":%q,"product":"p","creative":"c","placement":"home","position":1,"user":"u%d","propensity":1}`+"\n", id, i)
+		fmt.Fprintf(
+			&events[i%2],
+			`{"type":"impression","id":%q,"product":"p","creative":"c","placement":"home","position":1,"user":"u%d","propensity":1}`+"\n",
+			id,
+			i,
+		)
 		if i%10 == 0 {
 			fmt.Fprintf(&events[i/10%2], `{"type":"click","id":"k%d","impression_id":%q,"time_ms":%d}`+"\n", i, id, base+int64(i)*1000+900)
 		}

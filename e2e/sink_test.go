@@ -114,7 +114,8 @@ func TestPublicLogBackupErase(t *testing.T) {
 		}
 	}
 	// Offsets, intents and tokens came back too: the same log again changes nothing.
-	if r := replay(t, append([]string{"--dir", back}, obd...)...); r.Positive+r.FinalNegative != 0 || r.WarehouseRows != 4000 || r.AuditMismatch != 0 {
+	if r := replay(t, append([]string{"--dir", back}, obd...)...); r.Positive+r.FinalNegative != 0 || r.WarehouseRows != 4000 ||
+		r.AuditMismatch != 0 {
 		t.Errorf("after the restore: %+v", r)
 	}
 	if got := ask(t, back, cells); got != want {

@@ -64,8 +64,14 @@ type Merge struct {
 func Default() Config {
 	return Config{
 		Instance: "ingest-0", Clock: ClockWall, AllowedSkew: 10 * time.Second, UserSalt: "ctrloop", MaxEventBytes: 16 << 10,
-		Edge:  EdgeCfg{MaxBodyBytes: 16 << 20, MaxDecodedBytes: 64 << 20, MaxInFlightBytes: 256 << 20, AckTimeout: 15 * time.Second},
-		Merge: Merge{BufferEvents: 32_768, TransactionEvents: 50_000, CommitInterval: 100 * time.Millisecond, IdleAfter: 5 * time.Second, PunctuateEvery: 500 * time.Millisecond},
+		Edge: EdgeCfg{MaxBodyBytes: 16 << 20, MaxDecodedBytes: 64 << 20, MaxInFlightBytes: 256 << 20, AckTimeout: 15 * time.Second},
+		Merge: Merge{
+			BufferEvents:      32_768,
+			TransactionEvents: 50_000,
+			CommitInterval:    100 * time.Millisecond,
+			IdleAfter:         5 * time.Second,
+			PunctuateEvery:    500 * time.Millisecond,
+		},
 	}
 }
 
@@ -82,7 +88,12 @@ func (c Config) Validate() error {
 	bad(c.MaxEventBytes >= 256 && c.MaxEventBytes <= 1<<20, "max_event_bytes", "%d: want 256 to 1 MiB", c.MaxEventBytes)
 	bad(c.Edge.MaxBodyBytes > 0, "edge.max_body_bytes", "%d: want at least 1", c.Edge.MaxBodyBytes)
 	bad(c.Edge.MaxDecodedBytes >= c.Edge.MaxBodyBytes, "edge.max_decoded_bytes", "%d is less than max_body_bytes", c.Edge.MaxDecodedBytes)
-	bad(c.Edge.MaxInFlightBytes >= c.Edge.MaxDecodedBytes, "edge.max_in_flight_bytes", "%d is less than max_decoded_bytes: the largest body could never be read", c.Edge.MaxInFlightBytes)
+	bad(
+		c.Edge.MaxInFlightBytes >= c.Edge.MaxDecodedBytes,
+		"edge.max_in_flight_bytes",
+		"%d is less than max_decoded_bytes: the largest body could never be read",
+		c.Edge.MaxInFlightBytes,
+	)
 	bad(c.Edge.AckTimeout > 0, "edge.ack_timeout", "%v: want more than 0", c.Edge.AckTimeout)
 	bad(c.Merge.BufferEvents >= 1, "merge.buffer_events", "%d: want at least 1", c.Merge.BufferEvents)
 	bad(c.Merge.TransactionEvents >= 1, "merge.transaction_events", "%d: want at least 1", c.Merge.TransactionEvents)

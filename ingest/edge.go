@@ -181,7 +181,12 @@ func (e *Edge) readAll(src io.Reader, hint int64, reserved *int64) ([]byte, erro
 	reserve := func(n int64) error {
 		*reserved += n
 		if e.inFlight.Add(n) > e.cfg.Edge.MaxInFlightBytes {
-			return refuse(http.StatusTooManyRequests, outcomeOverloaded, "more than %d bytes of events wait for Kafka: come back after Retry-After", e.cfg.Edge.MaxInFlightBytes)
+			return refuse(
+				http.StatusTooManyRequests,
+				outcomeOverloaded,
+				"more than %d bytes of events wait for Kafka: come back after Retry-After",
+				e.cfg.Edge.MaxInFlightBytes,
+			)
 		}
 		return nil
 	}
@@ -194,7 +199,12 @@ func (e *Edge) readAll(src io.Reader, hint int64, reserved *int64) ([]byte, erro
 		n, err := src.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
 		if int64(len(buf)) > e.cfg.Edge.MaxDecodedBytes {
-			return nil, refuse(http.StatusRequestEntityTooLarge, outcomeTooLarge, "the decompressed body has more than %d bytes: send smaller bodies", e.cfg.Edge.MaxDecodedBytes)
+			return nil, refuse(
+				http.StatusRequestEntityTooLarge,
+				outcomeTooLarge,
+				"the decompressed body has more than %d bytes: send smaller bodies",
+				e.cfg.Edge.MaxDecodedBytes,
+			)
 		}
 		if err == io.EOF {
 			return buf, nil
@@ -219,7 +229,12 @@ func (e *Edge) readError(err error) error {
 	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
 		return refuse(http.StatusRequestEntityTooLarge, outcomeTooLarge, "zstd window larger than 8 MiB: compress without --long")
 	}
-	return refuse(http.StatusBadRequest, outcomeBad, "the body could not be read or decompressed (%v): check Content-Encoding and send it again", err)
+	return refuse(
+		http.StatusBadRequest,
+		outcomeBad,
+		"the body could not be read or decompressed (%v): check Content-Encoding and send it again",
+		err,
+	)
 }
 
 // batch gathers the events of one request as records of the raw topics.
@@ -302,7 +317,14 @@ func (e *Edge) parse(contentType string, body []byte) (*batch, error) {
 func (e *Edge) parseJSON(b *batch, body []byte) error {
 	dec := json.NewDecoder(bytes.NewReader(body))
 	broken := func(err error) error {
-		return refuse(http.StatusBadRequest, outcomeBad, "the body is not JSON behind event %d, byte %d (%v); none of it was taken: correct it and send it again", b.index, dec.InputOffset(), err)
+		return refuse(
+			http.StatusBadRequest,
+			outcomeBad,
+			"the body is not JSON behind event %d, byte %d (%v); none of it was taken: correct it and send it again",
+			b.index,
+			dec.InputOffset(),
+			err,
+		)
 	}
 	array := bytes.HasPrefix(bytes.TrimLeft(body, " \t\r\n"), []byte("["))
 	if array {
@@ -347,7 +369,13 @@ func (e *Edge) parseProtobuf(b *batch, body []byte) error {
 			message, m = protowire.ConsumeBytes(body[at+n:])
 		}
 		if m < 0 {
-			return refuse(http.StatusBadRequest, outcomeBad, "the body is broken at byte %d, behind event %d; none of it was taken: write it with eventpb.AppendBody", at, b.index)
+			return refuse(
+				http.StatusBadRequest,
+				outcomeBad,
+				"the body is broken at byte %d, behind event %d; none of it was taken: write it with eventpb.AppendBody",
+				at,
+				b.index,
+			)
 		}
 		at += n + m
 		if len(message) > e.decoder.maxBytes {

@@ -279,7 +279,13 @@ func limitFuture(e event, latest time.Time) (event, *problem) {
 		return e, nil
 	}
 	if e.kind != click {
-		return event{}, reject(schemas.DeadBadTime, "%v at %v is beyond the allowed skew, %v", e.kind, time.UnixMilli(e.timeMS).UTC(), latest.UTC())
+		return event{}, reject(
+			schemas.DeadBadTime,
+			"%v at %v is beyond the allowed skew, %v",
+			e.kind,
+			time.UnixMilli(e.timeMS).UTC(),
+			latest.UTC(),
+		)
 	}
 	var m eventpb.Click
 	if p := rewrite(e.value, &m, func() { m.TimeMs = limit }, &e.value); p != nil {

@@ -32,10 +32,25 @@ type edgeMetrics struct {
 
 func newEdgeMetrics(reg prometheus.Registerer, inFlight func() float64) *edgeMetrics {
 	m := &edgeMetrics{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctrloop_edge_requests_total", Help: "Requests to POST /v1/events, by outcome."}, []string{"outcome"}),
-		accepted: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctrloop_edge_accepted_events_total", Help: "Events acknowledged by Kafka, by kind."}, []string{"kind"}),
-		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctrloop_edge_rejected_events_total", Help: "Events refused and reported to the sender, by reason."}, []string{"reason"}),
-		inFlight: prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "ctrloop_edge_in_flight_bytes", Help: "Decoded bodies that wait for Kafka; bounded by edge.max_in_flight_bytes."}, inFlight),
+		requests: prometheus.NewCounterVec(
+			prometheus.CounterOpts{Name: "ctrloop_edge_requests_total", Help: "Requests to POST /v1/events, by outcome."},
+			[]string{"outcome"},
+		),
+		accepted: prometheus.NewCounterVec(
+			prometheus.CounterOpts{Name: "ctrloop_edge_accepted_events_total", Help: "Events acknowledged by Kafka, by kind."},
+			[]string{"kind"},
+		),
+		rejected: prometheus.NewCounterVec(
+			prometheus.CounterOpts{Name: "ctrloop_edge_rejected_events_total", Help: "Events refused and reported to the sender, by reason."},
+			[]string{"reason"},
+		),
+		inFlight: prometheus.NewGaugeFunc(
+			prometheus.GaugeOpts{
+				Name: "ctrloop_edge_in_flight_bytes",
+				Help: "Decoded bodies that wait for Kafka; bounded by edge.max_in_flight_bytes.",
+			},
+			inFlight,
+		),
 	}
 	for _, r := range deadReasons() {
 		m.rejected.WithLabelValues(string(r))
@@ -60,15 +75,43 @@ type serviceMetrics struct {
 
 func newServiceMetrics(reg prometheus.Registerer) *serviceMetrics {
 	m := &serviceMetrics{
-		read:         prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctrloop_ingest_read_records_total", Help: "Raw records whose transaction was committed. Equals routed plus dropped."}, []string{"topic"}),
-		routed:       prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctrloop_ingest_routed_events_total", Help: "Events committed to imp.v1 and clk.v1, and watermarks taken, by kind."}, []string{"kind"}),
-		dropped:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctrloop_ingest_dropped_records_total", Help: "Records committed to dlq.v1, by reason."}, []string{"reason"}),
-		clamped:      prometheus.NewCounter(prometheus.CounterOpts{Name: "ctrloop_ingest_clamped_clicks_total", Help: "Clicks from the future whose time was set back."}),
-		transactions: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctrloop_ingest_transactions_total", Help: "Transactions, by outcome."}, []string{"outcome"}),
-		punctuations: prometheus.NewCounter(prometheus.CounterOpts{Name: "ctrloop_ingest_punctuations_total", Help: "Low watermarks sent, each into every partition."}),
-		lowWatermark: prometheus.NewGauge(prometheus.GaugeOpts{Name: "ctrloop_ingest_low_watermark_seconds", Help: "Low watermark sent last, Unix seconds of event time."}),
-		buffered:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "ctrloop_ingest_buffered_events", Help: "Events read and held back by the merge."}),
-		paused:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "ctrloop_ingest_paused_partitions", Help: "Raw partitions paused because they are ahead of the merge."}),
+		read: prometheus.NewCounterVec(
+			prometheus.CounterOpts{
+				Name: "ctrloop_ingest_read_records_total",
+				Help: "Raw records whose transaction was committed. Equals routed plus dropped.",
+			},
+			[]string{"topic"},
+		),
+		routed: prometheus.NewCounterVec(
+			prometheus.CounterOpts{
+				Name: "ctrloop_ingest_routed_events_total",
+				Help: "Events committed to imp.v1 and clk.v1, and watermarks taken, by kind.",
+			},
+			[]string{"kind"},
+		),
+		dropped: prometheus.NewCounterVec(
+			prometheus.CounterOpts{Name: "ctrloop_ingest_dropped_records_total", Help: "Records committed to dlq.v1, by reason."},
+			[]string{"reason"},
+		),
+		clamped: prometheus.NewCounter(
+			prometheus.CounterOpts{Name: "ctrloop_ingest_clamped_clicks_total", Help: "Clicks from the future whose time was set back."},
+		),
+		transactions: prometheus.NewCounterVec(
+			prometheus.CounterOpts{Name: "ctrloop_ingest_transactions_total", Help: "Transactions, by outcome."},
+			[]string{"outcome"},
+		),
+		punctuations: prometheus.NewCounter(
+			prometheus.CounterOpts{Name: "ctrloop_ingest_punctuations_total", Help: "Low watermarks sent, each into every partition."},
+		),
+		lowWatermark: prometheus.NewGauge(
+			prometheus.GaugeOpts{Name: "ctrloop_ingest_low_watermark_seconds", Help: "Low watermark sent last, Unix seconds of event time."},
+		),
+		buffered: prometheus.NewGauge(
+			prometheus.GaugeOpts{Name: "ctrloop_ingest_buffered_events", Help: "Events read and held back by the merge."},
+		),
+		paused: prometheus.NewGauge(
+			prometheus.GaugeOpts{Name: "ctrloop_ingest_paused_partitions", Help: "Raw partitions paused because they are ahead of the merge."},
+		),
 	}
 	for _, r := range deadReasons() {
 		m.dropped.WithLabelValues(string(r))

@@ -66,7 +66,11 @@ func (s *Service) Run(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, stream.ErrDataLoss):
-			return fmt.Errorf("ingest: raw events were deleted before they were read; their partition must not be skipped silently: set the group %s to the start of the partition to go on without them: %w", Group, err)
+			return fmt.Errorf(
+				"ingest: raw events were deleted before they were read; their partition must not be skipped silently: set the group %s to the start of the partition to go on without them: %w",
+				Group,
+				err,
+			)
 		}
 		if s.now().Sub(started) > longest {
 			wait = 100 * time.Millisecond
@@ -100,13 +104,26 @@ func (s *Service) session(ctx context.Context) error {
 		return err
 	}
 	if i, c := partitions[schemas.TopicImpressions], partitions[schemas.TopicClicks]; i != c {
-		return fmt.Errorf("%s has %d partitions, %s has %d: %w: the join needs the same", schemas.TopicImpressions, i, schemas.TopicClicks, c, stream.ErrPartitionCount)
+		return fmt.Errorf(
+			"%s has %d partitions, %s has %d: %w: the join needs the same",
+			schemas.TopicImpressions,
+			i,
+			schemas.TopicClicks,
+			c,
+			stream.ErrPartitionCount,
+		)
 	}
 	parts, err := stream.PartitionCounts(ctx, s.kafka, schemas.TopicRawImpressions, schemas.TopicRawClicks)
 	if err != nil {
 		return err
 	}
-	r := &session{Service: s, partitions: partitions, parts: parts, sent: map[stream.TopicPartition]int64{}, merge: newMerger(s.cfg.Merge.IdleAfter, s.cfg.Clock == ClockEvent)}
+	r := &session{
+		Service:    s,
+		partitions: partitions,
+		parts:      parts,
+		sent:       map[stream.TopicPartition]int64{},
+		merge:      newMerger(s.cfg.Merge.IdleAfter, s.cfg.Clock == ClockEvent),
+	}
 	r.tx, err = stream.NewTx(s.kafka, stream.TxConfig{
 		Group: Group, TransactionalID: "ctrloop-ingest-" + s.instance, InstanceID: s.instance,
 		Topics:     []string{schemas.TopicRawImpressions, schemas.TopicRawClicks},

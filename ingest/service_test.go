@@ -33,7 +33,19 @@ func testID(ms int64, n uint64) schemas.ImpressionID {
 
 func testImpression(ms int64, n uint64) *eventpb.Impression {
 	id := testID(ms, n)
-	return &eventpb.Impression{Id: id[:], User: n, Product: "p", Creative: "c-1", Placement: "feed", Position: 1, Category: "a/b", Variant: "control", ModelVersion: "prompt-1", Propensity: 0.25, Schema: 1}
+	return &eventpb.Impression{
+		Id:           id[:],
+		User:         n,
+		Product:      "p",
+		Creative:     "c-1",
+		Placement:    "feed",
+		Position:     1,
+		Category:     "a/b",
+		Variant:      "control",
+		ModelVersion: "prompt-1",
+		Propensity:   0.25,
+		Schema:       1,
+	}
 }
 
 func testClick(impressionMS int64, n uint64, at int64) *eventpb.Click {
@@ -282,12 +294,14 @@ func TestKilledAgainAndAgain(t *testing.T) {
 		s, _ := newService(t, b, cfg)
 		// End this life at the n-th request of a transaction, whichever it is.
 		n := 3 + 2*lives
-		h := b.Cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce, kmsg.TxnOffsetCommit, kmsg.EndTxn}, Observe: true, Count: -1, When: func(kmsg.Request) bool {
-			if n--; n == 0 {
-				cancel()
-			}
-			return false
-		}})
+		h := b.Cluster.Fault(
+			kfake.Fault{Keys: []kmsg.Key{kmsg.Produce, kmsg.TxnOffsetCommit, kmsg.EndTxn}, Observe: true, Count: -1, When: func(kmsg.Request) bool {
+				if n--; n == 0 {
+					cancel()
+				}
+				return false
+			}},
+		)
 		time.AfterFunc(3*time.Second, cancel) // when nothing is left to do
 		if err := s.Run(ctx); err != nil {
 			t.Fatal(err)

@@ -34,7 +34,25 @@ func benchTraffic(n, rate, batch int, start int64) (imps, clks [][]*stream.Recor
 		k := len(imps) - 1
 		imps[k] = append(imps[k], &stream.Record{
 			Topic: schemas.TopicImpressions, Key: id[:], Timestamp: id.Time(), Offset: int64(i),
-			Value: marshal(&eventpb.Impression{Id: id[:], RequestId: id[8:], User: r.Uint64(), Product: "p-1234", Creative: "c-123456", Placement: "feed", Position: 3, Campaign: "spring", Category: "home/lamps", Experiment: "e7", Variant: "treatment", ModelVersion: "pm-12", Policy: "s-33", Propensity: 0.125, Schema: 1}),
+			Value: marshal(
+				&eventpb.Impression{
+					Id:           id[:],
+					RequestId:    id[8:],
+					User:         r.Uint64(),
+					Product:      "p-1234",
+					Creative:     "c-123456",
+					Placement:    "feed",
+					Position:     3,
+					Campaign:     "spring",
+					Category:     "home/lamps",
+					Experiment:   "e7",
+					Variant:      "treatment",
+					ModelVersion: "pm-12",
+					Policy:       "s-33",
+					Propensity:   0.125,
+					Schema:       1,
+				},
+			),
 		})
 		if r.IntN(20) == 0 {
 			delay := int64(r.ExpFloat64() * 5000)
@@ -77,10 +95,14 @@ func BenchmarkShard(b *testing.B) {
 				}
 				events += len(rs)
 			}
-			err := s.process([]stream.PartitionBatch{{Topic: schemas.TopicImpressions, Records: imps[k]}, {Topic: schemas.TopicClicks, Records: append(clks[k], p)}}, new(allowance), func(r *stream.Record) {
-				bytes += int64(len(r.Value))
-				labels++
-			})
+			err := s.process(
+				[]stream.PartitionBatch{{Topic: schemas.TopicImpressions, Records: imps[k]}, {Topic: schemas.TopicClicks, Records: append(clks[k], p)}},
+				new(allowance),
+				func(r *stream.Record) {
+					bytes += int64(len(r.Value))
+					labels++
+				},
+			)
 			if err != nil {
 				b.Fatal(err)
 			}

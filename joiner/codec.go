@@ -157,7 +157,14 @@ func knownTime(ms int64) int64 {
 	return ms
 }
 
-func deadLetter(reason schemas.DeadLetterReason, detail error, topic string, partition int32, offset int64, key, value []byte) *eventpb.DeadLetter {
+func deadLetter(
+	reason schemas.DeadLetterReason,
+	detail error,
+	topic string,
+	partition int32,
+	offset int64,
+	key, value []byte,
+) *eventpb.DeadLetter {
 	const maxValue = 1 << 20 // event.proto: the original bytes, cut at 1 MiB
 	return &eventpb.DeadLetter{
 		Reason: string(reason), Detail: detail.Error(), Topic: topic, Partition: partition, Offset: offset,

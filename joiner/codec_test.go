@@ -131,7 +131,14 @@ func TestMetadataRoundTrip(t *testing.T) {
 // TestFieldsMatchProtowire: the short ways through a message accept and refuse what the library does, field by field.
 func TestFieldsMatchProtowire(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		raw := rapid.SliceOfN(rapid.OneOf(rapid.Byte(), rapid.SampledFrom([]byte{0x0a, 0x19, 0x20, 0x05, 0x12, 0x03, 0x80, 0x01, 0x0b, 0x0c})), 0, 40).Draw(t, "raw")
+		raw := rapid.SliceOfN(
+			rapid.OneOf(rapid.Byte(), rapid.SampledFrom([]byte{0x0a, 0x19, 0x20, 0x05, 0x12, 0x03, 0x80, 0x01, 0x0b, 0x0c})),
+			0,
+			40,
+		).Draw(
+			t,
+			"raw",
+		)
 		var got, want []int
 		err := fields(raw, func(num protowire.Number, typ protowire.Type, v []byte) error {
 			got = append(got, int(num), int(typ), len(v))

@@ -94,7 +94,11 @@ func TestAbortedBatchesInterleaved(t *testing.T) {
 	tr := newTruth(43, cfg, 2, 2000, 10*time.Minute)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cl, err := kgo.NewClient(kgo.SeedBrokers(b.Config.Brokers...), kgo.TransactionalID("upstream"), kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)))
+	cl, err := kgo.NewClient(
+		kgo.SeedBrokers(b.Config.Brokers...),
+		kgo.TransactionalID("upstream"),
+		kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -68,7 +68,9 @@ func defaultBreaker() Breaker {
 func (b Breaker) rules(settle time.Duration) breaker.Config {
 	minutes := func(d time.Duration) int { return int(d / time.Minute) }
 	return breaker.Config{
-		Recent: minutes(b.Recent), Baseline: minutes(b.Baseline), Warm: minutes(b.Warm), Hold: minutes(b.Hold), Settle: minutes(settle + 2*time.Minute - 1),
+		Recent: minutes(
+			b.Recent,
+		), Baseline: minutes(b.Baseline), Warm: minutes(b.Warm), Hold: minutes(b.Hold), Settle: minutes(settle + 2*time.Minute - 1),
 		Drop: b.Drop, Rise: b.Rise, Cover: b.Cover, Orphan: b.Orphan, Sigma: b.Sigma,
 	}
 }
@@ -111,7 +113,10 @@ func (s *Service) Guard(c Control) {
 	var tripped []breaker.Change
 	for name, b := range c.State().Breakers {
 		if slice, mine := g.mine(name); mine {
-			tripped = append(tripped, breaker.Change{Slice: slice, Open: true, Reason: b.Reason, Value: b.Value, Trailing: breaker.CountsOf(b.Trailing)})
+			tripped = append(
+				tripped,
+				breaker.Change{Slice: slice, Open: true, Reason: b.Reason, Value: b.Value, Trailing: breaker.CountsOf(b.Trailing)},
+			)
 		}
 	}
 	g.breaker = breaker.New(s.cfg.Breaker.rules(s.cfg.Window+s.cfg.Bucket), tripped)

@@ -42,9 +42,25 @@ func minuteOf(m, n int, dept string, lost bool) (rs []*stream.Record) {
 	for i := range n {
 		at := int64(epochMS) + int64(m)*minuteMS + int64(i)*minuteMS/int64(n)
 		id := schemas.NewImpressionID(time.UnixMilli(at), [10]byte{byte(m), byte(m >> 8), byte(i), byte(i >> 8), dept[0]})
-		rs = append(rs, &stream.Record{Topic: schemas.TopicImpressions, Key: id[:], Timestamp: id.Time(), Value: marshal(&eventpb.Impression{Id: id[:], Category: dept + "/lamps", Schema: 1})})
+		rs = append(
+			rs,
+			&stream.Record{
+				Topic:     schemas.TopicImpressions,
+				Key:       id[:],
+				Timestamp: id.Time(),
+				Value:     marshal(&eventpb.Impression{Id: id[:], Category: dept + "/lamps", Schema: 1}),
+			},
+		)
 		if i%10 == 0 && !lost {
-			rs = append(rs, &stream.Record{Topic: schemas.TopicClicks, Key: id[:], Timestamp: time.UnixMilli(at + 100), Value: marshal(&eventpb.Click{ImpressionId: id[:], Id: []byte("c"), TimeMs: at + 100, Schema: 1})})
+			rs = append(
+				rs,
+				&stream.Record{
+					Topic:     schemas.TopicClicks,
+					Key:       id[:],
+					Timestamp: time.UnixMilli(at + 100),
+					Value:     marshal(&eventpb.Click{ImpressionId: id[:], Id: []byte("c"), TimeMs: at + 100, Schema: 1}),
+				},
+			)
 		}
 	}
 	return rs
@@ -132,7 +148,16 @@ func TestBreakerEndToEnd(t *testing.T) {
 func TestBreakerSwitchedOff(t *testing.T) {
 	log := &memoryLog{state: control.NewState()}
 	for _, name := range []string{"all", "home@another"} {
-		e, err := control.NewEvent("trip-"+name, control.BreakerTripped, control.BreakerEntity(name), -1, "joiner", "", time.Now(), control.Breaker{Slice: name, Reason: "r"})
+		e, err := control.NewEvent(
+			"trip-"+name,
+			control.BreakerTripped,
+			control.BreakerEntity(name),
+			-1,
+			"joiner",
+			"",
+			time.Now(),
+			control.Breaker{Slice: name, Reason: "r"},
+		)
 		must(t, err)
 		must(t, log.Append(t.Context(), e))
 	}

@@ -306,7 +306,13 @@ func spawn(t *testing.T, cfg Config) *joinerProcess {
 	k := cfg.Kafka
 	yaml := fmt.Sprintf("kafka:\n  brokers: [%q]\n  partitions: %d\n  retention: -1s\n", k.Brokers[0], historyPartitions)
 	if k.TLS.Enabled {
-		yaml += fmt.Sprintf("  tls: {enabled: true, ca_file: %q}\n  sasl: {mechanism: %s, user: %s, password_file: %q}\n", k.TLS.CAFile, k.SASL.Mechanism, k.SASL.User, k.SASL.PasswordFile)
+		yaml += fmt.Sprintf(
+			"  tls: {enabled: true, ca_file: %q}\n  sasl: {mechanism: %s, user: %s, password_file: %q}\n",
+			k.TLS.CAFile,
+			k.SASL.Mechanism,
+			k.SASL.User,
+			k.SASL.PasswordFile,
+		)
 	}
 	yaml += fmt.Sprintf("joiner: {window: %s, lateness: %s, bucket: %s, commit_interval: 20ms, max_poll: %d, instance_id: %s}\n",
 		cfg.Window, cfg.Lateness, cfg.Bucket, 100, cfg.InstanceID)

@@ -83,7 +83,10 @@ func (l *ledgers) drop() {
 func (l *ledgers) snapshot() Ledger {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	out := Ledger{Partitions: slices.SortedFunc(maps.Values(l.at), func(a, b PartitionLedger) int { return cmp.Compare(a.Partition, b.Partition) }), Balanced: true}
+	out := Ledger{
+		Partitions: slices.SortedFunc(maps.Values(l.at), func(a, b PartitionLedger) int { return cmp.Compare(a.Partition, b.Partition) }),
+		Balanced:   true,
+	}
 	for _, p := range out.Partitions {
 		out.Total = out.Total.Add(p.Ledger)
 		out.Balanced = out.Balanced && p.Problem == ""
@@ -107,15 +110,45 @@ func (s *Service) LedgerHandler() http.Handler {
 }
 
 var (
-	descImpressions = prometheus.NewDesc("ctrloop_joiner_impressions_total", "Impressions by what became of them; 'in' is their sum with ctrloop_joiner_open_impressions.", []string{"partition", "outcome"}, nil)
-	descClicks      = prometheus.NewDesc("ctrloop_joiner_clicks_total", "Clicks by what became of them; 'in' is their sum with ctrloop_joiner_pending_clicks.", []string{"partition", "outcome"}, nil)
-	descOpen        = prometheus.NewDesc("ctrloop_joiner_open_impressions", "Impressions without a label yet.", []string{"partition"}, nil)
-	descPending     = prometheus.NewDesc("ctrloop_joiner_pending_clicks", "Clicks that wait for their impression.", []string{"partition"}, nil)
-	descWatermark   = prometheus.NewDesc("ctrloop_joiner_watermark_seconds", "Watermark, Unix seconds of event time.", []string{"partition"}, nil)
-	descLag         = prometheus.NewDesc("ctrloop_joiner_watermark_lag_seconds", "Newest event of either input minus the watermark, in event time.", []string{"partition"}, nil)
-	descState       = prometheus.NewDesc("ctrloop_joiner_state_bytes", "Memory of the open windows.", []string{"partition"}, nil)
-	descSpilled     = prometheus.NewDesc("ctrloop_joiner_spilled_bytes", "Open windows that are on disk only, see joiner.memory_limit.", []string{"partition"}, nil)
-	descBroken      = prometheus.NewDesc("ctrloop_joiner_ledger_broken_partitions", "Partitions whose ledger does not close. Anything but 0 is a bug.", nil, nil)
+	descImpressions = prometheus.NewDesc(
+		"ctrloop_joiner_impressions_total",
+		"Impressions by what became of them; 'in' is their sum with ctrloop_joiner_open_impressions.",
+		[]string{"partition", "outcome"},
+		nil,
+	)
+	descClicks = prometheus.NewDesc(
+		"ctrloop_joiner_clicks_total",
+		"Clicks by what became of them; 'in' is their sum with ctrloop_joiner_pending_clicks.",
+		[]string{"partition", "outcome"},
+		nil,
+	)
+	descOpen      = prometheus.NewDesc("ctrloop_joiner_open_impressions", "Impressions without a label yet.", []string{"partition"}, nil)
+	descPending   = prometheus.NewDesc("ctrloop_joiner_pending_clicks", "Clicks that wait for their impression.", []string{"partition"}, nil)
+	descWatermark = prometheus.NewDesc(
+		"ctrloop_joiner_watermark_seconds",
+		"Watermark, Unix seconds of event time.",
+		[]string{"partition"},
+		nil,
+	)
+	descLag = prometheus.NewDesc(
+		"ctrloop_joiner_watermark_lag_seconds",
+		"Newest event of either input minus the watermark, in event time.",
+		[]string{"partition"},
+		nil,
+	)
+	descState   = prometheus.NewDesc("ctrloop_joiner_state_bytes", "Memory of the open windows.", []string{"partition"}, nil)
+	descSpilled = prometheus.NewDesc(
+		"ctrloop_joiner_spilled_bytes",
+		"Open windows that are on disk only, see joiner.memory_limit.",
+		[]string{"partition"},
+		nil,
+	)
+	descBroken = prometheus.NewDesc(
+		"ctrloop_joiner_ledger_broken_partitions",
+		"Partitions whose ledger does not close. Anything but 0 is a bug.",
+		nil,
+		nil,
+	)
 )
 
 // Describe implements prometheus.Collector.

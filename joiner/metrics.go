@@ -48,9 +48,19 @@ func newMetrics(reg prometheus.Registerer, l *ledgers) (*metrics, error) {
 			Name: "ctrloop_joiner_rebuild_seconds", Help: "Time to rebuild one partition's state.",
 			Buckets: prometheus.ExponentialBuckets(0.01, 3, 10), NativeHistogramBucketFactor: 1.1,
 		}),
-		aborts:   prometheus.NewCounter(prometheus.CounterOpts{Name: "ctrloop_joiner_aborts_total", Help: "Transactions aborted and undone."}),
-		slices:   prometheus.NewCounter(prometheus.CounterOpts{Name: "ctrloop_joiner_watermark_slices_total", Help: "Transactions of a partition that left windows to the next one to close, because a watermark jumped."}),
-		sessions: prometheus.NewCounter(prometheus.CounterOpts{Name: "ctrloop_joiner_session_failures_total", Help: "Sessions that ended with an error, each followed by a rebuild."}),
+		aborts: prometheus.NewCounter(prometheus.CounterOpts{Name: "ctrloop_joiner_aborts_total", Help: "Transactions aborted and undone."}),
+		slices: prometheus.NewCounter(
+			prometheus.CounterOpts{
+				Name: "ctrloop_joiner_watermark_slices_total",
+				Help: "Transactions of a partition that left windows to the next one to close, because a watermark jumped.",
+			},
+		),
+		sessions: prometheus.NewCounter(
+			prometheus.CounterOpts{
+				Name: "ctrloop_joiner_session_failures_total",
+				Help: "Sessions that ended with an error, each followed by a rebuild.",
+			},
+		),
 	}
 	for _, r := range []schemas.LateReason{schemas.LateImpression, schemas.LateClick, schemas.LateOrphan, schemas.LateClickAfterClose} {
 		m.lates.WithLabelValues(string(r)) // closed list: every series exists from the start

@@ -94,7 +94,9 @@ func random(r *rand.Rand) (b [10]byte) {
 func (tr *truth) impression(id schemas.ImpressionID, position uint32) *stream.Record {
 	return &stream.Record{
 		Topic: schemas.TopicImpressions, Key: id[:], Timestamp: id.Time(),
-		Value: marshal(&eventpb.Impression{Id: id[:], Product: "product-17", Creative: "c", Placement: "feed", Position: position, Propensity: 0.25, Schema: 1}),
+		Value: marshal(
+			&eventpb.Impression{Id: id[:], Product: "product-17", Creative: "c", Placement: "feed", Position: position, Propensity: 0.25, Schema: 1},
+		),
 	}
 }
 
@@ -153,7 +155,11 @@ func (tr *truth) verify(t *testing.T, kafka stream.Config, ledger Ledger) {
 	streamtest.AwaitNoTransaction(t, kafka, schemas.TopicLabels, schemas.TopicLate, schemas.TopicAudit, schemas.TopicDeadLetters)
 	v := tr.read(t, kafka)
 	impsOf, clksOf := tr.byID(t, kafka, schemas.TopicImpressions), tr.byID(t, kafka, schemas.TopicClicks)
-	want := window.Ledger{LateImpressions: v.count[schemas.LateImpression], OrphanExpired: v.count[schemas.LateOrphan], LateClicks: v.count[schemas.LateClick] + v.count[schemas.LateClickAfterClose]}
+	want := window.Ledger{
+		LateImpressions: v.count[schemas.LateImpression],
+		OrphanExpired:   v.count[schemas.LateOrphan],
+		LateClicks:      v.count[schemas.LateClick] + v.count[schemas.LateClickAfterClose],
+	}
 	for id, clicks := range clksOf {
 		want.ClicksIn += uint64(len(clicks))
 		if len(impsOf[id]) == 0 {

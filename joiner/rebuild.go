@@ -38,8 +38,15 @@ func checkTopics(ctx context.Context, c stream.Config) error {
 	}
 	a, b, l := n[topics[0]], n[topics[1]], n[topics[2]]
 	if a == 0 || b == 0 || l == 0 || a != b || a != l {
-		return refuse("%s has %d partitions, %s %d, %s %d: the join is partition by partition, so they must be the same: create the topics with one count (`ctrloop migrate`)",
-			topics[0], a, topics[1], b, topics[2], l)
+		return refuse(
+			"%s has %d partitions, %s %d, %s %d: the join is partition by partition, so they must be the same: create the topics with one count (`ctrloop migrate`)",
+			topics[0],
+			a,
+			topics[1],
+			b,
+			topics[2],
+			l,
+		)
 	}
 	return nil
 }
@@ -53,7 +60,12 @@ type plan struct {
 }
 
 // planRebuild reads the committed offsets and metadata of one partition. start is the first retained offset.
-func planRebuild(cfg Config, partition int32, committed map[stream.TopicPartition]stream.Committed, start map[stream.TopicPartition]int64) (plan, error) {
+func planRebuild(
+	cfg Config,
+	partition int32,
+	committed map[stream.TopicPartition]stream.Committed,
+	start map[stream.TopicPartition]int64,
+) (plan, error) {
 	p := plan{fresh: true}
 	for tp := range start {
 		if tp.Topic == inputTopic[0] {
@@ -75,7 +87,14 @@ func planRebuild(cfg Config, partition int32, committed map[stream.TopicPartitio
 		}
 		m, err := parseMetadata(at[in].Metadata)
 		if err != nil {
-			return p, refuse("group %s has committed offset %d of %s, but %w: somebody moved the group's offsets, or another program uses the group; %s", cfg.Group, at[in].Offset, tp, err, freshStart)
+			return p, refuse(
+				"group %s has committed offset %d of %s, but %w: somebody moved the group's offsets, or another program uses the group; %s",
+				cfg.Group,
+				at[in].Offset,
+				tp,
+				err,
+				freshStart,
+			)
 		}
 		if p.fresh || m.Sequence > p.meta.Sequence {
 			p.fresh, p.meta = false, m
@@ -87,12 +106,24 @@ func planRebuild(cfg Config, partition int32, committed map[stream.TopicPartitio
 	for in, topic := range inputTopic {
 		tp := stream.TopicPartition{Topic: topic, Partition: partition}
 		if has[in] && at[in].Offset != p.meta.NextOffset[in] {
-			return p, refuse("group %s has committed offset %d of %s, its join state stands at %d: the offsets were moved by hand; move them back to %d, or %s",
-				cfg.Group, at[in].Offset, tp, p.meta.NextOffset[in], p.meta.NextOffset[in], freshStart)
+			return p, refuse(
+				"group %s has committed offset %d of %s, its join state stands at %d: the offsets were moved by hand; move them back to %d, or %s",
+				cfg.Group,
+				at[in].Offset,
+				tp,
+				p.meta.NextOffset[in],
+				p.meta.NextOffset[in],
+				freshStart,
+			)
 		}
 		if p.meta.RewindOffset[in] < p.meta.NextOffset[in] && start[tp] > p.meta.RewindOffset[in] {
-			return p, refuse("%s starts at offset %d, but open windows need it from %d on: the topic's retention is shorter than window + lateness + outage; raise retention.ms above that for the next time, and %s",
-				tp, start[tp], p.meta.RewindOffset[in], freshStart)
+			return p, refuse(
+				"%s starts at offset %d, but open windows need it from %d on: the topic's retention is shorter than window + lateness + outage; raise retention.ms above that for the next time, and %s",
+				tp,
+				start[tp],
+				p.meta.RewindOffset[in],
+				freshStart,
+			)
 		}
 	}
 	p.next = p.meta.NextOffset
@@ -107,8 +138,17 @@ func checkCount(cfg Config, of int64, committed map[stream.TopicPartition]stream
 		if err != nil || m.Partitions == of {
 			continue // what cannot be read is judged with its partition
 		}
-		return refuse("%s and %s have %d partitions each, the state of group %s was made with %d (%s): impressions that are open and their clicks would no longer meet; make topics with %d partitions again, or %s",
-			inputTopic[0], inputTopic[1], of, cfg.Group, m.Partitions, tp, m.Partitions, freshStart)
+		return refuse(
+			"%s and %s have %d partitions each, the state of group %s was made with %d (%s): impressions that are open and their clicks would no longer meet; make topics with %d partitions again, or %s",
+			inputTopic[0],
+			inputTopic[1],
+			of,
+			cfg.Group,
+			m.Partitions,
+			tp,
+			m.Partitions,
+			freshStart,
+		)
 	}
 	return nil
 }
@@ -116,13 +156,25 @@ func checkCount(cfg Config, of int64, committed map[stream.TopicPartition]stream
 // matches holds the configuration against the one that the state was made with.
 func (m metadata) matches(cfg Config) error {
 	if was := time.Duration(m.WindowMS) * time.Millisecond; was != cfg.Window {
-		return refuse("the window is %s, the state was made with %s: open impressions would close too early or be forgotten; set joiner.window back to %s, or %s", cfg.Window, was, was, freshStart)
+		return refuse(
+			"the window is %s, the state was made with %s: open impressions would close too early or be forgotten; set joiner.window back to %s, or %s",
+			cfg.Window,
+			was,
+			was,
+			freshStart,
+		)
 	}
 	if was := time.Duration(m.BucketMS) * time.Millisecond; was != cfg.Bucket {
 		return refuse("the bucket is %s, the state was made with %s: set joiner.bucket back to %s, or %s", cfg.Bucket, was, was, freshStart)
 	}
 	if was := time.Duration(m.ObserveMS) * time.Millisecond; was != cfg.Observe {
-		return refuse("the observation is %s, the state was made with %s, and it decides the version of the labels: set joiner.observe back to %s, or %s", cfg.Observe, was, was, freshStart)
+		return refuse(
+			"the observation is %s, the state was made with %s, and it decides the version of the labels: set joiner.observe back to %s, or %s",
+			cfg.Observe,
+			was,
+			was,
+			freshStart,
+		)
 	}
 	return nil
 }
@@ -142,7 +194,13 @@ func checkUnlabelled(ctx context.Context, cfg Config, partition int32) error {
 	}
 	// Offsets alone do not tell: what a crash before the first commit left is aborted and invisible.
 	err = stream.ReadRange(ctx, cfg.Kafka, tp.Topic, partition, start[tp], end[tp], func(r *stream.Record) error {
-		return refuse("%s holds labels (one at offset %d), but group %s has no committed offsets: they have expired (offsets.retention.minutes), or the group was renamed: set joiner.group back to the old name, or %s", tp, r.Offset, cfg.Group, freshStart)
+		return refuse(
+			"%s holds labels (one at offset %d), but group %s has no committed offsets: they have expired (offsets.retention.minutes), or the group was renamed: set joiner.group back to the old name, or %s",
+			tp,
+			r.Offset,
+			cfg.Group,
+			freshStart,
+		)
 	})
 	if err != nil {
 		return fmt.Errorf("look for labels of partition %d: %w", partition, err)
@@ -163,8 +221,18 @@ func rebuild(ctx context.Context, cfg Config, g *guard, seed uint64, partition i
 		return nil, err
 	}
 	if err := w.Restored(p.meta.Snapshot); err != nil {
-		return nil, refuse("rebuild of partition %d from %s [%d, %d) and %s [%d, %d): %w: records of the inputs have changed or gone; %s",
-			partition, inputTopic[0], p.meta.RewindOffset[0], p.meta.NextOffset[0], inputTopic[1], p.meta.RewindOffset[1], p.meta.NextOffset[1], err, freshStart)
+		return nil, refuse(
+			"rebuild of partition %d from %s [%d, %d) and %s [%d, %d): %w: records of the inputs have changed or gone; %s",
+			partition,
+			inputTopic[0],
+			p.meta.RewindOffset[0],
+			p.meta.NextOffset[0],
+			inputTopic[1],
+			p.meta.RewindOffset[1],
+			p.meta.NextOffset[1],
+			err,
+			freshStart,
+		)
 	}
 	return newShard(g, partition, w, p.next, p.meta.Sequence), nil
 }
@@ -253,7 +321,14 @@ func (se *session) load(ctx context.Context, keeper *segment.Keeper, partition i
 				return err
 			}
 			if end < at.Next[in] {
-				return fmt.Errorf("%s/%d ended at offset %d in leader epoch %d, they were made of records up to %d", topic, partition, end, at.Epoch[in], at.Next[in])
+				return fmt.Errorf(
+					"%s/%d ended at offset %d in leader epoch %d, they were made of records up to %d",
+					topic,
+					partition,
+					end,
+					at.Epoch[in],
+					at.Next[in],
+				)
 			}
 		}
 		return nil

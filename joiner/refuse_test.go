@@ -126,7 +126,13 @@ func TestRefusesForgottenOffsets(t *testing.T) {
 }
 
 func TestRefusesDifferentPartitionCounts(t *testing.T) {
-	b := streamtest.StartTopics(t, 2, schemas.Topic{Name: schemas.TopicImpressions}, schemas.Topic{Name: schemas.TopicLabels}, schemas.Topic{Name: schemas.TopicClicks, Partitions: 3})
+	b := streamtest.StartTopics(
+		t,
+		2,
+		schemas.Topic{Name: schemas.TopicImpressions},
+		schemas.Topic{Name: schemas.TopicLabels},
+		schemas.Topic{Name: schemas.TopicClicks, Partitions: 3},
+	)
 	wantWords(t, refusal(t, testConfig(b)), "imp.v1 has 2 partitions, clk.v1 3, labels.v1 2")
 }
 
@@ -158,7 +164,20 @@ func TestConfigNamesEveryProblem(t *testing.T) {
 	if err == nil {
 		t.Fatal("accepted")
 	}
-	wantWords(t, err.Error(), "kafka: ", "group: ", "transactional_id: ", "window: ", "lateness: ", "bucket: ", "max_lead: ", "commit_interval: ", "max_poll: ", "workers: ")
+	wantWords(
+		t,
+		err.Error(),
+		"kafka: ",
+		"group: ",
+		"transactional_id: ",
+		"window: ",
+		"lateness: ",
+		"bucket: ",
+		"max_lead: ",
+		"commit_interval: ",
+		"max_poll: ",
+		"workers: ",
+	)
 	if err := Default().Validate(); err != nil {
 		t.Error(err)
 	}

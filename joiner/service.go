@@ -69,9 +69,19 @@ func New(cfg Config, log zerolog.Logger, reg prometheus.Registerer) (*Service, e
 		return nil, fmt.Errorf("joiner configuration: %w", err)
 	}
 	if cfg.MemoryLimit > 0 && !cfg.Segments.on() {
-		return nil, fmt.Errorf("joiner configuration: memory_limit: %d, but segments.dir is empty: cold windows have nowhere to go", cfg.MemoryLimit)
+		return nil, fmt.Errorf(
+			"joiner configuration: memory_limit: %d, but segments.dir is empty: cold windows have nowhere to go",
+			cfg.MemoryLimit,
+		)
 	}
-	s := &Service{cfg: cfg, log: log, seed: rand.Uint64(), guard: newGuard(cfg, log), fault: func(step) error { return nil }, backoff: minBackoff}
+	s := &Service{
+		cfg:     cfg,
+		log:     log,
+		seed:    rand.Uint64(),
+		guard:   newGuard(cfg, log),
+		fault:   func(step) error { return nil },
+		backoff: minBackoff,
+	}
 	var err error
 	if s.metrics, err = newMetrics(reg, &s.ledgers); err != nil {
 		return nil, err
@@ -356,7 +366,10 @@ func (se *session) end(ctx context.Context) error {
 func (se *session) aborted(ctx context.Context) error {
 	se.metrics.aborts.Inc()
 	if se.aborts++; se.aborts == maxAborts {
-		return fmt.Errorf("%d transactions in a row were aborted: is the broker refusing records (see its log), or the group rebalancing all the time?", maxAborts)
+		return fmt.Errorf(
+			"%d transactions in a row were aborted: is the broker refusing records (see its log), or the group rebalancing all the time?",
+			maxAborts,
+		)
 	}
 	at, err := stream.CommittedOffsets(ctx, se.cfg.Kafka, se.cfg.Group, inputTopic[:]...)
 	if err != nil {
@@ -408,7 +421,13 @@ func (se *session) adopt(ctx context.Context, partitions map[string][]int32) err
 	slices.Sort(ps)
 	slices.Sort(clicks)
 	if !slices.Equal(ps, clicks) {
-		return fmt.Errorf("the group gave partitions %v of %s and %v of %s: every member must use range assignment, so that both sides of the join meet", ps, inputTopic[0], clicks, inputTopic[1])
+		return fmt.Errorf(
+			"the group gave partitions %v of %s and %v of %s: every member must use range assignment, so that both sides of the join meet",
+			ps,
+			inputTopic[0],
+			clicks,
+			inputTopic[1],
+		)
 	}
 	committed, err := stream.CommittedOffsets(ctx, se.cfg.Kafka, se.cfg.Group, inputTopic[:]...)
 	if err != nil {
@@ -451,7 +470,13 @@ func (se *session) adopt(ctx context.Context, partitions map[string][]int32) err
 	return nil
 }
 
-func (se *session) rebuild(ctx context.Context, p int32, share int, committed map[stream.TopicPartition]stream.Committed, start map[stream.TopicPartition]int64) (*shard, error) {
+func (se *session) rebuild(
+	ctx context.Context,
+	p int32,
+	share int,
+	committed map[stream.TopicPartition]stream.Committed,
+	start map[stream.TopicPartition]int64,
+) (*shard, error) {
 	plan, err := planRebuild(se.cfg, p, committed, start)
 	if err != nil {
 		return nil, err

@@ -100,7 +100,14 @@ func (s *shard) consume(in window.Input, b stream.PartitionBatch, produce func(*
 			s.warm(b.Records[i:min(i+window.Block, len(b.Records))])
 		}
 		if r.Offset < s.next[in] {
-			return fmt.Errorf("%s/%d: got offset %d, but the state holds everything before %d: %w", r.Topic, r.Partition, r.Offset, s.next[in], errState)
+			return fmt.Errorf(
+				"%s/%d: got offset %d, but the state holds everything before %d: %w",
+				r.Topic,
+				r.Partition,
+				r.Offset,
+				s.next[in],
+				errState,
+			)
 		}
 		repeated := s.w.Ledger().Repeated
 		event, category, err := apply(s.w, in, r)
@@ -267,7 +274,13 @@ func (s *shard) propose(cfg Config) (string, bool) {
 // commit follows a committed transaction.
 func (s *shard) commit() {
 	if s.progress {
-		invariant.True(s.next[0] >= s.committed[0] && s.next[1] >= s.committed[1], "offsets of partition %d fell from %v to %v", s.partition, s.committed, s.next)
+		invariant.True(
+			s.next[0] >= s.committed[0] && s.next[1] >= s.committed[1],
+			"offsets of partition %d fell from %v to %v",
+			s.partition,
+			s.committed,
+			s.next,
+		)
 		s.sequence++
 	}
 	s.committed = s.next

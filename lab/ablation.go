@@ -32,9 +32,18 @@ func Variants() []Variant {
 		{Name: "no NLL term", What: "nothing holds the likelihood of y+", Arm: "no_nll"},
 		{Name: "anchor", What: "mDPO's anchor on y+ besides", Arm: "anchored"},
 		{Name: "no point loss", What: "reward model without the 0.5 MSE on rates", Arm: armPCPO, Reward: map[string]any{"point_weight": 0.0}},
-		{Name: "raw CTR scale", What: "the point loss on rates as they are, about 0.03", Arm: armPCPO, Reward: map[string]any{"ctr_scale": "raw"}},
-		{Name: "hard pair rule", What: "CAIG's rule, ratio 1.05 to 1.20 and weight 1; its floor of 1,000 impressions is 200 at this traffic", Arm: armPCPO,
-			Pairs: PairRule{Policy: pairs.PolicyCAIG, CAIGFloor: 200}},
+		{
+			Name:   "raw CTR scale",
+			What:   "the point loss on rates as they are, about 0.03",
+			Arm:    armPCPO,
+			Reward: map[string]any{"ctr_scale": "raw"},
+		},
+		{
+			Name:  "hard pair rule",
+			What:  "CAIG's rule, ratio 1.05 to 1.20 and weight 1; its floor of 1,000 impressions is 200 at this traffic",
+			Arm:   armPCPO,
+			Pairs: PairRule{Policy: pairs.PolicyCAIG, CAIGFloor: 200},
+		},
 	}
 }
 
@@ -148,7 +157,10 @@ func (b *Bench) RunAblation(ctx context.Context, opt AblationOptions) (*Ablation
 			first := opt.Variants[0]
 			row.Against = map[string]Over{}
 			for _, f := range ablationFigures {
-				row.Against[f.name] = over(better(f.key+"."), differences(f.parts(mine, v.Arm), f.parts(worlds[familyOf(families, first).name], first.Arm)))
+				row.Against[f.name] = over(
+					better(f.key+"."),
+					differences(f.parts(mine, v.Arm), f.parts(worlds[familyOf(families, first).name], first.Arm)),
+				)
 			}
 		}
 		r.Rows = append(r.Rows, row)
@@ -207,9 +219,24 @@ func differences(a, b []part) []part {
 
 // Print writes the table for people.
 func (r *AblationReport) Print(w io.Writer) {
-	fmt.Fprintf(w, "\nAblation over worlds %s, %d epochs, products that training never saw. Median (worst); against \"%s\": mean with 95 %% interval.\n\n",
-		joined(r.Seeds), r.Epochs, r.Rows[0].Name)
-	t := newTable("variant", "RM of ceiling", "matching", "CTR gain", "of best", "valid", "clickbait", "matching against full", "CTR gain against full")
+	fmt.Fprintf(
+		w,
+		"\nAblation over worlds %s, %d epochs, products that training never saw. Median (worst); against \"%s\": mean with 95 %% interval.\n\n",
+		joined(r.Seeds),
+		r.Epochs,
+		r.Rows[0].Name,
+	)
+	t := newTable(
+		"variant",
+		"RM of ceiling",
+		"matching",
+		"CTR gain",
+		"of best",
+		"valid",
+		"clickbait",
+		"matching against full",
+		"CTR gain against full",
+	)
 	for _, row := range r.Rows {
 		cells := []string{row.Name}
 		for _, f := range []string{"reward_fraction", "matching", "gain", "share_of_best", "valid", "clickbait"} {

@@ -364,7 +364,15 @@ func rewardTargets(models []ModelSummary, worlds []RewardWorld) []Target {
 			above++
 		}
 	}
-	t := target("RM above every baseline", "share of data sets", Over{Worlds: len(worlds)}, float64(above)/float64(max(1, len(worlds))), 1, 1, false)
+	t := target(
+		"RM above every baseline",
+		"share of data sets",
+		Over{Worlds: len(worlds)},
+		float64(above)/float64(max(1, len(worlds))),
+		1,
+		1,
+		false,
+	)
 	if len(why) > 0 {
 		t.Why = "not above " + strings.Join(why, ", ")
 	}
@@ -377,8 +385,25 @@ func (r *RewardReport) Print(w io.Writer) {
 	if len(r.Seeds) > 0 {
 		on = "worlds " + joined(r.Seeds)
 	}
-	fmt.Fprintf(w, "\nReward models on %s: pairs of products that training never saw. Median (worst); ours less: mean difference with 95 %% interval.\n\n", on)
-	t := newTable("model", "accuracy", "interval", "of ceiling", "true order", "swap", "ECE", "log-loss", "later, of ceiling", "ours less", "ours above", "USD")
+	fmt.Fprintf(
+		w,
+		"\nReward models on %s: pairs of products that training never saw. Median (worst); ours less: mean difference with 95 %% interval.\n\n",
+		on,
+	)
+	t := newTable(
+		"model",
+		"accuracy",
+		"interval",
+		"of ceiling",
+		"true order",
+		"swap",
+		"ECE",
+		"log-loss",
+		"later, of ceiling",
+		"ours less",
+		"ours above",
+		"USD",
+	)
 	for _, m := range r.Models {
 		t.row(m.Model, both(&m.Accuracy), span2(m.Accuracy.Interval), both(m.Fraction), both(m.AccuracyTrue), both(m.SwapConsistency),
 			both(m.CalibrationError), both(m.LogLoss), both(m.LaterFraction), less(m.OursLess), wins(m, len(r.Worlds)), dollars(m.CostUSD))

@@ -55,7 +55,15 @@ func (p Point) Figures(weights []float64) Figures {
 		if weights != nil {
 			w = weights[i]
 		}
-		n, valid, match, bait, ctr = n+w*float64(t.Samples), valid+w*float64(t.Valid), match+w*float64(t.Matching), bait+w*float64(t.Clickbait), ctr+w*t.CTR
+		n, valid, match, bait, ctr = n+w*float64(
+			t.Samples,
+		), valid+w*float64(
+			t.Valid,
+		), match+w*float64(
+			t.Matching,
+		), bait+w*float64(
+			t.Clickbait,
+		), ctr+w*t.CTR
 	}
 	n, some := max(n, math.SmallestNonzeroFloat64), max(valid, math.SmallestNonzeroFloat64)
 	return Figures{int(n), match / n, match / some, valid / n, bait / n, ctr / some}

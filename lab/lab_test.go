@@ -135,7 +135,8 @@ func TestOtherTrainingPairsKeepTheTestPairs(t *testing.T) {
 	if a, b := ids("train", PairRule{}), ids("train", hard); len(b) == 0 || len(b) >= len(a) {
 		t.Errorf("%d training pairs by the hard rule, %d by the usual one", len(b), len(a))
 	}
-	if _, err := w.WriteDataset(t.TempDir(), PairRule{Policy: pairs.PolicyCAIG}); err == nil || !strings.Contains(err.Error(), "no training pair") {
+	if _, err := w.WriteDataset(t.TempDir(), PairRule{Policy: pairs.PolicyCAIG}); err == nil ||
+		!strings.Contains(err.Error(), "no training pair") {
 		t.Errorf("the hard rule at its own floor, on little traffic: %v", err)
 	}
 }
@@ -262,7 +263,8 @@ func TestRoundsAreJudgedByTheWorldAndKept(t *testing.T) {
 		if pcpo.Matching <= w.Base.Matching || dpo.Matching >= w.Base.Matching || dpo.Clickbait <= w.Base.Clickbait {
 			t.Errorf("base %+v, dpo %+v, pcpo %+v", w.Base, dpo, pcpo)
 		}
-		if pcpo.Valid != 1 || pcpo.MatchingB == nil || *pcpo.MatchingB != 0.5 || pcpo.ShareOfBest == nil || *pcpo.ShareOfBest <= 0 || *pcpo.ShareOfBest > 1 {
+		if pcpo.Valid != 1 || pcpo.MatchingB == nil || *pcpo.MatchingB != 0.5 || pcpo.ShareOfBest == nil || *pcpo.ShareOfBest <= 0 ||
+			*pcpo.ShareOfBest > 1 {
 			t.Errorf("pcpo %+v", pcpo)
 		}
 		if w.BestCTR <= pcpo.TrueCTR {
@@ -383,7 +385,8 @@ func TestARefusedJobIsWrongUsageAndNamesItsLog(t *testing.T) {
 	spec := b.Trainer.Job("no-such-kind", "odd", 1, nil)
 	_, err := tr.job(t.Context(), spec, 1)
 	var coded interface{ ExitCode() int }
-	if !errors.As(err, &coded) || coded.ExitCode() != 2 || !strings.Contains(err.Error(), "job.log") || !strings.Contains(err.Error(), "no-such-kind") {
+	if !errors.As(err, &coded) || coded.ExitCode() != 2 || !strings.Contains(err.Error(), "job.log") ||
+		!strings.Contains(err.Error(), "no-such-kind") {
 		t.Errorf("%v", err)
 	}
 }
@@ -418,14 +421,17 @@ func TestRewardTableIsPooledAndHeldAgainstTargets(t *testing.T) {
 		}
 	}
 	var spec struct{ Hyper map[string]any }
-	if err := readJSON(filepath.Join(b.Dir, "seed-101", "jobs", "evaluate", "spec.json"), &spec); err != nil || spec.Hyper["judge_cache"] != filepath.Join(b.Dir, "lab", "judges", "seed-101") {
+	if err := readJSON(filepath.Join(b.Dir, "seed-101", "jobs", "evaluate", "spec.json"), &spec); err != nil ||
+		spec.Hyper["judge_cache"] != filepath.Join(b.Dir, "lab", "judges", "seed-101") {
 		t.Errorf("answers of judges cost money and must outlive the job: %v, %v", spec.Hyper, err)
 	}
 }
 
 func TestABaselineAboveOursIsNamed(t *testing.T) {
 	seed := uint64(101)
-	worlds := []RewardWorld{{Seed: &seed, rows: []tableRow{{Model: ours, Accuracy: 0.6}, {Model: "vam", Accuracy: 0.61}, {Model: "oracle", Accuracy: 0.9}}}}
+	worlds := []RewardWorld{
+		{Seed: &seed, rows: []tableRow{{Model: ours, Accuracy: 0.6}, {Model: "vam", Accuracy: 0.61}, {Model: "oracle", Accuracy: 0.9}}},
+	}
 	r := summariseReward([]uint64{seed}, worlds)
 	last := r.Targets[len(r.Targets)-1]
 	if last.Met || !strings.Contains(last.Why, "vam in world 101") || strings.Contains(last.Why, "oracle") {

@@ -508,7 +508,15 @@ func roundsTargets(s map[string]Over, worlds []RoundsWorld) []Target {
 		target("share of the reachable best gain", "median", share, share.Median, 0.25, 0.6, false),
 		target("valid descriptions of the shipped model", "worst", valid, valid.Worst, 0.99, 1, false),
 	}
-	gates := target("worlds whose shipped model passed every gate", "share", Over{Worlds: len(worlds)}, float64(passed)/float64(max(1, len(worlds))), 1, 1, false)
+	gates := target(
+		"worlds whose shipped model passed every gate",
+		"share",
+		Over{Worlds: len(worlds)},
+		float64(passed)/float64(max(1, len(worlds))),
+		1,
+		1,
+		false,
+	)
 	return append(out, gates)
 }
 

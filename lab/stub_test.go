@@ -244,7 +244,10 @@ func stubEvaluate(spec trainerbridge.TrainerSpec, out string) error {
 		table = append(table, map[string]any{
 			"model": model, "accuracy": a, "low": a, "high": a, "swap_consistency": 1.0, "log_loss": 0.7, "calibration_error": 0.02,
 			"fraction_of_ceiling": FractionOfCeiling(a, scores["oracle"].Accuracy()),
-			"by_gap":              []map[string]any{{"from": 0.0, "to": 0.1, "pairs": 10, "accuracy": 0.5}, {"from": 0.1, "to": nil, "pairs": 30, "accuracy": a}},
+			"by_gap": []map[string]any{
+				{"from": 0.0, "to": 0.1, "pairs": 10, "accuracy": 0.5},
+				{"from": 0.1, "to": nil, "pairs": 30, "accuracy": a},
+			},
 		})
 	}
 	for i := range spec.Hyper {

@@ -72,7 +72,11 @@ func OpenTrainer(opt TrainerOptions) (*Trainer, error) {
 	if opt.Products != "" {
 		renderer = append(renderer, "--products", opt.Products)
 	}
-	grammar, products, err := app.WriteVocabulary(opt.Dir, opt.Catalogue, func(id string) bool { return schemas.Holdout(id, opt.HoldoutFraction) })
+	grammar, products, err := app.WriteVocabulary(
+		opt.Dir,
+		opt.Catalogue,
+		func(id string) bool { return schemas.Holdout(id, opt.HoldoutFraction) },
+	)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +107,11 @@ func (t *Trainer) Describe(ctx context.Context, seed uint64, n int) (map[string]
 	if err != nil {
 		return nil, fmt.Errorf("descriptions: %w", err)
 	}
-	cache := filepath.Join(t.home, "lab", fmt.Sprintf("descriptions-%.12s-%016x.jsonl", t.BaseDigest, hash64(t.Trainer, string(products), seed, n)))
+	cache := filepath.Join(
+		t.home,
+		"lab",
+		fmt.Sprintf("descriptions-%.12s-%016x.jsonl", t.BaseDigest, hash64(t.Trainer, string(products), seed, n)),
+	)
 	if d, err := ReadDescriptions(cache); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return d, err
 	}

@@ -111,7 +111,10 @@ func (w *World) draw(ctx context.Context, tell func(float64, string)) error {
 		seed := hash64("draw", w.opt.Seed, p.ID)
 		for _, text := range texts {
 			a := &ad{Creative: schemas.Creative{
-				ID: fmt.Sprintf("c-%016x", hash64("creative", seed, p.ID, text)), Product: p.ID, Category: p.Category, Description: text, Seed: seed, Valid: true,
+				ID: fmt.Sprintf(
+					"c-%016x",
+					hash64("creative", seed, p.ID, text),
+				), Product: p.ID, Category: p.Category, Description: text, Seed: seed, Valid: true,
 			}}
 			todo = append(todo, a)
 			w.ads[a.ID] = a
@@ -286,7 +289,11 @@ func (w *World) WriteDataset(dir string, rule PairRule) (dataset.Manifest, error
 	policy := cmp.Or(rule.Policy, w.opt.Pairer.Policy)
 	ps, trained := w.pairs(rule)
 	if !slices.ContainsFunc(ps, func(p schemas.Pair) bool { return p.Split == "train" }) {
-		return dataset.Manifest{}, fmt.Errorf("the evidence of %d impressions gives no training pair under policy %s: draw more impressions, or fewer creatives per product", w.opt.Impressions, policy)
+		return dataset.Manifest{}, fmt.Errorf(
+			"the evidence of %d impressions gives no training pair under policy %s: draw more impressions, or fewer creatives per product",
+			w.opt.Impressions,
+			policy,
+		)
 	}
 	rows, err := pairer.CreativeRows(ps, trained, w)
 	if err != nil {

@@ -27,11 +27,19 @@ func CreativeRows(ps []schemas.Pair, evidence []pairs.Evidence, creatives Creati
 	for id := range named {
 		c, ok := creatives.Creative(id)
 		if !ok {
-			return nil, fmt.Errorf("creative %s has labels but is not in %s: was the topic truncated? restore it or exclude the product", id, schemas.TopicCreatives)
+			return nil, fmt.Errorf(
+				"creative %s has labels but is not in %s: was the topic truncated? restore it or exclude the product",
+				id,
+				schemas.TopicCreatives,
+			)
 		}
 		caption, ok := creatives.Caption(c.Product)
 		if !ok {
-			return nil, fmt.Errorf("product %s of creative %s is not in the catalogue: start with the catalogue that the creatives were made from", c.Product, id)
+			return nil, fmt.Errorf(
+				"product %s of creative %s is not in the catalogue: start with the catalogue that the creatives were made from",
+				c.Product,
+				id,
+			)
 		}
 		png, err := creatives.View(c)
 		if err != nil {

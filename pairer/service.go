@@ -138,7 +138,9 @@ func (s *Service) look(ctx context.Context) (outcome string, err error) {
 		s.m.pairs.Set(float64(l.Pairs))
 		s.m.effective.Set(l.Effective)
 	}
-	s.status.Store(&Status{At: time.Now().UTC(), Pairs: l.Pairs, Effective: l.Effective, Needed: s.cfg.MinEffectivePairs, ToMS: span.ToMS, Reason: reason})
+	s.status.Store(
+		&Status{At: time.Now().UTC(), Pairs: l.Pairs, Effective: l.Effective, Needed: s.cfg.MinEffectivePairs, ToMS: span.ToMS, Reason: reason},
+	)
 	if !fire {
 		return "skip", nil
 	}
@@ -184,7 +186,12 @@ func (s *Service) announce(ctx context.Context, ps []schemas.Pair, evidence []pa
 		return fmt.Errorf("build data set: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	m, err := dataset.Write(dir, ps, rows, dataset.Manifest{FromMS: span.FromMS, ToMS: span.ToMS, Policy: string(s.cfg.Policy), Seed: s.cfg.Seed})
+	m, err := dataset.Write(
+		dir,
+		ps,
+		rows,
+		dataset.Manifest{FromMS: span.FromMS, ToMS: span.ToMS, Policy: string(s.cfg.Policy), Seed: s.cfg.Seed},
+	)
 	if err != nil {
 		return err
 	}
@@ -195,9 +202,18 @@ func (s *Service) announce(ctx context.Context, ps []schemas.Pair, evidence []pa
 	if err := s.d.Publisher.PublishPairs(ctx, ps); err != nil {
 		return fmt.Errorf("publish pairs: %w", err)
 	}
-	e, err := control.NewEvent("dataset-"+digest, control.DatasetBuilt, control.DatasetEntity(digest), -1, "pairer", reason, time.Now(), control.Dataset{
-		Digest: digest, Pairs: int64(m.Pairs), Products: int64(m.Products), FromMS: m.FromMS, ToMS: m.ToMS, Policy: m.Policy, Seed: m.Seed,
-	})
+	e, err := control.NewEvent(
+		"dataset-"+digest,
+		control.DatasetBuilt,
+		control.DatasetEntity(digest),
+		-1,
+		"pairer",
+		reason,
+		time.Now(),
+		control.Dataset{
+			Digest: digest, Pairs: int64(m.Pairs), Products: int64(m.Products), FromMS: m.FromMS, ToMS: m.ToMS, Policy: m.Policy, Seed: m.Seed,
+		},
+	)
 	if err != nil {
 		return err
 	}

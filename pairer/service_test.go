@@ -70,7 +70,10 @@ func start(t *testing.T, s *shop, cfg Config) (*Service, *artifact.Store) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := New(cfg, Deps{Source: s, Creatives: s, Control: s, Publisher: s, Store: store, Log: zerolog.Nop(), Registry: prometheus.NewRegistry()})
+	p, err := New(
+		cfg,
+		Deps{Source: s, Creatives: s, Control: s, Publisher: s, Store: store, Log: zerolog.Nop(), Registry: prometheus.NewRegistry()},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +145,11 @@ func endCycle(t *testing.T, s *shop) {
 			t.Error("between the job's end and the registration of its model another cycle could start")
 		}
 		v := "prompt-" + digest[:12]
-		put(control.ModelRegistered, control.ModelEntity(v), control.Model{Version: v, Logical: "prompt", Base: "b", Job: id, Gates: []control.Gate{{Name: "valid"}}})
+		put(
+			control.ModelRegistered,
+			control.ModelEntity(v),
+			control.Model{Version: v, Logical: "prompt", Base: "b", Job: id, Gates: []control.Gate{{Name: "valid"}}},
+		)
 	}
 }
 

@@ -22,7 +22,12 @@ func Trigger(cfg Config, l Look) (fire bool, reason string) {
 	case l.Effective < cfg.MinEffectivePairs:
 		return false, fmt.Sprintf("skip: new pairs are worth %.0f of %.0f sure comparisons", l.Effective, cfg.MinEffectivePairs)
 	}
-	return true, fmt.Sprintf("start: new pairs are worth %.0f sure comparisons (needs %.0f), %d pairs in all", l.Effective, cfg.MinEffectivePairs, l.Pairs)
+	return true, fmt.Sprintf(
+		"start: new pairs are worth %.0f sure comparisons (needs %.0f), %d pairs in all",
+		l.Effective,
+		cfg.MinEffectivePairs,
+		l.Pairs,
+	)
 }
 
 // lastKind is the kind of job that ends a training cycle.

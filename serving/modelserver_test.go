@@ -69,7 +69,20 @@ func (m *modelServer) address() string { return fmt.Sprintf("http://127.0.0.1:%d
 
 func (m *modelServer) start() {
 	m.t.Helper()
-	m.cmd = command(context.Background(), m.python, "-m", "ctrloop_trainer.serve", "--model", m.base, "--port", fmt.Sprint(m.port), "--served-model-name", "prompt-base", "--threads", "1")
+	m.cmd = command(
+		context.Background(),
+		m.python,
+		"-m",
+		"ctrloop_trainer.serve",
+		"--model",
+		m.base,
+		"--port",
+		fmt.Sprint(m.port),
+		"--served-model-name",
+		"prompt-base",
+		"--threads",
+		"1",
+	)
 	m.cmd.Stdout, m.cmd.Stderr = &m.out, &m.out
 	if err := m.cmd.Start(); err != nil {
 		m.t.Fatal(err)
@@ -140,7 +153,18 @@ func TestTheModelServer(t *testing.T) {
 	for k := range 3 {
 		wg.Go(func() {
 			for seed := k * 1000; ctx.Err() == nil; seed++ {
-				h := i.call("POST", "/v1/chat/completions", map[string]any{"model": "prompt", "seed": seed, "max_tokens": 8, "messages": []any{map[string]any{"role": "user", "content": "red shoe. describe a background for this product"}}}, 200, nil)
+				h := i.call(
+					"POST",
+					"/v1/chat/completions",
+					map[string]any{
+						"model":      "prompt",
+						"seed":       seed,
+						"max_tokens": 8,
+						"messages":   []any{map[string]any{"role": "user", "content": "red shoe. describe a background for this product"}},
+					},
+					200,
+					nil,
+				)
 				mu.Lock()
 				versions[h.Get("X-Model-Version")] = true
 				mu.Unlock()
@@ -179,7 +203,13 @@ func TestTheModelServer(t *testing.T) {
 	i.eventually("the dead server to leave the routes", func() bool { x, _ := i.table.Version(v); return len(x.Replicas) == 0 })
 	m.start()
 	i.eventually("the adapter to be back", func() bool { x, _ := i.table.Version(v); return len(x.Replicas) == 1 })
-	h := i.call("POST", "/v1/chat/completions", map[string]any{"model": "prompt", "messages": []any{map[string]any{"role": "user", "content": "hello"}}}, 200, nil)
+	h := i.call(
+		"POST",
+		"/v1/chat/completions",
+		map[string]any{"model": "prompt", "messages": []any{map[string]any{"role": "user", "content": "hello"}}},
+		200,
+		nil,
+	)
 	if h.Get("X-Model-Version") != v {
 		t.Errorf("after the restart %s answers", h.Get("X-Model-Version"))
 	}

@@ -89,7 +89,9 @@ func New(cfg Config, d Deps, log zerolog.Logger, reg prometheus.Registerer) (*Se
 	s.lib.Put(d.Creatives.All()...)
 	replicas := make([]*route.Replica, len(cfg.Replicas))
 	for i, address := range cfg.Replicas {
-		c, err := backend.NewVLLM(backend.VLLMConfig{Address: address, ControlTimeout: cfg.ControlTimeout, ReadTimeout: cfg.ReadTimeout, ChatTimeout: cfg.ChatTimeout})
+		c, err := backend.NewVLLM(
+			backend.VLLMConfig{Address: address, ControlTimeout: cfg.ControlTimeout, ReadTimeout: cfg.ReadTimeout, ChatTimeout: cfg.ChatTimeout},
+		)
 		if err != nil {
 			return nil, fmt.Errorf("replicas: %w", err)
 		}
@@ -102,7 +104,17 @@ func New(cfg Config, d Deps, log zerolog.Logger, reg prometheus.Registerer) (*Se
 	if s.gateway, err = gateway.New(cfg.Gateway, s.table, s.assign, s.swap.Suspect, log.With().Str("part", "gateway").Logger(), reg); err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
 	}
-	deps := creatives.Deps{Products: d.Products, Model: s.gateway, Resolve: s.resolve, Prompting: prompting, Drawer: d.Drawer, Judge: d.Judge, Store: d.Store, Publisher: d.Creatives, Library: s.lib}
+	deps := creatives.Deps{
+		Products:  d.Products,
+		Model:     s.gateway,
+		Resolve:   s.resolve,
+		Prompting: prompting,
+		Drawer:    d.Drawer,
+		Judge:     d.Judge,
+		Store:     d.Store,
+		Publisher: d.Creatives,
+		Library:   s.lib,
+	}
 	if s.creative, err = creatives.New(cfg.Creatives, deps, log.With().Str("part", "creatives").Logger(), reg); err != nil {
 		return nil, fmt.Errorf("creatives: %w", err)
 	}
@@ -198,7 +210,10 @@ func (s *Service) models(w http.ResponseWriter, _ *http.Request) {
 		}
 	}
 	for _, v := range s.table.Versions() {
-		cards = append(cards, card{ID: v.Name, Object: "model", OwnedBy: "ctrloop", Parent: v.Logical, Replicas: len(v.Replicas), InFlight: v.InFlight()})
+		cards = append(
+			cards,
+			card{ID: v.Name, Object: "model", OwnedBy: "ctrloop", Parent: v.Logical, Replicas: len(v.Replicas), InFlight: v.InFlight()},
+		)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(map[string]any{"object": "list", "data": cards})

@@ -188,13 +188,18 @@ func (i *instance) decideAll(products []string, users int) []decide.Decision {
 // champion, a new version, its creatives, an experiment, a promotion.
 func TestFromVersionToDecision(t *testing.T) {
 	grammar := imaging.Grammar()
-	cfg := vllmfake.Config{Base: "prompt-base", BaseWeights: "w", Layers: servingtest.Layers, Answer: func(weights, prompt string, seed int64) string {
-		n := len(vllmfake.Words(weights, prompt, seed)) * int(seed%97+3)
-		if weights != "w" {
-			n++
-		}
-		return fmt.Sprintf("%s, %s tones, %s, %s", grammar.Scenes[n%14], grammar.Palettes[n%10], grammar.Lights[n%5], grammar.Props[n%6])
-	}}
+	cfg := vllmfake.Config{
+		Base:        "prompt-base",
+		BaseWeights: "w",
+		Layers:      servingtest.Layers,
+		Answer: func(weights, prompt string, seed int64) string {
+			n := len(vllmfake.Words(weights, prompt, seed)) * int(seed%97+3)
+			if weights != "w" {
+				n++
+			}
+			return fmt.Sprintf("%s, %s tones, %s, %s", grammar.Scenes[n%14], grammar.Palettes[n%10], grammar.Lights[n%5], grammar.Props[n%6])
+		},
+	}
 	var addresses []string
 	var servers []*vllmfake.Server
 	for range 2 {
@@ -206,7 +211,11 @@ func TestFromVersionToDecision(t *testing.T) {
 		servers, addresses = append(servers, s), append(addresses, s.Address())
 	}
 	baseDir := servingtest.Base(t)
-	servingtest.WriteJSON(t, baseDir+"/prompting.json", map[string]any{"instructions": []string{"describe a background"}, "view_px": 64, "temperature": 1, "min_p": 0.03, "max_tokens": 32})
+	servingtest.WriteJSON(
+		t,
+		baseDir+"/prompting.json",
+		map[string]any{"instructions": []string{"describe a background"}, "view_px": 64, "temperature": 1, "min_p": 0.03, "max_tokens": 32},
+	)
 	i := start(t, baseDir, addresses...)
 
 	products := i.makeCreatives(3, 3, "prompt")
@@ -218,7 +227,21 @@ func TestFromVersionToDecision(t *testing.T) {
 	v := servingtest.Register(t, i.log, i.store, servingtest.Adapter(t, servers[0], servingtest.LoRA(1), i.BaseDigest()), i.BaseDigest())
 	i.log.Await(t, "the new version in shadow", func(st *control.State) bool { return st.Models[v].State == control.ModelShadow })
 	i.makeCreatives(3, 3, v)
-	i.log.Put(t, control.ExperimentCreated, control.ExperimentEntity("x"), control.Experiment{ID: "x", Logical: "prompt", Unit: "user", Seed: "x", Control: i.base, Treatment: v, Steps: []float64{0.5}, Created: time.Now()})
+	i.log.Put(
+		t,
+		control.ExperimentCreated,
+		control.ExperimentEntity("x"),
+		control.Experiment{
+			ID:        "x",
+			Logical:   "prompt",
+			Unit:      "user",
+			Seed:      "x",
+			Control:   i.base,
+			Treatment: v,
+			Steps:     []float64{0.5},
+			Created:   time.Now(),
+		},
+	)
 	i.eventually("both arms", func() bool {
 		arms := map[string]string{}
 		for _, d := range i.decideAll(products, 200) {
@@ -229,7 +252,11 @@ func TestFromVersionToDecision(t *testing.T) {
 		}
 		return arms["control"] == i.base && arms["treatment"] == v
 	})
-	chat := map[string]any{"model": "prompt", "user": "7", "messages": []any{map[string]any{"role": "user", "content": []any{map[string]any{"type": "text", "text": "hello"}}}}}
+	chat := map[string]any{
+		"model":    "prompt",
+		"user":     "7",
+		"messages": []any{map[string]any{"role": "user", "content": []any{map[string]any{"type": "text", "text": "hello"}}}},
+	}
 	h := i.call("POST", "/v1/chat/completions", chat, 200, nil)
 	if h.Get("X-Experiment") != "x" || h.Get("X-Propensity") != "0.5" {
 		t.Errorf("headers %v", h)
@@ -246,7 +273,8 @@ func TestFromVersionToDecision(t *testing.T) {
 	if len(models.Data) != 3 || models.Data[0].ID != "prompt" || models.Data[0].Version != v {
 		t.Errorf("%+v", models)
 	}
-	if s := i.Stats(); s.Gateway.Failed != 0 || s.Gateway.WrongVersion != 0 || s.Swap.Flips != 1 || s.Creatives.PixelError != 0 || s.Creatives.Images == 0 {
+	if s := i.Stats(); s.Gateway.Failed != 0 || s.Gateway.WrongVersion != 0 || s.Swap.Flips != 1 || s.Creatives.PixelError != 0 ||
+		s.Creatives.Images == 0 {
 		t.Errorf("%+v", s)
 	}
 }

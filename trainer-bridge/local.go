@@ -124,7 +124,13 @@ func (l *Local) Execute(ctx context.Context, spec TrainerSpec) (string, error) {
 	defer cancel()
 	err = process.Run(runCtx, process.Spec{
 		Name: spec.ID, Path: l.Python, Args: []string{"-m", "ctrloop_trainer.job", specFile, "--out", out}, Dir: dir,
-		Env:     []string{"PYTHONPATH=" + l.Trainer, "PYTHONUNBUFFERED=1", "PYTHONDONTWRITEBYTECODE=1", "HF_HUB_OFFLINE=1", "TOKENIZERS_PARALLELISM=false"},
+		Env: []string{
+			"PYTHONPATH=" + l.Trainer,
+			"PYTHONUNBUFFERED=1",
+			"PYTHONDONTWRITEBYTECODE=1",
+			"HF_HUB_OFFLINE=1",
+			"TOKENIZERS_PARALLELISM=false",
+		},
 		Threads: l.Threads, Stdout: log, Stderr: log, Grace: l.StopGrace,
 	}, l.Log)
 	switch {

@@ -31,8 +31,17 @@ func local(t *testing.T, script string) (*Local, control.JobStatus) {
 		t.Fatal(err)
 	}
 	raw, _ := json.Marshal(Spec{Kind: KindReward, Dataset: data, Previous: data, Hyper: map[string]any{"epochs": 3}})
-	return &Local{Python: py, Dir: filepath.Join(dir, "jobs"), Threads: 1, Timeout: 20 * time.Second, StopGrace: 5 * time.Second, Store: store},
-		control.JobStatus{Job: control.Job{ID: "reward-x", Spec: raw}}
+	return &Local{
+			Python:    py,
+			Dir:       filepath.Join(dir, "jobs"),
+			Threads:   1,
+			Timeout:   20 * time.Second,
+			StopGrace: 5 * time.Second,
+			Store:     store,
+		},
+		control.JobStatus{
+			Job: control.Job{ID: "reward-x", Spec: raw},
+		}
 }
 
 func TestLocalHandsOverTheSpec(t *testing.T) {
@@ -49,7 +58,9 @@ func TestLocalHandsOverTheSpec(t *testing.T) {
 	if err := json.Unmarshal(b, &s); err != nil {
 		t.Fatal(err)
 	}
-	if s.Kind != KindReward || s.ID != "reward-x" || s.Dataset != l.Store.Path(s.DatasetDigest) || s.RewardModel != "" || s.Previous != filepath.Join(s.Dataset, "model") || s.Hyper["epochs"] != 3.0 {
+	if s.Kind != KindReward || s.ID != "reward-x" || s.Dataset != l.Store.Path(s.DatasetDigest) || s.RewardModel != "" ||
+		s.Previous != filepath.Join(s.Dataset, "model") ||
+		s.Hyper["epochs"] != 3.0 {
 		t.Errorf("spec.json: %s", b)
 	}
 }

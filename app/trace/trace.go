@@ -168,7 +168,13 @@ var errPast = errors.New("past the stretch of time that is searched")
 // read looks through the stretch of a partition that the report names. Where it ends is seen by the records: asked for the
 // first offset of a time, a broker counts the end markers of transactions, too, whose time is that of the clock on its
 // wall, so that in a log of past events the answer is the first marker.
-func (f Finder) read(ctx context.Context, tp stream.TopicPartition, from, to int64, rep Report, match func(*stream.Record) (*Step, error)) (steps []Step, err error) {
+func (f Finder) read(
+	ctx context.Context,
+	tp stream.TopicPartition,
+	from, to int64,
+	rep Report,
+	match func(*stream.Record) (*Step, error),
+) (steps []Step, err error) {
 	if !f.Everywhere {
 		at, err := stream.OffsetForTime(ctx, f.Kafka, tp.Topic, tp.Partition, rep.From.UnixMilli())
 		if err != nil {
@@ -353,7 +359,14 @@ func (f Finder) open(ctx context.Context, rep *Report, imp *Step, guessed bool) 
 	commit := at[stream.TopicPartition{Topic: imp.Topic, Partition: imp.Partition}]
 	if commit.Offset <= imp.Offset {
 		rep.State = Waiting
-		rep.Explanation = fmt.Sprintf("the joiner (group %s) stands at offset %d of %s/%d and has not come to %d", f.Group, commit.Offset, imp.Topic, imp.Partition, imp.Offset)
+		rep.Explanation = fmt.Sprintf(
+			"the joiner (group %s) stands at offset %d of %s/%d and has not come to %d",
+			f.Group,
+			commit.Offset,
+			imp.Topic,
+			imp.Partition,
+			imp.Offset,
+		)
 		return nil
 	}
 	rep.State = Open
@@ -371,7 +384,10 @@ func (f Finder) open(ctx context.Context, rep *Report, imp *Step, guessed bool) 
 		rep.Explanation += "; it stands at " + watermark.Format(time.RFC3339)
 	case f.KeepOneNegativeIn > 1:
 		rep.State = Closed
-		rep.Explanation = fmt.Sprintf("its window has closed without a click, and of negatives only one in %d gets a label (joiner.keep_one_negative_in)", f.KeepOneNegativeIn)
+		rep.Explanation = fmt.Sprintf(
+			"its window has closed without a click, and of negatives only one in %d gets a label (joiner.keep_one_negative_in)",
+			f.KeepOneNegativeIn,
+		)
 	default:
 		rep.State = Closed
 		rep.Explanation = "its window has closed and no label is there: the retention of " + schemas.TopicLabels + " may be over, or the joiner had it left out of a sample of negatives then; the warehouse keeps labels longer"

@@ -46,15 +46,30 @@ func world(t *testing.T) stream.Config {
 	}
 	imp := func(n byte) {
 		i := id(n)
-		add(schemas.TopicImpressions, i, base, encode(t, &eventpb.Impression{Id: i[:], Product: "lamp", Creative: "c-1", Propensity: 0.5, Schema: 1}))
+		add(
+			schemas.TopicImpressions,
+			i,
+			base,
+			encode(t, &eventpb.Impression{Id: i[:], Product: "lamp", Creative: "c-1", Propensity: 0.5, Schema: 1}),
+		)
 	}
 	click := func(n byte, delay time.Duration) {
 		i := id(n)
-		add(schemas.TopicClicks, i, base.Add(delay), encode(t, &eventpb.Click{ImpressionId: i[:], Id: []byte("k"), TimeMs: base.Add(delay).UnixMilli(), Schema: 1}))
+		add(
+			schemas.TopicClicks,
+			i,
+			base.Add(delay),
+			encode(t, &eventpb.Click{ImpressionId: i[:], Id: []byte("k"), TimeMs: base.Add(delay).UnixMilli(), Schema: 1}),
+		)
 	}
 	late := func(n byte, reason schemas.LateReason, topic string) {
 		i := id(n)
-		add(schemas.TopicLate, i, base, encode(t, &eventpb.Late{Reason: string(reason), ImpressionId: i[:], TimeMs: base.UnixMilli(), Topic: topic}))
+		add(
+			schemas.TopicLate,
+			i,
+			base,
+			encode(t, &eventpb.Late{Reason: string(reason), ImpressionId: i[:], TimeMs: base.UnixMilli(), Topic: topic}),
+		)
 	}
 	for n := byte(100); n < 200; n++ { // noise around it
 		imp(n)
@@ -64,7 +79,12 @@ func world(t *testing.T) stream.Config {
 	click(1, 2*window)
 	i := id(1)
 	for v, kind := range []eventpb.LabelKind{eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, eventpb.LabelKind_LABEL_KIND_CORRECTED} {
-		add(schemas.TopicLabels, i, base, encode(t, &eventpb.Label{Kind: kind, Version: uint32(v + 1), Clicked: v == 1, WatermarkMs: base.UnixMilli()}))
+		add(
+			schemas.TopicLabels,
+			i,
+			base,
+			encode(t, &eventpb.Label{Kind: kind, Version: uint32(v + 1), Clicked: v == 1, WatermarkMs: base.UnixMilli()}),
+		)
 	}
 	imp(2)                                                    // open, or waiting
 	late(3, schemas.LateImpression, schemas.TopicImpressions) // came late
@@ -72,12 +92,26 @@ func world(t *testing.T) stream.Config {
 	click(4, time.Second)                                     // orphan
 	late(4, schemas.LateOrphan, schemas.TopicClicks)          //
 	text := []byte(`{"type":"impression","id":"` + strings.ToUpper(id(5).String()) + `"}`)
-	rs = append(rs, &stream.Record{Topic: schemas.TopicRawImpressions, Key: []byte("anything"), Timestamp: base.Add(time.Second), Value: text}) // received
+	rs = append(
+		rs,
+		&stream.Record{Topic: schemas.TopicRawImpressions, Key: []byte("anything"), Timestamp: base.Add(time.Second), Value: text},
+	) // received
 	i = id(6)
 	rs = append(rs, &stream.Record{Topic: schemas.TopicDeadLetters, Key: []byte("anything"), Timestamp: base, // rejected
-		Value: encode(t, &eventpb.DeadLetter{Reason: string(schemas.DeadBadField), Detail: "propensity 7", Topic: schemas.TopicRawImpressions, Value: []byte(`{"id":"` + i.String() + `"}`)})})
+		Value: encode(
+			t,
+			&eventpb.DeadLetter{
+				Reason: string(schemas.DeadBadField),
+				Detail: "propensity 7",
+				Topic:  schemas.TopicRawImpressions,
+				Value:  []byte(`{"id":"` + i.String() + `"}`),
+			},
+		)})
 	// Received at another time than its event's: a replayed log.
-	rs = append(rs, &stream.Record{Topic: schemas.TopicRawImpressions, Key: []byte("x"), Timestamp: base.AddDate(1, 0, 0), Value: []byte(id(7).String())})
+	rs = append(
+		rs,
+		&stream.Record{Topic: schemas.TopicRawImpressions, Key: []byte("x"), Timestamp: base.AddDate(1, 0, 0), Value: []byte(id(7).String())},
+	)
 	streamtest.Produce(t, b.Config, rs...)
 	return b.Config
 }
@@ -108,7 +142,8 @@ func TestEveryState(t *testing.T) {
 		for _, s := range rep.Steps {
 			steps = append(steps, s.What)
 		}
-		if rep.State != test.state || strings.Join(steps, ", ") != strings.Join(test.steps, ", ") || !strings.Contains(rep.Explanation, test.says) {
+		if rep.State != test.state || strings.Join(steps, ", ") != strings.Join(test.steps, ", ") ||
+			!strings.Contains(rep.Explanation, test.says) {
 			t.Errorf("%d: %s (%s), steps %q; want %s, %q", test.n, rep.State, rep.Explanation, steps, test.state, test.steps)
 		}
 	}
@@ -179,7 +214,11 @@ func TestBesideAJoiner(t *testing.T) {
 			}()
 			f := Finder{Kafka: b.Config, Group: cfg.Group, Window: window, Bucket: cfg.Bucket, KeepOneNegativeIn: keep}
 			i := id(2)
-			streamtest.Produce(t, b.Config, &stream.Record{Topic: schemas.TopicImpressions, Key: i[:], Timestamp: base, Value: encode(t, &eventpb.Impression{Id: i[:], Schema: 1})})
+			streamtest.Produce(
+				t,
+				b.Config,
+				&stream.Record{Topic: schemas.TopicImpressions, Key: i[:], Timestamp: base, Value: encode(t, &eventpb.Impression{Id: i[:], Schema: 1})},
+			)
 			now := func(at time.Time) {
 				for _, topic := range []string{schemas.TopicImpressions, schemas.TopicClicks} {
 					streamtest.Produce(t, b.Config, &stream.Record{

@@ -72,13 +72,26 @@ func (c *AuditCmd) Run(ctx context.Context, g *Globals, out *output) error {
 			return err
 		}
 	case len(differ) == 0:
-		_, err := fmt.Fprintf(out.stdout, "exact: every label of the join is in the warehouse once (newest minute %s)\n", newest.UTC().Format(time.RFC3339))
+		_, err := fmt.Fprintf(
+			out.stdout,
+			"exact: every label of the join is in the warehouse once (newest minute %s)\n",
+			newest.UTC().Format(time.RFC3339),
+		)
 		return err
 	default:
 		t := tabwriter.NewWriter(out.stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 		fmt.Fprintln(t, "partition\tminute\tlabels wanted\tthere\tpositive wanted\tthere\t")
 		for _, m := range differ {
-			fmt.Fprintf(t, "%d\t%s\t%d\t%d\t%d\t%d\t\n", m.Partition, m.Minute.UTC().Format(time.RFC3339), m.WantLabels, m.Labels, m.WantPositive, m.Positive)
+			fmt.Fprintf(
+				t,
+				"%d\t%s\t%d\t%d\t%d\t%d\t\n",
+				m.Partition,
+				m.Minute.UTC().Format(time.RFC3339),
+				m.WantLabels,
+				m.Labels,
+				m.WantPositive,
+				m.Positive,
+			)
 		}
 		if err := t.Flush(); err != nil {
 			return err
@@ -88,7 +101,13 @@ func (c *AuditCmd) Run(ctx context.Context, g *Globals, out *output) error {
 		return nil
 	}
 	if _, err := os.Stat(filepath.Join(c.Dir, app.RefillFile)); c.DSN == "" && err == nil {
-		return withHint(fmt.Errorf("%d minutes: %w", len(differ), errAudit), "the folder is a restored backup of a running instance: `ctrloop up --dir "+c.Dir+"` fills the warehouse up from its topics")
+		return withHint(
+			fmt.Errorf("%d minutes: %w", len(differ), errAudit),
+			"the folder is a restored backup of a running instance: `ctrloop up --dir "+c.Dir+"` fills the warehouse up from its topics",
+		)
 	}
-	return withHint(fmt.Errorf("%d minutes: %w", len(differ), errAudit), "while the sink runs, ask again in a minute: labels on their way count as missing")
+	return withHint(
+		fmt.Errorf("%d minutes: %w", len(differ), errAudit),
+		"while the sink runs, ask again in a minute: labels on their way count as missing",
+	)
 }

@@ -59,13 +59,19 @@ func (c *BackupCmd) atRest(ctx context.Context) (snapshot.Manifest, error) {
 func (c *BackupCmd) running(ctx context.Context) (m snapshot.Manifest, err error) {
 	instance, err := readInstance(c.Dir)
 	if errors.Is(err, errNotRunning) {
-		return m, withHint(fmt.Errorf("something is using %s, and it is no instance that is ready", c.Dir), "wait until it is ready, or stop it (a question by `ctrloop sql` uses the folder too)")
+		return m, withHint(
+			fmt.Errorf("something is using %s, and it is no instance that is ready", c.Dir),
+			"wait until it is ready, or stop it (a question by `ctrloop sql` uses the folder too)",
+		)
 	}
 	if err != nil {
 		return m, err
 	}
 	if instance.Admin == "" {
-		return m, withHint(errors.New("the instance has no admin listener, which holds its stores still for a backup"), "set admin.address, or stop the instance first")
+		return m, withHint(
+			errors.New("the instance has no admin listener, which holds its stores still for a backup"),
+			"set admin.address, or stop the instance first",
+		)
 	}
 	notes, err := os.MkdirTemp("", "ctrloop-backup-*")
 	if err != nil {
@@ -154,6 +160,14 @@ func report(out *output, asJSON bool, m snapshot.Manifest, verb, where string) e
 	if asJSON {
 		return out.printJSON(m)
 	}
-	_, err := fmt.Fprintf(out.stdout, "%s %d files, %d bytes, of %s: %s\n", verb, len(m.Files), m.Bytes(), m.Created.Format("2006-01-02 15:04:05 MST"), where)
+	_, err := fmt.Fprintf(
+		out.stdout,
+		"%s %d files, %d bytes, of %s: %s\n",
+		verb,
+		len(m.Files),
+		m.Bytes(),
+		m.Created.Format("2006-01-02 15:04:05 MST"),
+		where,
+	)
 	return err
 }

@@ -60,7 +60,14 @@ func (f trafficFlags) traffic(impressions int) (bench.Traffic, error) {
 	if err := errors.Join(errs...); err != nil {
 		return bench.Traffic{}, usageError{err}
 	}
-	t := bench.Traffic{Impressions: f.Impressions, Rate: f.Rate, ClickRate: f.ClickRate, MeanDelay: f.MeanDelay, Window: f.Window, Seed: f.Seed}
+	t := bench.Traffic{
+		Impressions: f.Impressions,
+		Rate:        f.Rate,
+		ClickRate:   f.ClickRate,
+		MeanDelay:   f.MeanDelay,
+		Window:      f.Window,
+		Seed:        f.Seed,
+	}
 	if f.Quick {
 		t.Impressions, t.Rate = max(1, t.Impressions/quickDivisor), max(1, t.Rate/quickDivisor)
 	}

@@ -63,7 +63,10 @@ func (c *BenchExperimentsCmd) Run(ctx context.Context, out *output) error {
 		}
 	}
 	if len(rep.Broken) > 0 {
-		return withHint(errors.New("what is promised does not hold:\n"+strings.Join(rep.Broken, "\n")), "docs/validity.md says what each figure means; another --seed tells chance from a defect")
+		return withHint(
+			errors.New("what is promised does not hold:\n"+strings.Join(rep.Broken, "\n")),
+			"docs/validity.md says what each figure means; another --seed tells chance from a defect",
+		)
 	}
 	return nil
 }

@@ -14,14 +14,32 @@ import (
 func TestBenchJoin(t *testing.T) {
 	t.Setenv(asMain, "1") // the state at scale is measured in a process of its own
 	dir := t.TempDir()
-	args := []string{"bench", "join", "--quick", "--impressions", "400000", "--open", "400000", "--only", "loop,open,embedded", "--dir", dir, "--profile", t.TempDir()}
+	args := []string{
+		"bench",
+		"join",
+		"--quick",
+		"--impressions",
+		"400000",
+		"--open",
+		"400000",
+		"--only",
+		"loop,open,embedded",
+		"--dir",
+		dir,
+		"--profile",
+		t.TempDir(),
+	}
 	code, stdout, stderr := cli(t, append(args, "--json", "-")...)
 	var rep bench.Report
-	if err := json.Unmarshal([]byte(stdout), &rep); code != exitOK || err != nil || rep.Loop == nil || rep.Embedded == nil || rep.Kafka != nil || rep.Live != nil || rep.Wrong() != 0 {
+	if err := json.Unmarshal([]byte(stdout), &rep); code != exitOK || err != nil || rep.Loop == nil || rep.Embedded == nil ||
+		rep.Kafka != nil ||
+		rep.Live != nil ||
+		rep.Wrong() != 0 {
 		t.Fatalf("exit %d, %v: %s%s", code, err, stdout, stderr)
 	}
 	// The log of 10,000 open impressions is made of a few more; one in twenty is clicked and not open.
-	if o := rep.Open; o == nil || o.OpenImpressions < 9_500 || o.OpenImpressions > 10_500 || !o.Balanced || o.Stored == 0 || o.PeakRSS == 0 || o.Restart.Events == 0 {
+	if o := rep.Open; o == nil || o.OpenImpressions < 9_500 || o.OpenImpressions > 10_500 || !o.Balanced || o.Stored == 0 || o.PeakRSS == 0 ||
+		o.Restart.Events == 0 {
 		t.Errorf("%+v", o)
 	}
 	var targets struct{ Targets []bench.Target }
@@ -29,7 +47,9 @@ func TestBenchJoin(t *testing.T) {
 		t.Errorf("%d targets, %v", len(targets.Targets), err)
 	}
 	var table strings.Builder
-	if err := rep.Print(&table); err != nil || !strings.Contains(table.String(), "events/s per core") || !strings.Contains(table.String(), "restart from segments, 0.0") || strings.Contains(table.String(), "real broker") {
+	if err := rep.Print(&table); err != nil || !strings.Contains(table.String(), "events/s per core") ||
+		!strings.Contains(table.String(), "restart from segments, 0.0") ||
+		strings.Contains(table.String(), "real broker") {
 		t.Errorf("%v:\n%s", err, table.String())
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
@@ -65,7 +85,8 @@ func TestBenchExperiments(t *testing.T) {
 	}
 	raw, err := os.ReadFile(file)
 	var rep experimentsReport
-	if err := errors.Join(err, json.Unmarshal(raw, &rep)); err != nil || len(rep.Tables) != 1 || len(rep.Broken) != 0 || rep.Options.Runs != 40 {
+	if err := errors.Join(err, json.Unmarshal(raw, &rep)); err != nil || len(rep.Tables) != 1 || len(rep.Broken) != 0 ||
+		rep.Options.Runs != 40 {
 		t.Errorf("%v: %s", err, raw)
 	}
 	// One run shows nothing, so that the z-tests cannot be shown to fail: the command must say so.
@@ -81,7 +102,9 @@ func TestBenchSink(t *testing.T) {
 		t.Skip("the embedded engine is not set up (CTRLOOP_TEST_ALLOW_MISSING=1)")
 	}
 	var rep bench.SinkReport
-	if err := json.Unmarshal([]byte(stdout), &rep); code != exitOK || err != nil || rep.Wrong() != 0 || rep.Alone.Rows != 30000 || rep.Broker.Inserts == 0 || rep.Alone.PerGoCore() == 0 {
+	if err := json.Unmarshal([]byte(stdout), &rep); code != exitOK || err != nil || rep.Wrong() != 0 || rep.Alone.Rows != 30000 ||
+		rep.Broker.Inserts == 0 ||
+		rep.Alone.PerGoCore() == 0 {
 		t.Fatalf("exit %d, %v: %s%s", code, err, stdout, stderr)
 	}
 	var table strings.Builder

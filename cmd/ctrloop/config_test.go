@@ -49,7 +49,8 @@ func TestExampleConfigurations(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := tree.Kafka.Brokers; len(got) != 3 || got[2] != "kafka-3.example:9093" || !tree.Kafka.TLS.Enabled || len(tree.Models.Servers) != 2 {
+	if got := tree.Kafka.Brokers; len(got) != 3 || got[2] != "kafka-3.example:9093" || !tree.Kafka.TLS.Enabled ||
+		len(tree.Models.Servers) != 2 {
 		t.Errorf("production: %+v", tree.Kafka)
 	}
 }
@@ -70,7 +71,8 @@ func TestConfigCheckListsProblems(t *testing.T) {
 	}
 	code, stdout, _ := cli(t, "config", "check", file, "--json")
 	var result configCheck
-	if err := json.Unmarshal([]byte(stdout), &result); err != nil || code != exitUsage || result.OK || len(result.Problems) != 2 || result.Problems[0].Line != 2 {
+	if err := json.Unmarshal([]byte(stdout), &result); err != nil || code != exitUsage || result.OK || len(result.Problems) != 2 ||
+		result.Problems[0].Line != 2 {
 		t.Errorf("exit %d, %v: %s", code, err, stdout)
 	}
 }

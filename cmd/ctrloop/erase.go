@@ -39,7 +39,13 @@ type EraseUserCmd struct {
 const eraseMargin = 2 * time.Minute
 
 // topicsWithUsers hold the hash until their retention is over.
-var topicsWithUsers = []string{schemas.TopicRawImpressions, schemas.TopicImpressions, schemas.TopicLabels, schemas.TopicLate, schemas.TopicDeadLetters}
+var topicsWithUsers = []string{
+	schemas.TopicRawImpressions,
+	schemas.TopicImpressions,
+	schemas.TopicLabels,
+	schemas.TopicLate,
+	schemas.TopicDeadLetters,
+}
 
 // Run erases and prints the proof.
 func (c *EraseUserCmd) Run(ctx context.Context, g *Globals, out *output) error {
@@ -71,7 +77,10 @@ func (c *EraseUserCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	}
 	p := erasureProof{Erasure: e, Beside: c.DSN != ""}
 	if p.Topics, err = c.topics(ctx, time.Now()); err != nil {
-		return withHint(fmt.Errorf("the rows are gone from the warehouse; how long the topics keep the hash: %w", err), "run it again when the brokers answer, with --kafka where they are not the instance's own")
+		return withHint(
+			fmt.Errorf("the rows are gone from the warehouse; how long the topics keep the hash: %w", err),
+			"run it again when the brokers answer, with --kafka where they are not the instance's own",
+		)
 	}
 	if c.JSON {
 		return out.printJSON(p)

@@ -50,7 +50,11 @@ func (f worldFlags) check() error {
 	}
 	bad(f.Impressions > 0, "--impressions %d: want more than 0", f.Impressions)
 	bad(f.PerProduct >= 2, "--per-product %d: want at least 2, or there are no pairs", f.PerProduct)
-	bad(f.HoldoutFraction > 0 && f.HoldoutFraction < 1, "--holdout-fraction %v: want between 0 and 1, or there is nothing to measure on or to learn from", f.HoldoutFraction)
+	bad(
+		f.HoldoutFraction > 0 && f.HoldoutFraction < 1,
+		"--holdout-fraction %v: want between 0 and 1, or there is nothing to measure on or to learn from",
+		f.HoldoutFraction,
+	)
 	bad(f.LaterFraction >= 0 && f.LaterFraction < 1, "--later-fraction %v: want 0 to below 1", f.LaterFraction)
 	bad(f.Clickbait >= 0, "--clickbait %v: want 0 or more", f.Clickbait)
 	if err := errors.Join(errs...); err != nil {
@@ -220,7 +224,15 @@ func (f *benchFlags) bench(g *Globals, out *output) (b *lab.Bench, done func(), 
 			done()
 		}
 	}()
-	b = &lab.Bench{Catalogue: cat, Dir: dir, World: f.options(0, nil), Reward: hyper(f.Reward), Rounds: map[string]any{}, Jobs: f.Jobs, Progress: out.stderr}
+	b = &lab.Bench{
+		Catalogue: cat,
+		Dir:       dir,
+		World:     f.options(0, nil),
+		Reward:    hyper(f.Reward),
+		Rounds:    map[string]any{},
+		Jobs:      f.Jobs,
+		Progress:  out.stderr,
+	}
 	if f.Quick {
 		b.World.Impressions, b.World.PerProduct = min(b.World.Impressions, quickImpressions), min(b.World.PerProduct, quickPerProduct)
 		b.Rounds = map[string]any{"products": 48, "held_samples": 2}

@@ -60,7 +60,16 @@ func TestEvalNeedsThePythonEnvironment(t *testing.T) {
 }
 
 func TestHyperParametersAreJSONOrText(t *testing.T) {
-	got := hyper(map[string]string{"lr": "0.001", "epochs": "3", "baselines": "false", "arms": "dpo,pcpo", "penalties": "0.1,0.2", "mllm": `{"epochs": 2}`})
+	got := hyper(
+		map[string]string{
+			"lr":        "0.001",
+			"epochs":    "3",
+			"baselines": "false",
+			"arms":      "dpo,pcpo",
+			"penalties": "0.1,0.2",
+			"mllm":      `{"epochs": 2}`,
+		},
+	)
 	want := map[string]any{
 		"lr": json.Number("0.001"), "epochs": json.Number("3"), "baselines": false, "arms": "dpo,pcpo", "penalties": "0.1,0.2",
 		"mllm": map[string]any{"epochs": json.Number("2")},

@@ -196,7 +196,16 @@ type ExperimentCreateCmd struct {
 
 // Run creates it.
 func (c *ExperimentCreateCmd) Run(ctx context.Context, out *output) error {
-	x := map[string]any{"treatment": c.Treatment, "logical": c.Logical, "unit": c.Unit, "steps": c.Steps, "alpha": c.Alpha, "n_star": c.NStar, "draft": !c.Start, "note": c.Note}
+	x := map[string]any{
+		"treatment": c.Treatment,
+		"logical":   c.Logical,
+		"unit":      c.Unit,
+		"steps":     c.Steps,
+		"alpha":     c.Alpha,
+		"n_star":    c.NStar,
+		"draft":     !c.Start,
+		"note":      c.Note,
+	}
 	if c.ID != "" {
 		x["id"] = c.ID
 	}
@@ -255,7 +264,12 @@ func parseSlot(text string) (control.Slot, error) {
 func parseCondition(text string) (control.Condition, error) {
 	f := strings.Fields(text)
 	if len(f) < 2 {
-		return control.Condition{}, usageError{withHint(fmt.Errorf("condition %q", text), "want ATTRIBUTE OPERATOR [VALUES], e.g. 'country in de,fr'; operators: in, not_in, prefix, gte, lt, present, absent")}
+		return control.Condition{}, usageError{
+			withHint(
+				fmt.Errorf("condition %q", text),
+				"want ATTRIBUTE OPERATOR [VALUES], e.g. 'country in de,fr'; operators: in, not_in, prefix, gte, lt, present, absent",
+			),
+		}
 	}
 	c := control.Condition{Attribute: f[0], Op: control.Op(f[1])}
 	if rest := strings.TrimSpace(strings.Join(f[2:], " ")); rest != "" {
@@ -301,7 +315,19 @@ func (c *ExperimentListCmd) Run(ctx context.Context, out *output) error {
 		if d := s.Decision; d != nil {
 			outcome, lift = fmt.Sprintf("%s (%s)", d.Outcome, d.Rule), interval(ramp.Num(d.Lift), ramp.Num(d.LiftLow), ramp.Num(d.LiftHigh))
 		}
-		fmt.Fprintf(t, "%s\t%s\t%d/%d\t%g %%\t%s\t%s\t%s\t%s\n", s.ID, s.Phase, s.Step.Index+1, len(s.Steps), 100*s.Step.Share, s.Treatment, s.Control, outcome, lift)
+		fmt.Fprintf(
+			t,
+			"%s\t%s\t%d/%d\t%g %%\t%s\t%s\t%s\t%s\n",
+			s.ID,
+			s.Phase,
+			s.Step.Index+1,
+			len(s.Steps),
+			100*s.Step.Share,
+			s.Treatment,
+			s.Control,
+			outcome,
+			lift,
+		)
 	}
 	return t.Flush()
 }
@@ -355,28 +381,68 @@ func printExperiment(w io.Writer, r experiment.Results) error {
 			if i == 1 {
 				name, lift, p = "treatment", interval(f.Relative, f.RelativeLow, f.RelativeHigh), known("%.3g", f.P)
 			}
-			fmt.Fprintf(t, "%g %%\t%s\t%d\t%d\t%d\t%s %%\t%s\t%s\n", 100*f.Step.Share, name, a.Units, a.Impressions, a.Clicks, known("%.3f", 100*a.CTR), lift, p)
+			fmt.Fprintf(
+				t,
+				"%g %%\t%s\t%d\t%d\t%d\t%s %%\t%s\t%s\n",
+				100*f.Step.Share,
+				name,
+				a.Units,
+				a.Impressions,
+				a.Clicks,
+				known("%.3f", 100*a.CTR),
+				lift,
+				p,
+			)
 		}
 	}
 	if x := r.WholeRamp; x != nil {
-		fmt.Fprintf(t, "whole ramp (for reports, decides nothing)\t\t\t\t\t\t%s\t%.3g\n", interval(x.Relative, x.RelativeLow, x.RelativeHigh), float64(x.P))
+		fmt.Fprintf(
+			t,
+			"whole ramp (for reports, decides nothing)\t\t\t\t\t\t%s\t%.3g\n",
+			interval(x.Relative, x.RelativeLow, x.RelativeHigh),
+			float64(x.P),
+		)
 	}
 	fmt.Fprintln(t, "\nguardrail\tstate\taction\twhy")
 	for _, g := range r.Guardrails {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", g.Name, g.State, g.Action, g.Why)
 	}
 	h := r.Health
-	fmt.Fprintf(t, "\nsample ratio\tp %.3g\t%s\n", float64(h.SampleRatioP), map[bool]string{true: "as planned", false: "NOT as planned"}[h.SampleRatioOK])
+	fmt.Fprintf(
+		t,
+		"\nsample ratio\tp %.3g\t%s\n",
+		float64(h.SampleRatioP),
+		map[bool]string{true: "as planned", false: "NOT as planned"}[h.SampleRatioOK],
+	)
 	if h.Multiple != nil {
 		fmt.Fprintf(t, "in both arms\t%d of %d units\n", h.Multiple.Both, h.Multiple.Units)
 	}
-	fmt.Fprintf(t, "power\t+-%s %% now; finds %s %%; +-1 %% in %s days\n", known("%.2f", 100*h.HalfWidth), known("%.2f", 100*h.MDE), known("%.1f", h.DaysToOnePercent))
+	fmt.Fprintf(
+		t,
+		"power\t+-%s %% now; finds %s %%; +-1 %% in %s days\n",
+		known("%.2f", 100*h.HalfWidth),
+		known("%.2f", 100*h.MDE),
+		known("%.1f", h.DaysToOnePercent),
+	)
 	if !math.IsNaN(float64(h.UnitsForMargin)) {
-		fmt.Fprintf(t, "the margin\tfound with probability %.2f now, with 0.8 at %.0f units\n", float64(h.PowerForMargin), float64(h.UnitsForMargin))
+		fmt.Fprintf(
+			t,
+			"the margin\tfound with probability %.2f now, with 0.8 at %.0f units\n",
+			float64(h.PowerForMargin),
+			float64(h.UnitsForMargin),
+		)
 	}
 	fmt.Fprintln(t, "\nversion\ttime\twho\twhat\tnote")
 	for _, c := range s.Trail {
-		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\n", c.Version, c.Time.UTC().Format(time.DateTime), c.Actor, strings.TrimPrefix(string(c.Type), "experiment."), c.Note)
+		fmt.Fprintf(
+			t,
+			"%d\t%s\t%s\t%s\t%s\n",
+			c.Version,
+			c.Time.UTC().Format(time.DateTime),
+			c.Actor,
+			strings.TrimPrefix(string(c.Type), "experiment."),
+			c.Note,
+		)
 	}
 	return t.Flush()
 }
@@ -492,9 +558,16 @@ func (c *ExperimentHoldoutCmd) Run(ctx context.Context, out *output) error {
 	case c.Logical == "":
 		raw, err = c.call(ctx, http.MethodGet, "/holdouts", nil)
 	case c.Share == nil:
-		return usageError{withHint(fmt.Errorf("no share for the holdout group of %s", c.Logical), "give --share, e.g. --share 0.05; 0 ends the group")}
+		return usageError{
+			withHint(fmt.Errorf("no share for the holdout group of %s", c.Logical), "give --share, e.g. --share 0.05; 0 ends the group"),
+		}
 	default:
-		raw, err = c.call(ctx, http.MethodPut, "/holdouts/"+url.PathEscape(c.Logical), map[string]any{"share": *c.Share, "version": c.Version, "note": c.Note})
+		raw, err = c.call(
+			ctx,
+			http.MethodPut,
+			"/holdouts/"+url.PathEscape(c.Logical),
+			map[string]any{"share": *c.Share, "version": c.Version, "note": c.Note},
+		)
 	}
 	if err != nil {
 		return err
@@ -529,7 +602,12 @@ type ExperimentReplayCmd struct {
 
 // Run replays its webhooks.
 func (c *ExperimentReplayCmd) Run(ctx context.Context, out *output) error {
-	raw, err := c.call(ctx, http.MethodPost, "/"+url.PathEscape(c.ID)+"/webhooks/replay", map[string]any{"endpoint": c.Endpoint, "from": c.From})
+	raw, err := c.call(
+		ctx,
+		http.MethodPost,
+		"/"+url.PathEscape(c.ID)+"/webhooks/replay",
+		map[string]any{"endpoint": c.Endpoint, "from": c.From},
+	)
 	if err != nil {
 		return err
 	}

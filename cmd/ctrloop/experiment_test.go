@@ -181,7 +181,8 @@ func TestExperimentCommands(t *testing.T) {
 		}
 	}
 	x := l.State().Experiments["e"]
-	if x.Trail[0].Actor != "ada" || x.Trail[0].Note != "first" || len(x.Trail) != 7 || x.InSlot().End != 0.5 || len(x.Targeting) != 2 || x.Targeting[0].Values[1] != "fr" {
+	if x.Trail[0].Actor != "ada" || x.Trail[0].Note != "first" || len(x.Trail) != 7 || x.InSlot().End != 0.5 || len(x.Targeting) != 2 ||
+		x.Targeting[0].Values[1] != "fr" {
 		t.Errorf("on the log: %+v", x)
 	}
 	raw, err := os.ReadFile(file)
@@ -189,7 +190,8 @@ func TestExperimentCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	rows, err := csv.NewReader(bytes.NewReader(raw)).ReadAll()
-	if err != nil || len(rows) != 1+4+2 || rows[0][0] != "experiment" || rows[6][2] != "Garden, all" || rows[6][4] != "3000" || rows[6][6] != "150" {
+	if err != nil || len(rows) != 1+4+2 || rows[0][0] != "experiment" || rows[6][2] != "Garden, all" || rows[6][4] != "3000" ||
+		rows[6][6] != "150" {
 		t.Errorf("%v: %v", err, rows)
 	}
 }
@@ -214,7 +216,8 @@ func TestExperimentWithoutAnInstance(t *testing.T) {
 		{"list --api http://127.0.0.1:1", "is it running?"},
 	} {
 		var stdout, stderr bytes.Buffer
-		if code := run(t.Context(), append([]string{"experiment"}, strings.Fields(c.args)...), &stdout, &stderr); code == 0 || !strings.Contains(stderr.String(), c.want) {
+		if code := run(t.Context(), append([]string{"experiment"}, strings.Fields(c.args)...), &stdout, &stderr); code == 0 ||
+			!strings.Contains(stderr.String(), c.want) {
 			t.Errorf("%s: exit %d, %s", c.args, code, &stderr)
 		}
 	}

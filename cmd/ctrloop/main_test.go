@@ -169,7 +169,8 @@ func TestStatus(t *testing.T) {
 	}
 	code, asJSON, stderr := cli(t, "status", "--dir", dir, "--json")
 	var status instanceStatus
-	if err := json.Unmarshal([]byte(asJSON), &status); err != nil || code != exitOK || status.Ready || len(status.Gates) != 2 || status.Overview["champion"] == nil {
+	if err := json.Unmarshal([]byte(asJSON), &status); err != nil || code != exitOK || status.Ready || len(status.Gates) != 2 ||
+		status.Overview["champion"] == nil {
 		t.Errorf("exit %d, %v:\n%s%s", code, err, asJSON, stderr)
 	}
 	if strings.Contains(stdout+asJSON, "s3cret") {

@@ -42,7 +42,8 @@ func TestRenderCatalogue(t *testing.T) {
 	if err := json.Unmarshal([]byte(lines[1]), &v); err != nil {
 		t.Fatal(err)
 	}
-	if v.ID != p.ID+"~h50" || v.Holdout != p.Holdout || p.Caption != p.Title+", "+p.Colour+". "+p.Category || len(p.Fits) == 0 || len(p.Harmonious) != 4 {
+	if v.ID != p.ID+"~h50" || v.Holdout != p.Holdout || p.Caption != p.Title+", "+p.Colour+". "+p.Category || len(p.Fits) == 0 ||
+		len(p.Harmonious) != 4 {
 		t.Errorf("product %+v, variant %+v", p, v)
 	}
 	if _, errs, code := render(t, "catalogue", "--products", t.TempDir()); code != exitFailed || !strings.Contains(errs, "products.jsonl") {
@@ -64,7 +65,8 @@ func TestRenderImage(t *testing.T) {
 	if im, err := png.Decode(f); err != nil || im.Bounds().Dx() != 64 {
 		t.Errorf("%v", err)
 	}
-	if _, errs, code := render(t, "image", "mountain lake, puce tones, soft morning light, no props", "-o", file); code != exitFailed || !strings.Contains(errs, "puce tones") {
+	if _, errs, code := render(t, "image", "mountain lake, puce tones, soft morning light, no props", "-o", file); code != exitFailed ||
+		!strings.Contains(errs, "puce tones") {
 		t.Errorf("unknown words: exit %d, %s", code, errs)
 	}
 }

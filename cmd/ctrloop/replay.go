@@ -52,9 +52,16 @@ type replayResult struct {
 // Run replays the logs through edge, join and sink.
 func (c *ReplayCmd) Run(ctx context.Context, g *Globals, out *output) (err error) {
 	if c.DelayMax >= c.Window {
-		return fmt.Errorf("--delay-max %v is not inside the window of %v: clicks of the log would come too late; use a shorter delay or a longer window", c.DelayMax, c.Window)
+		return fmt.Errorf(
+			"--delay-max %v is not inside the window of %v: clicks of the log would come too late; use a shorter delay or a longer window",
+			c.DelayMax,
+			c.Window,
+		)
 	}
-	logs, err := eventlog.Open(c.Logs, eventlog.Options{Seed: c.Seed, Delay: eventlog.Delay{Median: c.Delay, Sigma: c.DelaySigma, Max: c.DelayMax}})
+	logs, err := eventlog.Open(
+		c.Logs,
+		eventlog.Options{Seed: c.Seed, Delay: eventlog.Delay{Median: c.Delay, Sigma: c.DelaySigma, Max: c.DelayMax}},
+	)
 	if err != nil {
 		return err
 	}
@@ -273,7 +280,15 @@ func (c *ReplayCmd) settle(ctx context.Context, a *app.App, before window.Ledger
 
 func (r replayResult) print(w io.Writer) {
 	fmt.Fprintf(w, "%d rows: %d impressions, %d clicks; %d rejected\n", r.Rows, r.Impressions, r.Clicks, r.Rejected)
-	fmt.Fprintf(w, "labels: %d positive, %d final negative, CTR %.4f %%; %d duplicate, %d late\n", r.Positive, r.FinalNegative, 100*r.CTR, r.Duplicate, r.Late)
+	fmt.Fprintf(
+		w,
+		"labels: %d positive, %d final negative, CTR %.4f %%; %d duplicate, %d late\n",
+		r.Positive,
+		r.FinalNegative,
+		100*r.CTR,
+		r.Duplicate,
+		r.Late,
+	)
 	ledger := "closed"
 	if !r.LedgerOK {
 		ledger = "OPEN"

@@ -68,7 +68,10 @@ func (c *SQLCmd) ask() (query string, params map[string]string, err error) {
 		}
 		return q.SQL, params, nil
 	case c.Query == "":
-		return "", nil, withHint(usageError{errors.New("there is no question")}, "ctrloop --help lists the commands; give a question in SQL, or name one of `ctrloop sql --list` with --question")
+		return "", nil, withHint(
+			usageError{errors.New("there is no question")},
+			"ctrloop --help lists the commands; give a question in SQL, or name one of `ctrloop sql --list` with --question",
+		)
 	case c.Query == "-":
 		raw, err := io.ReadAll(os.Stdin)
 		if err != nil {

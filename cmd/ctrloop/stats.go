@@ -132,10 +132,18 @@ func (c *StatsLiftCmd) Run(ctx context.Context, g *Globals, o *output) error {
 	if c.Pre < 0 {
 		return usageError{fmt.Errorf("--pre %v: want a time of 0 or more", c.Pre)}
 	}
-	data, name, err := fromFileOrWarehouse(ctx, g, o, c.File, &c.statsSource, statcsv.ReadLift, func(w statsWarehouse) (statcsv.LiftData, error) {
-		q = w.sequence(c.statsSequence)
-		return w.lift(ctx, c.Pre)
-	})
+	data, name, err := fromFileOrWarehouse(
+		ctx,
+		g,
+		o,
+		c.File,
+		&c.statsSource,
+		statcsv.ReadLift,
+		func(w statsWarehouse) (statcsv.LiftData, error) {
+			q = w.sequence(c.statsSequence)
+			return w.lift(ctx, c.Pre)
+		},
+	)
 	if err != nil {
 		return err
 	}
@@ -161,7 +169,11 @@ func (c *StatsLiftCmd) Run(ctx context.Context, g *Globals, o *output) error {
 		out.FDR = fdr
 	}
 	if data.InBothArms > 0 {
-		fmt.Fprintf(o.stderr, "warning: %d units have rows in both arms; they count in each, and the arms are then not independent\n", data.InBothArms)
+		fmt.Fprintf(
+			o.stderr,
+			"warning: %d units have rows in both arms; they count in each, and the arms are then not independent\n",
+			data.InBothArms,
+		)
 	}
 	return o.answerReport(c.statsAnswer, out, statsReport{
 		Title: "Lift of " + name,
@@ -211,7 +223,12 @@ func printLift(w io.Writer, out statsLift, l stats.Lift, adjusted stats.Adjusted
 		fmt.Fprintln(w, "adjusted   as above: the time before the test has nothing to go by in one of the arms")
 	default:
 		show("adjusted", adjusted.Lift)
-		fmt.Fprintf(w, "           by what the units did before the test: theta %.4g takes away %.1f %% of the variance\n", adjusted.Theta, 100*adjusted.Reduction)
+		fmt.Fprintf(
+			w,
+			"           by what the units did before the test: theta %.4g takes away %.1f %% of the variance\n",
+			adjusted.Theta,
+			100*adjusted.Reduction,
+		)
 	}
 	if l.Uninformative {
 		fmt.Fprintln(w, "note       the data show no variation (no clicks, or one unit an arm), so the interval is the whole range")
@@ -229,9 +246,24 @@ func printLift(w io.Writer, out statsLift, l stats.Lift, adjusted stats.Adjusted
 		if k.Discovered {
 			mark = fmt.Sprintf("  reported: %s to %s", percent(k.SelectedRelative.Low), percent(k.SelectedRelative.High))
 		}
-		fmt.Fprintf(w, "%-*s %9.0f %12s %26s %10.3g %8.3g%s\n", name, k.Name, k.Units, percent(k.Relative), percent(k.RelativeI.Low)+" to "+percent(k.RelativeI.High), k.P, k.Q, mark)
+		fmt.Fprintf(
+			w,
+			"%-*s %9.0f %12s %26s %10.3g %8.3g%s\n",
+			name,
+			k.Name,
+			k.Units,
+			percent(k.Relative),
+			percent(k.RelativeI.Low)+" to "+percent(k.RelativeI.High),
+			k.P,
+			k.Q,
+			mark,
+		)
 	}
-	fmt.Fprintf(w, "reported: at most %g %% of these are expected to be false, however often one looks (e-BH); intervals widened for being picked (e-BY)\n", 100*out.FDR)
+	fmt.Fprintf(
+		w,
+		"reported: at most %g %% of these are expected to be false, however often one looks (e-BH); intervals widened for being picked (e-BY)\n",
+		100*out.FDR,
+	)
 }
 
 // StatsSRMCmd is `ctrloop stats srm`.

@@ -63,10 +63,18 @@ func (c *StatsPowerCmd) Run(ctx context.Context, g *Globals, o *output) error {
 	if slices.ContainsFunc(c.Effects, func(e float64) bool { return !(math.Abs(e) > 0) || math.IsInf(e, 0) }) {
 		return usageError{fmt.Errorf("--effects %v: want relative lifts other than 0; 0.05 is +5 %%", c.Effects)}
 	}
-	data, name, err := fromFileOrWarehouse(ctx, g, o, c.File, &c.statsSource, statcsv.ReadUnits, func(w statsWarehouse) (stats.RatioSums, error) {
-		q = w.sequence(c.statsSequence)
-		return w.units(ctx)
-	})
+	data, name, err := fromFileOrWarehouse(
+		ctx,
+		g,
+		o,
+		c.File,
+		&c.statsSource,
+		statcsv.ReadUnits,
+		func(w statsWarehouse) (stats.RatioSums, error) {
+			q = w.sequence(c.statsSequence)
+			return w.units(ctx)
+		},
+	)
 	if err != nil {
 		return err
 	}
@@ -103,7 +111,13 @@ func (c *StatsPowerCmd) Run(ctx context.Context, g *Globals, o *output) error {
 
 func printPower(w io.Writer, out statsPower) {
 	fmt.Fprintf(w, "%d units, CTR %.4f %%; treatment has %g %%\n", out.Units, 100*out.CTR, 100*out.Share)
-	fmt.Fprintf(w, "now        a test of these units would know the lift to +-%.2f %%, and find one of %.2f %% with probability %g\n", 100*value(out.HalfWidthNow), 100*value(out.MDENow), out.Power)
+	fmt.Fprintf(
+		w,
+		"now        a test of these units would know the lift to +-%.2f %%, and find one of %.2f %% with probability %g\n",
+		100*value(out.HalfWidthNow),
+		100*value(out.MDENow),
+		out.Power,
+	)
 	fmt.Fprintf(w, "target     +-%g %%: %.0f units%s\n", 100*out.Target, value(out.UnitsToTarget), inDays(out.DaysToTarget, "more"))
 	for _, e := range out.Effects {
 		fmt.Fprintf(w, "find %+5.1f %%  %12.0f units%s\n", 100*e.Effect, value(e.Units), inDays(e.Days, "in all"))
@@ -137,7 +151,15 @@ func powerPlots(out statsPower, q stats.Sequence) []statsPlot {
 		xs[i] = least * math.Pow(most/least, float64(i)/float64(len(xs)-1))
 	}
 	units := func(v float64) string { return fmt.Sprintf("%.0f", v) }
-	c := statplot.Curves{Title: "Probability of finding a lift", XAxis: "units of both arms", YAxis: "power at that size", Level: out.Power, LogX: true, XFormat: units, YFormat: func(v float64) string { return fmt.Sprintf("%.0f%%", 100*v) }}
+	c := statplot.Curves{
+		Title:   "Probability of finding a lift",
+		XAxis:   "units of both arms",
+		YAxis:   "power at that size",
+		Level:   out.Power,
+		LogX:    true,
+		XFormat: units,
+		YFormat: func(v float64) string { return fmt.Sprintf("%.0f%%", 100*v) },
+	}
 	for _, e := range out.Effects[:min(4, len(out.Effects))] {
 		k := statplot.Curve{Label: fmt.Sprintf("%+g %%", 100*e.Effect), X: xs}
 		for _, x := range xs {
@@ -145,7 +167,15 @@ func powerPlots(out statsPower, q stats.Sequence) []statsPlot {
 		}
 		c.Curves = append(c.Curves, k)
 	}
-	w := statplot.Curves{Title: "Half-width of the interval", XAxis: "units of both arms", YAxis: "relative", Level: out.Target, LogX: true, XFormat: units, YFormat: percentShort}
+	w := statplot.Curves{
+		Title:   "Half-width of the interval",
+		XAxis:   "units of both arms",
+		YAxis:   "relative",
+		Level:   out.Target,
+		LogX:    true,
+		XFormat: units,
+		YFormat: percentShort,
+	}
 	k := statplot.Curve{Label: "half-width"}
 	for _, x := range xs {
 		if y := q.HalfWidth(x, out.Sigma/math.Sqrt(x)) / out.CTR; y < 20*out.Target || y < 0.5 { // wider ones would flatten the rest
@@ -153,5 +183,8 @@ func powerPlots(out statsPower, q stats.Sequence) []statsPlot {
 		}
 	}
 	w.Curves = append(w.Curves, k)
-	return []statsPlot{{"power", "power over the number of units", c.SVG()}, {"width", "half-width of the interval over the number of units", w.SVG()}}
+	return []statsPlot{
+		{"power", "power over the number of units", c.SVG()},
+		{"width", "half-width of the interval over the number of units", w.SVG()},
+	}
 }

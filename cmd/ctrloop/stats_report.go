@@ -50,7 +50,10 @@ func (r statsReport) write(path string) error {
 	for _, p := range r.Plots {
 		file := base + "-" + p.Name + ".svg"
 		fmt.Fprintf(&text, "![%s](<%s>)\n\n", p.Alt, file)
-		errs = append(errs, os.WriteFile(filepath.Join(filepath.Dir(path), file), []byte(p.SVG), 0o644)) //nolint:gosec // a report is for others to read
+		errs = append(
+			errs,
+			os.WriteFile(filepath.Join(filepath.Dir(path), file), []byte(p.SVG), 0o644),
+		) //nolint:gosec // a report is for others to read
 	}
 	text.WriteString("```text\n")
 	r.Text(&text)
@@ -64,9 +67,19 @@ func (r statsReport) write(path string) error {
 
 func liftPlots(out statsLift, l stats.Lift, adjusted stats.AdjustedLift, categories []stats.CategoryLift) []statsPlot {
 	row := func(label string, l stats.Lift) statplot.Row {
-		return statplot.Row{Label: label, Value: l.Relative, Low: l.RelativeI.Low, High: l.RelativeI.High, Strong: l.RelativeI.Low > 0 || l.RelativeI.High < 0}
+		return statplot.Row{
+			Label:  label,
+			Value:  l.Relative,
+			Low:    l.RelativeI.Low,
+			High:   l.RelativeI.High,
+			Strong: l.RelativeI.Low > 0 || l.RelativeI.High < 0,
+		}
 	}
-	overall := statplot.Forest{Title: "Relative lift", Axis: fmt.Sprintf("treatment over control; intervals that hold at every look, %g %%", 100*(1-out.Alpha)), Format: percentShort}
+	overall := statplot.Forest{
+		Title:  "Relative lift",
+		Axis:   fmt.Sprintf("treatment over control; intervals that hold at every look, %g %%", 100*(1-out.Alpha)),
+		Format: percentShort,
+	}
 	overall.Rows = append(overall.Rows, row("lift", l))
 	if out.Adjusted != nil {
 		overall.Rows = append(overall.Rows, row("adjusted (CUPED)", adjusted.Lift))
@@ -75,7 +88,11 @@ func liftPlots(out statsLift, l stats.Lift, adjusted stats.AdjustedLift, categor
 	if len(categories) == 0 {
 		return plots
 	}
-	f := statplot.Forest{Title: "Relative lift by category", Axis: fmt.Sprintf("blue: reported at a false-discovery rate of %g, with its selected interval", out.FDR), Format: percentShort}
+	f := statplot.Forest{
+		Title:  "Relative lift by category",
+		Axis:   fmt.Sprintf("blue: reported at a false-discovery rate of %g, with its selected interval", out.FDR),
+		Format: percentShort,
+	}
 	for _, k := range categories {
 		r := row(k.Name, k.Lift)
 		if r.Strong = k.Discovered; k.Discovered {
@@ -87,7 +104,11 @@ func liftPlots(out statsLift, l stats.Lift, adjusted stats.AdjustedLift, categor
 }
 
 func srmPlots(data statcsv.Phases) []statsPlot {
-	f := statplot.Forest{Title: "Observed less planned share", Axis: "points; Wilson interval of one look, for show: the decision is the Bayes factor's", Format: percentShort}
+	f := statplot.Forest{
+		Title:  "Observed less planned share",
+		Axis:   "points; Wilson interval of one look, for show: the decision is the Bayes factor's",
+		Format: percentShort,
+	}
 	for k, p := range data.Phases {
 		n := int64(0)
 		for _, c := range p.Counts {
@@ -106,7 +127,12 @@ func srmPlots(data statcsv.Phases) []statsPlot {
 }
 
 func opePlots(out statsOPE) []statsPlot {
-	f := statplot.Forest{Title: "Value of the policy by estimator", Format: func(v float64) string { return fmt.Sprintf("%.5f", v) }, Axis: fmt.Sprintf("rewards a decision; effective sample size %.0f of %d rows", out.ESS, out.Rows), Reference: math.NaN()}
+	f := statplot.Forest{
+		Title:     "Value of the policy by estimator",
+		Format:    func(v float64) string { return fmt.Sprintf("%.5f", v) },
+		Axis:      fmt.Sprintf("rewards a decision; effective sample size %.0f of %d rows", out.ESS, out.Rows),
+		Reference: math.NaN(),
+	}
 	for _, name := range stats.Estimators() {
 		e := out.Estimators[name]
 		f.Rows = append(f.Rows, statplot.Row{Label: string(name), Value: e.Value, Low: e.Low, High: e.High})

@@ -20,7 +20,15 @@ func runStats(t *testing.T, args ...string) (stdout string, err error) {
 	t.Helper()
 	var cmd StatsCmd
 	var out bytes.Buffer
-	p, err := kong.New(&cmd, kong.Name("stats"), kong.Writers(&out, io.Discard), kong.BindTo(t.Context(), (*context.Context)(nil)), kong.Bind(&Globals{}), kong.Bind(&output{stdout: &out, stderr: io.Discard}), kong.Exit(func(int) { t.Fatal("exit while parsing") }))
+	p, err := kong.New(
+		&cmd,
+		kong.Name("stats"),
+		kong.Writers(&out, io.Discard),
+		kong.BindTo(t.Context(), (*context.Context)(nil)),
+		kong.Bind(&Globals{}),
+		kong.Bind(&output{stdout: &out, stderr: io.Discard}),
+		kong.Exit(func(int) { t.Fatal("exit while parsing") }),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +138,8 @@ func TestStatsLiftOfCategoriesWithCovariates(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, plot := range []string{"r-lift.svg", "r-categories.svg"} {
-		if svg, err := os.ReadFile(filepath.Join(dir, plot)); err != nil || !strings.Contains(string(report), "(<"+plot+">)") || !strings.HasPrefix(string(svg), "<svg") {
+		if svg, err := os.ReadFile(filepath.Join(dir, plot)); err != nil || !strings.Contains(string(report), "(<"+plot+">)") ||
+			!strings.HasPrefix(string(svg), "<svg") {
 			t.Errorf("%s: %v, or the report does not show it:\n%s", plot, err, report)
 		}
 	}
@@ -177,10 +186,12 @@ func TestStatsPower(t *testing.T) {
 		t.Errorf("sigma %g, want %g", got, want)
 	}
 	e := v["effects"].([]any)[0].(map[string]any)
-	if math.Abs(e["days"].(float64)-e["units"].(float64)/500) > 1e-9 || v["days_to_target"].(float64) != (v["units_to_target"].(float64)-1000)/500 {
+	if math.Abs(e["days"].(float64)-e["units"].(float64)/500) > 1e-9 ||
+		v["days_to_target"].(float64) != (v["units_to_target"].(float64)-1000)/500 {
 		t.Errorf("got %v", v)
 	}
-	if out, err := runStats(t, "power", file, "--report", filepath.Join(t.TempDir(), "p.md")); err != nil || strings.Contains(out, "days") || !strings.Contains(out, "find  +5.0 %") {
+	if out, err := runStats(t, "power", file, "--report", filepath.Join(t.TempDir(), "p.md")); err != nil || strings.Contains(out, "days") ||
+		!strings.Contains(out, "find  +5.0 %") {
 		t.Errorf("%v\n%s", err, out)
 	}
 	for _, args := range [][]string{{"--share", "1"}, {"--power", "0"}, {"--alpha", "2"}} {
@@ -188,7 +199,8 @@ func TestStatsPower(t *testing.T) {
 			t.Errorf("%v were taken", args)
 		}
 	}
-	if _, err := runStats(t, "power", tempFile(t, "unit,impressions,clicks\na,1,0\nb,1,0\n")); err == nil || !strings.Contains(err.Error(), "no variation") {
+	if _, err := runStats(t, "power", tempFile(t, "unit,impressions,clicks\na,1,0\nb,1,0\n")); err == nil ||
+		!strings.Contains(err.Error(), "no variation") {
 		t.Errorf("error %v, want one about no variation", err)
 	}
 }

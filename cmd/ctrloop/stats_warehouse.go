@@ -34,7 +34,15 @@ const (
 )
 
 // fromFileOrWarehouse reads the file, or asks the warehouse where an experiment is named, and says which it was.
-func fromFileOrWarehouse[T any](ctx context.Context, g *Globals, o *output, file string, s *statsSource, read func(io.Reader) (T, error), ask func(statsWarehouse) (T, error)) (v T, name string, err error) {
+func fromFileOrWarehouse[T any](
+	ctx context.Context,
+	g *Globals,
+	o *output,
+	file string,
+	s *statsSource,
+	read func(io.Reader) (T, error),
+	ask func(statsWarehouse) (T, error),
+) (v T, name string, err error) {
 	switch {
 	case (file == "") == (s.Experiment == ""):
 		return v, "", usageError{errors.New("give a file, or an experiment of the warehouse with --experiment NAME: one of the two")}
@@ -88,8 +96,15 @@ func openExperiment(ctx context.Context, db *warehouse.DB, s *statsSource) (stat
 		Data string `ch:"data"`
 	}
 	entity := control.ExperimentEntity(s.Experiment)
-	err := db.Select(ctx, &commands, `SELECT toString(type) AS type, data FROM control_log FINAL WHERE rejected = '' AND entity = ? AND type IN (?, ?, ?) ORDER BY source, offset`,
-		entity, string(control.ExperimentCreated), string(control.ExperimentStarted), string(control.ExperimentStepped))
+	err := db.Select(
+		ctx,
+		&commands,
+		`SELECT toString(type) AS type, data FROM control_log FINAL WHERE rejected = '' AND entity = ? AND type IN (?, ?, ?) ORDER BY source, offset`,
+		entity,
+		string(control.ExperimentCreated),
+		string(control.ExperimentStarted),
+		string(control.ExperimentStepped),
+	)
 	if err != nil {
 		return w, withHint(err, "is this the warehouse of an instance that has run? --dir names its folder, --dsn its ClickHouse")
 	}
@@ -163,7 +178,10 @@ func (w *statsWarehouse) chooseStep(which string) error {
 				seen = append(seen, strconv.Itoa(j+1))
 			}
 		}
-		return withHint(usageError{fmt.Errorf("step %d of experiment %s was never visited, or for less than the time to settle (%v)", i+1, w.id, w.settle)}, "steps with data: "+strings.Join(seen, ", "))
+		return withHint(
+			usageError{fmt.Errorf("step %d of experiment %s was never visited, or for less than the time to settle (%v)", i+1, w.id, w.settle)},
+			"steps with data: "+strings.Join(seen, ", "),
+		)
 	}
 	w.name = fmt.Sprintf("%s, step %d of %d (%g %%)", w.name, i+1, len(w.x.Steps), 100*w.x.Steps[i])
 	if n := len(w.spans); n > 1 {
@@ -261,8 +279,10 @@ func (w statsWarehouse) lift(ctx context.Context, pre time.Duration) (statcsv.Li
 		}
 	}
 	if out.Control.D == 0 || out.Treatment.D == 0 {
-		return out, withHint(fmt.Errorf("control has %g mature impressions in this span and treatment %g: a lift needs both arms", out.Control.D, out.Treatment.D),
-			"choose another --step; at 100 % there is no control")
+		return out, withHint(
+			fmt.Errorf("control has %g mature impressions in this span and treatment %g: a lift needs both arms", out.Control.D, out.Treatment.D),
+			"choose another --step; at 100 % there is no control",
+		)
 	}
 	if rows, err = w.sums(ctx, "toString(category)", 0); err != nil {
 		return out, err
@@ -285,7 +305,11 @@ func (w statsWarehouse) lift(ctx context.Context, pre time.Duration) (statcsv.Li
 		N uint64 `ch:"n"`
 	}
 	within, args := w.within()
-	err = w.db.Select(ctx, &both, `SELECT countIf(v > 1) AS n FROM (SELECT uniqExact(variant) AS v FROM labels_mature WHERE experiment = ? AND `+within+` GROUP BY `+w.unit+`)`, append([]any{w.id}, args...)...)
+	err = w.db.Select(
+		ctx,
+		&both,
+		`SELECT countIf(v > 1) AS n FROM (SELECT uniqExact(variant) AS v FROM labels_mature WHERE experiment = ? AND `+within+` GROUP BY `+w.unit+`)`,
+		append([]any{w.id}, args...)...)
 	if err == nil && len(both) == 1 {
 		out.InBothArms = int(both[0].N)
 	}
@@ -353,7 +377,10 @@ func (w statsWarehouse) units(ctx context.Context) (stats.RatioSums, error) {
 			return r.sums().RatioSums, nil
 		}
 	}
-	return stats.RatioSums{}, withHint(errors.New("control has no mature impressions in this span"), "choose another --step; at 100 % there is no control")
+	return stats.RatioSums{}, withHint(
+		errors.New("control has no mature impressions in this span"),
+		"choose another --step; at 100 % there is no control",
+	)
 }
 
 // maxLogRows bounds the decisions that are read into memory, about 50 bytes each.
@@ -362,7 +389,10 @@ const maxLogRows = 20_000_000
 // log reads the logged decisions.
 func (w statsWarehouse) log(ctx context.Context, names *statcsv.Names) (*statcsv.Log, error) {
 	within, args := w.within()
-	rows, err := w.db.Query(ctx, `SELECT toString(product), toString(creative), clicked, propensity FROM labels_mature WHERE experiment = ? AND `+within+` ORDER BY event_time, impression_id LIMIT ?`, slices.Concat([]any{w.id}, args, []any{maxLogRows + 1})...)
+	rows, err := w.db.Query(
+		ctx,
+		`SELECT toString(product), toString(creative), clicked, propensity FROM labels_mature WHERE experiment = ? AND `+within+` ORDER BY event_time, impression_id LIMIT ?`,
+		slices.Concat([]any{w.id}, args, []any{maxLogRows + 1})...)
 	if err != nil {
 		return nil, err
 	}

@@ -42,7 +42,10 @@ func newRamped() ramped {
 			user = rng.Uint64N(1100)
 		}
 		r := warehouse.LabelRow{
-			Impression: schemas.NewImpressionID(at, random), Version: 1, User: user, Product: []string{"p1", "p2"}[rng.IntN(2)], Creative: []string{"c1", "c2", "c3"}[rng.IntN(3)],
+			Impression: schemas.NewImpressionID(
+				at,
+				random,
+			), Version: 1, User: user, Product: []string{"p1", "p2"}[rng.IntN(2)], Creative: []string{"c1", "c2", "c3"}[rng.IntN(3)],
 			Category: []string{"bags", "tea/green", "shoes"}[rng.IntN(3)], Weight: 1, Bot: rng.IntN(30) == 0, Propensity: 1. / 3,
 			Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMS: x.end.Add(time.Hour).UnixMilli(),
 		}
@@ -106,11 +109,51 @@ func (x ramped) serve(t *testing.T) (dsn string) {
 	}
 	entity := control.ExperimentEntity("e")
 	err := db.InsertControl(t.Context(), []warehouse.ControlRow{
-		{Event: control.Event{ID: "1", Type: control.ExperimentCreated, Entity: entity, Time: x.start, Data: encode(control.Experiment{ID: "e", Unit: "user", Steps: []float64{0.1, 0.5, 1}, Alpha: 0.04, NStar: 3000})}, Place: warehouse.Place{TopicID: "t", Offset: 1}},
-		{Event: control.Event{ID: "2", Type: control.ExperimentStepped, Entity: entity, Time: x.second, Data: encode(control.Step{Index: 1, Share: 0.5, AtMS: x.second.UnixMilli()})}, Place: warehouse.Place{TopicID: "t", Offset: 2}},
-		{Event: control.Event{ID: "3", Type: control.ExperimentStepped, Entity: entity, Time: x.second, Data: encode(control.Step{Index: 2, Share: 1, AtMS: 1})}, Place: warehouse.Place{TopicID: "t", Offset: 3}, Rejected: "conflict"},
-		{Event: control.Event{ID: "4", Type: control.ExperimentPaused, Entity: entity, Time: x.second, Data: encode(control.Pause{})}, Place: warehouse.Place{TopicID: "t", Offset: 4}},
-		{Event: control.Event{ID: "5", Type: control.ExperimentStepped, Entity: entity, Time: x.end, Data: encode(control.Step{Index: 2, Share: 1, AtMS: x.end.UnixMilli()})}, Place: warehouse.Place{TopicID: "t", Offset: 5}},
+		{
+			Event: control.Event{
+				ID:     "1",
+				Type:   control.ExperimentCreated,
+				Entity: entity,
+				Time:   x.start,
+				Data:   encode(control.Experiment{ID: "e", Unit: "user", Steps: []float64{0.1, 0.5, 1}, Alpha: 0.04, NStar: 3000}),
+			},
+			Place: warehouse.Place{TopicID: "t", Offset: 1},
+		},
+		{
+			Event: control.Event{
+				ID:     "2",
+				Type:   control.ExperimentStepped,
+				Entity: entity,
+				Time:   x.second,
+				Data:   encode(control.Step{Index: 1, Share: 0.5, AtMS: x.second.UnixMilli()}),
+			},
+			Place: warehouse.Place{TopicID: "t", Offset: 2},
+		},
+		{
+			Event: control.Event{
+				ID:     "3",
+				Type:   control.ExperimentStepped,
+				Entity: entity,
+				Time:   x.second,
+				Data:   encode(control.Step{Index: 2, Share: 1, AtMS: 1}),
+			},
+			Place:    warehouse.Place{TopicID: "t", Offset: 3},
+			Rejected: "conflict",
+		},
+		{
+			Event: control.Event{ID: "4", Type: control.ExperimentPaused, Entity: entity, Time: x.second, Data: encode(control.Pause{})},
+			Place: warehouse.Place{TopicID: "t", Offset: 4},
+		},
+		{
+			Event: control.Event{
+				ID:     "5",
+				Type:   control.ExperimentStepped,
+				Entity: entity,
+				Time:   x.end,
+				Data:   encode(control.Step{Index: 2, Share: 1, AtMS: x.end.UnixMilli()}),
+			},
+			Place: warehouse.Place{TopicID: "t", Offset: 5},
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -142,7 +185,8 @@ func checkRunning(t *testing.T, dsn string) {
 	if err := os.WriteFile(filepath.Join(dir, app.RunFile), raw, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if code, stdout, stderr := cli(t, "sql", "--dir", dir, "--format", "tsv", "SELECT 6*7 AS x"); code != exitOK || !strings.Contains(stdout, "42") {
+	if code, stdout, stderr := cli(t, "sql", "--dir", dir, "--format", "tsv", "SELECT 6*7 AS x"); code != exitOK ||
+		!strings.Contains(stdout, "42") {
 		t.Errorf("sql: exit %d: %s%s", code, stdout, stderr)
 	}
 	for want, args := range map[string][]string{
@@ -170,7 +214,13 @@ func TestStatsOverTheWarehouse(t *testing.T) {
 		}
 	})
 	t.Run("lift as the options say", func(t *testing.T) {
-		x.checkLift(t, ask(t, dsn, "lift", "--step", "2", "--settle", "0s", "--alpha", "0.1", "--nstar", "5000"), stats.Sequence{Alpha: 0.1, NStar: 5000}, x.second, x.end)
+		x.checkLift(
+			t,
+			ask(t, dsn, "lift", "--step", "2", "--settle", "0s", "--alpha", "0.1", "--nstar", "5000"),
+			stats.Sequence{Alpha: 0.1, NStar: 5000},
+			x.second,
+			x.end,
+		)
 	})
 	t.Run("lift of the first step", func(t *testing.T) {
 		x.checkLift(t, ask(t, dsn, "lift", "--step", "1"), own, x.start, x.second)

@@ -66,7 +66,10 @@ func (c *TraceCmd) Run(ctx context.Context, g *Globals, out *output) error {
 		err = printTrace(out.stdout, rep)
 	}
 	if err == nil && rep.State == trace.Unknown && (rep.Warehouse == nil || len(*rep.Warehouse) == 0) {
-		err = withHint(fmt.Errorf("%w: %s", trace.ErrUnknown, rep.ID), "widen the search with --slack or --everywhere; is --dir or --config that of the right instance?")
+		err = withHint(
+			fmt.Errorf("%w: %s", trace.ErrUnknown, rep.ID),
+			"widen the search with --slack or --everywhere; is --dir or --config that of the right instance?",
+		)
 	}
 	return err
 }
@@ -88,7 +91,10 @@ func (c *TraceCmd) kafka(cfg app.Config) (conf stream.Config, stop func(), err e
 		if len(conf.Brokers) > 0 { // of a cluster: the instance's configuration has it
 			return conf, func() {}, nil
 		}
-		return conf, nil, withHint(fmt.Errorf("there are no topics in %s: %w", c.Dir, err), "name the folder of an instance with --dir, or its configuration with --config")
+		return conf, nil, withHint(
+			fmt.Errorf("there are no topics in %s: %w", c.Dir, err),
+			"name the folder of an instance with --dir, or its configuration with --config",
+		)
 	}
 	// A run.json may be all that is left of an instance that was killed: whether the folder can be taken tells.
 	e, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: data})

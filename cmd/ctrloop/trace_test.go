@@ -48,7 +48,8 @@ func TestTraceAtRest(t *testing.T) {
 	}
 	code, stdout, stderr = cli(t, "trace", "--dir", dir, "--json", id.String())
 	var rep trace.Report
-	if err := json.Unmarshal([]byte(stdout), &rep); code != exitOK || err != nil || rep.State != trace.Waiting || len(rep.Steps) != 1 || rep.Warehouse != nil {
+	if err := json.Unmarshal([]byte(stdout), &rep); code != exitOK || err != nil || rep.State != trace.Waiting || len(rep.Steps) != 1 ||
+		rep.Warehouse != nil {
 		t.Errorf("exit %d, %v: %s%s", code, err, stdout, stderr)
 	}
 }

@@ -48,7 +48,11 @@ var doors = []struct {
 }{
 	{"github.com/twmb/franz-go", "internal/stream", "fetch, commit and transaction rules are kept in one place"},
 	{"github.com/ClickHouse", "internal/warehouse", "insert tokens and limits on people's SQL are kept in one place"},
-	{"github.com/ebitengine/purego", "internal/warehouse", "a library that is loaded can crash the process: only the engine's child loads one"},
+	{
+		"github.com/ebitengine/purego",
+		"internal/warehouse",
+		"a library that is loaded can crash the process: only the engine's child loads one",
+	},
 	{"github.com/apache/arrow", "internal/columnar", "the module has moved to another path: the bump must be one folder"},
 	{"github.com/rs/zerolog/log", "", "it is a global logger; loggers are handed down"},
 	{"github.com/stretchr/testify", "", "tests use the standard library and go-cmp"},

@@ -57,7 +57,15 @@ func selected(n ast.Node) string {
 
 // TestLoggersAreHandedDown finds loggers built outside the package that builds them.
 func TestLoggersAreHandedDown(t *testing.T) {
-	banned := []string{"zerolog.New", "zerolog.NewConsoleWriter", "zerolog.ConsoleWriter", "zerolog.SetGlobalLevel", "prometheus.DefaultRegisterer", "prometheus.MustRegister", "promauto.NewCounter"}
+	banned := []string{
+		"zerolog.New",
+		"zerolog.NewConsoleWriter",
+		"zerolog.ConsoleWriter",
+		"zerolog.SetGlobalLevel",
+		"prometheus.DefaultRegisterer",
+		"prometheus.MustRegister",
+		"promauto.NewCounter",
+	}
 	eachFile(t, func(p pkg, file *ast.File, fset *token.FileSet) {
 		if under(p.folder(), "internal/telemetry") {
 			return

@@ -46,8 +46,12 @@ var forbidden = []struct {
 	reason  string
 }{
 	{regexp.MustCompile(`(^|[^\w.$}-])/(work|farm|root|home)/\w`), "a path of one machine"},
-	{regexp.MustCompile(`(pypi[.]org|pythonhosted[.]org|registry[.]npmjs[.]org|registry[.]yarnpkg|proxy[.]golang[.]org|static[.]crates[.]io|repo1?[.]maven)`),
-		"a registry's host: downloads go through the user's own package clients, whose settings decide"},
+	{
+		regexp.MustCompile(
+			`(pypi[.]org|pythonhosted[.]org|registry[.]npmjs[.]org|registry[.]yarnpkg|proxy[.]golang[.]org|static[.]crates[.]io|repo1?[.]maven)`,
+		),
+		"a registry's host: downloads go through the user's own package clients, whose settings decide",
+	},
 	{regexp.MustCompile(`\b(TO` + `DO|FIX` + `ME|XX` + `X)\b`), "unfinished work: finish it, or file it"},
 }
 

@@ -295,7 +295,15 @@ type Entry struct {
 
 // Entry describes the product.
 func (p *Product) Entry() Entry {
-	e := Entry{ID: p.ID, Title: p.Title, Category: p.Category, Department: p.Department, Colour: p.Colour(), Caption: p.Caption(), Holdout: p.Holdout()}
+	e := Entry{
+		ID:         p.ID,
+		Title:      p.Title,
+		Category:   p.Category,
+		Department: p.Department,
+		Colour:     p.Colour(),
+		Caption:    p.Caption(),
+		Holdout:    p.Holdout(),
+	}
 	for _, s := range p.Fits() {
 		e.Fits = append(e.Fits, s.String())
 	}

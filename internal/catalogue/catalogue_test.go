@@ -113,7 +113,13 @@ func TestLoadFSErrors(t *testing.T) {
 		{"huge", row("huge.png"), "scale it down"},
 	}
 	for _, tt := range tests {
-		fsys := fstest.MapFS{"good.png": {Data: good}, "solid.png": {Data: solid}, "empty.png": {Data: empty}, "huge.png": {Data: huge}, "broken.png": {Data: good[:30]}}
+		fsys := fstest.MapFS{
+			"good.png":   {Data: good},
+			"solid.png":  {Data: solid},
+			"empty.png":  {Data: empty},
+			"huge.png":   {Data: huge},
+			"broken.png": {Data: good[:30]},
+		}
 		if tt.name != "no file" {
 			fsys["products.jsonl"] = &fstest.MapFile{Data: []byte(tt.jsonl)}
 		}

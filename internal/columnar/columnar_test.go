@@ -23,7 +23,15 @@ type row struct {
 func sample(n int) []row {
 	rows := make([]row, n)
 	for i := range rows {
-		rows[i] = row{Name: strings.Repeat("x", i%7), Wins: i%2 == 0, N: int64(-i), Seed: 1<<63 + uint64(i), Weight: float64(i) / 3, PNG: bytes.Repeat([]byte{byte(i)}, i%5), hidden: 1}
+		rows[i] = row{
+			Name:   strings.Repeat("x", i%7),
+			Wins:   i%2 == 0,
+			N:      int64(-i),
+			Seed:   1<<63 + uint64(i),
+			Weight: float64(i) / 3,
+			PNG:    bytes.Repeat([]byte{byte(i)}, i%5),
+			hidden: 1,
+		}
 	}
 	return rows
 }

@@ -57,7 +57,10 @@ func TestAppendIsSeenByItselfAndByLaterReaders(t *testing.T) {
 func TestRejections(t *testing.T) {
 	b, ctx := streamtest.Start(t, 2), t.Context()
 	l := open(t, b)
-	if err := l.Do(ctx, control.JobStarted, control.JobEntity("none"), -1, "test", "", control.JobUpdate{}); !errors.Is(err, control.ErrInvalid) {
+	if err := l.Do(ctx, control.JobStarted, control.JobEntity("none"), -1, "test", "", control.JobUpdate{}); !errors.Is(
+		err,
+		control.ErrInvalid,
+	) {
 		t.Errorf("a job that does not exist: want ErrInvalid, got %v", err)
 	}
 	// Of many that decide on the same version, one wins, in every process.

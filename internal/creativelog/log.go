@@ -39,8 +39,10 @@ func Open(ctx context.Context, c stream.Config, log zerolog.Logger, reg promethe
 	}
 	l := &Log{
 		log: log, producer: producer, byID: map[string]schemas.Creative{}, byProduct: map[string][]string{},
-		known:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "ctrloop_creativelog_known_creatives", Help: "Creatives in memory."}),
-		skipped: prometheus.NewCounter(prometheus.CounterOpts{Name: "ctrloop_creativelog_unreadable_records_total", Help: "Records of creatives.v1 that are not a creative."}),
+		known: prometheus.NewGauge(prometheus.GaugeOpts{Name: "ctrloop_creativelog_known_creatives", Help: "Creatives in memory."}),
+		skipped: prometheus.NewCounter(
+			prometheus.CounterOpts{Name: "ctrloop_creativelog_unreadable_records_total", Help: "Records of creatives.v1 that are not a creative."},
+		),
 	}
 	if reg != nil {
 		reg.MustRegister(l.known, l.skipped)

@@ -28,7 +28,16 @@ func banditLog(rows int, clickEvery int, start time.Time) string {
 		if i%clickEvery == 0 {
 			click = 1
 		}
-		fmt.Fprintf(&b, "%d,%s,%d,%d,%d,0.25,u%d,v,0.0\n", i, start.Add(time.Duration(i)*7*time.Second).Format("2006-01-02 15:04:05.000000-07:00"), i%46, i%3+1, click, i%5)
+		fmt.Fprintf(
+			&b,
+			"%d,%s,%d,%d,%d,0.25,u%d,v,0.0\n",
+			i,
+			start.Add(time.Duration(i)*7*time.Second).Format("2006-01-02 15:04:05.000000-07:00"),
+			i%46,
+			i%3+1,
+			click,
+			i%5,
+		)
 	}
 	return b.String()
 }
@@ -138,7 +147,12 @@ func TestReplayIsTheSameEventsWhateverTheName(t *testing.T) {
 
 func TestLogsAreMergedByTime(t *testing.T) {
 	opt := Options{Delay: DefaultDelay()}
-	lines := all(t, opt, file(t, "a/log.csv", banditLog(3000, 9, start), false), file(t, "b/log.csv", banditLog(3000, 9, start.Add(3*time.Second)), false))
+	lines := all(
+		t,
+		opt,
+		file(t, "a/log.csv", banditLog(3000, 9, start), false),
+		file(t, "b/log.csv", banditLog(3000, 9, start.Add(3*time.Second)), false),
+	)
 	last := int64(0)
 	for _, l := range lines {
 		if l.TimeMS < last {
@@ -150,7 +164,9 @@ func TestLogsAreMergedByTime(t *testing.T) {
 
 func TestJSONLinesPassThrough(t *testing.T) {
 	id := schemas.NewImpressionID(start, [10]byte{1}).String()
-	text := `{"type":"impression","id":"` + id + `","product":"p"}` + "\n\n" + `{"type":"click","impression_id":"` + id + `","time_ms":` + fmt.Sprint(start.UnixMilli()+5) + "}\n"
+	text := `{"type":"impression","id":"` + id + `","product":"p"}` + "\n\n" + `{"type":"click","impression_id":"` + id + `","time_ms":` + fmt.Sprint(
+		start.UnixMilli()+5,
+	) + "}\n"
 	lines := all(t, Options{Delay: DefaultDelay()}, file(t, "events.jsonl", text, false))
 	if len(lines) != 2 || lines[0].Click || !lines[1].Click || lines[0].TimeMS != start.UnixMilli() {
 		t.Errorf("%+v", lines)

@@ -21,7 +21,11 @@ func BenchmarkBackground(b *testing.B) {
 	for s := range grammar.NumScenes {
 		b.Run(fmt.Sprint(grammar.Scene(s), "/128"), func(b *testing.B) {
 			for i := range b.N {
-				Background(Description{Scene: grammar.Scene(s), Palette: grammar.Palette(i % 10), Light: grammar.Light(i % 5), Prop: grammar.NoProps}, uint64(i), 128)
+				Background(
+					Description{Scene: grammar.Scene(s), Palette: grammar.Palette(i % 10), Light: grammar.Light(i % 5), Prop: grammar.NoProps},
+					uint64(i),
+					128,
+				)
 			}
 		})
 	}

@@ -20,7 +20,12 @@ import (
 func sample(n int) []Description {
 	out := make([]Description, n)
 	for i := range out {
-		out[i] = Description{Scene: grammar.Scene(i % 18), Palette: grammar.Palette(i * 7 % 10), Light: grammar.Light(i / 3 % 5), Prop: grammar.Prop((i + i/6) % 6)}
+		out[i] = Description{
+			Scene:   grammar.Scene(i % 18),
+			Palette: grammar.Palette(i * 7 % 10),
+			Light:   grammar.Light(i / 3 % 5),
+			Prop:    grammar.Prop((i + i/6) % 6),
+		}
 	}
 	return out
 }

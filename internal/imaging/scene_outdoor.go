@@ -96,7 +96,15 @@ func forest(p *painter) {
 		// Undergrowth of this depth.
 		bush := mix(mix(mist, p.base, 0.7), mix(p.dark, hex(0x29492b), 0.35), t)
 		for range 12 {
-			p.ellipse(p.f(-0.05, 1.05), h+0.04*t+p.f(0, 0.04), p.f(0.05, 0.11), p.f(0.03, 0.06)*(0.7+0.5*t), bush.mul(p.f(0.88, 1.1)), 1, 0.014-0.004*t)
+			p.ellipse(
+				p.f(-0.05, 1.05),
+				h+0.04*t+p.f(0, 0.04),
+				p.f(0.05, 0.11),
+				p.f(0.03, 0.06)*(0.7+0.5*t),
+				bush.mul(p.f(0.88, 1.1)),
+				1,
+				0.014-0.004*t,
+			)
 		}
 	}
 	// Light falls through the canopy.

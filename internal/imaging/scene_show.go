@@ -163,7 +163,16 @@ func sunburst(p *painter) {
 		p.line(b[0]-0.035, b[1]+0.04, b[0]+0.035, b[1]-0.04, 0.008, col, 1, 0)
 		for _, s := range []float32{-1, 1} {
 			ring := ellipseSDF(b[0]+s*0.036, b[1]+s*0.026, 0.02, 0.02)
-			p.stamp(b[0]+s*0.036-0.03, b[1]+s*0.026-0.03, b[0]+s*0.036+0.03, b[1]+s*0.026+0.03, 0, 1, col, func(x, y float32) float32 { return abs(ring(x, y)) - 0.007 })
+			p.stamp(
+				b[0]+s*0.036-0.03,
+				b[1]+s*0.026-0.03,
+				b[0]+s*0.036+0.03,
+				b[1]+s*0.026+0.03,
+				0,
+				1,
+				col,
+				func(x, y float32) float32 { return abs(ring(x, y)) - 0.007 },
+			)
 		}
 	}
 }
@@ -205,7 +214,15 @@ func rainbow(p *painter) {
 	})
 	// Storm clouds at the top.
 	for range 22 {
-		p.ellipse(p.f(-0.05, 1.05), p.f(-0.05, 0.06), p.f(0.07, 0.14), p.f(0.04, 0.07), mix(p.deep, hex(0x30304a), 0.6).mul(p.f(0.7, 1.4)), 0.95, 0.012)
+		p.ellipse(
+			p.f(-0.05, 1.05),
+			p.f(-0.05, 0.06),
+			p.f(0.07, 0.14),
+			p.f(0.04, 0.07),
+			mix(p.deep, hex(0x30304a), 0.6).mul(p.f(0.7, 1.4)),
+			0.95,
+			0.012,
+		)
 	}
 	for _, x0 := range []float32{0.1, 0.43, 0.86} {
 		x, y := x0+p.f(-0.05, 0.05), float32(0.05)

@@ -27,7 +27,12 @@ func TestContactSheet(t *testing.T) {
 	sheet := image.NewNRGBA(image.Rect(0, 0, cols*(px+4), rows*(px+4)))
 	off, _ := strconv.Atoi(os.Getenv("CTRLOOP_SHEET_SEED"))
 	for s := range grammar.NumScenes {
-		d := Description{Scene: grammar.Scene(s), Palette: grammar.Palette((s*7 + off*3) % 10), Light: grammar.Light((s + off) % 5), Prop: grammar.Prop((s + 2*off + 5) % 6)}
+		d := Description{
+			Scene:   grammar.Scene(s),
+			Palette: grammar.Palette((s*7 + off*3) % 10),
+			Light:   grammar.Light((s + off) % 5),
+			Prop:    grammar.Prop((s + 2*off + 5) % 6),
+		}
 		im := Background(d, uint64(off), px)
 		if !bare {
 			im = Compose(products[(s*29+off*11)%len(products)], im)

@@ -176,7 +176,11 @@ func (p pin) tarball(ctx context.Context, opts Options, downloads string) (strin
 
 // npmPack downloads the package with the npm client.
 func (p pin) npmPack(ctx context.Context, opts Options, downloads string) (string, error) {
-	byHand := fmt.Sprintf("run it again; or fetch the package elsewhere with `npm pack %s@%s` and give it with --libchdb-tarball", p.pkg, p.version)
+	byHand := fmt.Sprintf(
+		"run it again; or fetch the package elsewhere with `npm pack %s@%s` and give it with --libchdb-tarball",
+		p.pkg,
+		p.version,
+	)
 	npm, err := exec.LookPath("npm")
 	if err != nil {
 		return "", failed("install npm (it comes with Node.js), or fetch the package elsewhere with `npm pack "+p.pkg+"@"+p.version+

@@ -140,7 +140,14 @@ func TestSourcesTogether(t *testing.T) {
 	must(t, err)
 	_, err = Restore(t.Context(), dst, back)
 	must(t, err)
-	want := map[string]string{".": "dir", "store": "dir", "store/a": "dir", "store/b": "dir", "store/a/data.bin": "-rw-r----- rows", "store/b/log": "-rw------- now"}
+	want := map[string]string{
+		".":                "dir",
+		"store":            "dir",
+		"store/a":          "dir",
+		"store/b":          "dir",
+		"store/a/data.bin": "-rw-r----- rows",
+		"store/b/log":      "-rw------- now",
+	}
 	if diff := cmp.Diff(want, tree(t, back)); diff != "" {
 		t.Error(diff)
 	}

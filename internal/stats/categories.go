@@ -63,7 +63,15 @@ func CompareCategories(categories []Category, q Sequence, fdr float64) ([]Catego
 					return nil, fmt.Errorf("category %q: %w", c.Name, err)
 				}
 			}
-			out[i].Lift = Lift{Absolute: math.NaN(), Relative: math.NaN(), Interval: Interval{-1, 1}, RelativeI: everything, P: 1, Units: float64(c.Control.N + c.Treatment.N), Uninformative: true}
+			out[i].Lift = Lift{
+				Absolute:      math.NaN(),
+				Relative:      math.NaN(),
+				Interval:      Interval{-1, 1},
+				RelativeI:     everything,
+				P:             1,
+				Units:         float64(c.Control.N + c.Treatment.N),
+				Uninformative: true,
+			}
 			continue
 		}
 		l, err := Compare(c.Control, c.Treatment, q)

@@ -116,7 +116,15 @@ func TestFalseDiscoveriesOfManyLooks(t *testing.T) {
 		share += float64(wrong) / float64(max(1, reported)) / n
 		naive += float64(naivelyWrong) / float64(max(1, naively)) / n
 	}
-	t.Logf("false discovery share %.3f (each on its own %.3f), %.2f of %d found, %d of %d selected intervals miss", share, naive, float64(found)/n, planted, missed, selected)
+	t.Logf(
+		"false discovery share %.3f (each on its own %.3f), %.2f of %d found, %d of %d selected intervals miss",
+		share,
+		naive,
+		float64(found)/n,
+		planted,
+		missed,
+		selected,
+	)
 	if share > fdr {
 		t.Errorf("share of false discoveries %.3f, want at most %g", share, fdr)
 	}
@@ -139,7 +147,11 @@ func TestCategoriesWithoutDataCountAmongTheRest(t *testing.T) {
 		}
 		return s
 	}
-	got, err := CompareCategories([]Category{{Name: "none"}, {"clear", full(10), full(20)}, {"one arm", full(10), RatioSums{}}}, DefaultSequence(), 0.05)
+	got, err := CompareCategories(
+		[]Category{{Name: "none"}, {"clear", full(10), full(20)}, {"one arm", full(10), RatioSums{}}},
+		DefaultSequence(),
+		0.05,
+	)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -57,7 +57,8 @@ func TestGuardIsInferiorityMadeWider(t *testing.T) {
 		a.Observe(m, d)
 		b.Observe(m, d)
 	}
-	if got, want := Guard(a, b, 0.1, q), Inferiority(a, b, 0.1, q); math.Abs(got.Low-want.Low) > 1e-12 || math.Abs(got.High-want.High) > 1e-12 {
+	if got, want := Guard(a, b, 0.1, q), Inferiority(a, b, 0.1, q); math.Abs(got.Low-want.Low) > 1e-12 ||
+		math.Abs(got.High-want.High) > 1e-12 {
 		t.Errorf("equal arms: %v, want %v", got, want)
 	}
 	for range 100 {

@@ -82,7 +82,15 @@ func TestAAWithPeeking(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("of %d A/A runs with %d looks: sequence %d, delta-method z %d, z per impression %d, sample ratio %d", runs, lookCount, sequence, deltaZ, naiveZ, srm)
+	t.Logf(
+		"of %d A/A runs with %d looks: sequence %d, delta-method z %d, z per impression %d, sample ratio %d",
+		runs,
+		lookCount,
+		sequence,
+		deltaZ,
+		naiveZ,
+		srm,
+	)
 	if bound := binomialBound(q.Alpha); sequence > bound || srm > bound {
 		t.Errorf("false positives: sequence %d, sample ratio %d of %d, at most %d are compatible with alpha", sequence, srm, runs, bound)
 	}
@@ -229,7 +237,13 @@ func TestPlannedPowerIsReached(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("planned 0.8: shown at the end in %d of %d runs, by then in %d, after %.2f of the units on average", atEnd, runs, ever, units/float64(ever))
+	t.Logf(
+		"planned 0.8: shown at the end in %d of %d runs, by then in %d, after %.2f of the units on average",
+		atEnd,
+		runs,
+		ever,
+		units/float64(ever),
+	)
 	misses, bound := runs-atEnd, binomialBound(0.2)
 	if below := 2*runs/5 - bound; misses > bound || misses < below || ever < atEnd { // as far below 0.2 runs as bound is above
 		t.Errorf("shown at the end in %d of %d runs, planned for 0.8; by then in %d", atEnd, runs, ever)

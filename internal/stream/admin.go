@@ -66,8 +66,18 @@ func CheckBroker(ctx context.Context, c Config) error {
 				return err
 			}
 			if level < want {
-				return fmt.Errorf("broker %d (%s) has %s %d: %w: exactly-once needs Apache Kafka 4.0 or newer with %s %d (`kafka-features.sh upgrade --feature %s=%d`)",
-					v.NodeID, v.VersionGuess(), feature, level, ErrBroker, feature, want, feature, want)
+				return fmt.Errorf(
+					"broker %d (%s) has %s %d: %w: exactly-once needs Apache Kafka 4.0 or newer with %s %d (`kafka-features.sh upgrade --feature %s=%d`)",
+					v.NodeID,
+					v.VersionGuess(),
+					feature,
+					level,
+					ErrBroker,
+					feature,
+					want,
+					feature,
+					want,
+				)
 			}
 		}
 		if len(silent) == len(versions) {
@@ -125,8 +135,14 @@ func ensureTopic(ctx context.Context, adm *kadm.Client, t schemas.Topic, partiti
 		d := details[t.Name]
 		if n := int32(len(d.Partitions)); d.Err == nil && n > 0 {
 			if n != partitions {
-				return fmt.Errorf("topic %s has %d partitions, the configuration says %d: %w: set partitions to %d, or start with fresh topics (keys would move to other partitions and the join would lose their partners)",
-					t.Name, n, partitions, ErrPartitionCount, n)
+				return fmt.Errorf(
+					"topic %s has %d partitions, the configuration says %d: %w: set partitions to %d, or start with fresh topics (keys would move to other partitions and the join would lose their partners)",
+					t.Name,
+					n,
+					partitions,
+					ErrPartitionCount,
+					n,
+				)
 			}
 			return nil
 		}

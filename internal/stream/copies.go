@@ -72,12 +72,18 @@ func CheckCopies(ctx context.Context, c Config, topics ...string) (warning strin
 		slices.Sort(stuck)
 		switch {
 		case len(stuck) > 0:
-			return fmt.Errorf("topics %s can never be written to: raise their replication factor (`kafka-reassign-partitions.sh`) or lower min.insync.replicas", strings.Join(stuck, ", "))
+			return fmt.Errorf(
+				"topics %s can never be written to: raise their replication factor (`kafka-reassign-partitions.sh`) or lower min.insync.replicas",
+				strings.Join(stuck, ", "),
+			)
 		case len(few) > 0 && len(brokers) == 1:
 			warning = "the cluster has one broker: what it acknowledges is on one disk"
 		case len(few) > 0:
-			return fmt.Errorf("%w: topics %s: have three copies of each and set min.insync.replicas to 2 (`kafka-configs.sh --alter --entity-type topics --entity-name NAME --add-config min.insync.replicas=2`; docs/operations.md)",
-				ErrCopies, strings.Join(few, ", "))
+			return fmt.Errorf(
+				"%w: topics %s: have three copies of each and set min.insync.replicas to 2 (`kafka-configs.sh --alter --entity-type topics --entity-name NAME --add-config min.insync.replicas=2`; docs/operations.md)",
+				ErrCopies,
+				strings.Join(few, ", "),
+			)
 		}
 		return nil
 	})

@@ -15,7 +15,12 @@ import (
 // A topic says how long it keeps records, and how much longer the segment that they are in may live.
 func TestTopicRetentions(t *testing.T) {
 	b, ctx := streamtest.StartTopics(t, 1), testContext(t)
-	topics := []schemas.Topic{{Name: "week"}, {Name: "ever", Retention: -1}, {Name: "newest", Compacted: true}, {Name: "hour", Retention: time.Hour}}
+	topics := []schemas.Topic{
+		{Name: "week"},
+		{Name: "ever", Retention: -1},
+		{Name: "newest", Compacted: true},
+		{Name: "hour", Retention: time.Hour},
+	}
 	if err := stream.EnsureTopics(ctx, b.Config, topics, 1, 7*24*time.Hour); err != nil {
 		t.Fatal(err)
 	}
@@ -23,7 +28,12 @@ func TestTopicRetentions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]stream.TopicRetention{"week": {Bounded: true, Longest: (8*24 + 1) * time.Hour}, "hour": {Bounded: true, Longest: 3 * time.Hour}, "ever": {}, "newest": {}}
+	want := map[string]stream.TopicRetention{
+		"week":   {Bounded: true, Longest: (8*24 + 1) * time.Hour},
+		"hour":   {Bounded: true, Longest: 3 * time.Hour},
+		"ever":   {},
+		"newest": {},
+	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}

@@ -161,7 +161,10 @@ type copier struct {
 var errCrash = errors.New("crash")
 
 func (c copier) run(ctx context.Context, n int) (commits, aborts int, err error) {
-	tx, err := stream.NewTx(c.conf, stream.TxConfig{Group: "g", TransactionalID: c.id, InstanceID: c.id, Topics: []string{"in"}, MaxPoll: c.max})
+	tx, err := stream.NewTx(
+		c.conf,
+		stream.TxConfig{Group: "g", TransactionalID: c.id, InstanceID: c.id, Topics: []string{"in"}, MaxPoll: c.max},
+	)
 	if err != nil {
 		return 0, 0, err
 	}

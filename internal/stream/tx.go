@@ -100,7 +100,13 @@ func NewTx(c Config, tc TxConfig) (*Tx, error) {
 		return nil, err
 	}
 	t := &Tx{
-		member:   member{max: tc.MaxPoll, assigned: tc.OnAssigned, lost: tc.OnLost, positions: map[TopicPartition]*position{}, nudged: map[TopicPartition]int64{}},
+		member: member{
+			max:       tc.MaxPoll,
+			assigned:  tc.OnAssigned,
+			lost:      tc.OnLost,
+			positions: map[TopicPartition]*position{},
+			nudged:    map[TopicPartition]int64{},
+		},
 		topicIDs: map[string][16]byte{},
 	}
 	opts = append(opts, t.member.options(tc.Group, tc.InstanceID, tc.Topics)...)
@@ -207,7 +213,11 @@ func (t *Tx) Commit(ctx context.Context, meta func(topic string, partition int32
 
 // CommitUpTo is Commit for callers that keep polled records for a later transaction: upTo names the next
 // record that is not processed, for each partition of which something is kept.
-func (t *Tx) CommitUpTo(ctx context.Context, upTo map[TopicPartition]int64, meta func(topic string, partition int32) (string, bool)) (committed bool, err error) {
+func (t *Tx) CommitUpTo(
+	ctx context.Context,
+	upTo map[TopicPartition]int64,
+	meta func(topic string, partition int32) (string, bool),
+) (committed bool, err error) {
 	if err := t.cl.Flush(ctx); err != nil {
 		return false, fmt.Errorf("flush transaction: %w", err)
 	}

@@ -67,7 +67,13 @@ const shutdownGrace = 2 * time.Second
 
 // NewAdmin opens the listener. configz returns the effective configuration as YAML, without secrets; it may be
 // nil. Serving starts with Run.
-func NewAdmin(cfg AdminConfig, metrics prometheus.Gatherer, ready *Readiness, configz func() ([]byte, error), log zerolog.Logger) (*Admin, error) {
+func NewAdmin(
+	cfg AdminConfig,
+	metrics prometheus.Gatherer,
+	ready *Readiness,
+	configz func() ([]byte, error),
+	log zerolog.Logger,
+) (*Admin, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("admin listener: %w", err)
 	}

@@ -10,7 +10,11 @@ import (
 )
 
 func platformError() error {
-	return fmt.Errorf("there is no embedded ClickHouse for %s/%s (only linux/amd64): give a server (clickhouse.dsn in the configuration, --dsn of sql and migrate)", runtime.GOOS, runtime.GOARCH)
+	return fmt.Errorf(
+		"there is no embedded ClickHouse for %s/%s (only linux/amd64): give a server (clickhouse.dsn in the configuration, --dsn of sql and migrate)",
+		runtime.GOOS,
+		runtime.GOARCH,
+	)
 }
 
 func runChild(string, []string) error              { return platformError() }

@@ -60,8 +60,33 @@ func confine(dir, lib string) error {
 		{fsRead, []string{filepath.Join(dir, "config.xml"), filepath.Join(dir, "users.xml")}},
 		{fsRun, []string{exe, lib, "/lib", "/lib64", "/usr/lib", "/usr/lib64"}},
 		// Figures of the machine and of the process itself: not the environments of other processes.
-		{fsRead, []string{fmt.Sprintf("/proc/%d", os.Getpid()), "/proc/meminfo", "/proc/cpuinfo", "/proc/stat", "/proc/loadavg", "/proc/uptime", "/proc/vmstat", "/proc/sys", "/sys"}},
-		{fsRead, []string{"/etc/ld.so.cache", "/etc/localtime", "/etc/hosts", "/etc/nsswitch.conf", "/usr/share/zoneinfo", "/dev/urandom", "/dev/random", "/dev/zero"}},
+		{
+			fsRead,
+			[]string{
+				fmt.Sprintf("/proc/%d", os.Getpid()),
+				"/proc/meminfo",
+				"/proc/cpuinfo",
+				"/proc/stat",
+				"/proc/loadavg",
+				"/proc/uptime",
+				"/proc/vmstat",
+				"/proc/sys",
+				"/sys",
+			},
+		},
+		{
+			fsRead,
+			[]string{
+				"/etc/ld.so.cache",
+				"/etc/localtime",
+				"/etc/hosts",
+				"/etc/nsswitch.conf",
+				"/usr/share/zoneinfo",
+				"/dev/urandom",
+				"/dev/random",
+				"/dev/zero",
+			},
+		},
 		{fsRead | unix.LANDLOCK_ACCESS_FS_WRITE_FILE, []string{"/dev/null", "/dev/tty"}},
 	}
 	for _, r := range rules {

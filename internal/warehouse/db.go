@@ -61,7 +61,9 @@ func Open(ctx context.Context, dsn string) (*DB, error) {
 func options(dsn string) (*clickhouse.Options, error) {
 	u, err := url.Parse(dsn)
 	if err != nil {
-		return nil, errors.New("ClickHouse DSN does not parse: want clickhouse://user:password@host:port/database") // the cause would quote the password
+		return nil, errors.New(
+			"ClickHouse DSN does not parse: want clickhouse://user:password@host:port/database",
+		) // the cause would quote the password
 	}
 	q := u.Query()
 	q.Del(httpPortParam) // not clickhouse-go's: it would become a setting of every query
@@ -102,7 +104,9 @@ func createDatabase(ctx context.Context, opt clickhouse.Options) error {
 // nativeName is the display name of the server on a native port.
 func nativeName(ctx context.Context, addr, password string) (string, error) {
 	conn, err := clickhouse.Open(&clickhouse.Options{
-		Addr: []string{addr}, Auth: clickhouse.Auth{Database: Database, Username: appUser, Password: password}, MaxOpenConns: 1, DialTimeout: 5 * time.Second,
+		Addr: []string{
+			addr,
+		}, Auth: clickhouse.Auth{Database: Database, Username: appUser, Password: password}, MaxOpenConns: 1, DialTimeout: 5 * time.Second,
 	})
 	if err != nil {
 		return "", err

@@ -83,7 +83,11 @@ func StartEngine(ctx context.Context, cfg EngineConfig, log zerolog.Logger) (*En
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	if st, err := os.Stat(cfg.Lib); err != nil || st.IsDir() {
-		return nil, fmt.Errorf("%w: no libchdb at %q: run `ctrloop setup` to fetch it or give a server (clickhouse.dsn in the configuration, --dsn of sql and migrate)", ErrUnavailable, cfg.Lib)
+		return nil, fmt.Errorf(
+			"%w: no libchdb at %q: run `ctrloop setup` to fetch it or give a server (clickhouse.dsn in the configuration, --dsn of sql and migrate)",
+			ErrUnavailable,
+			cfg.Lib,
+		)
 	}
 	dir, err := filepath.Abs(cfg.Dir)
 	if err != nil {
@@ -189,7 +193,18 @@ func (e *Engine) supervise() {
 		if time.Since(up) > time.Minute {
 			wait = minWait
 		}
-		e.log.Warn().AnErr("exit", p.err).Str("output", p.output.String()).Dur("retry_in", wait).Msg("embedded ClickHouse ended, starting it again")
+		e.log.Warn().AnErr(
+			"exit",
+			p.err,
+		).Str(
+			"output",
+			p.output.String(),
+		).Dur(
+			"retry_in",
+			wait,
+		).Msg(
+			"embedded ClickHouse ended, starting it again",
+		)
 		for {
 			select {
 			case <-e.stopping:

@@ -275,7 +275,12 @@ func TestRudeClientsDoNotKillTheEngine(t *testing.T) {
 		"wrong password":  func(reset bool) { raw(tcp, hello(appUser, "no"), true, reset) },
 		"http garbage":    func(reset bool) { raw(web, []byte("xxxx\r\n\r\n"), true, reset) },
 		"http half a body": func(reset bool) {
-			raw(web, []byte("POST /?user="+appUser+"&password="+e.creds.App+" HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nSELECT 1"), false, reset)
+			raw(
+				web,
+				[]byte("POST /?user="+appUser+"&password="+e.creds.App+" HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nSELECT 1"),
+				false,
+				reset,
+			)
 		},
 		"http long query": func(reset bool) { raw(web, httpGet(readOnlyUser, e.creds.ReadOnly, long), true, reset) },
 		"http large result": func(reset bool) {

@@ -65,7 +65,15 @@ func (db *DB) erase(ctx context.Context, user uint64, until time.Time, fault fun
 		return e, fmt.Errorf("erase user %d: %w: run it on the database of each shard's local tables", user, ErrCluster)
 	}
 	var pending time.Time
-	err := db.QueryRow(ctx, "SELECT count(), max(until), countIf(state = 'counted') FROM erasures FINAL WHERE user = ? AND table = '' AND state != 'done'", user).Scan(&unfinished, &pending, &counted)
+	err := db.QueryRow(
+		ctx,
+		"SELECT count(), max(until), countIf(state = 'counted') FROM erasures FINAL WHERE user = ? AND table = '' AND state != 'done'",
+		user,
+	).Scan(
+		&unfinished,
+		&pending,
+		&counted,
+	)
 	if err != nil {
 		return e, err
 	}
@@ -92,9 +100,12 @@ func (db *DB) erase(ctx context.Context, user uint64, until time.Time, fault fun
 
 // userTables finds every table that carries users; rollups that are added later are found too.
 func (db *DB) userTables(ctx context.Context, e Erasure) ([]ErasedTable, error) {
-	rows, err := db.Query(ctx, `SELECT table, has(groupArray(name), 'user') AS by_user, has(groupArray(name), 'inserted_at') AS dated FROM system.columns
+	rows, err := db.Query(
+		ctx,
+		`SELECT table, has(groupArray(name), 'user') AS by_user, has(groupArray(name), 'inserted_at') AS dated FROM system.columns
 		WHERE database = currentDatabase() AND table IN (SELECT name FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree')
-		GROUP BY table HAVING table != 'erasures' AND (by_user OR table = 'exposures') ORDER BY table`)
+		GROUP BY table HAVING table != 'erasures' AND (by_user OR table = 'exposures') ORDER BY table`,
+	)
 	if err != nil {
 		return nil, err
 	}
@@ -143,10 +154,15 @@ func (db *DB) eraseAudit(ctx context.Context, e *Erasure, fault func(eraseStep) 
 			continue
 		}
 		// Sums of UInt64 wrap around: adding 2^64 - n takes n away.
-		err := db.Exec(ctx, `INSERT INTO audit (partition, minute, labels, positive, hash_xor, hash_sum, source, source_partition, source_offset) SETTINGS async_insert = 0
+		err := db.Exec(
+			ctx,
+			`INSERT INTO audit (partition, minute, labels, positive, hash_xor, hash_sum, source, source_partition, source_offset) SETTINGS async_insert = 0
 			SELECT partition, toStartOfMinute(toDateTime(event_time, 'UTC')) AS m, toUInt64(-count()), toUInt64(-countIf(kind IN ('positive', 'corrected'))),
 				groupBitXor(cityHash64(UUIDToNum(impression_id))), toUInt64(-sum(cityHash64(UUIDToNum(impression_id)))), ?, 0, reinterpretAsInt64(toUInt64(?))
-			FROM labels FINAL WHERE `+t.where()+" GROUP BY partition, m", e.source(), e.User)
+			FROM labels FINAL WHERE `+t.where()+" GROUP BY partition, m",
+			e.source(),
+			e.User,
+		)
 		if err != nil {
 			return err
 		}
@@ -171,7 +187,12 @@ func (db *DB) eraseRows(ctx context.Context, e *Erasure, fault func(eraseStep) e
 		return err
 	}
 	var days []time.Time
-	rows, err := db.Query(ctx, "SELECT DISTINCT toStartOfDay(minute) FROM audit WHERE source = ? AND source_offset = reinterpretAsInt64(toUInt64(?))", e.source(), e.User)
+	rows, err := db.Query(
+		ctx,
+		"SELECT DISTINCT toStartOfDay(minute) FROM audit WHERE source = ? AND source_offset = reinterpretAsInt64(toUInt64(?))",
+		e.source(),
+		e.User,
+	)
 	if err != nil {
 		return err
 	}
@@ -201,8 +222,17 @@ func (db *DB) eraseRows(ctx context.Context, e *Erasure, fault func(eraseStep) e
 // recordErasure writes the state of a run: its tables first, so that a run in a state has the counts of it.
 func (db *DB) recordErasure(ctx context.Context, e Erasure, state string) error {
 	for _, t := range append(append([]ErasedTable(nil), e.Tables...), ErasedTable{}) {
-		err := db.Exec(ctx, "INSERT INTO erasures (user, until, table, state, rows_before, rows_after, query) SETTINGS async_insert = 0 VALUES (?, ?, ?, ?, ?, ?, ?)",
-			e.User, e.Until, t.Table, state, t.RowsBefore, t.RowsAfter, t.Query)
+		err := db.Exec(
+			ctx,
+			"INSERT INTO erasures (user, until, table, state, rows_before, rows_after, query) SETTINGS async_insert = 0 VALUES (?, ?, ?, ?, ?, ?, ?)",
+			e.User,
+			e.Until,
+			t.Table,
+			state,
+			t.RowsBefore,
+			t.RowsAfter,
+			t.Query,
+		)
 		if err != nil {
 			return err
 		}
@@ -214,7 +244,15 @@ func (db *DB) recordErasure(ctx context.Context, e Erasure, state string) error 
 func (db *DB) recordedCounts(ctx context.Context, e *Erasure) error {
 	for i := range e.Tables {
 		t := &e.Tables[i]
-		err := db.QueryRow(ctx, "SELECT max(rows_before) FROM erasures FINAL WHERE user = ? AND until = toDateTime(?, 'UTC') AND table = ?", e.User, e.Until.Unix(), t.Table).Scan(&t.RowsBefore)
+		err := db.QueryRow(
+			ctx,
+			"SELECT max(rows_before) FROM erasures FINAL WHERE user = ? AND until = toDateTime(?, 'UTC') AND table = ?",
+			e.User,
+			e.Until.Unix(),
+			t.Table,
+		).Scan(
+			&t.RowsBefore,
+		)
 		if err != nil {
 			return err
 		}

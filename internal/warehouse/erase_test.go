@@ -55,8 +55,18 @@ func crowd(seed uint64) (rows []LabelRow) {
 			random[j] = byte(rng.Uint32())
 		}
 		clicked := rng.IntN(10) == 0
-		r := LabelRow{Impression: schemas.NewImpressionID(at, random), Version: 1, User: uint64(1)<<63 + uint64(rng.IntN(40)), Product: "p", Creative: "c", Experiment: "x",
-			Variant: "control", Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, Weight: 1, WatermarkMS: at.Add(time.Hour).UnixMilli()}
+		r := LabelRow{
+			Impression:  schemas.NewImpressionID(at, random),
+			Version:     1,
+			User:        uint64(1)<<63 + uint64(rng.IntN(40)),
+			Product:     "p",
+			Creative:    "c",
+			Experiment:  "x",
+			Variant:     "control",
+			Kind:        eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE,
+			Weight:      1,
+			WatermarkMS: at.Add(time.Hour).UnixMilli(),
+		}
 		rows = append(rows, r)
 		if clicked {
 			r.Version, r.Clicked, r.Kind = 2, true, eventpb.LabelKind_LABEL_KIND_CORRECTED
@@ -121,7 +131,9 @@ func TestErase(t *testing.T) {
 				t.Errorf("the views count %d clicks, want %d", n, clicks)
 			}
 			rollupsEqualScan(t, db, "the erasure")
-			if n := count(t, db, fmt.Sprintf("SELECT sum(rows_before) FROM erasures FINAL WHERE user = %d AND state = 'done' AND table = 'labels'", user)); n != uint64(mine) {
+			if n := count(t, db, fmt.Sprintf("SELECT sum(rows_before) FROM erasures FINAL WHERE user = %d AND state = 'done' AND table = 'labels'", user)); n != uint64(
+				mine,
+			) {
 				t.Errorf("the stored proof speaks of %d rows, want %d", n, mine)
 			}
 			for _, tab := range e.Tables {

@@ -116,7 +116,9 @@ func viewReference(t *testing.T) string {
 			b.WriteString("\n")
 		}
 	}
-	b.WriteString("\n## The book of questions\n\n`ctrloop sql --list` prints it, `ctrloop sql --question NAME --param k=v` asks.\n\n| name | question | parameters |\n|---|---|---|\n")
+	b.WriteString(
+		"\n## The book of questions\n\n`ctrloop sql --list` prints it, `ctrloop sql --question NAME --param k=v` asks.\n\n| name | question | parameters |\n|---|---|---|\n",
+	)
 	for _, q := range question.All() {
 		var params []string
 		for _, p := range q.Params {

@@ -109,7 +109,10 @@ func (db *DB) deletions(ctx context.Context) (map[string]string, error) {
 	if unfinished > 0 {
 		return nil, fmt.Errorf("%w: an erasure was begun and is not finished (finish it with `ctrloop erase user`)", ErrBusy)
 	}
-	rows, err := db.Query(ctx, "SELECT table, max(mutation_id), min(is_done) FROM system.mutations WHERE database = currentDatabase() GROUP BY table")
+	rows, err := db.Query(
+		ctx,
+		"SELECT table, max(mutation_id), min(is_done) FROM system.mutations WHERE database = currentDatabase() GROUP BY table",
+	)
 	if err != nil {
 		return nil, err
 	}

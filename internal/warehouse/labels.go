@@ -243,9 +243,18 @@ func newLabelEncoder() *labelEncoder {
 	e.event.WithPrecision(proto.PrecisionMilli).WithLocation(time.UTC)
 	e.watermark.WithPrecision(proto.PrecisionMilli).WithLocation(time.UTC)
 	e.columns = proto.Input{
-		{Name: "impression_id", Data: &e.impression}, {Name: "event_time", Data: &e.event}, {Name: "version", Data: &e.version}, {Name: "user", Data: &e.user},
-		{Name: "position", Data: &e.position}, {Name: "propensity", Data: &e.propensity}, {Name: "bot", Data: &e.bot}, {Name: "suspect", Data: &e.suspect}, {Name: "kind", Data: typed{&e.kind, kindType}},
-		{Name: "clicked", Data: &e.clicked}, {Name: "click_delay_ms", Data: &e.delay}, {Name: "clicks", Data: &e.clicks}, {Name: "weight", Data: &e.weight},
+		{
+			Name: "impression_id",
+			Data: &e.impression,
+		}, {Name: "event_time", Data: &e.event}, {Name: "version", Data: &e.version}, {Name: "user", Data: &e.user},
+		{
+			Name: "position",
+			Data: &e.position,
+		}, {Name: "propensity", Data: &e.propensity}, {Name: "bot", Data: &e.bot}, {Name: "suspect", Data: &e.suspect}, {Name: "kind", Data: typed{&e.kind, kindType}},
+		{
+			Name: "clicked",
+			Data: &e.clicked,
+		}, {Name: "click_delay_ms", Data: &e.delay}, {Name: "clicks", Data: &e.clicks}, {Name: "weight", Data: &e.weight},
 		{Name: "watermark", Data: &e.watermark}, {Name: "partition", Data: &e.partition}, {Name: "offset", Data: &e.offset},
 	}
 	for c := range nameColumns {
@@ -427,7 +436,13 @@ type LabelKey struct {
 // LabelKeys returns the rows that are there of a range of offsets, [from, to), of one partition of labels.v1. It reads
 // the offsets of the whole table.
 func (db *DB) LabelKeys(ctx context.Context, partition int32, from, to int64) (map[LabelKey]struct{}, error) {
-	rows, err := db.Query(ctx, "SELECT impression_id, version FROM labels WHERE partition = ? AND offset >= ? AND offset < ?", uint16(partition), from, to)
+	rows, err := db.Query(
+		ctx,
+		"SELECT impression_id, version FROM labels WHERE partition = ? AND offset >= ? AND offset < ?",
+		uint16(partition),
+		from,
+		to,
+	)
 	if err != nil {
 		return nil, err
 	}

@@ -130,8 +130,13 @@ func plan(all []migration, applied map[uint32]appliedFile, accept []uint32) []St
 			s.State, s.Why = StepAccepted, "has changed since it was applied, which was accepted: its checksum will be recorded"
 		default:
 			s.State = StepRefused
-			s.Why = fmt.Sprintf("has changed since it was applied to this database (%.12s then, %.12s now), so this binary and the data may not belong together: "+
-				"use the version that wrote the data, or a new directory, or, if the new text is known to make the same tables, `ctrloop migrate --accept %04d`", was.Sum, m.Sum, m.Version)
+			s.Why = fmt.Sprintf(
+				"has changed since it was applied to this database (%.12s then, %.12s now), so this binary and the data may not belong together: "+
+					"use the version that wrote the data, or a new directory, or, if the new text is known to make the same tables, `ctrloop migrate --accept %04d`",
+				was.Sum,
+				m.Sum,
+				m.Version,
+			)
 		}
 		steps = append(steps, s)
 	}
@@ -175,7 +180,13 @@ func (db *DB) apply(ctx context.Context, s Step) error {
 			return fmt.Errorf("migration %04d_%s, statement %d: %w", s.Version, s.Name, i+1, err)
 		}
 	}
-	return db.Exec(ctx, "INSERT INTO schema_migrations (version, name, sha256) SETTINGS async_insert = 0 VALUES (?, ?, ?)", s.Version, s.Name, s.Checksum)
+	return db.Exec(
+		ctx,
+		"INSERT INTO schema_migrations (version, name, sha256) SETTINGS async_insert = 0 VALUES (?, ?, ?)",
+		s.Version,
+		s.Name,
+		s.Checksum,
+	)
 }
 
 func (db *DB) setParameters(ctx context.Context, opt Options) error {
@@ -225,7 +236,16 @@ func migrations(files fs.FS, d dialect) ([]migration, error) {
 			return nil, err
 		}
 		sum := sha256.Sum256([]byte(text))
-		out = append(out, migration{Version: uint32(v), Name: rest, View: strings.HasPrefix(rest, "view_"), SQL: statements(text), Sum: hex.EncodeToString(sum[:])})
+		out = append(
+			out,
+			migration{
+				Version: uint32(v),
+				Name:    rest,
+				View:    strings.HasPrefix(rest, "view_"),
+				SQL:     statements(text),
+				Sum:     hex.EncodeToString(sum[:]),
+			},
+		)
 	}
 	return out, nil
 }

@@ -17,7 +17,11 @@ import (
 func TestMigrateTwice(t *testing.T) {
 	db := database(t)
 	shape := func() string {
-		return lines(t, db, "SELECT name, engine, create_table_query, metadata_modification_time FROM system.tables WHERE database = currentDatabase() AND name != 'parameters' ORDER BY name")
+		return lines(
+			t,
+			db,
+			"SELECT name, engine, create_table_query, metadata_modification_time FROM system.tables WHERE database = currentDatabase() AND name != 'parameters' ORDER BY name",
+		)
 	}
 	before, applied := shape(), count(t, db, "SELECT count() FROM schema_migrations")
 	if err := db.Migrate(t.Context(), Options{Window: 20 * time.Minute}); err != nil {
@@ -60,7 +64,8 @@ func TestChangedMigrations(t *testing.T) {
 		t.Errorf("after it was accepted: %v", err)
 	}
 	exec1(t, db, "INSERT INTO schema_migrations (version, name, sha256) VALUES (9999, 'future', 'x')")
-	if err := db.Migrate(t.Context(), Options{Accept: []uint32{9999}}); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "newer") {
+	if err := db.Migrate(t.Context(), Options{Accept: []uint32{9999}}); !errors.Is(err, ErrRefused) ||
+		!strings.Contains(err.Error(), "newer") {
 		t.Errorf("file of a newer version: %v", err)
 	}
 }
@@ -70,8 +75,22 @@ func TestPlan(t *testing.T) {
 	file := func(v uint32, name string, sum string) migration {
 		return migration{Version: v, Name: name, View: strings.HasPrefix(name, "view_"), Sum: sum, SQL: []string{"CREATE " + name}}
 	}
-	files := []migration{file(1, "a", "same"), file(2, "b", "new text"), file(3, "c", "new text"), file(4, "d", "x"), file(100, "view_e", "new text"), file(101, "view_f", "same")}
-	applied := map[uint32]appliedFile{1: {"a", "same"}, 2: {"b", "old text"}, 3: {"c", "old text"}, 9: {"z", "x"}, 100: {"view_e", "old text"}, 101: {"view_f", "same"}}
+	files := []migration{
+		file(1, "a", "same"),
+		file(2, "b", "new text"),
+		file(3, "c", "new text"),
+		file(4, "d", "x"),
+		file(100, "view_e", "new text"),
+		file(101, "view_f", "same"),
+	}
+	applied := map[uint32]appliedFile{
+		1:   {"a", "same"},
+		2:   {"b", "old text"},
+		3:   {"c", "old text"},
+		9:   {"z", "x"},
+		100: {"view_e", "old text"},
+		101: {"view_f", "same"},
+	}
 	var got []string
 	for _, s := range plan(files, applied, []uint32{3}) {
 		got = append(got, fmt.Sprint(s.Name, " ", s.State, " ", len(s.SQL)))
@@ -146,10 +165,14 @@ func TestMigrationFiles(t *testing.T) {
 // through the views with FINAL.
 func TestLabelsOrderPays(t *testing.T) {
 	db := database(t)
-	exec1(t, db, `INSERT INTO labels (impression_id, event_time, version, user, product, creative, experiment, variant, kind, clicked, watermark, partition, offset)
+	exec1(
+		t,
+		db,
+		`INSERT INTO labels (impression_id, event_time, version, user, product, creative, experiment, variant, kind, clicked, watermark, partition, offset)
 		SELECT generateUUIDv7(number), toDateTime64('2026-03-01 00:00:00', 3, 'UTC') + number % 80000, 1, sipHash64(number % 5000),
 			concat('p', toString(sipHash64(number) % 100)), 'c', if(number % 10 = 0, concat('x', toString(number % 50)), ''), 'control', 'final_negative', 0, toDateTime64('2026-03-03 00:00:00', 3, 'UTC'), number % 4, number
-		FROM numbers(1000000)`)
+		FROM numbers(1000000)`,
+	)
 	exec1(t, db, "OPTIMIZE TABLE labels FINAL")
 	marks := func(where string) (part, all int) {
 		t.Helper()

@@ -47,7 +47,8 @@ func TestServerBehindTLS(t *testing.T) {
 	if _, err := Open(t.Context(), at("&secure=true")); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("a certificate of nobody's: %v", err)
 	}
-	if _, err := Open(t.Context(), strings.Replace(at("&secure=true&skip_verify=true"), e.creds.App, "wrong", 1)); !Permanent(err) || strings.Contains(err.Error(), e.creds.App) {
+	if _, err := Open(t.Context(), strings.Replace(at("&secure=true&skip_verify=true"), e.creds.App, "wrong", 1)); !Permanent(err) ||
+		strings.Contains(err.Error(), e.creds.App) {
 		t.Errorf("a wrong password: %v", err)
 	}
 }

@@ -242,7 +242,13 @@ func (db *DB) dropGenerations(ctx context.Context) (int, error) {
 		}
 		d := db.dialect
 		for _, g := range stale {
-			q := fmt.Sprintf("ALTER TABLE %s %sDROP PARTITION ('%s', %d)", d.local(t.name), d.onCluster(), g.Span.Format(time.DateOnly), g.Generation)
+			q := fmt.Sprintf(
+				"ALTER TABLE %s %sDROP PARTITION ('%s', %d)",
+				d.local(t.name),
+				d.onCluster(),
+				g.Span.Format(time.DateOnly),
+				g.Generation,
+			)
 			if err := db.Exec(ctx, q); err != nil {
 				return dropped, fmt.Errorf("drop an old generation of %s: %w", t.name, err)
 			}
@@ -279,7 +285,21 @@ func (db *DB) KeepRolledUp(ctx context.Context, interval time.Duration, log zero
 		case err != nil:
 			log.Warn().Err(err).Msg("labels were not rolled up, questions over long spans are slow until they are")
 		case done.Days+done.Weeks > 0:
-			log.Debug().Int("days", done.Days).Int("weeks", done.Weeks).Int("dropped", done.Dropped).Dur("took", time.Since(began)).Msg("labels rolled up")
+			log.Debug().Int(
+				"days",
+				done.Days,
+			).Int(
+				"weeks",
+				done.Weeks,
+			).Int(
+				"dropped",
+				done.Dropped,
+			).Dur(
+				"took",
+				time.Since(began),
+			).Msg(
+				"labels rolled up",
+			)
 		}
 		select {
 		case <-ctx.Done():

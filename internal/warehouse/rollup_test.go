@@ -213,7 +213,14 @@ func TestRollupsEqualTheFinalScan(t *testing.T) {
 		{"a deletion", func() {
 			row := h.latest[h.rng.IntN(len(h.latest))]
 			again(func() error {
-				return db.Exec(t.Context(), fmt.Sprintf("ALTER TABLE labels DELETE WHERE user = %d AND toDate(event_time) = '%s' SETTINGS mutations_sync = 2", row.User, row.Impression.Time().Format(time.DateOnly)))
+				return db.Exec(
+					t.Context(),
+					fmt.Sprintf(
+						"ALTER TABLE labels DELETE WHERE user = %d AND toDate(event_time) = '%s' SETTINGS mutations_sync = 2",
+						row.User,
+						row.Impression.Time().Format(time.DateOnly),
+					),
+				)
 			})
 			again(func() error { return db.Touch(t.Context(), row.Impression.Time()) })
 		}},
@@ -263,7 +270,10 @@ func weekRows(rng *rand.Rand, days ...time.Time) (rows []LabelRow) {
 			}
 			user := uint64(i % 20)
 			rows = append(rows, LabelRow{
-				Impression: schemas.NewImpressionID(d.Add(time.Duration(i)*time.Minute), random), Version: 1, User: user, Product: "p", Creative: "c", Weight: 1,
+				Impression: schemas.NewImpressionID(
+					d.Add(time.Duration(i)*time.Minute),
+					random,
+				), Version: 1, User: user, Product: "p", Creative: "c", Weight: 1,
 				Experiment: "x", Variant: []string{"control", "treatment"}[user%2], Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE,
 				WatermarkMS: d.AddDate(0, 0, 30).UnixMilli(), Offset: int64(len(rows)),
 			})
@@ -277,7 +287,14 @@ func weekRows(rng *rand.Rand, days ...time.Time) (rows []LabelRow) {
 func TestWeeks(t *testing.T) {
 	db := database(t)
 	monday := time.Date(2026, 3, 2, 10, 0, 0, 0, time.UTC)
-	rows := weekRows(rand.New(rand.NewPCG(3, 4)), monday.AddDate(0, 0, -1), monday, monday.AddDate(0, 0, 1), monday.AddDate(0, 0, 2), monday.AddDate(0, 0, 7))
+	rows := weekRows(
+		rand.New(rand.NewPCG(3, 4)),
+		monday.AddDate(0, 0, -1),
+		monday,
+		monday.AddDate(0, 0, 1),
+		monday.AddDate(0, 0, 2),
+		monday.AddDate(0, 0, 7),
+	)
 	if err := db.InsertLabels(t.Context(), "a", rows); err != nil {
 		t.Fatal(err)
 	}
@@ -358,14 +375,31 @@ func TestOldGenerationsAreDropped(t *testing.T) {
 		t.Fatal(err)
 	}
 	rollUp(t, db)
-	exec1(t, db, "INSERT INTO rollup_users (day, generation, experiment, variant, user) SELECT any(day), toUInt64(1), 'crash', '', 1 FROM rollups") // long ago
+	exec1(
+		t,
+		db,
+		"INSERT INTO rollup_users (day, generation, experiment, variant, user) SELECT any(day), toUInt64(1), 'crash', '', 1 FROM rollups",
+	) // long ago
 	if err := db.Touch(t.Context(), rows[0].Impression.Time()); err != nil {
 		t.Fatal(err)
 	}
 	rollUp(t, db) // too early to drop
-	exec1(t, db, fmt.Sprintf("INSERT INTO rollup_users (day, generation, experiment, variant, user) SELECT any(day), toUInt64(%d), 'under way', '', 1 FROM rollups", newGeneration(time.Now())))
+	exec1(
+		t,
+		db,
+		fmt.Sprintf(
+			"INSERT INTO rollup_users (day, generation, experiment, variant, user) SELECT any(day), toUInt64(%d), 'under way', '', 1 FROM rollups",
+			newGeneration(time.Now()),
+		),
+	)
 	generations := func() string {
-		return strings.TrimSpace(lines(t, db, "SELECT uniqExact(generation), countIf(experiment = 'crash'), countIf(experiment = 'under way') FROM rollup_users WHERE day = (SELECT min(day) FROM rollups)"))
+		return strings.TrimSpace(
+			lines(
+				t,
+				db,
+				"SELECT uniqExact(generation), countIf(experiment = 'crash'), countIf(experiment = 'under way') FROM rollup_users WHERE day = (SELECT min(day) FROM rollups)",
+			),
+		)
 	}
 	if got := generations(); got != "3\t0\t1" { // the crashed one is old enough
 		t.Errorf("generations %q, want both real ones and the one under way", got)

@@ -34,7 +34,13 @@ func startShards(t *testing.T, n int) (engines []*Engine, configs []EngineConfig
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintf(&cluster, "<shard><internal_replication>true</internal_replication><replica><host>127.0.0.1</host><port>%d</port><user>%s</user><password>%s</password></replica></shard>", cfg.TCPPort, appUser, creds.App)
+		fmt.Fprintf(
+			&cluster,
+			"<shard><internal_replication>true</internal_replication><replica><host>127.0.0.1</host><port>%d</port><user>%s</user><password>%s</password></replica></shard>",
+			cfg.TCPPort,
+			appUser,
+			creds.App,
+		)
 		configs = append(configs, cfg)
 	}
 	for i := range configs {
@@ -105,7 +111,10 @@ func TestShards(t *testing.T) {
 		t.Errorf("%v is called permanent: the sink would not try again", err)
 	}
 	// Queued for the dead shard: what a writer gets that does not wait.
-	queued := clickhouse.Context(t.Context(), clickhouse.WithSettings(clickhouse.Settings{"distributed_foreground_insert": 0, "prefer_localhost_replica": 0}))
+	queued := clickhouse.Context(
+		t.Context(),
+		clickhouse.WithSettings(clickhouse.Settings{"distributed_foreground_insert": 0, "prefer_localhost_replica": 0}),
+	)
 	if err := db.conn.Exec(queued, "INSERT INTO products (id, title) SELECT toString(number), 'queued' FROM numbers(300)"); err != nil {
 		t.Fatal(err)
 	}

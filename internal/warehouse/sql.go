@@ -61,7 +61,9 @@ type Limits struct {
 // hide it from this.
 var readsFiles = regexp.MustCompile("\\bfile\\b|[`\"][^`\"]*\\\\")
 
-var errReadsFiles = errors.New("a question must not have the word file in it, nor a quoted name with a backslash: the function of that name reads the server's disk; in a text, write concat('fi', 'le')")
+var errReadsFiles = errors.New(
+	"a question must not have the word file in it, nor a quoted name with a backslash: the function of that name reads the server's disk; in a text, write concat('fi', 'le')",
+)
 
 // SQL runs one query for a person and streams its result to w. It goes over HTTP, where the server does
 // the formatting. With Engine.ReadOnlyDSN the query can only read. An error in the middle of a long
@@ -101,13 +103,22 @@ func Ask(ctx context.Context, dsn, query string, params map[string]string, forma
 }
 
 // sqlRequest is the question over HTTP, and the TLS to ask it with. What the DSN says of TLS on the native port holds here.
-func sqlRequest(ctx context.Context, dsn, query string, params map[string]string, format string, limits Limits) (*http.Request, *tls.Config, error) {
+func sqlRequest(
+	ctx context.Context,
+	dsn, query string,
+	params map[string]string,
+	format string,
+	limits Limits,
+) (*http.Request, *tls.Config, error) {
 	u, err := url.Parse(dsn)
 	if err != nil || u.Host == "" {
 		return nil, nil, errors.New("ClickHouse DSN does not parse: want clickhouse://user:password@host:port/database?http_port=N")
 	}
 	secure := isSet(u, "secure") || u.Scheme == "https"
-	conf := &tls.Config{InsecureSkipVerify: isSet(u, "skip_verify"), ServerName: u.Query().Get("tls_server_name")} //nolint:gosec // asked for in the DSN
+	conf := &tls.Config{
+		InsecureSkipVerify: isSet(u, "skip_verify"),
+		ServerName:         u.Query().Get("tls_server_name"),
+	} //nolint:gosec // asked for in the DSN
 	at := url.URL{Scheme: "http", Path: "/", Host: u.Host}
 	if secure {
 		at.Scheme = "https"

@@ -72,7 +72,10 @@ func TestReadOnlyUserCanOnlyRead(t *testing.T) {
 		fmt.Sprintf("INSERT INTO FUNCTION url('http://%s/', 'CSV', 'x UInt64') VALUES (1)", outside.Addr()),
 		fmt.Sprintf("SELECT * FROM cluster('default', url('http://%s/', 'CSV', 'x UInt64'))", outside.Addr()),
 		fmt.Sprintf("SELECT * FROM remoteSecure('%s', system.one)", outside.Addr()),
-		fmt.Sprintf("CREATE DICTIONARY d (x UInt64) PRIMARY KEY x SOURCE(HTTP(URL 'http://%s/' FORMAT 'CSV')) LAYOUT(FLAT()) LIFETIME(1)", outside.Addr()),
+		fmt.Sprintf(
+			"CREATE DICTIONARY d (x UInt64) PRIMARY KEY x SOURCE(HTTP(URL 'http://%s/' FORMAT 'CSV')) LAYOUT(FLAT()) LIFETIME(1)",
+			outside.Addr(),
+		),
 		"SELECT * FROM fileCluster('default', 'secret.csv', 'CSV', 'x UInt64')", "DESCRIBE TABLE file('secret.csv')",
 		"SELECT file('secret.csv')", "SELECT `f\\x69le`('secret.csv')", "SELECT * APPLY(file) FROM (SELECT 'secret.csv')", // the function of the same name
 		"SELECT * FROM merge('system', 'query_log')", "SELECT * FROM loop(system.query_log)",
@@ -121,13 +124,15 @@ func TestSQLFormatsAndLimits(t *testing.T) {
 	if err := SQL(t.Context(), e.ReadOnlyDSN(), q, FormatTable, &table, Limits{}); err != nil || !strings.Contains(table.String(), "│ a,1 │") {
 		t.Errorf("table: %v, %q", err, table.String())
 	}
-	if err := SQL(t.Context(), e.ReadOnlyDSN(), q, FormatParquet, &parquet, Limits{}); err != nil || !bytes.HasPrefix(parquet.Bytes(), []byte("PAR1")) {
+	if err := SQL(t.Context(), e.ReadOnlyDSN(), q, FormatParquet, &parquet, Limits{}); err != nil ||
+		!bytes.HasPrefix(parquet.Bytes(), []byte("PAR1")) {
 		t.Errorf("parquet: %v, %d bytes", err, parquet.Len())
 	}
 	if err := SQL(t.Context(), e.ReadOnlyDSN(), "SELECT number FROM numbers(1000)", FormatTSV, &bytes.Buffer{}, Limits{Rows: 10}); err == nil {
 		t.Error("1000 rows with a limit of 10")
 	}
-	if err := SQL(t.Context(), e.ReadOnlyDSN(), "SELECT sum(sipHash64(number)) FROM numbers(1000000000000)", FormatTSV, &bytes.Buffer{}, Limits{Timeout: time.Second}); err == nil || !strings.Contains(err.Error(), "TIMEOUT") {
+	if err := SQL(t.Context(), e.ReadOnlyDSN(), "SELECT sum(sipHash64(number)) FROM numbers(1000000000000)", FormatTSV, &bytes.Buffer{}, Limits{Timeout: time.Second}); err == nil ||
+		!strings.Contains(err.Error(), "TIMEOUT") {
 		t.Errorf("endless query with a limit of 1 s: %v", err)
 	}
 	err := SQL(t.Context(), e.ReadOnlyDSN(), "SELECT nosuch FROM labels_nosuch", FormatTSV, &bytes.Buffer{}, Limits{})
@@ -198,7 +203,15 @@ func TestAskOverTLS(t *testing.T) {
 		"skip_verify=true": false, // and not secure: plain HTTP, which this port does not speak
 	} {
 		var b bytes.Buffer
-		err := Ask(t.Context(), "clickhouse://somebody:secret@"+host+":9440/ctrloop?http_port="+port+"&"+query, "SELECT 42", nil, FormatTSV, &b, Limits{})
+		err := Ask(
+			t.Context(),
+			"clickhouse://somebody:secret@"+host+":9440/ctrloop?http_port="+port+"&"+query,
+			"SELECT 42",
+			nil,
+			FormatTSV,
+			&b,
+			Limits{},
+		)
 		if asked && (err != nil || b.String() != "42\n") || !asked && err == nil {
 			t.Errorf("%s: %q, %v", query, b.String(), err)
 		}

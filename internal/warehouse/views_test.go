@@ -72,7 +72,9 @@ func world(rng *rand.Rand, n int) []LabelRow {
 		rows = append(rows, r)
 		for late := !r.Clicked && rng.IntN(30) == 0; late && r.Version < 3; {
 			r.Version++
-			r.Kind, r.Clicked, r.Clicks, r.ClickDelayMS = eventpb.LabelKind_LABEL_KIND_CORRECTED, true, r.Clicks+1, testWindow.Milliseconds()+rng.Int64N(10_000)
+			r.Kind, r.Clicked, r.Clicks, r.ClickDelayMS = eventpb.LabelKind_LABEL_KIND_CORRECTED, true, r.Clicks+1, testWindow.Milliseconds()+rng.Int64N(
+				10_000,
+			)
 			r.WatermarkMS += 10_000
 			rows = append(rows, r)
 			late = rng.IntN(2) == 0
@@ -386,8 +388,18 @@ func TestLiftEdges(t *testing.T) {
 				for j := range random {
 					random[j] = byte(rng.Uint32())
 				}
-				r := LabelRow{Impression: schemas.NewImpressionID(at, random), Version: 1, User: uint64(u), Product: "p", Creative: "c", Experiment: experiment, Variant: variant,
-					Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMS: at.Add(time.Hour).UnixMilli(), Weight: 1}
+				r := LabelRow{
+					Impression:  schemas.NewImpressionID(at, random),
+					Version:     1,
+					User:        uint64(u),
+					Product:     "p",
+					Creative:    "c",
+					Experiment:  experiment,
+					Variant:     variant,
+					Kind:        eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE,
+					WatermarkMS: at.Add(time.Hour).UnixMilli(),
+					Weight:      1,
+				}
 				if rng.Float64() < rate {
 					r.Clicked, r.Kind = true, eventpb.LabelKind_LABEL_KIND_POSITIVE
 					m++
@@ -434,7 +446,16 @@ func TestStepsOfARamp(t *testing.T) {
 	}{{0, start, 0.05}, {1, start.Add(time.Hour), 0.2}, {0, start.Add(2 * time.Hour), 0.1}, {1, start.Add(3 * time.Hour), 0.3}}
 	var log []ControlRow
 	add := func(typ control.Type, rejected string, data any) {
-		e, err := control.NewEvent(fmt.Sprintf("id%d", len(log)), typ, "experiment/ramp", 0, "tester", "why", start.Add(time.Duration(len(log))*time.Minute), data)
+		e, err := control.NewEvent(
+			fmt.Sprintf("id%d", len(log)),
+			typ,
+			"experiment/ramp",
+			0,
+			"tester",
+			"why",
+			start.Add(time.Duration(len(log))*time.Minute),
+			data,
+		)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -463,8 +484,18 @@ func TestStepsOfARamp(t *testing.T) {
 		for j := range random {
 			random[j] = byte(rng.Uint32())
 		}
-		r := LabelRow{Impression: schemas.NewImpressionID(at, random), Version: 1, User: rng.Uint64N(1000), Product: "p", Creative: "c", Experiment: "ramp", Variant: "control",
-			Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMS: start.Add(6 * time.Hour).UnixMilli(), Weight: 1}
+		r := LabelRow{
+			Impression:  schemas.NewImpressionID(at, random),
+			Version:     1,
+			User:        rng.Uint64N(1000),
+			Product:     "p",
+			Creative:    "c",
+			Experiment:  "ramp",
+			Variant:     "control",
+			Kind:        eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE,
+			WatermarkMS: start.Add(6 * time.Hour).UnixMilli(),
+			Weight:      1,
+		}
 		if float64(r.User) < 1000*shares[v.step] {
 			r.Variant = "treatment"
 		}
@@ -511,10 +542,14 @@ func TestStepsOfARamp(t *testing.T) {
 	if len(got) != 2 {
 		t.Fatalf("%d steps: %+v", len(got), got)
 	}
-	spans := [][2]time.Time{{start.Add(settle), start.Add(3 * time.Hour)}, {start.Add(time.Hour + settle), time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)}}
+	spans := [][2]time.Time{
+		{start.Add(settle), start.Add(3 * time.Hour)},
+		{start.Add(time.Hour + settle), time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)},
+	}
 	for i, g := range got {
 		c, b := sums[unit{i, "control", 0}], sums[unit{i, "treatment", 0}]
-		if int(g.Step) != i || g.Share != shares[i] || g.Visits != 2 || int64(g.Users) != b.N || !g.Since.Equal(spans[i][0]) || !g.Until.Equal(spans[i][1]) {
+		if int(g.Step) != i || g.Share != shares[i] || g.Visits != 2 || int64(g.Users) != b.N || !g.Since.Equal(spans[i][0]) ||
+			!g.Until.Equal(spans[i][1]) {
 			t.Errorf("step %d: %+v", i, g)
 		}
 		checkLift(t, g.liftRow, *c, *b)
@@ -531,7 +566,16 @@ func TestStepsOfARamp(t *testing.T) {
 func TestLiftByProduct(t *testing.T) {
 	db := database(t)
 	at := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
-	e, err := control.NewEvent("id", control.ExperimentCreated, "experiment/x0", 0, "tester", "why", at, control.Experiment{ID: "x0", Unit: "product", Steps: []float64{0.5}})
+	e, err := control.NewEvent(
+		"id",
+		control.ExperimentCreated,
+		"experiment/x0",
+		0,
+		"tester",
+		"why",
+		at,
+		control.Experiment{ID: "x0", Unit: "product", Steps: []float64{0.5}},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -547,7 +591,10 @@ func TestLiftByProduct(t *testing.T) {
 	if err := db.InsertLabels(t.Context(), "a", rows); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := lines(t, db, "SELECT experiment, isNaN(lift), diff_low, p = 1, unit FROM experiment_lift ORDER BY experiment"), "x0\t1\t-1\t1\tproduct\nx1\t0\t"; !strings.HasPrefix(got, want) {
+	if got, want := lines(t, db, "SELECT experiment, isNaN(lift), diff_low, p = 1, unit FROM experiment_lift ORDER BY experiment"), "x0\t1\t-1\t1\tproduct\nx1\t0\t"; !strings.HasPrefix(
+		got,
+		want,
+	) {
 		t.Errorf("%q, want %q and so on", got, want)
 	}
 	good, _ := mature(rows)
@@ -573,7 +620,8 @@ func TestLiftByProduct(t *testing.T) {
 		}
 	}
 	var got []liftRow
-	if err := db.Select(t.Context(), &got, "SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p FROM experiment_steps(id = 'x0', settle = 0)"); err != nil || len(got) != 1 {
+	if err := db.Select(t.Context(), &got, "SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p FROM experiment_steps(id = 'x0', settle = 0)"); err != nil ||
+		len(got) != 1 {
 		t.Fatal(err, got)
 	}
 	checkLift(t, got[0], even, odd)
@@ -591,7 +639,8 @@ func checkRampIsNotPooled(t *testing.T, db *DB) {
 		DD uint64 `ch:"sum_dd"`
 		MD uint64 `ch:"sum_md"`
 	}
-	if err := db.Select(t.Context(), &arms, "SELECT n, sum_m, sum_d, sum_mm, sum_dd, sum_md FROM experiment_results WHERE experiment = 'ramp' ORDER BY variant"); err != nil || len(arms) != 2 {
+	if err := db.Select(t.Context(), &arms, "SELECT n, sum_m, sum_d, sum_mm, sum_dd, sum_md FROM experiment_results WHERE experiment = 'ramp' ORDER BY variant"); err != nil ||
+		len(arms) != 2 {
 		t.Fatal(err, arms)
 	}
 	var sums [2]stats.RatioSums
@@ -615,8 +664,12 @@ func checkRampIsNotPooled(t *testing.T, db *DB) {
 	if got, want := ask(), "nan\tnan\tnan\tnan\tnan\tnot looked at yet: ask experiment-steps\n"; got != want {
 		t.Errorf("before a look: %q, want %q", got, want)
 	}
-	exec1(t, db, `INSERT INTO experiment_looks (experiment, time, step, share, action, rule, lift, lift_low, lift_high, p, srm_p, impressions) VALUES
-		('ramp', '2026-03-01 02:30:00', 0, 0.1, 'hold', '', 0.5, -0.5, 2, 0.3, 1, 100), ('ramp', '2026-03-01 03:30:00', 1, 0.5, 'hold', '', 0.25, -0.125, 1.5, 0.75, 1, 100)`)
+	exec1(
+		t,
+		db,
+		`INSERT INTO experiment_looks (experiment, time, step, share, action, rule, lift, lift_low, lift_high, p, srm_p, impressions) VALUES
+		('ramp', '2026-03-01 02:30:00', 0, 0.1, 'hold', '', 0.5, -0.5, 2, 0.3, 1, 100), ('ramp', '2026-03-01 03:30:00', 1, 0.5, 'hold', '', 0.25, -0.125, 1.5, 0.75, 1, 100)`,
+	)
 	if got, want := ask(), "nan\t0.25\t-0.125\t1.5\t0.75\tstep 1 at 2026-03-01 03:30:00\n"; got != want {
 		t.Errorf("after two looks: %q, want %q", got, want)
 	}
@@ -729,7 +782,11 @@ func checkOtherViews(t *testing.T, db *DB, rows, good []LabelRow, horizon int64)
 		if !r.Bot && r.Impression.UnixMilli() <= horizon {
 			counts = 1
 		}
-		got := lines(t, db, "SELECT count(), max(version), sum(latest), maxIf(version, latest), sum(counts), min(age_ms) > 0 FROM trace_impression(id = '"+r.Impression.String()+"')")
+		got := lines(
+			t,
+			db,
+			"SELECT count(), max(version), sum(latest), maxIf(version, latest), sum(counts), min(age_ms) > 0 FROM trace_impression(id = '"+r.Impression.String()+"')",
+		)
 		if want := fmt.Sprintf("%d\t%d\t1\t%d\t%d\t1\n", versions, latest, latest, counts); got != want {
 			t.Errorf("trace_impression: %q, want %q", got, want)
 		}
@@ -792,7 +849,11 @@ func checkCUPED(t *testing.T, db *DB, good []LabelRow) {
 	for v, s := range sums {
 		want = append(want, v+"\t"+strings.ReplaceAll(strings.Trim(fmt.Sprint(s), "[]"), " ", "\t")+"\n")
 	}
-	got := lines(t, db, "SELECT variant, n, sum_m, sum_d, sum_x, sum_y, sum_mm, sum_dd, sum_md, sum_xx, sum_yy, sum_xy, sum_mx, sum_my, sum_dx, sum_dy FROM experiment_cuped(id = 'x0', days = 14)")
+	got := lines(
+		t,
+		db,
+		"SELECT variant, n, sum_m, sum_d, sum_x, sum_y, sum_mm, sum_dd, sum_md, sum_xx, sum_yy, sum_xy, sum_mx, sum_my, sum_dx, sum_dy FROM experiment_cuped(id = 'x0', days = 14)",
+	)
 	if diff := cmp.Diff(sorted(strings.Join(want, "")), sorted(got)); diff != "" {
 		t.Errorf("experiment_cuped (-want +got):\n%s", diff)
 	}
@@ -870,7 +931,13 @@ func TestAuditHash(t *testing.T) {
 
 func TestEmptyViews(t *testing.T) {
 	db := database(t)
-	names := strings.Fields(lines(t, db, "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine = 'View' AND NOT match(create_table_query, '\\\\{[a-z]+:')"))
+	names := strings.Fields(
+		lines(
+			t,
+			db,
+			"SELECT name FROM system.tables WHERE database = currentDatabase() AND engine = 'View' AND NOT match(create_table_query, '\\\\{[a-z]+:')",
+		),
+	)
 	if len(names) < 13 {
 		t.Errorf("only the views %v", names)
 	}
@@ -891,13 +958,33 @@ func TestControlFeedsItsTables(t *testing.T) {
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	var rows []ControlRow
 	add := func(typ control.Type, entity, rejected string, data any) {
-		e, err := control.NewEvent(fmt.Sprintf("id%d", len(rows)), typ, entity, 0, "tester", "why", at.Add(time.Duration(len(rows))*time.Minute), data)
+		e, err := control.NewEvent(
+			fmt.Sprintf("id%d", len(rows)),
+			typ,
+			entity,
+			0,
+			"tester",
+			"why",
+			at.Add(time.Duration(len(rows))*time.Minute),
+			data,
+		)
 		if err != nil {
 			t.Fatal(err)
 		}
 		rows = append(rows, ControlRow{Event: e, Place: Place{TopicID: "t", Offset: int64(len(rows))}, Rejected: rejected})
 	}
-	add(control.ModelRegistered, "model/prompt-1", "", control.Model{Version: "prompt-1", Logical: "prompt", Parents: []string{"a", "b"}, LabelsTo: at.UnixMilli(), Metrics: map[string]any{"auc": 0.75}})
+	add(
+		control.ModelRegistered,
+		"model/prompt-1",
+		"",
+		control.Model{
+			Version:  "prompt-1",
+			Logical:  "prompt",
+			Parents:  []string{"a", "b"},
+			LabelsTo: at.UnixMilli(),
+			Metrics:  map[string]any{"auc": 0.75},
+		},
+	)
 	add(control.ModelRegistered, "model/prompt-1", "registered already", control.Model{Version: "prompt-1", Logical: "other"})
 	add(control.ModelPromoted, "route/prompt", "", control.Promotion{Logical: "prompt", Version: "prompt-1"})
 	add(control.JobSubmitted, "job/j1", "", control.Job{ID: "j1", Kind: "rounds", Reason: "enough pairs", Spec: json.RawMessage("{}")})
@@ -930,7 +1017,13 @@ func TestCatalogueRowsReplaceThemselves(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	p := schemas.Pair{ID: "x", Product: "p", Chosen: schemas.PairSide{Creative: "c-1", Impressions: 10, Clicks: 3, Mean: 0.3}, Left: true, Split: "train"}
+	p := schemas.Pair{
+		ID:      "x",
+		Product: "p",
+		Chosen:  schemas.PairSide{Creative: "c-1", Impressions: 10, Clicks: 3, Mean: 0.3},
+		Left:    true,
+		Split:   "train",
+	}
 	for range 2 {
 		if err := db.InsertPairs(t.Context(), []schemas.Pair{p}); err != nil {
 			t.Fatal(err)

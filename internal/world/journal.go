@@ -128,7 +128,11 @@ func openJournal(dir string, digest [sha256.Size]byte, syncEvery int) (*journal,
 	case string(head[:len(journalMagic)]) != journalMagic:
 		err = fmt.Errorf("%s is not a world journal", path)
 	case string(head) != string(want):
-		err = fmt.Errorf("%w: %s was made with another seed, traffic configuration or catalogue; use the same, or another folder", ErrOtherWorld, path)
+		err = fmt.Errorf(
+			"%w: %s was made with another seed, traffic configuration or catalogue; use the same, or another folder",
+			ErrOtherWorld,
+			path,
+		)
 	}
 	if err != nil {
 		_ = f.Close()
@@ -180,7 +184,10 @@ func (j *journal) scan(f *os.File, shop *shoppers, each func(*batch) error) (siz
 			if at+frameHead+n == end {
 				break
 			}
-			return 0, 0, fmt.Errorf("world journal at %d: checksum differs in the middle of the file: it is damaged; restore it or start in another folder", at)
+			return 0, 0, fmt.Errorf(
+				"world journal at %d: checksum differs in the middle of the file: it is damaged; restore it or start in another folder",
+				at,
+			)
 		}
 		switch head[8] {
 		case frameAck:

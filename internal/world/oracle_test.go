@@ -159,7 +159,8 @@ func TestOracleFindsPlantedFaults(t *testing.T) {
 	base := compare(t, o, right, everything)
 	for _, tt := range tests {
 		r := compare(t, o, tt.alter(slices.Clone(right)), everything)
-		if r.Lost != tt.want.Lost || r.Duplicate != tt.want.Duplicate || r.Spurious != tt.want.Spurious || r.Wrong != tt.want.Wrong || r.Provisional != tt.want.Provisional {
+		if r.Lost != tt.want.Lost || r.Duplicate != tt.want.Duplicate || r.Spurious != tt.want.Spurious || r.Wrong != tt.want.Wrong ||
+			r.Provisional != tt.want.Provisional {
 			t.Errorf("%s: %+v, want %+v", tt.name, r, tt.want)
 		}
 		if tt.want.Corrected == -1 && (r.Corrected != 0 || base.Corrected == 0) {

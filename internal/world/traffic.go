@@ -122,7 +122,14 @@ type pick struct {
 
 // Open starts traffic, or goes on with the journal in dir. ctr tells the true click-through rate of a
 // creative that the decider may name; it is asked once per creative. An empty dir keeps no journal.
-func Open(cfg TrafficConfig, cat *catalogue.Catalogue, d Decider, s Sender, ctr func(creative string) float64, dir string) (*Traffic, error) {
+func Open(
+	cfg TrafficConfig,
+	cat *catalogue.Catalogue,
+	d Decider,
+	s Sender,
+	ctr func(creative string) float64,
+	dir string,
+) (*Traffic, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -359,7 +366,12 @@ func (t *Traffic) check(decisions []Decision) error {
 			d.ImpressionID = t.visits[i].ID
 		}
 		if got := d.ImpressionID.UnixMilli(); got != t.visits[i].TimeMS {
-			return fmt.Errorf("impression id %v carries time %d, its visit is at %d: ids must be minted at the visit's event time", d.ImpressionID, got, t.visits[i].TimeMS)
+			return fmt.Errorf(
+				"impression id %v carries time %d, its visit is at %d: ids must be minted at the visit's event time",
+				d.ImpressionID,
+				got,
+				t.visits[i].TimeMS,
+			)
 		}
 		if _, ok := t.rates[d.Creative]; !ok {
 			r := t.ctr(d.Creative)
@@ -398,7 +410,12 @@ func (t *Traffic) fate(b *birth) {
 	}
 	p := t.cfg.BotCTR
 	if views := t.views.seen(b); !b.bot {
-		p = t.rates[b.creative] * float64(s.userMult[b.user]) * s.placeMult[b.placement] * s.posMult[b.position] * math.Pow(t.cfg.Fatigue, float64(views))
+		p = t.rates[b.creative] * float64(
+			s.userMult[b.user],
+		) * s.placeMult[b.placement] * s.posMult[b.position] * math.Pow(
+			t.cfg.Fatigue,
+			float64(views),
+		)
 	}
 	if r.Float64() >= min(p, 0.9) {
 		return
@@ -420,7 +437,10 @@ func (t *Traffic) fate(b *birth) {
 		var random [10]byte
 		binary.LittleEndian.PutUint64(random[:], r.Uint64())
 		binary.LittleEndian.PutUint16(random[8:], uint16(r.Uint64()))
-		b.clicks = append(b.clicks, click{kind: clickOrphan, orphan: schemas.NewImpressionID(time.UnixMilli(at), random), timeMS: ms, delayMS: s.disorder(r)})
+		b.clicks = append(
+			b.clicks,
+			click{kind: clickOrphan, orphan: schemas.NewImpressionID(time.UnixMilli(at), random), timeMS: ms, delayMS: s.disorder(r)},
+		)
 	}
 }
 

@@ -213,7 +213,8 @@ func TestRatesAreAsStated(t *testing.T) {
 		t.Errorf("control CTR %.4f: biases must average out around 0.04, fatigue takes a little", ctr)
 	}
 	s := tr.Stats()
-	if s.Impressions != n || s.Pending != 0 || s.Duplicates != int64(dups) || s.Orphans != int64(orphans) || s.Late != int64(beyond) || s.Sent != int64(len(r.events())) {
+	if s.Impressions != n || s.Pending != 0 || s.Duplicates != int64(dups) || s.Orphans != int64(orphans) || s.Late != int64(beyond) ||
+		s.Sent != int64(len(r.events())) {
 		t.Errorf("stats %+v do not agree with the events", s)
 	}
 }
@@ -427,7 +428,8 @@ func TestDamageInTheMiddleIsAnError(t *testing.T) {
 	if err := os.WriteFile(file, raw, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(cfg, catalogue.Embedded(), twoArms{}, new(recorder), armCTR, dir); err == nil || !strings.Contains(err.Error(), "damaged") {
+	if _, err := Open(cfg, catalogue.Embedded(), twoArms{}, new(recorder), armCTR, dir); err == nil ||
+		!strings.Contains(err.Error(), "damaged") {
 		t.Errorf("a damaged journal opens: %v", err)
 	}
 }

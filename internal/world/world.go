@@ -87,7 +87,13 @@ func New(cfg Config, cat *catalogue.Catalogue) *World {
 	for s := grammar.NumRealScenes; s < grammar.NumScenes; s++ {
 		w.bait[s] = cfg.Clickbait * (1 + f(-0.15, 0.15))
 	}
-	w.weight = [numLooks]float64{fContrast: f(0.1, 0.3), fBright: f(0.1, 0.3), fHarmony: f(0.45, 0.7), fClutter: f(-0.3, -0.1), fColour: f(0.1, 0.25)}
+	w.weight = [numLooks]float64{
+		fContrast: f(0.1, 0.3),
+		fBright:   f(0.1, 0.3),
+		fHarmony:  f(0.45, 0.7),
+		fClutter:  f(-0.3, -0.1),
+		fColour:   f(0.1, 0.25),
+	}
 	w.bright = f(0.45, 0.65)
 	w.standardise()
 	return w

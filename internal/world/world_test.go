@@ -66,7 +66,15 @@ func TestTrueCTRMomentsOverSeeds(t *testing.T) {
 				}
 			}
 		}
-		t.Logf("seed %d: mean %.4f, within-product sd %.3f, matching %.2f, other %.2f, clickbait %.2f", seed, all.v(), within, match.v(), other.v(), bait.v())
+		t.Logf(
+			"seed %d: mean %.4f, within-product sd %.3f, matching %.2f, other %.2f, clickbait %.2f",
+			seed,
+			all.v(),
+			within,
+			match.v(),
+			other.v(),
+			bait.v(),
+		)
 		if all.v() < 0.034 || all.v() > 0.040 {
 			t.Errorf("seed %d: mean CTR %.4f, want about 0.036", seed, all.v())
 		}
@@ -148,7 +156,8 @@ func TestMatchesAndClickbait(t *testing.T) {
 	if !w.Matches(p, good.String()) || w.Matches(p, "a table") || w.Matches(p, imaging.Description{Scene: grammar.Stage}.String()) {
 		t.Error("Matches is wrong")
 	}
-	if !w.IsClickbait(imaging.Description{Scene: grammar.Rainbow}.String()) || w.IsClickbait(good.String()) || w.IsClickbait("rainbow lightning storm") {
+	if !w.IsClickbait(imaging.Description{Scene: grammar.Rainbow}.String()) || w.IsClickbait(good.String()) ||
+		w.IsClickbait("rainbow lightning storm") {
 		t.Error("IsClickbait is wrong")
 	}
 }

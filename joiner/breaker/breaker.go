@@ -93,7 +93,14 @@ type Counts struct {
 
 // Add sums.
 func (c Counts) Add(o Counts) Counts {
-	return Counts{c.Impressions + o.Impressions, c.Clicks + o.Clicks, c.Joined + o.Joined, c.Orphans + o.Orphans, c.Positive + o.Positive, c.Settled + o.Settled}
+	return Counts{
+		c.Impressions + o.Impressions,
+		c.Clicks + o.Clicks,
+		c.Joined + o.Joined,
+		c.Orphans + o.Orphans,
+		c.Positive + o.Positive,
+		c.Settled + o.Settled,
+	}
 }
 
 // List is the counts in the order of their fields, for a log.

@@ -110,7 +110,9 @@ func TestOrphans(t *testing.T) {
 		}
 	}
 	got, at := run(t, b, r, All, 100, 200, lost)
-	if len(got) != 2 || !strings.Contains(got[0].Reason, "of the clicks have no impression") || at[0] < 100+cfg.Settle || at[0] > 105+cfg.Settle || got[1].Open {
+	if len(got) != 2 || !strings.Contains(got[0].Reason, "of the clicks have no impression") || at[0] < 100+cfg.Settle ||
+		at[0] > 105+cfg.Settle ||
+		got[1].Open {
 		t.Fatalf("%+v at %v", got, at)
 	}
 	cfg.Cover = Default().Cover
@@ -162,7 +164,12 @@ func TestNothingTripsByChance(t *testing.T) {
 }
 
 func TestKnownToBeOpen(t *testing.T) {
-	b, r := New(Default(), []Change{{Slice: All, Open: true, Reason: "as it was", Trailing: CountsOf(Counts{}.List())}}), rand.New(rand.NewPCG(4, 1))
+	b, r := New(
+		Default(),
+		[]Change{{Slice: All, Open: true, Reason: "as it was", Trailing: CountsOf(Counts{}.List())}},
+	), rand.New(
+		rand.NewPCG(4, 1),
+	)
 	if !b.Open("anything") {
 		t.Error("forgotten")
 	}

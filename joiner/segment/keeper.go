@@ -288,7 +288,9 @@ func (k *Keeper) fail(err error) {
 	k.off = true
 	k.opt.Count.Failures.Inc()
 	k.opt.Log.Error().Err(err).Int32("partition", k.id.Partition).
-		Msg("segments are off until this partition is taken again: the join goes on in memory, a restart will read the window from the topics; look at the space and the health of the disk under joiner.segments.dir")
+		Msg(
+			"segments are off until this partition is taken again: the join goes on in memory, a restart will read the window from the topics; look at the space and the health of the disk under joiner.segments.dir",
+		)
 }
 
 // Close writes a last manifest, of the last commit, and closes the files.

@@ -133,9 +133,23 @@ func (k *Keeper) Load(cfg window.Config, sequence int64, snap window.Snapshot, e
 	case err != nil:
 		return nil, Place{}, ignored(ReasonCorrupt, "%w", err)
 	case m.Version != manifestVersion || m.Identity != k.id:
-		return nil, Place{}, ignored(ReasonIdentity, "they are of %+v (version %d), this is %+v (version %d)", m.Identity, m.Version, k.id, manifestVersion)
+		return nil, Place{}, ignored(
+			ReasonIdentity,
+			"they are of %+v (version %d), this is %+v (version %d)",
+			m.Identity,
+			m.Version,
+			k.id,
+			manifestVersion,
+		)
 	case m.Sequence > sequence || m.Next[0] > snap.NextOffset[0] || m.Next[1] > snap.NextOffset[1]:
-		return nil, Place{}, ignored(ReasonAhead, "they are of commit %d at %v, the group is at commit %d at %v", m.Sequence, m.Next, sequence, snap.NextOffset)
+		return nil, Place{}, ignored(
+			ReasonAhead,
+			"they are of commit %d at %v, the group is at commit %d at %v",
+			m.Sequence,
+			m.Next,
+			sequence,
+			snap.NextOffset,
+		)
 	}
 	if err := epoch(m.Place); err != nil {
 		return nil, Place{}, ignored(ReasonEpoch, "%w", err)

@@ -36,7 +36,15 @@ func (s *Service) audit(ctx context.Context) (progress bool, err error) {
 			retire = time.Now().Add(retireInterval)
 			days, err := s.db.Retire(ctx, s.cfg.Retention)
 			for _, d := range days {
-				s.log.Info().Str("day", d.Format(time.DateOnly)).Dur("retention", s.cfg.Retention).Msg("a day of labels has reached the end of its retention and is removed")
+				s.log.Info().Str(
+					"day",
+					d.Format(time.DateOnly),
+				).Dur(
+					"retention",
+					s.cfg.Retention,
+				).Msg(
+					"a day of labels has reached the end of its retention and is removed",
+				)
 			}
 			if err != nil {
 				return progress, err
@@ -65,8 +73,25 @@ func (s *Service) look(ctx context.Context, before map[warehouse.Mismatch]bool) 
 			continue
 		}
 		if settled++; settled <= maxAlarms {
-			s.log.Error().Uint16("partition", m.Partition).Time("minute", m.Minute).Int64("missing", m.Missing()).Uint64("want_labels", m.WantLabels).Uint64("labels", m.Labels).
-				Msg("the warehouse differs from what the joiner wrote; see docs/sink.md, audit")
+			s.log.Error().Uint16(
+				"partition",
+				m.Partition,
+			).Time(
+				"minute",
+				m.Minute,
+			).Int64(
+				"missing",
+				m.Missing(),
+			).Uint64(
+				"want_labels",
+				m.WantLabels,
+			).Uint64(
+				"labels",
+				m.Labels,
+			).
+				Msg(
+					"the warehouse differs from what the joiner wrote; see docs/sink.md, audit",
+				)
 		}
 	}
 	s.metrics.mismatched.Set(float64(settled))

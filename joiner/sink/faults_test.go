@@ -329,7 +329,12 @@ func TestBlockAcrossPartitions(t *testing.T) {
 	var rows, first []warehouse.LabelRow
 	for day := range 3 {
 		for i := range 40 {
-			r := warehouse.LabelRow{Impression: schemas.NewImpressionID(time.Date(2026, 3, 1+day, 23, i, 0, 0, time.UTC), [10]byte{byte(i)}), Version: 1, Product: fmt.Sprint(i % 7), Weight: 1}
+			r := warehouse.LabelRow{
+				Impression: schemas.NewImpressionID(time.Date(2026, 3, 1+day, 23, i, 0, 0, time.UTC), [10]byte{byte(i)}),
+				Version:    1,
+				Product:    fmt.Sprint(i % 7),
+				Weight:     1,
+			}
 			rows = append(rows, r)
 			if day == 1 {
 				first = append(first, r)

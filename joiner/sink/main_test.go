@@ -109,8 +109,23 @@ func labels(rng *rand.Rand, partitions int32, n int) (records []*stream.Record, 
 		}
 		id := schemas.NewImpressionID(time.UnixMilli(ms), random)
 		product := rng.IntN(170)
-		imp := &eventpb.Impression{Id: id[:], User: rng.Uint64(), Product: fmt.Sprintf("product-%d", product), Creative: fmt.Sprintf("c-%016x", product*7+rng.IntN(8)),
-			Placement: "feed", Position: 1, Campaign: "spring", Category: fmt.Sprintf("home/k%d", product%44), Experiment: "x1", Variant: "control", ModelVersion: "prompt-1", Policy: "thompson", Propensity: rng.Float64(), Schema: 1, Bot: i%11 == 0}
+		imp := &eventpb.Impression{
+			Id:           id[:],
+			User:         rng.Uint64(),
+			Product:      fmt.Sprintf("product-%d", product),
+			Creative:     fmt.Sprintf("c-%016x", product*7+rng.IntN(8)),
+			Placement:    "feed",
+			Position:     1,
+			Campaign:     "spring",
+			Category:     fmt.Sprintf("home/k%d", product%44),
+			Experiment:   "x1",
+			Variant:      "control",
+			ModelVersion: "prompt-1",
+			Policy:       "thompson",
+			Propensity:   rng.Float64(),
+			Schema:       1,
+			Bot:          i%11 == 0,
+		}
 		raw, err := proto.Marshal(imp)
 		if err != nil {
 			panic(err)
@@ -124,7 +139,17 @@ func labels(rng *rand.Rand, partitions int32, n int) (records []*stream.Record, 
 			if v == 2 {
 				kind = eventpb.LabelKind_LABEL_KIND_CORRECTED
 			}
-			value, err := proto.Marshal(&eventpb.Label{Impression: raw, Kind: kind, Clicked: kind != eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMs: ms / 250 * 250, Version: v, Weight: 1, Suspect: i%7 == 0})
+			value, err := proto.Marshal(
+				&eventpb.Label{
+					Impression:  raw,
+					Kind:        kind,
+					Clicked:     kind != eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE,
+					WatermarkMs: ms / 250 * 250,
+					Version:     v,
+					Weight:      1,
+					Suspect:     i%7 == 0,
+				},
+			)
 			if err != nil {
 				panic(err)
 			}

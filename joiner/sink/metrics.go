@@ -32,10 +32,13 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		sessions:    counter("failed_sessions_total", "Sessions that ended with an error and were followed by another."),
 		mirrored:    byTopic("mirrored_records_total", "Records mirrored into their tables."),
 		undecodable: byTopic("undecodable_records_total", "Records that could not be decoded and were left out. Must be 0."),
-		mismatched:  gauge("audit_mismatched_minutes", "Minutes of the last two days of impression time in which the warehouse differs from audit.v1, the same way twice in a row. Must be 0."),
-		audits:      counter("audits_total", "Looks at the audit."),
-		buffered:    gauge("buffered_rows", "Label rows read and not inserted yet."),
-		watermark:   gauge("inserted_watermark_seconds", "Newest watermark of an inserted label, event time, Unix seconds."),
+		mismatched: gauge(
+			"audit_mismatched_minutes",
+			"Minutes of the last two days of impression time in which the warehouse differs from audit.v1, the same way twice in a row. Must be 0.",
+		),
+		audits:    counter("audits_total", "Looks at the audit."),
+		buffered:  gauge("buffered_rows", "Label rows read and not inserted yet."),
+		watermark: gauge("inserted_watermark_seconds", "Newest watermark of an inserted label, event time, Unix seconds."),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "ctrloop_sink_insert_seconds", Help: "Duration of inserts of labels.",
 			Buckets: prometheus.ExponentialBuckets(0.005, 2, 14)}),
 	}

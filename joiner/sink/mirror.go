@@ -35,7 +35,10 @@ func (s *Service) mirror(ctx context.Context) (progress bool, err error) {
 	if instance != "" {
 		instance += "-mirror"
 	}
-	consumer, err := stream.NewConsumer(s.cfg.Kafka, stream.ConsumerConfig{Group: s.mirrorGroup(), InstanceID: instance, Topics: mirrorTopics, MaxPoll: s.cfg.MaxRows})
+	consumer, err := stream.NewConsumer(
+		s.cfg.Kafka,
+		stream.ConsumerConfig{Group: s.mirrorGroup(), InstanceID: instance, Topics: mirrorTopics, MaxPoll: s.cfg.MaxRows},
+	)
 	if err != nil {
 		return progress, err
 	}
@@ -72,11 +75,27 @@ func (s *Service) mirrorBatch(ctx context.Context, consumer *stream.Consumer, ba
 		for _, r := range p.Records {
 			if err := m.add(r, ids[r.Topic]); err != nil {
 				s.metrics.undecodable.WithLabelValues(r.Topic).Inc()
-				s.log.Error().Err(err).Str("topic", r.Topic).Int32("partition", r.Partition).Int64("offset", r.Offset).Msg("record left out of the mirror")
+				s.log.Error().Err(
+					err,
+				).Str(
+					"topic",
+					r.Topic,
+				).Int32(
+					"partition",
+					r.Partition,
+				).Int64(
+					"offset",
+					r.Offset,
+				).Msg(
+					"record left out of the mirror",
+				)
 			}
 		}
 		last := p.Records[len(p.Records)-1]
-		places[stream.TopicPartition{Topic: p.Topic, Partition: p.Partition}] = stream.Committed{Offset: last.Offset + 1, LeaderEpoch: last.LeaderEpoch}
+		places[stream.TopicPartition{Topic: p.Topic, Partition: p.Partition}] = stream.Committed{
+			Offset:      last.Offset + 1,
+			LeaderEpoch: last.LeaderEpoch,
+		}
 	}
 	if err := s.insertMirrored(ctx, &m); err != nil {
 		return err

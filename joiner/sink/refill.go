@@ -74,7 +74,10 @@ func (s *Service) Refill(ctx context.Context, from Reached) (Refilled, error) {
 			first := start[stream.TopicPartition{Topic: topic, Partition: partition}]
 			begin, ok := from.Offsets[topic][partition]
 			if ok && begin < first && begin < end {
-				done.Lost = append(done.Lost, fmt.Sprintf("%s/%d, offsets %d to %d: the broker has deleted them", topic, partition, begin, min(first, end)))
+				done.Lost = append(
+					done.Lost,
+					fmt.Sprintf("%s/%d, offsets %d to %d: the broker has deleted them", topic, partition, begin, min(first, end)),
+				)
 			}
 			begin = max(begin, first)
 			if topic == schemas.TopicLabels {

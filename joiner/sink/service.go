@@ -72,7 +72,16 @@ func New(cfg Config, db Warehouse, log zerolog.Logger, reg prometheus.Registerer
 	if err != nil {
 		return nil, err
 	}
-	return &Service{cfg: cfg, db: db, log: log, metrics: m, fault: func(step) error { return nil }, backoff: minBackoff, giveUp: giveUp, behind: stream.NewLagMeter(cfg.Kafka)}, nil
+	return &Service{
+		cfg:     cfg,
+		db:      db,
+		log:     log,
+		metrics: m,
+		fault:   func(step) error { return nil },
+		backoff: minBackoff,
+		giveUp:  giveUp,
+		behind:  stream.NewLagMeter(cfg.Kafka),
+	}, nil
 }
 
 // Run works until ctx is done and returns nil then. Whatever fails is tried again from the last commit;

@@ -309,7 +309,12 @@ func TestSameTokenChangesNothing(t *testing.T) {
 	db := database(t, engine(t))
 	rows := make([]warehouse.LabelRow, 100)
 	for i := range rows {
-		rows[i] = warehouse.LabelRow{Impression: schemas.NewImpressionID(time.UnixMilli(int64(i)*3_600_000), [10]byte{byte(i)}), Version: 1, Product: "p", Weight: 1}
+		rows[i] = warehouse.LabelRow{
+			Impression: schemas.NewImpressionID(time.UnixMilli(int64(i)*3_600_000), [10]byte{byte(i)}),
+			Version:    1,
+			Product:    "p",
+			Weight:     1,
+		}
 	}
 	for range 3 {
 		if err := db.InsertLabels(t.Context(), "t", rows); err != nil { // over five days: a part per day

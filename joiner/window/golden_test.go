@@ -227,7 +227,13 @@ func (s *scenario) rebuild() string {
 		s.t.Error(err)
 	}
 	s.w = w
-	return fmt.Sprintf("rebuilt from impressions %d of %d, clicks %d of %d\n", snap.RewindOffset[0], snap.NextOffset[0], snap.RewindOffset[1], snap.NextOffset[1])
+	return fmt.Sprintf(
+		"rebuilt from impressions %d of %d, clicks %d of %d\n",
+		snap.RewindOffset[0],
+		snap.NextOffset[0],
+		snap.RewindOffset[1],
+		snap.NextOffset[1],
+	)
 }
 
 func (s *scenario) output() string {
@@ -237,10 +243,31 @@ func (s *scenario) output() string {
 		if l.Weight != 1 {
 			kind += fmt.Sprintf(" weight=%g", l.Weight)
 		}
-		fmt.Fprintf(&b, "%s %s v%d clicked=%v delay=%d clicks=%d watermark=%s raw=%q\n", kind, s.names[l.ID], l.Version, l.Clicked, l.DelayMS, l.Clicks, when(l.WatermarkMS), l.AppendRaw(nil))
+		fmt.Fprintf(
+			&b,
+			"%s %s v%d clicked=%v delay=%d clicks=%d watermark=%s raw=%q\n",
+			kind,
+			s.names[l.ID],
+			l.Version,
+			l.Clicked,
+			l.DelayMS,
+			l.Clicks,
+			when(l.WatermarkMS),
+			l.AppendRaw(nil),
+		)
 	}
 	for _, l := range s.w.Lates {
-		fmt.Fprintf(&b, "late %s: %s of %s time=%d watermark=%s offset=%d raw=%q\n", l.Reason, l.Input, s.names[l.ID], l.TimeMS, when(l.WatermarkMS), l.Offset, l.Value)
+		fmt.Fprintf(
+			&b,
+			"late %s: %s of %s time=%d watermark=%s offset=%d raw=%q\n",
+			l.Reason,
+			l.Input,
+			s.names[l.ID],
+			l.TimeMS,
+			when(l.WatermarkMS),
+			l.Offset,
+			l.Value,
+		)
 	}
 	s.w.ResetOutput()
 	return b.String()

@@ -293,7 +293,17 @@ func (w *Window) loadBucket(r *reader, bases Bases, keep bool) (*bucket, error) 
 			return nil, nil
 		}
 		c := pendingClick{id: recordID{tail: r.word()}}
-		c.id.head, c.off, c.size, c.next, c.tail = uint32(r.uvarint()), uint32(r.uvarint()), uint32(r.uvarint()), uint32(r.uvarint()), uint32(r.uvarint())
+		c.id.head, c.off, c.size, c.next, c.tail = uint32(
+			r.uvarint(),
+		), uint32(
+			r.uvarint(),
+		), uint32(
+			r.uvarint(),
+		), uint32(
+			r.uvarint(),
+		), uint32(
+			r.uvarint(),
+		)
 		c.settled = r.uvarint() == 1
 		c.timeMS, c.offset = r.varint(), r.varint()
 		b.clicks = append(b.clicks, c)

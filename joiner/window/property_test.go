@@ -203,7 +203,17 @@ func rawImpression(id schemas.ImpressionID, n int) []byte {
 	if n%3 == 0 {
 		return fmt.Appendf(nil, "imp %x", id)
 	}
-	raw, err := proto.Marshal(&eventpb.Impression{Id: id[:], User: uint64(n), Product: strconv.Itoa(n % 4), Campaign: strconv.Itoa(n % 3), Variant: id.String(), Propensity: 0.5, Schema: 1})
+	raw, err := proto.Marshal(
+		&eventpb.Impression{
+			Id:         id[:],
+			User:       uint64(n),
+			Product:    strconv.Itoa(n % 4),
+			Campaign:   strconv.Itoa(n % 3),
+			Variant:    id.String(),
+			Propensity: 0.5,
+			Schema:     1,
+		},
+	)
 	if err != nil {
 		panic(err)
 	}

@@ -23,7 +23,9 @@ func drawEvent(t *rapid.T, id schemas.ImpressionID) *eventpb.Impression {
 		Id: id[:], RequestId: rapid.SliceOfN(rapid.Byte(), 0, 200).Draw(t, "request"), User: rapid.Uint64().Draw(t, "user"),
 		Product: text("product"), Creative: text("creative"), Placement: text("placement"), Position: rapid.Uint32().Draw(t, "position"),
 		Campaign: text("campaign"), Category: text("category"), Experiment: text("experiment"), Variant: text("variant"),
-		ModelVersion: text("model"), Policy: text("policy"), Propensity: rapid.SampledFrom([]float64{0, 1, 0.125, math.NaN(), -3}).Draw(t, "propensity"),
+		ModelVersion: text(
+			"model",
+		), Policy: text("policy"), Propensity: rapid.SampledFrom([]float64{0, 1, 0.125, math.NaN(), -3}).Draw(t, "propensity"),
 		Schema: rapid.Uint32().Draw(t, "schema"), Bot: rapid.Bool().Draw(t, "bot"),
 	}
 }
@@ -197,7 +199,9 @@ func TestRecordIsSmall(t *testing.T) {
 func fullEvent(id schemas.ImpressionID, i int) *eventpb.Impression {
 	return &eventpb.Impression{
 		Id: id[:], RequestId: id[:], User: mix(uint64(i + 1)), Product: fmt.Sprintf("p-%d", i%8000/4), Creative: fmt.Sprintf("c-%06d", i%8000), Placement: "feed",
-		Position: uint32(1 + i%8), Campaign: fmt.Sprintf("spring-%d", i%20), Category: fmt.Sprintf("home/lamps-%d", i%40), Experiment: "e7", Variant: []string{"control", "treatment"}[i%2],
+		Position: uint32(
+			1 + i%8,
+		), Campaign: fmt.Sprintf("spring-%d", i%20), Category: fmt.Sprintf("home/lamps-%d", i%40), Experiment: "e7", Variant: []string{"control", "treatment"}[i%2],
 		ModelVersion: "pm-12", Policy: "s-33", Propensity: 1 / float64(1+i), Schema: 1,
 	}
 }

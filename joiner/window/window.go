@@ -297,7 +297,11 @@ func (w *Window) Click(raw []byte, id schemas.ImpressionID, timeMS, offset int64
 	b := w.at(number)
 	rid := recordIDOf(id, t-b.startMS)
 	if len(b.clkMem)+len(raw) > maxArena || len(b.clicks) >= math.MaxUint32-1 {
-		return fmt.Errorf("window: bucket at %d ms is full (%d waiting clicks): use more partitions or a smaller bucket", b.startMS, len(b.clicks))
+		return fmt.Errorf(
+			"window: bucket at %d ms is full (%d waiting clicks): use more partitions or a smaller bucket",
+			b.startMS,
+			len(b.clicks),
+		)
 	}
 	w.touch(b)
 	if b.firstC < 0 {

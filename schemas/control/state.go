@@ -224,7 +224,13 @@ func (s *State) apply(e Event) error {
 			return fmt.Errorf("%w: experiment %s has no steps", ErrInvalid, x.ID)
 		}
 		first := Step{Index: 0, Share: x.Steps[0]}
-		s.Experiments[x.ID] = &ExperimentStatus{Experiment: x, Step: first, History: []Step{first}, Stepped: e.Time, Trail: []Change{change(e, 1)}}
+		s.Experiments[x.ID] = &ExperimentStatus{
+			Experiment: x,
+			Step:       first,
+			History:    []Step{first},
+			Stepped:    e.Time,
+			Trail:      []Change{change(e, 1)},
+		}
 		if !x.Draft {
 			s.ramp(x.Treatment, x.ID, e.Time)
 		}

@@ -216,9 +216,27 @@ func TestFoldIsDeterministicAndClonesAreApart(t *testing.T) {
 				JobSubmitted:      {JobEntity(v), Job{ID: v}},
 				JobFinished:       {JobEntity(v), JobUpdate{Metrics: map[string]any{"x": 1.0}}},
 			}
-			types := []Type{ModelRegistered, ModelStateChanged, ModelPromoted, ExperimentCreated, ExperimentStepped, ExperimentDecided, JobSubmitted, JobFinished}
+			types := []Type{
+				ModelRegistered,
+				ModelStateChanged,
+				ModelPromoted,
+				ExperimentCreated,
+				ExperimentStepped,
+				ExperimentDecided,
+				JobSubmitted,
+				JobFinished,
+			}
 			typ := rapid.SampledFrom(types).Draw(t, "type")
-			e, err := NewEvent(fmt.Sprint(rapid.IntRange(0, 40).Draw(t, "id")), typ, data[typ].entity, rapid.Int64Range(-1, 3).Draw(t, "expect"), "", "", time.Unix(int64(i), 0), data[typ].data)
+			e, err := NewEvent(
+				fmt.Sprint(rapid.IntRange(0, 40).Draw(t, "id")),
+				typ,
+				data[typ].entity,
+				rapid.Int64Range(-1, 3).Draw(t, "expect"),
+				"",
+				"",
+				time.Unix(int64(i), 0),
+				data[typ].data,
+			)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -249,7 +267,11 @@ func TestDraftsPausesAndTheTrail(t *testing.T) {
 	l.model("b")
 	l.promote("a")
 	entity := ExperimentEntity("x")
-	l.do(ExperimentCreated, entity, Experiment{ID: "x", Logical: "prompt", Control: "a", Treatment: "b", Steps: []float64{0.1, 0.5}, Draft: true})
+	l.do(
+		ExperimentCreated,
+		entity,
+		Experiment{ID: "x", Logical: "prompt", Control: "a", Treatment: "b", Steps: []float64{0.1, 0.5}, Draft: true},
+	)
 	x := l.state.Experiments["x"]
 	if x.Running() || x.Phase() != PhaseDraft || len(l.state.Running("prompt")) != 0 || l.state.Models["b"].State != ModelFetched {
 		t.Fatalf("a draft runs: %+v, b is %s", x, l.state.Models["b"].State)
@@ -285,8 +307,17 @@ func TestDraftsPausesAndTheTrail(t *testing.T) {
 		}
 		got = append(got, string(c.Type))
 	}
-	want := []string{"experiment.created", "experiment.started", "experiment.paused", "experiment.resumed", "experiment.forced", "experiment.forced", "experiment.decided"}
-	if diff := cmp.Diff(want, got); diff != "" || l.state.Versions[entity] != int64(len(want)) || x.Phase() != PhaseDecided || len(x.Forced) != 0 {
+	want := []string{
+		"experiment.created",
+		"experiment.started",
+		"experiment.paused",
+		"experiment.resumed",
+		"experiment.forced",
+		"experiment.forced",
+		"experiment.decided",
+	}
+	if diff := cmp.Diff(want, got); diff != "" || l.state.Versions[entity] != int64(len(want)) || x.Phase() != PhaseDecided ||
+		len(x.Forced) != 0 {
 		t.Error(diff, l.state.Versions[entity], x.Forced)
 	}
 }
@@ -296,7 +327,11 @@ func TestADroppedDraftOfAChampion(t *testing.T) {
 	l := newLog(t)
 	l.model("a")
 	l.model("b")
-	l.do(ExperimentCreated, ExperimentEntity("x"), Experiment{ID: "x", Logical: "prompt", Control: "a", Treatment: "b", Steps: []float64{0.1}, Draft: true})
+	l.do(
+		ExperimentCreated,
+		ExperimentEntity("x"),
+		Experiment{ID: "x", Logical: "prompt", Control: "a", Treatment: "b", Steps: []float64{0.1}, Draft: true},
+	)
 	l.promote("b")
 	l.do(ExperimentDecided, ExperimentEntity("x"), Decision{Outcome: RollBack, Rule: "manual"})
 	if got := l.state.Models["b"].State; got != ModelChampion {

@@ -65,7 +65,13 @@ func TestTheCalls(t *testing.T) {
 		}
 		return string(backend.KindOf(err))
 	}
-	got := []string{kind(v.Health(ctx)), kind(v.Load(ctx, "a", dir)), kind(v.Load(ctx, "a", dir)), kind(v.Load(ctx, "b", dir+"/none")), kind(v.Unload(ctx, "b"))}
+	got := []string{
+		kind(v.Health(ctx)),
+		kind(v.Load(ctx, "a", dir)),
+		kind(v.Load(ctx, "a", dir)),
+		kind(v.Load(ctx, "b", dir+"/none")),
+		kind(v.Unload(ctx, "b")),
+	}
 	if d := cmp.Diff([]string{"ok", "ok", "already_loaded", "not_found", "not_found"}, got); d != "" {
 		t.Error(d)
 	}
@@ -74,7 +80,15 @@ func TestTheCalls(t *testing.T) {
 	if d := cmp.Diff(want, cards); err != nil || d != "" {
 		t.Error(err, d)
 	}
-	resp, err := v.Chat(ctx, backend.ChatRequest{Model: "a", N: 3, Logprobs: true, Messages: []backend.Message{{Role: "user", Content: []backend.Part{{Type: "text", Text: "x"}}}}})
+	resp, err := v.Chat(
+		ctx,
+		backend.ChatRequest{
+			Model:    "a",
+			N:        3,
+			Logprobs: true,
+			Messages: []backend.Message{{Role: "user", Content: []backend.Part{{Type: "text", Text: "x"}}}},
+		},
+	)
 	if err != nil || resp.Model != "a" || len(resp.Choices) != 3 || len(resp.Choices[0].Logprobs.Content) != 4 {
 		t.Fatal(resp, err)
 	}
@@ -133,7 +147,9 @@ func TestIndexKnowsTheNamesOfModules(t *testing.T) {
 	// Qwen2.5-VL as it is stored: "model." is the language model there.
 	dir := t.TempDir()
 	servingtest.WriteSafetensors(t, dir+"/model.safetensors", map[string]servingtest.Tensor{
-		"visual.blocks.0.attn.qkv.weight": {Shape: []int64{6, 2}}, "model.layers.0.mlp.up_proj.weight": {Shape: []int64{4, 2}}, "model.norm.weight": {Shape: []int64{2}},
+		"visual.blocks.0.attn.qkv.weight": {
+			Shape: []int64{6, 2},
+		}, "model.layers.0.mlp.up_proj.weight": {Shape: []int64{4, 2}}, "model.norm.weight": {Shape: []int64{2}},
 	})
 	if x, err = backend.ReadIndex(dir); err != nil {
 		t.Fatal(err)

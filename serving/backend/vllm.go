@@ -68,13 +68,27 @@ func (v *VLLM) Close() { v.client.CloseIdleConnections() }
 
 // Load calls POST /v1/load_lora_adapter.
 func (v *VLLM) Load(ctx context.Context, name, path string) error {
-	_, err := v.call(ctx, "load "+name, v.cfg.ControlTimeout, http.MethodPost, "/v1/load_lora_adapter", map[string]string{"lora_name": name, "lora_path": path})
+	_, err := v.call(
+		ctx,
+		"load "+name,
+		v.cfg.ControlTimeout,
+		http.MethodPost,
+		"/v1/load_lora_adapter",
+		map[string]string{"lora_name": name, "lora_path": path},
+	)
 	return err
 }
 
 // Unload calls POST /v1/unload_lora_adapter.
 func (v *VLLM) Unload(ctx context.Context, name string) error {
-	_, err := v.call(ctx, "unload "+name, v.cfg.ControlTimeout, http.MethodPost, "/v1/unload_lora_adapter", map[string]string{"lora_name": name})
+	_, err := v.call(
+		ctx,
+		"unload "+name,
+		v.cfg.ControlTimeout,
+		http.MethodPost,
+		"/v1/unload_lora_adapter",
+		map[string]string{"lora_name": name},
+	)
 	return err
 }
 

@@ -62,8 +62,16 @@ func openBrowser(t *testing.T, origin string, width, height int64) *tab {
 	if bin == "" {
 		t.Skip("no Chromium on the PATH (Debian: apt-get install chromium)")
 	}
-	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(bin), chromedp.UserDataDir(t.TempDir()), chromedp.NoSandbox, chromedp.DisableGPU,
-		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-component-update", true), chromedp.WSURLReadTimeout(60*time.Second))
+	opts := append(
+		chromedp.DefaultExecAllocatorOptions[:],
+		chromedp.ExecPath(bin),
+		chromedp.UserDataDir(t.TempDir()),
+		chromedp.NoSandbox,
+		chromedp.DisableGPU,
+		chromedp.Flag("disable-quic", true),
+		chromedp.Flag("disable-component-update", true),
+		chromedp.WSURLReadTimeout(60*time.Second),
+	)
 	alloc, stop := chromedp.NewExecAllocator(t.Context(), opts...)
 	t.Cleanup(stop)
 	ctx, cancel := chromedp.NewContext(alloc)
@@ -208,8 +216,12 @@ func TestPageInChromium(t *testing.T) {
 		}
 	}
 	// The whisker lies where the numbers say: its dot between its ends, the zero line where zero is.
-	if !eval[bool](t, b, `(() => { const x = s => document.querySelector(s).getBoundingClientRect(); const l = x('.axis .line'), d = x('.axis .dot'), z = x('.axis .zero'), t = x('.axis .t.z');
-		const m = d.left + d.width / 2; return l.left < m && m < l.right && Math.abs(z.left + z.width / 2 - (t.left + t.width / 2)) < 1.5 })()`) {
+	if !eval[bool](
+		t,
+		b,
+		`(() => { const x = s => document.querySelector(s).getBoundingClientRect(); const l = x('.axis .line'), d = x('.axis .dot'), z = x('.axis .zero'), t = x('.axis .t.z');
+		const m = d.left + d.width / 2; return l.left < m && m < l.right && Math.abs(z.left + z.width / 2 - (t.left + t.width / 2)) < 1.5 })()`,
+	) {
 		t.Error("the lift's whisker is not where its numbers are")
 	}
 	if eval[bool](t, b, `document.documentElement.scrollWidth > innerWidth`) {

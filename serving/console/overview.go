@@ -159,8 +159,12 @@ func NewRollout(x control.ExperimentStatus, v ramp.Verdict, guardMargin float64)
 	r := Rollout{
 		ID: x.ID, Running: x.Running(), Unit: x.Unit, ControlName: x.Control, TreatName: x.Treatment, Steps: x.Steps, Index: x.Step.Index,
 		Stepped: x.Stepped, Action: string(v.Action), Rule: string(v.Rule), Why: v.Why, FiguresStep: f.Step.Index,
-		Control: newArm(f.Control), Treatment: newArm(f.Treatment), Lift: num(f.Relative), LiftLow: num(f.RelativeLow), LiftHigh: num(f.RelativeHigh),
-		P: num(f.P), SRMP: num(f.SRMP), Alpha: x.Alpha, GuardMargin: guardMargin, Generations: f.Generation.Total, GenerationsX: f.Generation.Failed,
+		Control: newArm(
+			f.Control,
+		), Treatment: newArm(f.Treatment), Lift: num(f.Relative), LiftLow: num(f.RelativeLow), LiftHigh: num(f.RelativeHigh),
+		P: num(
+			f.P,
+		), SRMP: num(f.SRMP), Alpha: x.Alpha, GuardMargin: guardMargin, Generations: f.Generation.Total, GenerationsX: f.Generation.Failed,
 	}
 	if rate := float64(f.Control.CTR); rate > 0 {
 		r.MDERelative = num(f.MDE / ramp.Num(rate))

@@ -38,10 +38,18 @@ func sampleRollout() Rollout {
 		}
 		return s
 	}
-	x := control.ExperimentStatus{Experiment: control.Experiment{ID: "exp-prompt-71d0c3b9a44e", Logical: "prompt", Unit: "user", Control: "prompt-2f9be81c07d5",
-		Treatment: "prompt-71d0c3b9a44e", Steps: []float64{0.01, 0.05, 0.2, 0.5, 1}, Alpha: 0.05, NStar: 5000}, Step: control.Step{Index: 3, Share: 0.5}, Stepped: wall.Add(-7 * time.Minute)}
+	x := control.ExperimentStatus{
+		Experiment: control.Experiment{ID: "exp-prompt-71d0c3b9a44e", Logical: "prompt", Unit: "user", Control: "prompt-2f9be81c07d5",
+			Treatment: "prompt-71d0c3b9a44e", Steps: []float64{0.01, 0.05, 0.2, 0.5, 1}, Alpha: 0.05, NStar: 5000},
+		Step:    control.Step{Index: 3, Share: 0.5},
+		Stepped: wall.Add(-7 * time.Minute),
+	}
 	sums := ramp.Sums{Control: arm(4731, 0.0361), Treatment: arm(4681, 0.0405)}
-	return NewRollout(x, ramp.Look(ramp.Default(), x, ramp.Evidence{Now: sums, Deciding: sums, Generation: ramp.Counts{Total: 1408, Failed: 3}}), 0.05)
+	return NewRollout(
+		x,
+		ramp.Look(ramp.Default(), x, ramp.Evidence{Now: sums, Deciding: sums, Generation: ramp.Counts{Total: 1408, Failed: 3}}),
+		0.05,
+	)
 }
 
 // sample is a loop in the middle of its second rollout.
@@ -52,18 +60,80 @@ func sample(t testing.TB, cat *catalogue.Catalogue) Overview {
 		Time: wall, EventTime: &stream,
 		Instance: Instance{Name: "./data", Version: "v0.1.0", Mode: "embedded", UptimeSeconds: 1294},
 		Stages: []Stage{
-			{Name: Ingest, State: Running, Rate: new(1284.3), RateOf: "impressions", Total: 1_214_880, LagSeconds: new(0.04), LagOf: "received to log", Detail: "12,143 duplicates recognised", AgeSeconds: 1},
-			{Name: Join, State: Running, Rate: new(1271.8), RateOf: "labels", Total: 1_158_302, LagSeconds: new(0.8), LagOf: "log to join", Dropped: 5784, Detail: "window 2 h, 44,435 impressions open", AgeSeconds: 1},
-			{Name: Pair, State: Running, Rate: new(3.1), RateOf: "pairs", Total: 8412, LagSeconds: new(14.0), LagOf: "labels to pairs", Detail: "312 of 2,000 new pairs until the next data set", AgeSeconds: 2},
-			{Name: Train, State: Idle, Rate: new(0.0), RateOf: "steps", Total: 2940, Detail: "last: rounds, 4 min 12 s, all gates passed", AgeSeconds: 1},
-			{Name: Serve, State: Degraded, Rate: new(1284.0), RateOf: "decisions", Total: 1_214_902, LagSeconds: new(0.0006), LagOf: "p99 of a decision", Dropped: 2, Detail: "1 of 2 model servers restarts", AgeSeconds: 1},
+			{
+				Name:       Ingest,
+				State:      Running,
+				Rate:       new(1284.3),
+				RateOf:     "impressions",
+				Total:      1_214_880,
+				LagSeconds: new(0.04),
+				LagOf:      "received to log",
+				Detail:     "12,143 duplicates recognised",
+				AgeSeconds: 1,
+			},
+			{
+				Name:       Join,
+				State:      Running,
+				Rate:       new(1271.8),
+				RateOf:     "labels",
+				Total:      1_158_302,
+				LagSeconds: new(0.8),
+				LagOf:      "log to join",
+				Dropped:    5784,
+				Detail:     "window 2 h, 44,435 impressions open",
+				AgeSeconds: 1,
+			},
+			{
+				Name:       Pair,
+				State:      Running,
+				Rate:       new(3.1),
+				RateOf:     "pairs",
+				Total:      8412,
+				LagSeconds: new(14.0),
+				LagOf:      "labels to pairs",
+				Detail:     "312 of 2,000 new pairs until the next data set",
+				AgeSeconds: 2,
+			},
+			{
+				Name:       Train,
+				State:      Idle,
+				Rate:       new(0.0),
+				RateOf:     "steps",
+				Total:      2940,
+				Detail:     "last: rounds, 4 min 12 s, all gates passed",
+				AgeSeconds: 1,
+			},
+			{
+				Name:       Serve,
+				State:      Degraded,
+				Rate:       new(1284.0),
+				RateOf:     "decisions",
+				Total:      1_214_902,
+				LagSeconds: new(0.0006),
+				LagOf:      "p99 of a decision",
+				Dropped:    2,
+				Detail:     "1 of 2 model servers restarts",
+				AgeSeconds: 1,
+			},
 		},
 		Freshness: Freshness{NewestClick: new(stream.Add(-14 * time.Minute)), AgeSeconds: new(840.0)},
-		Champion:  &Champion{Version: "prompt-2f9be81c07d5", Since: wall.Add(-16 * time.Minute), Previous: "prompt-base", Note: "lift +0.41 points [+0.12, +0.70]", Pairs: 4127, Impressions: 402_118, Clicks: 14_533},
-		Rollout:   &r,
-		Ledger:    Ledger{Received: 1_214_880, Positive: 42_118, Negative: 1_110_400, Open: 44_435, Duplicate: 12_143, Late: 5784},
+		Champion: &Champion{
+			Version:     "prompt-2f9be81c07d5",
+			Since:       wall.Add(-16 * time.Minute),
+			Previous:    "prompt-base",
+			Note:        "lift +0.41 points [+0.12, +0.70]",
+			Pairs:       4127,
+			Impressions: 402_118,
+			Clicks:      14_533,
+		},
+		Rollout: &r,
+		Ledger:  Ledger{Received: 1_214_880, Positive: 42_118, Negative: 1_110_400, Open: 44_435, Duplicate: 12_143, Late: 5784},
 		Marks: []Mark{{stream.Add(-9 * time.Hour), "promoted", "2f9be81c promoted"}, {stream.Add(-3 * time.Hour), "step", "71d0c3b9 at 1 %"},
-			{stream.Add(-150 * time.Minute), "step", "5 %"}, {stream.Add(-2 * time.Hour), "step", "20 %"}, {stream.Add(-70 * time.Minute), "step", "50 %"}},
+			{
+				stream.Add(-150 * time.Minute),
+				"step",
+				"5 %",
+			}, {stream.Add(-2 * time.Hour), "step", "20 %"}, {stream.Add(-70 * time.Minute), "step", "50 %"}},
 		Alerts: []Alert{{"warn", "Model server embedded-1 is not answering", wall.Add(-40 * time.Second), ""}},
 	}
 	rng := rand.New(rand.NewPCG(3, 3))
@@ -74,7 +144,10 @@ func sample(t testing.TB, cat *catalogue.Catalogue) Overview {
 			rate += 0.004
 		}
 		n := 9000 + rng.IntN(4000)
-		o.CTR = append(o.CTR, CTRPoint{Time: at, Impressions: int64(n), Clicks: int64(float64(n)*rate + rng.NormFloat64()*math.Sqrt(float64(n)*rate))})
+		o.CTR = append(
+			o.CTR,
+			CTRPoint{Time: at, Impressions: int64(n), Clicks: int64(float64(n)*rate + rng.NormFloat64()*math.Sqrt(float64(n)*rate))},
+		)
 	}
 	for i, e := range []struct{ typ, entity, actor, note string }{
 		{"experiment.step", "experiment/exp-prompt-71d0c3b9a44e", "experiment-controller", "enough data at share 0.2 and no guard fired"},
@@ -95,9 +168,24 @@ func sample(t testing.TB, cat *catalogue.Catalogue) Overview {
 			continue
 		}
 		fits := p.Fits()
-		text := fmt.Sprintf("%s, %s tones, %s, %s", fits[i%len(fits)], g.Palettes[i%len(g.Palettes)], g.Lights[i%len(g.Lights)], g.Props[i%len(g.Props)])
-		c := Creative{ID: fmt.Sprintf("c-%016x", i+1), Product: p.ID, Title: p.Title, Category: p.Category, Version: r.TreatName, Variant: []string{"control", "treatment"}[i%2],
-			Description: text, Created: wall, Impressions: int64(180 + i*61%4000)}
+		text := fmt.Sprintf(
+			"%s, %s tones, %s, %s",
+			fits[i%len(fits)],
+			g.Palettes[i%len(g.Palettes)],
+			g.Lights[i%len(g.Lights)],
+			g.Props[i%len(g.Props)],
+		)
+		c := Creative{
+			ID:          fmt.Sprintf("c-%016x", i+1),
+			Product:     p.ID,
+			Title:       p.Title,
+			Category:    p.Category,
+			Version:     r.TreatName,
+			Variant:     []string{"control", "treatment"}[i%2],
+			Description: text,
+			Created:     wall,
+			Impressions: int64(180 + i*61%4000),
+		}
 		c.Clicks = int64(float64(c.Impressions) * (0.02 + 0.03*rng.Float64()))
 		if i == 33 {
 			c.Impressions, c.Clicks = 0, 0

@@ -117,7 +117,12 @@ func (s *Service) overview(w http.ResponseWriter, r *http.Request) {
 }
 
 func problem(err error) []byte {
-	raw, _ := json.Marshal(map[string]string{"error": err.Error(), "hint": "the page keeps the last figures and shows their age; `ctrloop status` says which part is down"})
+	raw, _ := json.Marshal(
+		map[string]string{
+			"error": err.Error(),
+			"hint":  "the page keeps the last figures and shows their age; `ctrloop status` says which part is down",
+		},
+	)
 	return raw
 }
 

@@ -191,7 +191,8 @@ func TestAssets(t *testing.T) {
 		if again := get(p, rec.Header().Get("ETag")); again.Code != http.StatusNotModified {
 			t.Errorf("%s again: %d", p, again.Code)
 		}
-		if s := rec.Body.String(); strings.Contains(s, "http://") && !strings.Contains(s, "http://www.w3.org/2000/svg") || strings.Contains(s, "https://") {
+		if s := rec.Body.String(); strings.Contains(s, "http://") && !strings.Contains(s, "http://www.w3.org/2000/svg") ||
+			strings.Contains(s, "https://") {
 			t.Errorf("%s names another host", p)
 		}
 	}

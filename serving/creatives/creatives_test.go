@@ -66,7 +66,13 @@ func (w *writer) Chat(_ context.Context, r backend.ChatRequest) (*backend.ChatRe
 func grammatical(r backend.ChatRequest, _, choice int) string {
 	v := imaging.Grammar()
 	n := int(uint64(*r.Seed) % 1000)
-	return fmt.Sprintf(" %s, %s tones, %s, %s\n", v.Scenes[(n+choice)%len(v.Scenes)], v.Palettes[n%len(v.Palettes)], v.Lights[n%len(v.Lights)], v.Props[n%len(v.Props)])
+	return fmt.Sprintf(
+		" %s, %s tones, %s, %s\n",
+		v.Scenes[(n+choice)%len(v.Scenes)],
+		v.Palettes[n%len(v.Palettes)],
+		v.Lights[n%len(v.Lights)],
+		v.Props[n%len(v.Props)],
+	)
 }
 
 type topic struct {
@@ -180,7 +186,9 @@ func TestCreativesAreMadeCheckedAndServed(t *testing.T) {
 			if blocked, e := guard(file, prod, 96, true); blocked != "" || e != 0 {
 				t.Errorf("%s: %s", c.ID, blocked)
 			}
-			if c.Category != prod.Category || c.ModelVersion != "prompt-1" || c.Backend != "scene" || !c.Valid || c.Prior != 0.5 || c.ID != "c-"+c.Asset[:16] || strings.TrimSpace(c.Description) != c.Description {
+			if c.Category != prod.Category || c.ModelVersion != "prompt-1" || c.Backend != "scene" || !c.Valid || c.Prior != 0.5 ||
+				c.ID != "c-"+c.Asset[:16] ||
+				strings.TrimSpace(c.Description) != c.Description {
 				t.Errorf("%+v", c)
 			}
 			if !bytes.Contains(file, []byte("ctrloop:version\x00prompt-1")) {
@@ -193,7 +201,8 @@ func TestCreativesAreMadeCheckedAndServed(t *testing.T) {
 	}
 	req := s.model.calls[0]
 	text := req.Messages[0].Content[1].Text
-	if req.N != 4 || req.MinP != 0.03 || !strings.HasSuffix(text, ". one") && !strings.HasSuffix(text, ". two") || !strings.HasPrefix(req.Messages[0].Content[0].ImageURL.URL, "data:image/png;base64,") {
+	if req.N != 4 || req.MinP != 0.03 || !strings.HasSuffix(text, ". one") && !strings.HasSuffix(text, ". two") ||
+		!strings.HasPrefix(req.Messages[0].Content[0].ImageURL.URL, "data:image/png;base64,") {
 		t.Errorf("request %+v", req)
 	}
 }
@@ -430,7 +439,8 @@ func TestHTTP(t *testing.T) {
 	}
 	pic := do("GET", "/v1/creatives/"+id+".png", "")
 	im, err := png.Decode(pic.Body)
-	if err != nil || im.Bounds().Dx() != 96 || pic.Header().Get("Content-Type") != "image/png" || !strings.Contains(pic.Header().Get("Cache-Control"), "immutable") {
+	if err != nil || im.Bounds().Dx() != 96 || pic.Header().Get("Content-Type") != "image/png" ||
+		!strings.Contains(pic.Header().Get("Cache-Control"), "immutable") {
 		t.Fatal(pic.Header(), err)
 	}
 	for path, body := range map[string]string{

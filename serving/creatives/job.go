@@ -103,7 +103,15 @@ func readJob(file string) (*job, error) {
 	if !sc.Scan() || json.Unmarshal(sc.Bytes(), &h) != nil || len(h.Spec.Products) == 0 {
 		return nil, fmt.Errorf("%s is not a job file", filepath.Base(file))
 	}
-	j := &job{spec: h.Spec, id: h.Spec.ID(), file: file, created: h.Created, state: Queued, results: map[string]result{}, done: make(chan struct{})}
+	j := &job{
+		spec:    h.Spec,
+		id:      h.Spec.ID(),
+		file:    file,
+		created: h.Created,
+		state:   Queued,
+		results: map[string]result{},
+		done:    make(chan struct{}),
+	}
 	for sc.Scan() {
 		var r result
 		if json.Unmarshal(sc.Bytes(), &r) == nil && r.Product != "" {
@@ -180,7 +188,15 @@ func (j *job) wait(ctx context.Context) error {
 func (j *job) progress() Progress {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	p := Progress{ID: j.id, State: j.state, Version: j.spec.Version, PerProduct: j.spec.PerProduct, Products: len(j.spec.Products), Created: j.created, Finished: j.finished}
+	p := Progress{
+		ID:         j.id,
+		State:      j.state,
+		Version:    j.spec.Version,
+		PerProduct: j.spec.PerProduct,
+		Products:   len(j.spec.Products),
+		Created:    j.created,
+		Finished:   j.finished,
+	}
 	for _, r := range j.results {
 		if r.Error != "" {
 			if p.Errors == nil {

@@ -297,7 +297,27 @@ func (s *Service) work(ctx context.Context, j *job) {
 	} else {
 		j.set(Done)
 	}
-	s.log.Info().Str("job", j.id).Str("version", p.Version).Int("creatives", p.Creatives).Int("blocked", p.Blocked).Int("failed_products", len(p.Errors)).Dur("took", time.Since(start)).Msg("creatives made")
+	s.log.Info().Str(
+		"job",
+		j.id,
+	).Str(
+		"version",
+		p.Version,
+	).Int(
+		"creatives",
+		p.Creatives,
+	).Int(
+		"blocked",
+		p.Blocked,
+	).Int(
+		"failed_products",
+		len(p.Errors),
+	).Dur(
+		"took",
+		time.Since(start),
+	).Msg(
+		"creatives made",
+	)
 }
 
 // product makes one product's share of a job. What exists of it already counts.
@@ -415,8 +435,17 @@ func (s *Service) make(ctx context.Context, spec Spec, p *catalogue.Product, tex
 	if err := imaging.EncodePNG(&b, im); err != nil {
 		return schemas.Creative{}, fmt.Errorf("encode: %w", err)
 	}
-	file, err := annotate(b.Bytes(), [2]string{"ctrloop:product", p.ID}, [2]string{"ctrloop:version", spec.Version},
-		[2]string{"ctrloop:description", text}, [2]string{"ctrloop:backend", s.drawer.Name()}, [2]string{"ctrloop:seed", strconv.FormatUint(seed, 10)})
+	file, err := annotate(
+		b.Bytes(),
+		[2]string{"ctrloop:product", p.ID},
+		[2]string{"ctrloop:version", spec.Version},
+		[2]string{
+			"ctrloop:description",
+			text,
+		},
+		[2]string{"ctrloop:backend", s.drawer.Name()},
+		[2]string{"ctrloop:seed", strconv.FormatUint(seed, 10)},
+	)
 	if err != nil {
 		return schemas.Creative{}, err
 	}

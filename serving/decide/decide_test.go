@@ -58,7 +58,19 @@ func assigner(t testing.TB, experiment bool, share float64) *assign.Assigner {
 	}
 	put(control.ModelPromoted, control.RouteEntity(Logical), control.Promotion{Logical: Logical, Version: "v-control"})
 	if experiment {
-		put(control.ExperimentCreated, control.ExperimentEntity("e"), control.Experiment{ID: "e", Logical: Logical, Unit: "user", Seed: "s", Control: "v-control", Treatment: "v-treatment", Steps: []float64{share}})
+		put(
+			control.ExperimentCreated,
+			control.ExperimentEntity("e"),
+			control.Experiment{
+				ID:        "e",
+				Logical:   Logical,
+				Unit:      "user",
+				Seed:      "s",
+				Control:   "v-control",
+				Treatment: "v-treatment",
+				Steps:     []float64{share},
+			},
+		)
 	}
 	return assign.New(st)
 }
@@ -157,7 +169,8 @@ func TestExplorationIsUniformOverEverythingAndLabelled(t *testing.T) {
 func TestIntentionToTreat(t *testing.T) {
 	s := newService(t, 0, assigner(t, true, 1))
 	for _, d := range s.Decide(requests(50, "p2"), nil) {
-		if d.Experiment != "e" || d.Variant != "treatment" || d.ModelVersion != "v-control" || d.Policy != PolicyFallback || d.Propensity != 1./3 {
+		if d.Experiment != "e" || d.Variant != "treatment" || d.ModelVersion != "v-control" || d.Policy != PolicyFallback ||
+			d.Propensity != 1./3 {
 			t.Fatalf("%+v", d)
 		}
 	}
@@ -203,7 +216,8 @@ func TestHTTP(t *testing.T) {
 	}
 	w = call(s, `{"requests":[{"user":"a","product":"p1"},{"user":1,"product":"nope"}]}`)
 	var batch struct{ Decisions []Decision }
-	if err := json.Unmarshal(w.Body.Bytes(), &batch); err != nil || w.Code != 200 || len(batch.Decisions) != 2 || batch.Decisions[1].Error == "" {
+	if err := json.Unmarshal(w.Body.Bytes(), &batch); err != nil || w.Code != 200 || len(batch.Decisions) != 2 ||
+		batch.Decisions[1].Error == "" {
 		t.Fatalf("%d %s %v", w.Code, w.Body, err)
 	}
 	for body, code := range map[string]int{

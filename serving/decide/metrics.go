@@ -14,8 +14,24 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
-		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "ctrloop", Subsystem: "decide", Name: "decisions_total", Help: "Decisions, by policy; error: none could be made."}, []string{"policy"}),
-		latency:   prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "ctrloop", Subsystem: "decide", Name: "request_seconds", Help: "Time of a call, batches included.", Buckets: prometheus.ExponentialBuckets(2e-5, 2, 16)}),
+		decisions: prometheus.NewCounterVec(
+			prometheus.CounterOpts{
+				Namespace: "ctrloop",
+				Subsystem: "decide",
+				Name:      "decisions_total",
+				Help:      "Decisions, by policy; error: none could be made.",
+			},
+			[]string{"policy"},
+		),
+		latency: prometheus.NewHistogram(
+			prometheus.HistogramOpts{
+				Namespace: "ctrloop",
+				Subsystem: "decide",
+				Name:      "request_seconds",
+				Help:      "Time of a call, batches included.",
+				Buckets:   prometheus.ExponentialBuckets(2e-5, 2, 16),
+			},
+		),
 	}
 	reg.MustRegister(m.decisions, m.latency)
 	return m

@@ -103,7 +103,22 @@ func (p pages) Looks(_ context.Context, id string, limit int) ([]LookRow, error)
 	var out []LookRow
 	for _, l := range p.looks.seen {
 		f := l.Figures
-		out = append(out, LookRow{l.Time, l.Step.Index, l.Step.Share, string(l.Action), string(l.Rule), f.Relative, f.RelativeLow, f.RelativeHigh, f.P, f.SRMP, f.Control.Impressions + f.Treatment.Impressions})
+		out = append(
+			out,
+			LookRow{
+				l.Time,
+				l.Step.Index,
+				l.Step.Share,
+				string(l.Action),
+				string(l.Rule),
+				f.Relative,
+				f.RelativeLow,
+				f.RelativeHigh,
+				f.P,
+				f.SRMP,
+				f.Control.Impressions + f.Treatment.Impressions,
+			},
+		)
 	}
 	return out[max(0, len(out)-limit):], nil
 }

@@ -155,7 +155,16 @@ func (s *Service) analyse(ctx context.Context, x control.ExperimentStatus) (Anal
 	if err != nil {
 		return Analysis{}, err
 	}
-	a := Analysis{OK: v.Ok(), Decision: v.Action, Rule: string(v.Rule), Why: v.Why, Experiment: x.ID, Running: x.Running(), Step: x.Step, Figures: v.Figures}
+	a := Analysis{
+		OK:         v.Ok(),
+		Decision:   v.Action,
+		Rule:       string(v.Rule),
+		Why:        v.Why,
+		Experiment: x.ID,
+		Running:    x.Running(),
+		Step:       x.Step,
+		Figures:    v.Figures,
+	}
 	if d := x.Decision; d != nil {
 		a.Decision, a.Rule, a.OK = ramp.Action(d.Outcome), d.Rule, d.Outcome == control.Promote
 		a.Why = "ended; the figures are those of its last steps as they are now"
@@ -191,7 +200,12 @@ func (s *Service) create(w http.ResponseWriter, r *http.Request) {
 	}
 	x.Created = s.d.Wall().UTC()
 	if err := Check(x, st); err != nil {
-		fail(w, http.StatusUnprocessableEntity, err.Error(), "fields: id, logical, unit, seed, control, treatment, steps, alpha, n_star, epsilon, draft, slot, targeting, note; only treatment is needed")
+		fail(
+			w,
+			http.StatusUnprocessableEntity,
+			err.Error(),
+			"fields: id, logical, unit, seed, control, treatment, steps, alpha, n_star, epsilon, draft, slot, targeting, note; only treatment is needed",
+		)
 		return
 	}
 	if err := s.append(r.Context(), control.ExperimentCreated, control.ExperimentEntity(x.ID), 0, who(r), req.Note, x); err != nil {
@@ -246,7 +260,14 @@ func Check(x control.Experiment, st *control.State) error {
 		switch other := o.InSlot(); {
 		case x.Draft || !o.Running():
 		case o.Logical == x.Logical && slot.Overlaps(other):
-			bad("experiment %s runs on %s already, in slot %s %g to %g: one at a time in a slot, so that lifts are not mixed", o.ID, x.Logical, other.Layer, other.Start, other.End)
+			bad(
+				"experiment %s runs on %s already, in slot %s %g to %g: one at a time in a slot, so that lifts are not mixed",
+				o.ID,
+				x.Logical,
+				other.Layer,
+				other.Start,
+				other.End,
+			)
 		case slot.Layer == other.Layer && slot.Overlaps(other):
 			bad("experiment %s has slot %g to %g of layer %s: slots of a layer share no unit", o.ID, other.Start, other.End, other.Layer)
 		}

@@ -49,7 +49,13 @@ func (s *Service) command(id string, r Request, noted bool) (*control.State, con
 	}
 	at := st.Versions[control.ExperimentEntity(id)]
 	if r.Expect != nil && *r.Expect != at { // before anything is written: a promotion comes in two commands
-		return nil, control.ExperimentStatus{}, 0, fmt.Errorf("experiment %s is at version %d, the request expects %d: %w", id, at, *r.Expect, control.ErrConflict)
+		return nil, control.ExperimentStatus{}, 0, fmt.Errorf(
+			"experiment %s is at version %d, the request expects %d: %w",
+			id,
+			at,
+			*r.Expect,
+			control.ErrConflict,
+		)
 	}
 	return st, *x, at, nil
 }
@@ -105,7 +111,12 @@ func (s *Service) Override(ctx context.Context, id, who string, r Request) error
 	}
 	decides := ramp.Decides(x.Steps)
 	if next.Share >= 1 && !slices.ContainsFunc(x.History, func(s control.Step) bool { return s.Index == decides }) {
-		return bad("go to the deciding step first, or end it with promote", "at share 1 nothing can be compared, and the deciding step %d (share %g) has no data yet", decides, x.Steps[decides])
+		return bad(
+			"go to the deciding step first, or end it with promote",
+			"at share 1 nothing can be compared, and the deciding step %d (share %g) has no data yet",
+			decides,
+			x.Steps[decides],
+		)
 	}
 	if next, err = s.dated(x, next); err != nil {
 		return err
@@ -120,9 +131,22 @@ func (s *Service) Force(ctx context.Context, id, who string, r Request) error {
 		return err
 	}
 	if r.Unit == "" || !slices.Contains([]string{"", assign.Control, assign.Treatment}, r.Variant) {
-		return bad("unit is a user hash or a product, variant control or treatment (empty takes it back)", "force unit %q to variant %q", r.Unit, r.Variant)
+		return bad(
+			"unit is a user hash or a product, variant control or treatment (empty takes it back)",
+			"force unit %q to variant %q",
+			r.Unit,
+			r.Variant,
+		)
 	}
-	return s.append(ctx, control.ExperimentForced, control.ExperimentEntity(id), at, who, r.Note, control.Forced{Unit: r.Unit, Variant: r.Variant})
+	return s.append(
+		ctx,
+		control.ExperimentForced,
+		control.ExperimentEntity(id),
+		at,
+		who,
+		r.Note,
+		control.Forced{Unit: r.Unit, Variant: r.Variant},
+	)
 }
 
 // Stop ends an experiment by hand: promote, rollback or inconclusive.

@@ -141,7 +141,8 @@ func TestKilledAtEveryCommand(t *testing.T) {
 	}
 	plain := life(-1, false)
 	want := commands(plain.log)
-	if x := plain.log.st.Experiments["e"]; x.Running() || x.Decision.Outcome != control.Promote || !slices.IsSortedFunc(x.Trail, func(a, b control.Change) int { return int(a.Version - b.Version) }) {
+	if x := plain.log.st.Experiments["e"]; x.Running() || x.Decision.Outcome != control.Promote ||
+		!slices.IsSortedFunc(x.Trail, func(a, b control.Change) int { return int(a.Version - b.Version) }) {
 		t.Fatalf("ended as %+v", x.Decision)
 	}
 	for kill := range len(want) - 5 + 1 { // 5 commands set the scene; 0: rebuilt between all looks
@@ -281,7 +282,8 @@ func TestManualRequests(t *testing.T) {
 	} {
 		r.world.now = r.world.now.Add(time.Minute)
 		code, v := post(c.path, c.body)
-		if text := mustJSON(t, v); code != c.code || !strings.Contains(strings.ReplaceAll(text, `\"`, `"`), c.want) && !strings.Contains(strings.ReplaceAll(text, `\u003c`, "<"), c.want) {
+		if text := mustJSON(t, v); code != c.code ||
+			!strings.Contains(strings.ReplaceAll(text, `\"`, `"`), c.want) && !strings.Contains(strings.ReplaceAll(text, `\u003c`, "<"), c.want) {
 			t.Errorf("POST %s %s: %d %s, want %d with %s", c.path, c.body, code, text, c.code, c.want)
 		}
 	}
@@ -290,8 +292,17 @@ func TestManualRequests(t *testing.T) {
 	for _, c := range x.Trail {
 		trail = append(trail, fmt.Sprint(c.Version, " ", c.Type, " ", c.Actor, " ", c.Note))
 	}
-	want := []string{"1 experiment.created ada first", "2 experiment.started ada go", "3 experiment.paused ada look", "4 experiment.resumed ada on",
-		"5 experiment.step ada n", "6 experiment.step ada n", "7 experiment.forced ada ", "8 experiment.forced ada ", "9 experiment.decided ada ship it"}
+	want := []string{
+		"1 experiment.created ada first",
+		"2 experiment.started ada go",
+		"3 experiment.paused ada look",
+		"4 experiment.resumed ada on",
+		"5 experiment.step ada n",
+		"6 experiment.step ada n",
+		"7 experiment.forced ada ",
+		"8 experiment.forced ada ",
+		"9 experiment.decided ada ship it",
+	}
 	if diff := cmp.Diff(want, trail); diff != "" {
 		t.Error(diff)
 	}
@@ -335,10 +346,12 @@ func TestSlotsAreExclusive(t *testing.T) {
 	if code, v := call(t, h, "POST", "/v1/experiments", `{"id":"d","treatment":"prompt-c","draft":true}`); code != 201 {
 		t.Errorf("draft: %d %v", code, v)
 	}
-	if code, v := call(t, h, "POST", "/v1/experiments/d/start", `{}`); code != 422 || !strings.Contains(v["error"].(string), "one at a time in a slot") {
+	if code, v := call(t, h, "POST", "/v1/experiments/d/start", `{}`); code != 422 ||
+		!strings.Contains(v["error"].(string), "one at a time in a slot") {
 		t.Errorf("start over others: %d %v", code, v)
 	}
-	if code, v := call(t, h, "PUT", "/v1/experiments/holdouts/prompt", `{"share":0.05,"version":"prompt-a","note":"long-term value"}`); code != 200 || len(v["holdouts"].([]any)) != 1 {
+	if code, v := call(t, h, "PUT", "/v1/experiments/holdouts/prompt", `{"share":0.05,"version":"prompt-a","note":"long-term value"}`); code != 200 ||
+		len(v["holdouts"].([]any)) != 1 {
 		t.Errorf("holdout: %d %v", code, v)
 	}
 	for _, body := range []string{`{"share":1,"note":"n"}`, `{"share":0.1}`, `{"share":0.1,"version":"none","note":"n"}`} {
@@ -363,7 +376,8 @@ func TestAWinOverAnOldChampionPromotesNothing(t *testing.T) {
 	r.log.put(t, control.ModelRegistered, control.ModelEntity("prompt-c"), control.Model{Version: "prompt-c", Logical: "prompt"})
 	r.log.put(t, control.ModelPromoted, control.RouteEntity("prompt"), control.Promotion{Logical: "prompt", Version: "prompt-c"})
 	x := r.run(t, 200, flat(0.04, 0.06))
-	if x.Running() || x.Decision.Outcome != control.Inconclusive || x.Decision.Rule != string(ramp.ChampionChanged) || r.log.st.Routes["prompt"].Champion != "prompt-c" {
+	if x.Running() || x.Decision.Outcome != control.Inconclusive || x.Decision.Rule != string(ramp.ChampionChanged) ||
+		r.log.st.Routes["prompt"].Champion != "prompt-c" {
 		t.Errorf("ended as %+v, champion %s", x.Decision, r.log.st.Routes["prompt"].Champion)
 	}
 }
@@ -379,7 +393,8 @@ func TestArgoWebMetric(t *testing.T) {
 		var body struct {
 			Data map[string]any `json:"data"` // {$.data}
 		}
-		if err := json.Unmarshal(rec.Body.Bytes(), &body); err != nil || rec.Code != 200 || !strings.HasPrefix(rec.Header().Get("Content-Type"), "application/json") {
+		if err := json.Unmarshal(rec.Body.Bytes(), &body); err != nil || rec.Code != 200 ||
+			!strings.HasPrefix(rec.Header().Get("Content-Type"), "application/json") {
 			t.Fatalf("%d %s: %v", rec.Code, rec.Body, err)
 		}
 		result := body.Data
@@ -420,7 +435,10 @@ func (f healthFunc) Generation(context.Context, string) (ramp.Counts, error) { r
 // nothing is wrong with their clicks; those that suit as well as the control's are not.
 func TestUnsuitableBackgroundsAreRolledBack(t *testing.T) {
 	judged := func() []schemas.Creative {
-		return []schemas.Creative{{ID: "a", ModelVersion: "prompt-a", Matching: 1, MatchingJudge: "rule", Valid: true}, {ID: "b", ModelVersion: "prompt-b", MatchingJudge: "rule", Valid: true}}
+		return []schemas.Creative{
+			{ID: "a", ModelVersion: "prompt-a", Matching: 1, MatchingJudge: "rule", Valid: true},
+			{ID: "b", ModelVersion: "prompt-b", MatchingJudge: "rule", Valid: true},
+		}
 	}
 	for name, tc := range map[string]struct {
 		treatment  float64
@@ -460,7 +478,9 @@ func TestUnsuitableBackgroundsAreRolledBack(t *testing.T) {
 					t.Fatalf("hour %d: ended as %+v", hour, x.Decision)
 				default:
 					note := x.Trail[len(x.Trail)-1].Note
-					if x.Decision.Outcome != control.RollBack || x.Decision.Rule != string(ramp.GuardrailBroken) || !strings.Contains(note, "matching_score: 0.3") || !strings.Contains(note, "rule scored") {
+					if x.Decision.Outcome != control.RollBack || x.Decision.Rule != string(ramp.GuardrailBroken) ||
+						!strings.Contains(note, "matching_score: 0.3") ||
+						!strings.Contains(note, "rule scored") {
 						t.Errorf("ended as %+v: %s", x.Decision, note)
 					}
 					return
@@ -511,7 +531,9 @@ func TestCategoriesAreAdjusted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r := rows[0]; r.Category != "better" || r.P > 0.05 || !r.Discovered || r.SelectedLow <= 0 || r.SelectedLow >= r.RelativeLow || r.SelectedHigh <= r.RelativeHigh || r.Adjustment != "e-BH over 22" {
+	if r := rows[0]; r.Category != "better" || r.P > 0.05 || !r.Discovered || r.SelectedLow <= 0 || r.SelectedLow >= r.RelativeLow ||
+		r.SelectedHigh <= r.RelativeHigh ||
+		r.Adjustment != "e-BH over 22" {
 		t.Errorf("the largest: %+v", r)
 	}
 	for _, r := range rows[1:] {
@@ -523,7 +545,8 @@ func TestCategoriesAreAdjusted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r := alone[0]; r.SelectedHigh >= rows[0].SelectedHigh || r.P >= rows[0].P || r.RelativeHigh != rows[0].RelativeHigh || r.SelectedHigh != r.RelativeHigh {
+	if r := alone[0]; r.SelectedHigh >= rows[0].SelectedHigh || r.P >= rows[0].P || r.RelativeHigh != rows[0].RelativeHigh ||
+		r.SelectedHigh != r.RelativeHigh {
 		t.Errorf("alone %+v, among 22 %+v", r, rows[0])
 	}
 	if last := rows[len(rows)-1]; last.Category != "empty" || last.P != 1 || last.RelativeLow != -1 {

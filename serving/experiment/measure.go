@@ -67,7 +67,14 @@ func (m Measured) Metrics(ctx context.Context, x control.ExperimentStatus, spans
 			return nil, fmt.Errorf("matching scores of what was shown: %w", err)
 		}
 		out = append(out, ramp.Metric{Name: ramp.MatchingScore, Control: s.Control, Treatment: s.Treatment,
-			Note: fmt.Sprintf("%s scored %.0f of %d impressions of the control and %.0f of %d", judge, s.Control.D, s.Impressions[0], s.Treatment.D, s.Impressions[1])})
+			Note: fmt.Sprintf(
+				"%s scored %.0f of %d impressions of the control and %.0f of %d",
+				judge,
+				s.Control.D,
+				s.Impressions[0],
+				s.Treatment.D,
+				s.Impressions[1],
+			)})
 	}
 	valid := ramp.Metric{Name: ramp.ValidShare}
 	for _, c := range creatives {

@@ -32,7 +32,11 @@ func TestMeasured(t *testing.T) {
 	var cs []schemas.Creative
 	for i := range 10 {
 		id := strconv.Itoa(i)
-		cs = append(cs, schemas.Creative{ID: "a" + id, ModelVersion: "a", Valid: true, Matching: 1, MatchingJudge: "rule"}, schemas.Creative{ID: "b" + id, ModelVersion: "b", Valid: i%5 != 0, MatchingJudge: "rule"})
+		cs = append(
+			cs,
+			schemas.Creative{ID: "a" + id, ModelVersion: "a", Valid: true, Matching: 1, MatchingJudge: "rule"},
+			schemas.Creative{ID: "b" + id, ModelVersion: "b", Valid: i%5 != 0, MatchingJudge: "rule"},
+		)
 		if i%5 == 0 {
 			cs[len(cs)-1].Blocked = "not well formed"
 			cs[len(cs)-1].MatchingJudge = ""
@@ -43,7 +47,9 @@ func TestMeasured(t *testing.T) {
 		cs = append(cs, schemas.Creative{ID: "x" + strconv.Itoa(i), ModelVersion: "a", Valid: true, Matching: 0.1, MatchingJudge: "another"})
 	}
 	cs = append(cs, schemas.Creative{ID: "y", ModelVersion: "b", Valid: true, Matching: 0.9, MatchingJudge: "another"})
-	seen := &shownScores{sums: ScoreSums{Sums: ramp.Sums{Control: stats.RatioSums{N: 3, M: 3, D: 3, MM: 3, DD: 3, MD: 3}}, Impressions: [2]int64{4, 5}}}
+	seen := &shownScores{
+		sums: ScoreSums{Sums: ramp.Sums{Control: stats.RatioSums{N: 3, M: 3, D: 3, MM: 3, DD: 3, MD: 3}}, Impressions: [2]int64{4, 5}},
+	}
 	m := Measured{Creatives: func() []schemas.Creative { return cs }, Shown: seen, Latency: &Latency{}}
 	if got, err := m.Generation(t.Context(), "b"); err != nil || got != (ramp.Counts{Total: 11, Failed: 2}) {
 		t.Errorf("generation %+v, %v", got, err)
@@ -61,8 +67,16 @@ func TestMeasured(t *testing.T) {
 	}
 	want := []ramp.Metric{
 		{Name: ramp.MatchingScore, Control: seen.sums.Control, Note: "rule scored 3 of 4 impressions of the control and 0 of 5"},
-		{Name: ramp.ValidShare, Control: stats.RatioSums{N: 40, M: 40, D: 40, MM: 40, DD: 40, MD: 40}, Treatment: stats.RatioSums{N: 11, M: 9, D: 11, MM: 9, DD: 11, MD: 9}},
-		{Name: ramp.GatewaySeconds, Control: stats.RatioSums{N: 2, M: 2, D: 2, MM: 2, DD: 2, MD: 2}, Treatment: stats.RatioSums{N: 2, M: 5, D: 2, MM: 13, DD: 2, MD: 5}},
+		{
+			Name:      ramp.ValidShare,
+			Control:   stats.RatioSums{N: 40, M: 40, D: 40, MM: 40, DD: 40, MD: 40},
+			Treatment: stats.RatioSums{N: 11, M: 9, D: 11, MM: 9, DD: 11, MD: 9},
+		},
+		{
+			Name:      ramp.GatewaySeconds,
+			Control:   stats.RatioSums{N: 2, M: 2, D: 2, MM: 2, DD: 2, MD: 2},
+			Treatment: stats.RatioSums{N: 2, M: 5, D: 2, MM: 13, DD: 2, MD: 5},
+		},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)

@@ -196,9 +196,19 @@ func (s *Service) guardRows(x control.ExperimentStatus, f ramp.Figures) []GuardR
 		{Name: "sample_ratio", Control: ramp.Num(f.Control.Units), Treatment: ramp.Num(f.Treatment.Units), Action: string(ramp.RollBack),
 			State: state(float64(f.SRMP) <= ramp.SRMLimit(c, x.Steps), false, f.Control.Units+f.Treatment.Units > 0 && f.Step.Share < 1),
 			Limit: fmt.Sprintf("p above %.3g at share %g", ramp.SRMLimit(c, x.Steps), f.Step.Share), Why: fmt.Sprintf("p %.3g", float64(f.SRMP))},
-		{Name: "generation_errors", Control: ramp.Num(math.NaN()), Treatment: ramp.Num(float64(f.Generation.Failed) / float64(f.Generation.Total)), Action: string(ramp.RollBack),
-			State: state(float64(f.ErrorP) <= c.ErrorAlpha, false, f.Generation.Total > 0),
-			Limit: fmt.Sprintf("at most %g %% fail, error %g", 100*c.ErrorLimit, c.ErrorAlpha), Why: fmt.Sprintf("%d of %d failed, p %.3g", f.Generation.Failed, f.Generation.Total, float64(f.ErrorP))},
+		{
+			Name:      "generation_errors",
+			Control:   ramp.Num(math.NaN()),
+			Treatment: ramp.Num(float64(f.Generation.Failed) / float64(f.Generation.Total)),
+			Action:    string(ramp.RollBack),
+			State:     state(float64(f.ErrorP) <= c.ErrorAlpha, false, f.Generation.Total > 0),
+			Limit: fmt.Sprintf(
+				"at most %g %% fail, error %g",
+				100*c.ErrorLimit,
+				c.ErrorAlpha,
+			),
+			Why: fmt.Sprintf("%d of %d failed, p %.3g", f.Generation.Failed, f.Generation.Total, float64(f.ErrorP)),
+		},
 	}
 	for _, g := range f.Guardrails {
 		rows = append(rows, GuardRow{Name: g.Metric, State: string(g.State), Control: g.Control, Treatment: g.Treatment, Action: string(g.Action),
@@ -273,12 +283,22 @@ func adjust(sums []CategorySums, q stats.Sequence) ([]Category, error) {
 	}
 	out := []Category{}
 	for i, l := range lifts {
-		out = append(out, Category{Category: l.Name, Control: ramp.DescribeArm(sums[i].Control, q), Treatment: ramp.DescribeArm(sums[i].Treatment, q),
-			Relative: ramp.Num(l.Relative), RelativeLow: ramp.Num(l.RelativeI.Low), RelativeHigh: ramp.Num(l.RelativeI.High), P: ramp.Num(l.Q), Discovered: l.Discovered,
-			SelectedLow: ramp.Num(l.SelectedRelative.Low), SelectedHigh: ramp.Num(l.SelectedRelative.High), Adjustment: fmt.Sprintf("e-BH over %d", len(sums))})
+		out = append(
+			out,
+			Category{Category: l.Name, Control: ramp.DescribeArm(sums[i].Control, q), Treatment: ramp.DescribeArm(sums[i].Treatment, q),
+				Relative: ramp.Num(
+					l.Relative,
+				), RelativeLow: ramp.Num(l.RelativeI.Low), RelativeHigh: ramp.Num(l.RelativeI.High), P: ramp.Num(l.Q), Discovered: l.Discovered,
+				SelectedLow: ramp.Num(
+					l.SelectedRelative.Low,
+				), SelectedHigh: ramp.Num(l.SelectedRelative.High), Adjustment: fmt.Sprintf("e-BH over %d", len(sums))},
+		)
 	}
 	slices.SortFunc(out, func(a, b Category) int {
-		return cmp.Or(cmp.Compare(b.Control.Impressions+b.Treatment.Impressions, a.Control.Impressions+a.Treatment.Impressions), cmp.Compare(a.Category, b.Category))
+		return cmp.Or(
+			cmp.Compare(b.Control.Impressions+b.Treatment.Impressions, a.Control.Impressions+a.Treatment.Impressions),
+			cmp.Compare(a.Category, b.Category),
+		)
 	})
 	return out, nil
 }
@@ -423,17 +443,44 @@ func (e Export) CSV(w io.Writer) error {
 		return ""
 	}
 	row := func(part, name, variant string, a ramp.Arm, lift, low, high, p ramp.Num) error {
-		return out.Write([]string{e.Results.Experiment.ID, part, name, variant, strconv.FormatInt(a.Units, 10), strconv.FormatInt(a.Impressions, 10),
-			strconv.FormatInt(a.Clicks, 10), num(a.CTR), num(a.Low), num(a.High), num(lift), num(low), num(high), num(p)})
+		return out.Write(
+			[]string{e.Results.Experiment.ID, part, name, variant, strconv.FormatInt(a.Units, 10), strconv.FormatInt(a.Impressions, 10),
+				strconv.FormatInt(a.Clicks, 10), num(a.CTR), num(a.Low), num(a.High), num(lift), num(low), num(high), num(p)},
+		)
 	}
 	none := ramp.Num(math.NaN())
-	err := out.Write([]string{"experiment", "part", "name", "variant", "units", "impressions", "clicks", "ctr", "ctr_low", "ctr_high", "lift", "lift_low", "lift_high", "p"})
+	err := out.Write(
+		[]string{
+			"experiment",
+			"part",
+			"name",
+			"variant",
+			"units",
+			"impressions",
+			"clicks",
+			"ctr",
+			"ctr_low",
+			"ctr_high",
+			"lift",
+			"lift_low",
+			"lift_high",
+			"p",
+		},
+	)
 	for _, f := range e.Results.Steps {
 		name := strconv.FormatFloat(f.Step.Share, 'g', -1, 64)
-		err = errors.Join(err, row("step", name, "control", f.Control, none, none, none, none), row("step", name, "treatment", f.Treatment, f.Relative, f.RelativeLow, f.RelativeHigh, f.P))
+		err = errors.Join(
+			err,
+			row("step", name, "control", f.Control, none, none, none, none),
+			row("step", name, "treatment", f.Treatment, f.Relative, f.RelativeLow, f.RelativeHigh, f.P),
+		)
 	}
 	for _, c := range e.Categories {
-		err = errors.Join(err, row("category", c.Category, "control", c.Control, none, none, none, none), row("category", c.Category, "treatment", c.Treatment, c.Relative, c.RelativeLow, c.RelativeHigh, c.P))
+		err = errors.Join(
+			err,
+			row("category", c.Category, "control", c.Control, none, none, none, none),
+			row("category", c.Category, "treatment", c.Treatment, c.Relative, c.RelativeLow, c.RelativeHigh, c.P),
+		)
 	}
 	out.Flush()
 	return errors.Join(err, out.Error())

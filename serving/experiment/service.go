@@ -164,7 +164,12 @@ func (s *Service) look(ctx context.Context, x control.ExperimentStatus) error {
 	}
 	if c := st.Routes[x.Logical].Champion; v.Action == ramp.Promote && c != x.Control && c != x.Treatment {
 		v.Action, v.Rule = ramp.Inconclusive, ramp.ChampionChanged
-		v.Why = fmt.Sprintf("better than %s, but %s has become champion meanwhile, which it was not compared with: test it against that (%s)", x.Control, c, v.Why)
+		v.Why = fmt.Sprintf(
+			"better than %s, but %s has become champion meanwhile, which it was not compared with: test it against that (%s)",
+			x.Control,
+			c,
+			v.Why,
+		)
 	}
 	s.metrics.looks.WithLabelValues(string(v.Action), string(v.Rule)).Inc()
 	s.record(ctx, x, v)
@@ -261,14 +266,27 @@ func (s *Service) act(ctx context.Context, st *control.State, x control.Experime
 func (s *Service) dated(x control.ExperimentStatus, next control.Step) (control.Step, error) {
 	now := s.d.EventNow()
 	if last := x.Step.AtMS; now.UnixMilli() <= max(last, 0) { // else the next step would count the last one's impressions
-		return next, bad("wait for impressions with a later event time; do they come in?", "step to share %g: the event clock says %v, which is not after the present step began (%v)", next.Share, now, time.UnixMilli(last).UTC())
+		return next, bad(
+			"wait for impressions with a later event time; do they come in?",
+			"step to share %g: the event clock says %v, which is not after the present step began (%v)",
+			next.Share,
+			now,
+			time.UnixMilli(last).UTC(),
+		)
 	}
 	next.AtMS = now.UnixMilli()
 	return next, nil
 }
 
 // end writes a decision, and the change of route that it needs.
-func (s *Service) end(ctx context.Context, st *control.State, x control.ExperimentStatus, at int64, d control.Decision, who, note string) error {
+func (s *Service) end(
+	ctx context.Context,
+	st *control.State,
+	x control.ExperimentStatus,
+	at int64,
+	d control.Decision,
+	who, note string,
+) error {
 	route, champion := control.RouteEntity(x.Logical), st.Routes[x.Logical].Champion
 	var err error
 	switch {

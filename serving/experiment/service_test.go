@@ -123,7 +123,8 @@ func (w *traffic) sum(spans []Span, m func(visit) float64) (s ramp.Sums) {
 func (w *traffic) mature(spans []Span) []visit {
 	var out []visit
 	for _, v := range w.visits {
-		if !v.at.After(w.now.Add(-w.lag)) && slices.ContainsFunc(spans, func(s Span) bool { return !v.at.Before(s.From) && (s.To.IsZero() || v.at.Before(s.To)) }) {
+		if !v.at.After(w.now.Add(-w.lag)) &&
+			slices.ContainsFunc(spans, func(s Span) bool { return !v.at.Before(s.From) && (s.To.IsZero() || v.at.Before(s.To)) }) {
 			out = append(out, v)
 		}
 	}
@@ -146,7 +147,12 @@ func (w *traffic) hour(st *control.State, visits int, control, treatment float64
 	for range visits {
 		u := w.rng.IntN(6000)
 		x, _ := a.Assign("prompt", assign.Unit{User: "u" + strconv.Itoa(u)})
-		v := visit{at: w.now.Add(time.Duration(w.rng.Int64N(int64(time.Hour)))), user: u, treatment: x.Variant == assign.Treatment, d: float64(1 + w.rng.IntN(6))}
+		v := visit{
+			at:        w.now.Add(time.Duration(w.rng.Int64N(int64(time.Hour)))),
+			user:      u,
+			treatment: x.Variant == assign.Treatment,
+			d:         float64(1 + w.rng.IntN(6)),
+		}
 		rate := control
 		if v.treatment {
 			rate = treatment
@@ -502,10 +508,12 @@ func TestHTTP(t *testing.T) {
 			t.Errorf("%s: %d %v, want an error with %q", c.body, code, v, c.want)
 		}
 	}
-	if code, v := call(t, h, "POST", "/v1/experiments", `{"id":"e","treatment":"prompt-b","steps":[0.2,0.5,1]}`); code != 201 || v["control"] != "prompt-a" {
+	if code, v := call(t, h, "POST", "/v1/experiments", `{"id":"e","treatment":"prompt-b","steps":[0.2,0.5,1]}`); code != 201 ||
+		v["control"] != "prompt-a" {
 		t.Fatalf("create: %d %v", code, v)
 	}
-	if code, v := call(t, h, "POST", "/v1/experiments", `{"id":"e2","treatment":"prompt-b"}`); code != 422 || !strings.Contains(v["error"].(string), "one at a time") {
+	if code, v := call(t, h, "POST", "/v1/experiments", `{"id":"e2","treatment":"prompt-b"}`); code != 422 ||
+		!strings.Contains(v["error"].(string), "one at a time") {
 		t.Errorf("second on the same model: %d %v", code, v)
 	}
 	code, v := call(t, h, "GET", "/v1/experiments/e/analysis", "")
@@ -514,7 +522,8 @@ func TestHTTP(t *testing.T) {
 	}
 	r.world.hour(r.log.st, 3000, 0.05, 0.05)
 	r.world.hour(r.log.st, 3000, 0.05, 0.05)
-	if _, v = call(t, h, "GET", "/v1/experiments/e/analysis", ""); v["decision"] != "step" || v["control"].(map[string]any)["units"].(float64) < 100 {
+	if _, v = call(t, h, "GET", "/v1/experiments/e/analysis", ""); v["decision"] != "step" ||
+		v["control"].(map[string]any)["units"].(float64) < 100 {
 		t.Errorf("analysis with data: %v", v)
 	}
 	if _, v = call(t, h, "GET", "/v1/experiments/e", ""); v["running"] != true || len(v["history"].([]any)) != 1 {

@@ -48,14 +48,23 @@ func (s *Service) expose(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if len(req.Exposures) > maxExposures {
-		fail(w, http.StatusRequestEntityTooLarge, strconv.Itoa(len(req.Exposures))+" exposures", "send at most "+strconv.Itoa(maxExposures)+" at once")
+		fail(
+			w,
+			http.StatusRequestEntityTooLarge,
+			strconv.Itoa(len(req.Exposures))+" exposures",
+			"send at most "+strconv.Itoa(maxExposures)+" at once",
+		)
 		return
 	}
 	experiments := s.d.Control.State().Experiments
 	for _, e := range req.Exposures {
 		if experiments[e.Experiment] == nil || e.Unit == "" || e.Variant != assign.Control && e.Variant != assign.Treatment || e.Time.IsZero() {
-			fail(w, http.StatusUnprocessableEntity, "an exposure of "+strconv.Quote(e.Unit)+" to "+strconv.Quote(e.Variant)+" of "+strconv.Quote(e.Experiment),
-				"each wants an experiment that exists, a unit, the variant control or treatment, and a time (RFC 3339)")
+			fail(
+				w,
+				http.StatusUnprocessableEntity,
+				"an exposure of "+strconv.Quote(e.Unit)+" to "+strconv.Quote(e.Variant)+" of "+strconv.Quote(e.Experiment),
+				"each wants an experiment that exists, a unit, the variant control or treatment, and a time (RFC 3339)",
+			)
 			return
 		}
 	}

@@ -226,7 +226,19 @@ func (w Warehouse) Looks(ctx context.Context, id string, limit int) ([]LookRow, 
 	slices.Reverse(rows)
 	out := make([]LookRow, len(rows))
 	for i, r := range rows {
-		out[i] = LookRow{r.Time.UTC(), int(r.Step), r.Share, r.Action, r.Rule, ramp.Num(r.Lift), ramp.Num(r.Low), ramp.Num(r.High), ramp.Num(r.P), ramp.Num(r.SRMP), r.Impressions}
+		out[i] = LookRow{
+			r.Time.UTC(),
+			int(r.Step),
+			r.Share,
+			r.Action,
+			r.Rule,
+			ramp.Num(r.Lift),
+			ramp.Num(r.Low),
+			ramp.Num(r.High),
+			ramp.Num(r.P),
+			ramp.Num(r.SRMP),
+			r.Impressions,
+		}
 	}
 	return out, nil
 }
@@ -274,13 +286,28 @@ func seen(x control.Experiment, spans []Span) (string, []any) {
 		whole = append(whole, within)
 	}
 	if len(whole) > 0 {
-		selects = append(selects, "SELECT variant, "+unitColumn(x)+" AS unit, clicks, impressions FROM "+daysOf(x)+" WHERE experiment = ? AND ("+strings.Join(whole, " OR ")+")")
+		selects = append(
+			selects,
+			"SELECT variant, "+unitColumn(
+				x,
+			)+" AS unit, clicks, impressions FROM "+daysOf(
+				x,
+			)+" WHERE experiment = ? AND ("+strings.Join(
+				whole,
+				" OR ",
+			)+")",
+		)
 		days = append([]any{x.ID}, days...)
 	}
 	if len(left) > 0 {
 		var within string
 		within, ends = InSpans(left)
-		selects = append(selects, "SELECT variant, "+unitColumn(x)+" AS unit, toUInt64(clicked) AS clicks, toUInt64(1) AS impressions FROM labels_mature WHERE experiment = ? AND "+within)
+		selects = append(
+			selects,
+			"SELECT variant, "+unitColumn(
+				x,
+			)+" AS unit, toUInt64(clicked) AS clicks, toUInt64(1) AS impressions FROM labels_mature WHERE experiment = ? AND "+within,
+		)
 		ends = append([]any{x.ID}, ends...)
 	}
 	return strings.Join(selects, " UNION ALL "), append(days, ends...)
@@ -319,10 +346,23 @@ func InSpans(spans []Span) (string, []any) {
 // Look keeps the look in the table experiment_looks. Figures that are not known are NaN there.
 func (w Warehouse) Look(ctx context.Context, l Look) error {
 	f := l.Figures
-	return w.DB.Exec(ctx, `INSERT INTO experiment_looks (experiment, time, step, share, action, rule, lift, lift_low, lift_high, p, srm_p, impressions)
+	return w.DB.Exec(
+		ctx,
+		`INSERT INTO experiment_looks (experiment, time, step, share, action, rule, lift, lift_low, lift_high, p, srm_p, impressions)
 		SELECT ?, fromUnixTimestamp64Milli(toInt64(?), 'UTC'), ?, ?, ?, ?, toFloat64(?), toFloat64(?), toFloat64(?), toFloat64(?), toFloat64(?), ?`,
-		l.Experiment, l.Time.UnixMilli(), l.Step.Index, l.Step.Share, string(l.Action), string(l.Rule),
-		text(f.Relative), text(f.RelativeLow), text(f.RelativeHigh), text(f.P), text(f.SRMP), f.Control.Impressions+f.Treatment.Impressions)
+		l.Experiment,
+		l.Time.UnixMilli(),
+		l.Step.Index,
+		l.Step.Share,
+		string(l.Action),
+		string(l.Rule),
+		text(f.Relative),
+		text(f.RelativeLow),
+		text(f.RelativeHigh),
+		text(f.P),
+		text(f.SRMP),
+		f.Control.Impressions+f.Treatment.Impressions,
+	)
 }
 
 // text is the number as ClickHouse reads it, "NaN" and "+Inf" included; %v keeps every digit.

@@ -51,8 +51,19 @@ func checkSums(t *testing.T, db *warehouse.DB) {
 		for i := range random {
 			random[i] = byte(rng.Uint32())
 		}
-		r := warehouse.LabelRow{Impression: schemas.NewImpressionID(at, random), Version: 1, User: rng.Uint64N(300), Product: []string{"p1", "p2", "p3", "p4"}[rng.IntN(4)], Creative: "c" + strconv.Itoa(i%3), Category: []string{"Books", "Garden"}[rng.IntN(2)],
-			Experiment: []string{"e", "other", ""}[rng.IntN(3)], Weight: 1, Bot: rng.IntN(20) == 0, Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMS: end.UnixMilli()}
+		r := warehouse.LabelRow{
+			Impression:  schemas.NewImpressionID(at, random),
+			Version:     1,
+			User:        rng.Uint64N(300),
+			Product:     []string{"p1", "p2", "p3", "p4"}[rng.IntN(4)],
+			Creative:    "c" + strconv.Itoa(i%3),
+			Category:    []string{"Books", "Garden"}[rng.IntN(2)],
+			Experiment:  []string{"e", "other", ""}[rng.IntN(3)],
+			Weight:      1,
+			Bot:         rng.IntN(20) == 0,
+			Kind:        eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE,
+			WatermarkMS: end.UnixMilli(),
+		}
 		if r.Experiment != "" {
 			r.Variant = []string{"control", "treatment"}[r.User%2]
 			if r.User == 7 && rng.IntN(2) == 0 { // one user meets both
@@ -80,7 +91,8 @@ func checkSums(t *testing.T, db *warehouse.DB) {
 			per := map[key][2]float64{}
 			for _, r := range rows {
 				at := r.Impression.Time()
-				if r.Experiment != "e" || r.Bot || at.After(horizon) || !slices.ContainsFunc(spans, func(s Span) bool { return !at.Before(s.From) && (s.To.IsZero() || at.Before(s.To)) }) {
+				if r.Experiment != "e" || r.Bot || at.After(horizon) ||
+					!slices.ContainsFunc(spans, func(s Span) bool { return !at.Before(s.From) && (s.To.IsZero() || at.Before(s.To)) }) {
 					continue
 				}
 				k := key{variant: r.Variant}
@@ -126,9 +138,21 @@ func checkDays(t *testing.T, db *warehouse.DB) {
 		for i := range random {
 			random[i] = byte(rng.Uint32())
 		}
-		r := warehouse.LabelRow{Impression: schemas.NewImpressionID(start.Add(time.Duration(rng.Int64N(int64(90*time.Hour)))), random), Version: 1, User: rng.Uint64N(200),
-			Product: fmt.Sprint("p", rng.IntN(30)), Creative: "c", Experiment: "days", Variant: []string{"control", "treatment"}[rng.IntN(2)], Weight: 1,
-			Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMS: start.AddDate(0, 0, 9).UnixMilli()}
+		r := warehouse.LabelRow{
+			Impression: schemas.NewImpressionID(start.Add(time.Duration(rng.Int64N(int64(90*time.Hour)))), random),
+			Version:    1,
+			User:       rng.Uint64N(200),
+			Product: fmt.Sprint(
+				"p",
+				rng.IntN(30),
+			),
+			Creative:    "c",
+			Experiment:  "days",
+			Variant:     []string{"control", "treatment"}[rng.IntN(2)],
+			Weight:      1,
+			Kind:        eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE,
+			WatermarkMS: start.AddDate(0, 0, 9).UnixMilli(),
+		}
 		if rng.IntN(10) == 0 {
 			r.Clicked, r.Clicks, r.Kind = true, 1, eventpb.LabelKind_LABEL_KIND_POSITIVE
 		}
@@ -258,7 +282,8 @@ func checkScores(t *testing.T, db *warehouse.DB, rows []warehouse.LabelRow, hori
 	for i := range 20_000 {
 		many[fmt.Sprintf("c-%016x", i)] = 1
 	}
-	if got, err = (Warehouse{db}).Scores(t.Context(), control.Experiment{ID: "e"}, []Span{{}}, many); err != nil || got.Control.N != 0 || got.Impressions != want.Impressions {
+	if got, err = (Warehouse{db}).Scores(t.Context(), control.Experiment{ID: "e"}, []Span{{}}, many); err != nil || got.Control.N != 0 ||
+		got.Impressions != want.Impressions {
 		t.Errorf("nothing shown has a score: %+v, %v", got, err)
 	}
 }
@@ -411,14 +436,24 @@ func checkExposures(t *testing.T, db *warehouse.DB) {
 	if err := db.Select(t.Context(), &got, "SELECT unit, variant, toString(day) AS day, time FROM exposures FINAL ORDER BY unit DESC"); err != nil {
 		t.Fatal(err)
 	}
-	if len(got) != 2 || got[0].Unit != "u1" || got[0].Day != "2026-03-01" || !got[0].Time.Equal(at) || got[1].Unit != es[1].Unit || got[1].Day != "2026-03-02" || got[1].Variant != "treatment" {
+	if len(got) != 2 || got[0].Unit != "u1" || got[0].Day != "2026-03-01" || !got[0].Time.Equal(at) || got[1].Unit != es[1].Unit ||
+		got[1].Day != "2026-03-02" ||
+		got[1].Variant != "treatment" {
 		t.Errorf("%+v", got)
 	}
 }
 
 func checkLooks(t *testing.T, db *warehouse.DB) {
-	x := control.ExperimentStatus{Experiment: control.Experiment{ID: "e", Steps: []float64{0.5}, Alpha: 0.05, NStar: 5000}, Step: control.Step{Share: 0.5}}
-	look := Look{Time: time.UnixMilli(1_800_000_000_123), Experiment: "e", Step: x.Step, Verdict: ramp.Look(ramp.Default(), x, ramp.Evidence{})} // nothing known: NaN and infinite
+	x := control.ExperimentStatus{
+		Experiment: control.Experiment{ID: "e", Steps: []float64{0.5}, Alpha: 0.05, NStar: 5000},
+		Step:       control.Step{Share: 0.5},
+	}
+	look := Look{
+		Time:       time.UnixMilli(1_800_000_000_123),
+		Experiment: "e",
+		Step:       x.Step,
+		Verdict:    ramp.Look(ramp.Default(), x, ramp.Evidence{}),
+	} // nothing known: NaN and infinite
 	if err := (Warehouse{db}).Look(t.Context(), look); err != nil {
 		t.Fatal(err)
 	}
@@ -454,7 +489,8 @@ func checkLooks(t *testing.T, db *warehouse.DB) {
 		t.Errorf("looks (-want +got):\n%s", d)
 	}
 	back, err := Warehouse{db}.Looks(t.Context(), "e", 1)
-	if err != nil || len(back) != 1 || back[0].Rule != string(look.Rule) || back[0].Impressions != 20000 || !back[0].Time.Equal(look.Time) || float64(back[0].Lift) != float64(f.Relative) {
+	if err != nil || len(back) != 1 || back[0].Rule != string(look.Rule) || back[0].Impressions != 20000 || !back[0].Time.Equal(look.Time) ||
+		float64(back[0].Lift) != float64(f.Relative) {
 		t.Errorf("read back %+v, %v", back, err)
 	}
 }

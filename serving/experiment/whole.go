@@ -65,8 +65,20 @@ func (s *Service) wholeRamp(ctx context.Context, x control.ExperimentStatus, ste
 	if err != nil {
 		return nil, fmt.Errorf("lift of %d steps: %w", len(parts), err)
 	}
-	return &WholeRamp{Estimator: overlapWeighted, Steps: len(parts), Lift: ramp.Num(l.Absolute), LiftLow: ramp.Num(l.Interval.Low), LiftHigh: ramp.Num(l.Interval.High),
-		Relative: ramp.Num(l.Relative), RelativeLow: ramp.Num(l.RelativeI.Low), RelativeHigh: ramp.Num(l.RelativeI.High), P: ramp.Num(l.P), Units: ramp.Num(l.Units)}, nil
+	return &WholeRamp{
+		Estimator: overlapWeighted,
+		Steps:     len(parts),
+		Lift:      ramp.Num(l.Absolute),
+		LiftLow:   ramp.Num(l.Interval.Low),
+		LiftHigh:  ramp.Num(l.Interval.High),
+		Relative: ramp.Num(
+			l.Relative,
+		),
+		RelativeLow:  ramp.Num(l.RelativeI.Low),
+		RelativeHigh: ramp.Num(l.RelativeI.High),
+		P:            ramp.Num(l.P),
+		Units:        ramp.Num(l.Units),
+	}, nil
 }
 
 // Weighted adds the weighted impressions up by unit and arm in one query. Parts must not overlap.

@@ -54,7 +54,14 @@ func (g *Gateway) OnAnswer(f func(assign.Assignment, time.Duration)) { g.timed =
 
 // New builds a gateway over a route table. suspect is told of replicas that did not answer (empty version) or did
 // not know a version that is routed to them.
-func New(cfg Config, table *route.Table, a route.Assigner, suspect func(*route.Replica, string), log zerolog.Logger, reg prometheus.Registerer) (*Gateway, error) {
+func New(
+	cfg Config,
+	table *route.Table,
+	a route.Assigner,
+	suspect func(*route.Replica, string),
+	log zerolog.Logger,
+	reg prometheus.Registerer,
+) (*Gateway, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -223,7 +230,18 @@ func (g *Gateway) inspect(a *admission, u *upstream) error {
 		g.m.wrong.Inc()
 		g.m.wrongs.Add(1)
 		g.suspect(r, a.Name)
-		g.log.Error().Str("replica", r.Name()).Str("admitted", a.Model).Str("answered", model).Msg("another version answered than was admitted; the answer is not passed on")
+		g.log.Error().Str(
+			"replica",
+			r.Name(),
+		).Str(
+			"admitted",
+			a.Model,
+		).Str(
+			"answered",
+			model,
+		).Msg(
+			"another version answered than was admitted; the answer is not passed on",
+		)
 		return bad(backend.Protocol, fmt.Errorf("%q answered", model))
 	}
 	return nil
@@ -258,7 +276,12 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, start time.Time)
 	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, g.cfg.MaxBodyBytes))
 	if err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return g.refuse(w, http.StatusRequestEntityTooLarge, "BadRequestError", fmt.Sprintf("the body is larger than %d bytes", g.cfg.MaxBodyBytes))
+			return g.refuse(
+				w,
+				http.StatusRequestEntityTooLarge,
+				"BadRequestError",
+				fmt.Sprintf("the body is larger than %d bytes", g.cfg.MaxBodyBytes),
+			)
 		}
 		return canceled
 	}
@@ -383,11 +406,23 @@ func (g *Gateway) Chat(ctx context.Context, req backend.ChatRequest) (*backend.C
 	defer u.close()
 	g.m.end(served)
 	if u.resp.StatusCode != http.StatusOK {
-		return nil, a.Name, &backend.Error{Kind: backend.Classify(u.resp.StatusCode, u.head), Op: "chat with " + a.Model, Replica: u.replica.Name(), Status: u.resp.StatusCode, Message: string(u.head[:min(len(u.head), 300)])}
+		return nil, a.Name, &backend.Error{
+			Kind:    backend.Classify(u.resp.StatusCode, u.head),
+			Op:      "chat with " + a.Model,
+			Replica: u.replica.Name(),
+			Status:  u.resp.StatusCode,
+			Message: string(u.head[:min(len(u.head), 300)]),
+		}
 	}
 	var out backend.ChatResponse
 	if err := json.Unmarshal(u.head, &out); err != nil || len(out.Choices) == 0 {
-		return nil, a.Name, &backend.Error{Kind: backend.Protocol, Op: "chat with " + a.Model, Replica: u.replica.Name(), Err: err, Message: "an answer without choices"}
+		return nil, a.Name, &backend.Error{
+			Kind:    backend.Protocol,
+			Op:      "chat with " + a.Model,
+			Replica: u.replica.Name(),
+			Err:     err,
+			Message: "an answer without choices",
+		}
 	}
 	return &out, a.Name, nil
 }

@@ -76,7 +76,11 @@ func newStage(t testing.TB, n, limit int, cfg vllmfake.Config, a route.Assigner)
 }
 
 func body(model, extra string) string {
-	return fmt.Sprintf(`{"temperature":0.5,"model": %q,"messages":[{"role":"user","content":[{"type":"text","text":"say \"model\":\"x\""}]}]%s}`, model, extra)
+	return fmt.Sprintf(
+		`{"temperature":0.5,"model": %q,"messages":[{"role":"user","content":[{"type":"text","text":"say \"model\":\"x\""}]}]%s}`,
+		model,
+		extra,
+	)
 }
 
 func post(t testing.TB, url, b string, headers ...string) (*http.Response, string) {
@@ -104,7 +108,8 @@ func TestVersionIsDecidedAtAdmission(t *testing.T) {
 	s := newStage(t, 1, 8, vllmfake.Config{}, nil)
 	for _, model := range []string{"prompt", "prompt-1"} {
 		resp, got := post(t, s.url, body(model, ""))
-		if resp.StatusCode != 200 || resp.Header.Get(HeaderVersion) != "prompt-1" || resp.Header.Get(HeaderPropensity) != "1" || resp.Header.Get(HeaderExperiment) != "" {
+		if resp.StatusCode != 200 || resp.Header.Get(HeaderVersion) != "prompt-1" || resp.Header.Get(HeaderPropensity) != "1" ||
+			resp.Header.Get(HeaderExperiment) != "" {
 			t.Fatalf("%s: %d %v %s", model, resp.StatusCode, resp.Header, got)
 		}
 		if m, _ := modelOf([]byte(got)); m != "prompt-base" {
@@ -168,7 +173,9 @@ func TestUnitsBesideTheExperiment(t *testing.T) {
 	})
 	for unit, want := range map[string]int{"tester": 200, "held": 200, "old": 200, "broken": 404} {
 		resp, got := post(t, s.url, body("prompt", ""), HeaderUnit, unit)
-		if resp.StatusCode != want || want == 200 && (resp.Header.Get(HeaderVersion) != "prompt-1" || resp.Header.Get(HeaderVariant) == "" || resp.Header.Get(HeaderExperiment) != "") {
+		if resp.StatusCode != want ||
+			want == 200 &&
+				(resp.Header.Get(HeaderVersion) != "prompt-1" || resp.Header.Get(HeaderVariant) == "" || resp.Header.Get(HeaderExperiment) != "") {
 			t.Errorf("%s: %d %v %s", unit, resp.StatusCode, resp.Header, got)
 		}
 	}
@@ -365,7 +372,12 @@ func writeAdapter(t testing.TB, dir string) {
 // BenchmarkAddedLatency compares requests of 2 KB through the gateway with the same straight to the upstream, which
 // answers at once: the difference is what the gateway adds.
 func BenchmarkAddedLatency(b *testing.B) {
-	answer := []byte(`{"id":"x","object":"chat.completion","model":"prompt-base","choices":[{"index":0,"message":{"role":"assistant","content":"` + strings.Repeat("word ", 40) + `"}}]}`)
+	answer := []byte(
+		`{"id":"x","object":"chat.completion","model":"prompt-base","choices":[{"index":0,"message":{"role":"assistant","content":"` + strings.Repeat(
+			"word ",
+			40,
+		) + `"}}]}`,
+	)
 	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		w.Header().Set("Content-Type", "application/json")

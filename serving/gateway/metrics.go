@@ -29,11 +29,34 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "ctrloop", Subsystem: "gateway", Name: "requests_total", Help: "Chat completions, by outcome."}, []string{"outcome"}),
-		retries:  prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "ctrloop", Subsystem: "gateway", Name: "retries_total", Help: "Attempts on another replica, by why."}, []string{"reason"}),
-		wrong:    prometheus.NewCounter(prometheus.CounterOpts{Namespace: "ctrloop", Subsystem: "gateway", Name: "wrong_version_total", Help: "Answers from another version than the admitted one. None is passed on."}),
-		latency:  prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "ctrloop", Subsystem: "gateway", Name: "request_seconds", Help: "From the request's arrival to the end of its answer.", Buckets: prometheus.ExponentialBuckets(1e-3, 2, 17)}),
-		inflight: prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "ctrloop", Subsystem: "gateway", Name: "in_flight_requests", Help: "Requests being answered."}),
+		requests: prometheus.NewCounterVec(
+			prometheus.CounterOpts{Namespace: "ctrloop", Subsystem: "gateway", Name: "requests_total", Help: "Chat completions, by outcome."},
+			[]string{"outcome"},
+		),
+		retries: prometheus.NewCounterVec(
+			prometheus.CounterOpts{Namespace: "ctrloop", Subsystem: "gateway", Name: "retries_total", Help: "Attempts on another replica, by why."},
+			[]string{"reason"},
+		),
+		wrong: prometheus.NewCounter(
+			prometheus.CounterOpts{
+				Namespace: "ctrloop",
+				Subsystem: "gateway",
+				Name:      "wrong_version_total",
+				Help:      "Answers from another version than the admitted one. None is passed on.",
+			},
+		),
+		latency: prometheus.NewHistogram(
+			prometheus.HistogramOpts{
+				Namespace: "ctrloop",
+				Subsystem: "gateway",
+				Name:      "request_seconds",
+				Help:      "From the request's arrival to the end of its answer.",
+				Buckets:   prometheus.ExponentialBuckets(1e-3, 2, 17),
+			},
+		),
+		inflight: prometheus.NewGauge(
+			prometheus.GaugeOpts{Namespace: "ctrloop", Subsystem: "gateway", Name: "in_flight_requests", Help: "Requests being answered."},
+		),
 	}
 	reg.MustRegister(m.requests, m.retries, m.wrong, m.latency, m.inflight)
 	return m

@@ -195,10 +195,19 @@ func (s *Service) ensure(ctx context.Context, version string) error {
 func (s *Service) start(ctx context.Context, champion, candidate string) error {
 	id := "exp-" + candidate
 	now := time.Now()
-	e, err := control.NewEvent("create-"+id, control.ExperimentCreated, control.ExperimentEntity(id), 0, "rollout", "", now, control.Experiment{
-		ID: id, Logical: Logical, Unit: s.cfg.Unit, Seed: id, Control: champion, Treatment: candidate,
-		Steps: s.cfg.Steps, Alpha: s.cfg.Alpha, NStar: s.cfg.NStar, Epsilon: s.cfg.Epsilon, Created: now.UTC(),
-	})
+	e, err := control.NewEvent(
+		"create-"+id,
+		control.ExperimentCreated,
+		control.ExperimentEntity(id),
+		0,
+		"rollout",
+		"",
+		now,
+		control.Experiment{
+			ID: id, Logical: Logical, Unit: s.cfg.Unit, Seed: id, Control: champion, Treatment: candidate,
+			Steps: s.cfg.Steps, Alpha: s.cfg.Alpha, NStar: s.cfg.NStar, Epsilon: s.cfg.Epsilon, Created: now.UTC(),
+		},
+	)
 	if err != nil {
 		return err
 	}

@@ -137,7 +137,13 @@ func TestADraftIsLeftToItsAuthor(t *testing.T) {
 	put(t, l, control.ModelPromoted, control.RouteEntity(Logical), control.Promotion{Logical: Logical, Version: "prompt-base"})
 	put(t, l, control.ModelRegistered, control.ModelEntity("prompt-a"), control.Model{Version: "prompt-a", Logical: Logical, Base: "b"})
 	put(t, l, control.ModelStateChanged, control.ModelEntity("prompt-a"), control.ModelStateChange{State: control.ModelShadow})
-	put(t, l, control.ExperimentCreated, control.ExperimentEntity("mine"), control.Experiment{ID: "mine", Logical: Logical, Control: "prompt-base", Treatment: "prompt-a", Steps: []float64{0.5}, Draft: true})
+	put(
+		t,
+		l,
+		control.ExperimentCreated,
+		control.ExperimentEntity("mine"),
+		control.Experiment{ID: "mine", Logical: Logical, Control: "prompt-base", Treatment: "prompt-a", Steps: []float64{0.5}, Draft: true},
+	)
 	steps(t, s)
 	if len(l.st.Experiments) != 1 {
 		t.Fatalf("experiments: %v", l.st.Experiments)

@@ -208,7 +208,12 @@ func Register(t testing.TB, l *Log, store *artifact.Store, dir, base string) str
 		t.Fatal(err)
 	}
 	version := "prompt-" + digest[:12]
-	l.Put(t, control.ModelRegistered, control.ModelEntity(version), control.Model{Version: version, Logical: "prompt", Artifact: digest, Base: base})
+	l.Put(
+		t,
+		control.ModelRegistered,
+		control.ModelEntity(version),
+		control.Model{Version: version, Logical: "prompt", Artifact: digest, Base: base},
+	)
 	return version
 }
 

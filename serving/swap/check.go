@@ -62,7 +62,8 @@ func checkTensor(name string, tensors map[string]safetensors.Tensor, base *backe
 	if !ok {
 		return fmt.Errorf("key %q names no linear layer of the base: it would not be applied", name)
 	}
-	if !lim.Vision && (strings.Contains(module, "vision_tower") || strings.Contains(module, ".visual.") || strings.Contains(module, "multi_modal_projector")) {
+	if !lim.Vision &&
+		(strings.Contains(module, "vision_tower") || strings.Contains(module, ".visual.") || strings.Contains(module, "multi_modal_projector")) {
 		return fmt.Errorf("key %q touches the vision tower, which the model server ignores: train language-side layers only", name)
 	}
 	shape := tensors[name].Shape
@@ -98,7 +99,13 @@ func checkConfig(dir, baseDigest string) error {
 		return fmt.Errorf("%w: %w", ErrMisfit, err)
 	}
 	if cfg.Type != "LORA" || cfg.DoRA || len(cfg.ModulesToSave) > 0 {
-		return fmt.Errorf("%w: peft_type %q, DoRA %v, modules_to_save %v: only plain LoRA can be swapped at run time", ErrMisfit, cfg.Type, cfg.DoRA, cfg.ModulesToSave)
+		return fmt.Errorf(
+			"%w: peft_type %q, DoRA %v, modules_to_save %v: only plain LoRA can be swapped at run time",
+			ErrMisfit,
+			cfg.Type,
+			cfg.DoRA,
+			cfg.ModulesToSave,
+		)
 	}
 	var lineage struct {
 		Base string `json:"base_digest"`

@@ -59,7 +59,15 @@ type Controller struct {
 }
 
 // New reads the base's index. The table is this controller's to write.
-func New(cfg Config, clog ControlLog, store *artifact.Store, replicas []*route.Replica, table *route.Table, log zerolog.Logger, reg prometheus.Registerer) (*Controller, error) {
+func New(
+	cfg Config,
+	clog ControlLog,
+	store *artifact.Store,
+	replicas []*route.Replica,
+	table *route.Table,
+	log zerolog.Logger,
+	reg prometheus.Registerer,
+) (*Controller, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -369,7 +377,12 @@ func (c *Controller) open(m *control.ModelStatus) (*candidate, error) {
 		return nil, fmt.Errorf("fetch: %w", err)
 	}
 	if !isAdapter(v.dir) {
-		return nil, fmt.Errorf("%w: it is a whole model (%.12s), and the servers run the base %.12s: start servers with it instead", ErrMisfit, m.Artifact, c.base.Digest)
+		return nil, fmt.Errorf(
+			"%w: it is a whole model (%.12s), and the servers run the base %.12s: start servers with it instead",
+			ErrMisfit,
+			m.Artifact,
+			c.base.Digest,
+		)
 	}
 	if m.Base != c.base.Digest {
 		return nil, fmt.Errorf("%w: it is registered for the base %.12s, the servers run %.12s", ErrMisfit, m.Base, c.base.Digest)
@@ -531,7 +544,16 @@ func (c *Controller) publish(ctx context.Context, m *control.ModelStatus) {
 }
 
 func (c *Controller) record(ctx context.Context, version string, s control.ModelState, reason string) error {
-	e, err := control.NewEvent(uuid.NewString(), control.ModelStateChanged, control.ModelEntity(version), -1, actor, "", time.Now(), control.ModelStateChange{State: s, Reason: reason})
+	e, err := control.NewEvent(
+		uuid.NewString(),
+		control.ModelStateChanged,
+		control.ModelEntity(version),
+		-1,
+		actor,
+		"",
+		time.Now(),
+		control.ModelStateChange{State: s, Reason: reason},
+	)
 	if err != nil {
 		return err
 	}

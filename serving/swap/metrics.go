@@ -27,7 +27,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		flips: prometheus.NewCounter(prometheus.CounterOpts(opts("flips_total", "Times that another version became champion."))),
 		flip: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "ctrloop", Subsystem: "swap", Name: "flip_seconds",
 			Help: "From the promotion (or the version's readiness, if later) to the moment that every new request goes to it.", Buckets: prometheus.ExponentialBuckets(1e-5, 2, 18)}),
-		loads:    prometheus.NewCounterVec(prometheus.CounterOpts(opts("loads_total", "Adapters sent to a replica, by result.")), []string{"result"}),
+		loads: prometheus.NewCounterVec(
+			prometheus.CounterOpts(opts("loads_total", "Adapters sent to a replica, by result.")),
+			[]string{"result"},
+		),
 		probes:   prometheus.NewCounterVec(prometheus.CounterOpts(opts("probes_total", "Activation probes, by result.")), []string{"result"}),
 		failures: prometheus.NewCounter(prometheus.CounterOpts(opts("failed_versions_total", "Versions that did not come into service."))),
 		drains: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "ctrloop", Subsystem: "swap", Name: "drain_seconds",

@@ -60,7 +60,13 @@ func (g *Golden) request(model string) backend.ChatRequest {
 		url := &backend.ImageURL{URL: "data:image/png;base64," + g.ImagePNG}
 		content = append([]backend.Part{{Type: "image_url", ImageURL: url}}, content...)
 	}
-	return backend.ChatRequest{Model: model, Messages: []backend.Message{{Role: "user", Content: content}}, N: 1, MaxTokens: g.MaxTokens, Logprobs: true}
+	return backend.ChatRequest{
+		Model:     model,
+		Messages:  []backend.Message{{Role: "user", Content: content}},
+		N:         1,
+		MaxTokens: g.MaxTokens,
+		Logprobs:  true,
+	}
 }
 
 // Probe asks the base and the adapter of a replica the golden question, greedily. tolerance is the largest
@@ -75,7 +81,10 @@ func (g *Golden) Probe(ctx context.Context, r backend.Prompt, base, adapter stri
 		return err
 	}
 	if !same(text, logp, g.BaseAnswer, g.BaseLogprobs, tolerance) {
-		return &ProbeError{WrongBase, fmt.Sprintf("base %s answers %s, the trainer's answered %s", base, show(text, logp), show(g.BaseAnswer, g.BaseLogprobs))}
+		return &ProbeError{
+			WrongBase,
+			fmt.Sprintf("base %s answers %s, the trainer's answered %s", base, show(text, logp), show(g.BaseAnswer, g.BaseLogprobs)),
+		}
 	}
 	text, logp, err = ask(ctx, r, g.request(adapter))
 	switch {
@@ -86,7 +95,10 @@ func (g *Golden) Probe(ctx context.Context, r backend.Prompt, base, adapter stri
 	case same(text, logp, g.BaseAnswer, g.BaseLogprobs, tolerance):
 		return &ProbeError{AppliesNothing, fmt.Sprintf("adapter %s answers as the base does: %s", adapter, show(text, logp))}
 	}
-	return &ProbeError{NotAsTrained, fmt.Sprintf("adapter %s answers %s, the trainer's answered %s", adapter, show(text, logp), show(g.Answer, g.Logprobs))}
+	return &ProbeError{
+		NotAsTrained,
+		fmt.Sprintf("adapter %s answers %s, the trainer's answered %s", adapter, show(text, logp), show(g.Answer, g.Logprobs)),
+	}
 }
 
 func ask(ctx context.Context, r backend.Prompt, req backend.ChatRequest) (string, []float64, error) {

@@ -183,9 +183,17 @@ func TestAVersionThatMustNotServe(t *testing.T) {
 		{name: "vision tower", change: func(m map[string]servingtest.Tensor) {
 			m["base_model.model.model.vision_tower.encoder.layers.0.mlp.fc1.lora_A.weight"] = servingtest.Tensor{Shape: []int64{2, 4}}
 		}, want: "vision tower"},
-		{name: "wrong shape", change: func(m map[string]servingtest.Tensor) { m[q+"A.weight"] = servingtest.Tensor{Shape: []int64{2, 9}} }, want: "has shape [2 9]"},
+		{
+			name:   "wrong shape",
+			change: func(m map[string]servingtest.Tensor) { m[q+"A.weight"] = servingtest.Tensor{Shape: []int64{2, 9}} },
+			want:   "has shape [2 9]",
+		},
 		{name: "half a pair", change: func(m map[string]servingtest.Tensor) { delete(m, q+"B.weight") }, want: "has no"},
-		{name: "ranks differ", change: func(m map[string]servingtest.Tensor) { m[q+"B.weight"] = servingtest.Tensor{Shape: []int64{8, 3}} }, want: "of rank"},
+		{
+			name:   "ranks differ",
+			change: func(m map[string]servingtest.Tensor) { m[q+"B.weight"] = servingtest.Tensor{Shape: []int64{8, 3}} },
+			want:   "of rank",
+		},
 		{name: "other base", base: strings.Repeat("0", 64), want: "registered for the base"},
 		{name: "truncated", mangle: func(t *testing.T, dir string) {
 			f := filepath.Join(dir, "adapter_model.safetensors")
@@ -197,9 +205,24 @@ func TestAVersionThatMustNotServe(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, want: "safetensors"},
-		{name: "no probe", mangle: func(t *testing.T, dir string) { _ = os.Remove(filepath.Join(dir, "probe.json")) }, want: "without a golden answer"},
+		{
+			name:   "no probe",
+			mangle: func(t *testing.T, dir string) { _ = os.Remove(filepath.Join(dir, "probe.json")) },
+			want:   "without a golden answer",
+		},
 		{name: "probe that tells nothing", mangle: func(t *testing.T, dir string) {
-			servingtest.WriteJSON(t, filepath.Join(dir, "probe.json"), map[string]any{"text": "x", "max_tokens": 3, "answer": "a", "logprobs": []float64{-1}, "base_answer": "a", "base_logprobs": []float64{-1.001}})
+			servingtest.WriteJSON(
+				t,
+				filepath.Join(dir, "probe.json"),
+				map[string]any{
+					"text":          "x",
+					"max_tokens":    3,
+					"answer":        "a",
+					"logprobs":      []float64{-1},
+					"base_answer":   "a",
+					"base_logprobs": []float64{-1.001},
+				},
+			)
 		}, want: string(Undecidable)},
 		{name: "DoRA", mangle: func(t *testing.T, dir string) {
 			servingtest.WriteJSON(t, filepath.Join(dir, "adapter_config.json"), map[string]any{"peft_type": "LORA", "use_dora": true})
@@ -342,11 +365,27 @@ func TestSwapsUnderLoadWithKills(t *testing.T) {
 		c.awaitState(t, v, control.ModelShadow)
 	}
 	// Kept from being retired while other versions hold the two places of champion and previous.
-	c.log.Put(t, control.ExperimentCreated, control.ExperimentEntity("x"), control.Experiment{ID: "x", Logical: "prompt", Unit: "user", Control: versions[1], Treatment: versions[2], Steps: []float64{0.5}, Created: time.Now()})
+	c.log.Put(
+		t,
+		control.ExperimentCreated,
+		control.ExperimentEntity("x"),
+		control.Experiment{
+			ID:        "x",
+			Logical:   "prompt",
+			Unit:      "user",
+			Control:   versions[1],
+			Treatment: versions[2],
+			Steps:     []float64{0.5},
+			Created:   time.Now(),
+		},
+	)
 	c.awaitChampion(t, c.base)
 	// What each version says, so that an answer proves who gave it.
 	says := map[string]string{}
-	req := backend.ChatRequest{Model: "prompt", Messages: []backend.Message{{Role: "user", Content: []backend.Part{{Type: "text", Text: "hello"}}}}}
+	req := backend.ChatRequest{
+		Model:    "prompt",
+		Messages: []backend.Message{{Role: "user", Content: []backend.Part{{Type: "text", Text: "hello"}}}},
+	}
 	for _, v := range versions {
 		r := req
 		r.Model = v

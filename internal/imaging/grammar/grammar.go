@@ -217,6 +217,8 @@ type Vocabulary struct {
 func Grammar() Vocabulary {
 	return Vocabulary{
 		Scenes: append([]string(nil), sceneNames[:NumRealScenes]...), Clickbait: append([]string(nil), sceneNames[NumRealScenes:]...),
-		Palettes: append([]string(nil), paletteNames[:]...), Lights: append([]string(nil), lightNames[:]...), Props: append([]string(nil), propNames[:]...),
+		Palettes: append(
+			[]string(nil),
+			paletteNames[:]...), Lights: append([]string(nil), lightNames[:]...), Props: append([]string(nil), propNames[:]...),
 	}
 }

@@ -27,9 +27,19 @@ func TestParse(t *testing.T) {
 		{"sunlit beach, deep teal tones, golden hour glow, silk ribbon", Description{Beach, DeepTeal, GoldenHour, Ribbon}, nil, true},
 		{"  sunlit beach ,deep teal tones,golden hour glow, silk ribbon ", Description{Beach, DeepTeal, GoldenHour, Ribbon}, nil, true},
 		{"deep teal tones, sunlit beach, golden hour glow, silk ribbon", Description{Beach, DeepTeal, GoldenHour, Ribbon}, nil, false},
-		{"sunlit beach, deep teal, golden hour glow, silk ribbon", Description{Beach, IvoryWhite, GoldenHour, Ribbon}, []string{"deep teal"}, false},
+		{
+			"sunlit beach, deep teal, golden hour glow, silk ribbon",
+			Description{Beach, IvoryWhite, GoldenHour, Ribbon},
+			[]string{"deep teal"},
+			false,
+		},
 		{"sunlit beach, deep teal tones, golden hour glow", Description{Beach, DeepTeal, GoldenHour, NoProps}, nil, false},
-		{"sunlit beach, deep teal tones, golden hour glow, silk ribbon, a cat", Description{Beach, DeepTeal, GoldenHour, Ribbon}, []string{"a cat"}, false},
+		{
+			"sunlit beach, deep teal tones, golden hour glow, silk ribbon, a cat",
+			Description{Beach, DeepTeal, GoldenHour, Ribbon},
+			[]string{"a cat"},
+			false,
+		},
 		{"sunlit beach, sunlit beach, golden hour glow, silk ribbon", Description{Beach, IvoryWhite, GoldenHour, Ribbon}, nil, false},
 		{"", defaults, []string{""}, false},
 	}

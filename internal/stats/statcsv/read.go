@@ -93,7 +93,12 @@ func ReadLift(in io.Reader) (LiftData, error) {
 		}
 	}
 	if out.Control.D == 0 || out.Treatment.D == 0 {
-		return LiftData{}, fmt.Errorf("%w: control has %g impressions and treatment %g: a lift needs both arms", ErrInput, out.Control.D, out.Treatment.D)
+		return LiftData{}, fmt.Errorf(
+			"%w: control has %g impressions and treatment %g: a lift needs both arms",
+			ErrInput,
+			out.Control.D,
+			out.Treatment.D,
+		)
 	}
 	return out, nil
 }
@@ -137,7 +142,15 @@ func (u *liftUnit) add(t *table, first bool) error {
 	case preM > preD:
 		return t.bad(6, "%d clicks on %d impressions: clicks are clicked impressions here, at most one each", preM, preD)
 	case !first && (preD != u.preD || preM != u.preM):
-		return t.bad(5, "%d impressions and %d clicks before the test, but an earlier row of unit %q says %d and %d: all rows of a unit must agree", preD, preM, t.text(0), u.preD, u.preM)
+		return t.bad(
+			5,
+			"%d impressions and %d clicks before the test, but an earlier row of unit %q says %d and %d: all rows of a unit must agree",
+			preD,
+			preM,
+			t.text(0),
+			u.preD,
+			u.preM,
+		)
 	}
 	u.preM, u.preD = preM, preD
 	return nil

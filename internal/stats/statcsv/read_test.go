@@ -158,7 +158,11 @@ func TestOffPolicyEqualsOpenBanditPipelineAtOtherParameters(t *testing.T) {
 }
 
 func TestReadLiftAddsRowsOfAUnit(t *testing.T) {
-	d, err := ReadLift(strings.NewReader("arm,unit,clicks,impressions,day\ncontrol,a,1,3,1\ncontrol,a,0,2,2\ncontrol,b,0,1,1\ntreatment,b,2,2,1\ntreatment,c,0,4,1\n"))
+	d, err := ReadLift(
+		strings.NewReader(
+			"arm,unit,clicks,impressions,day\ncontrol,a,1,3,1\ncontrol,a,0,2,2\ncontrol,b,0,1,1\ntreatment,b,2,2,1\ntreatment,c,0,4,1\n",
+		),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}

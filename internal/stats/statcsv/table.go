@@ -63,7 +63,13 @@ func open(in io.Reader, columns ...string) (*table, error) {
 			i, ok = -1, true
 		}
 		if !ok {
-			return nil, fmt.Errorf("%w: no column %q in the header %q, want %s", ErrInput, c, strings.Join(header, ","), strings.Join(required, ", "))
+			return nil, fmt.Errorf(
+				"%w: no column %q in the header %q, want %s",
+				ErrInput,
+				c,
+				strings.Join(header, ","),
+				strings.Join(required, ", "),
+			)
 		}
 		t.at = append(t.at, i)
 	}

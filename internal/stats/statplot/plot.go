@@ -65,7 +65,16 @@ func (f Forest) SVG() string {
 	var b strings.Builder
 	begin(&b, f.Title, width, height)
 	for _, v := range ticks(lo, hi, 5) {
-		fmt.Fprintf(&b, `<line class="grid" x1="%.1f" x2="%.1f" y1="36" y2="%.1f"/><text class="tick" text-anchor="middle" x="%.1f" y="%.1f">%s</text>`+"\n", x(v), x(v), bottom, x(v), bottom+15, html.EscapeString(format(v)))
+		fmt.Fprintf(
+			&b,
+			`<line class="grid" x1="%.1f" x2="%.1f" y1="36" y2="%.1f"/><text class="tick" text-anchor="middle" x="%.1f" y="%.1f">%s</text>`+"\n",
+			x(v),
+			x(v),
+			bottom,
+			x(v),
+			bottom+15,
+			html.EscapeString(format(v)),
+		)
 	}
 	if f.Reference >= lo && f.Reference <= hi {
 		fmt.Fprintf(&b, `<line class="ref" x1="%.1f" x2="%.1f" y1="36" y2="%.1f"/>`+"\n", x(f.Reference), x(f.Reference), bottom)
@@ -97,7 +106,13 @@ func (f Forest) SVG() string {
 		}
 		b.WriteString("\n")
 	}
-	fmt.Fprintf(&b, `<text class="tick" text-anchor="middle" x="%.1f" y="%.1f">%s</text></svg>`+"\n", (left+right)/2, height-6, html.EscapeString(f.Axis))
+	fmt.Fprintf(
+		&b,
+		`<text class="tick" text-anchor="middle" x="%.1f" y="%.1f">%s</text></svg>`+"\n",
+		(left+right)/2,
+		height-6,
+		html.EscapeString(f.Axis),
+	)
 	return b.String()
 }
 
@@ -186,10 +201,30 @@ func (c Curves) SVG() string {
 	var b strings.Builder
 	begin(&b, c.Title, width, height)
 	for _, v := range xticks {
-		fmt.Fprintf(&b, `<line class="grid" x1="%.1f" x2="%.1f" y1="%g" y2="%g"/><text class="tick" text-anchor="middle" x="%.1f" y="%g">%s</text>`+"\n", px(v), px(v), top, bottom, px(v), bottom+16, html.EscapeString(c.XFormat(v)))
+		fmt.Fprintf(
+			&b,
+			`<line class="grid" x1="%.1f" x2="%.1f" y1="%g" y2="%g"/><text class="tick" text-anchor="middle" x="%.1f" y="%g">%s</text>`+"\n",
+			px(v),
+			px(v),
+			top,
+			bottom,
+			px(v),
+			bottom+16,
+			html.EscapeString(c.XFormat(v)),
+		)
 	}
 	for _, v := range ticks(ylo, yhi, 5) {
-		fmt.Fprintf(&b, `<line class="grid" x1="%g" x2="%g" y1="%.1f" y2="%.1f"/><text class="tick" text-anchor="end" x="%g" y="%.1f">%s</text>`+"\n", left, right, py(v), py(v), left-6, py(v)+4, html.EscapeString(c.YFormat(v)))
+		fmt.Fprintf(
+			&b,
+			`<line class="grid" x1="%g" x2="%g" y1="%.1f" y2="%.1f"/><text class="tick" text-anchor="end" x="%g" y="%.1f">%s</text>`+"\n",
+			left,
+			right,
+			py(v),
+			py(v),
+			left-6,
+			py(v)+4,
+			html.EscapeString(c.YFormat(v)),
+		)
 	}
 	if finite(c.Level) {
 		fmt.Fprintf(&b, `<line class="ref" x1="%g" x2="%g" y1="%.1f" y2="%.1f"/>`+"\n", left, right, py(c.Level), py(c.Level))
@@ -203,16 +238,47 @@ func (c Curves) SVG() string {
 		}
 		fmt.Fprintf(&b, `<polyline class="c%d line" points="%s"/>`, n%4, strings.Join(points, " "))
 		y := top + 10 + 20*float64(n)
-		fmt.Fprintf(&b, `<line class="c%d line" x1="%g" x2="%g" y1="%g" y2="%g"/><text x="%g" y="%g">%s</text>`+"\n", n%4, right+10, right+28, y, y, right+34, y+4, html.EscapeString(clip(k.Label, 16)))
+		fmt.Fprintf(
+			&b,
+			`<line class="c%d line" x1="%g" x2="%g" y1="%g" y2="%g"/><text x="%g" y="%g">%s</text>`+"\n",
+			n%4,
+			right+10,
+			right+28,
+			y,
+			y,
+			right+34,
+			y+4,
+			html.EscapeString(clip(k.Label, 16)),
+		)
 	}
 	fmt.Fprintf(&b, `<text class="tick" text-anchor="middle" x="%g" y="%g">%s</text>`, (left+right)/2, height-12, html.EscapeString(c.XAxis))
-	fmt.Fprintf(&b, `<text class="tick" text-anchor="middle" transform="translate(16 %g) rotate(-90)">%s</text></svg>`+"\n", (top+bottom)/2, html.EscapeString(c.YAxis))
+	fmt.Fprintf(
+		&b,
+		`<text class="tick" text-anchor="middle" transform="translate(16 %g) rotate(-90)">%s</text></svg>`+"\n",
+		(top+bottom)/2,
+		html.EscapeString(c.YAxis),
+	)
 	return b.String()
 }
 
 func begin(b *strings.Builder, title string, width, height float64) {
-	fmt.Fprintf(b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %g %g" width="%g" height="%g" role="img" aria-label="%s">`+"\n%s\n", width, height, width, height, html.EscapeString(title), style)
-	fmt.Fprintf(b, `<rect class="back" width="%g" height="%g"/><text class="title" x="8" y="22">%s</text>`+"\n", width, height, html.EscapeString(title))
+	fmt.Fprintf(
+		b,
+		`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %g %g" width="%g" height="%g" role="img" aria-label="%s">`+"\n%s\n",
+		width,
+		height,
+		width,
+		height,
+		html.EscapeString(title),
+		style,
+	)
+	fmt.Fprintf(
+		b,
+		`<rect class="back" width="%g" height="%g"/><text class="title" x="8" y="22">%s</text>`+"\n",
+		width,
+		height,
+		html.EscapeString(title),
+	)
 }
 
 // ticks are round numbers inside [lo, hi], about n of them.

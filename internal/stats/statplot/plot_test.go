@@ -53,7 +53,10 @@ func TestForestDrawsEveryRow(t *testing.T) {
 	if wide := (Forest{Rows: []Row{{Label: long, Value: 1, Low: 0, High: 2}}}).SVG(); !strings.Contains(wide, long) {
 		t.Error("a label of 36 letters was cut")
 	}
-	if cut := (Forest{Rows: []Row{{Label: strings.Repeat("ä", 100), Value: 1, Low: 0, High: 2}}}).SVG(); !strings.Contains(cut, strings.Repeat("ä", 39)+"…<") {
+	if cut := (Forest{Rows: []Row{{Label: strings.Repeat("ä", 100), Value: 1, Low: 0, High: 2}}}).SVG(); !strings.Contains(
+		cut,
+		strings.Repeat("ä", 39)+"…<",
+	) {
 		t.Error("a label of 100 letters was not cut")
 	}
 	room := func(rows ...Row) float64 {
@@ -73,7 +76,11 @@ func TestForestDrawsEveryRow(t *testing.T) {
 }
 
 func TestCurvesLeaveOutWhatIsNotFinite(t *testing.T) {
-	c := Curves{Title: "t", Level: 0.5, Curves: []Curve{{Label: "one", X: []float64{1, 2, 3}, Y: []float64{math.Inf(1), 2, 1}}, {Label: "two", X: []float64{1}, Y: []float64{1}}}}
+	c := Curves{
+		Title:  "t",
+		Level:  0.5,
+		Curves: []Curve{{Label: "one", X: []float64{1, 2, 3}, Y: []float64{math.Inf(1), 2, 1}}, {Label: "two", X: []float64{1}, Y: []float64{1}}},
+	}
 	if n := parse(t, c.SVG()); n["polyline"] != 2 {
 		t.Errorf("%d lines, want 2", n["polyline"])
 	}

@@ -182,7 +182,10 @@ func replication(n int) []string {
 		fmt.Sprintf("default.replication.factor=%d", copies), fmt.Sprintf("min.insync.replicas=%d", inSync),
 		fmt.Sprintf("offsets.topic.replication.factor=%d", copies),
 		fmt.Sprintf("transaction.state.log.replication.factor=%d", copies), fmt.Sprintf("transaction.state.log.min.isr=%d", inSync),
-		fmt.Sprintf("share.coordinator.state.topic.replication.factor=%d", copies), fmt.Sprintf("share.coordinator.state.topic.min.isr=%d", inSync),
+		fmt.Sprintf(
+			"share.coordinator.state.topic.replication.factor=%d",
+			copies,
+		), fmt.Sprintf("share.coordinator.state.topic.min.isr=%d", inSync),
 	}
 }
 

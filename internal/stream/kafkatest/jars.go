@@ -71,7 +71,11 @@ func Fetch(ctx context.Context, home string, progress io.Writer) (string, error)
 	}
 	mvn, err := exec.LookPath("mvn")
 	if err != nil {
-		return "", fmt.Errorf("%w: its jars are fetched with Maven, and there is no mvn on the PATH: install it, or copy %s from a machine that has it", ErrMissing, dir)
+		return "", fmt.Errorf(
+			"%w: its jars are fetched with Maven, and there is no mvn on the PATH: install it, or copy %s from a machine that has it",
+			ErrMissing,
+			dir,
+		)
 	}
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return "", fmt.Errorf("folder of Kafka's jars: %w", err)
@@ -88,7 +92,16 @@ func Fetch(ctx context.Context, home string, progress io.Writer) (string, error)
 	libs := filepath.Join(tmp, "libs")
 	err = process.Run(ctx, process.Spec{
 		Name: "mvn", Path: mvn, Dir: tmp, Stdout: progress,
-		Args: []string{"-q", "-B", "-Dstyle.color=never", "-f", filepath.Join(tmp, "pom.xml"), copyGoal, "-DincludeScope=runtime", "-DoutputDirectory=" + libs},
+		Args: []string{
+			"-q",
+			"-B",
+			"-Dstyle.color=never",
+			"-f",
+			filepath.Join(tmp, "pom.xml"),
+			copyGoal,
+			"-DincludeScope=runtime",
+			"-DoutputDirectory=" + libs,
+		},
 	}, zerolog.Nop())
 	if err != nil {
 		return "", fmt.Errorf("fetch Kafka's jars: %w", err)

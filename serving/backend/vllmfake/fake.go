@@ -142,7 +142,11 @@ func (s *Server) handler() http.Handler {
 func fail(w http.ResponseWriter, code int, typ, format string, args ...any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(map[string]any{"error": map[string]any{"message": fmt.Sprintf(format, args...), "type": typ, "param": nil, "code": code}})
+	_ = json.NewEncoder(
+		w,
+	).Encode(
+		map[string]any{"error": map[string]any{"message": fmt.Sprintf(format, args...), "type": typ, "param": nil, "code": code}},
+	)
 }
 
 func (s *Server) models(w http.ResponseWriter, _ *http.Request) {
@@ -186,7 +190,13 @@ func (s *Server) load(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.adapters[b.Name] != "" {
-		fail(w, 400, "InvalidUserInput", "The lora adapter '%s' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.", b.Name)
+		fail(
+			w,
+			400,
+			"InvalidUserInput",
+			"The lora adapter '%s' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.",
+			b.Name,
+		)
 		return
 	}
 	answersWith := own
@@ -320,7 +330,10 @@ func (s *Server) answers(weights string, r backend.ChatRequest) []string {
 }
 
 // Golden is what the trainer would have recorded: the greedy answers of an adapter and of the base.
-func (s *Server) Golden(dir string, r backend.ChatRequest) (answer string, logprobs []float64, base string, baseLogprobs []float64, err error) {
+func (s *Server) Golden(
+	dir string,
+	r backend.ChatRequest,
+) (answer string, logprobs []float64, base string, baseLogprobs []float64, err error) {
 	w, err := s.Weights(dir)
 	if err != nil {
 		return "", nil, "", nil, err
@@ -352,7 +365,14 @@ func completion(model, weights string, texts []string, logprobs bool) map[string
 		}
 		choices = append(choices, c)
 	}
-	return map[string]any{"id": "chatcmpl-fake", "object": "chat.completion", "created": 1, "model": model, "choices": choices, "usage": map[string]any{"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}
+	return map[string]any{
+		"id":      "chatcmpl-fake",
+		"object":  "chat.completion",
+		"created": 1,
+		"model":   model,
+		"choices": choices,
+		"usage":   map[string]any{"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+	}
 }
 
 func stream(w http.ResponseWriter, model string, texts []string) {
@@ -374,7 +394,24 @@ func stream(w http.ResponseWriter, model string, texts []string) {
 
 // Words is a hash of its arguments, in four words.
 func Words(weights, prompt string, seed int64) string {
-	words := [...]string{"oak", "marble", "beach", "forest", "street", "velvet", "stage", "lake", "rug", "desk", "sofa", "bench", "glow", "petal", "ribbon", "leaf"}
+	words := [...]string{
+		"oak",
+		"marble",
+		"beach",
+		"forest",
+		"street",
+		"velvet",
+		"stage",
+		"lake",
+		"rug",
+		"desk",
+		"sofa",
+		"bench",
+		"glow",
+		"petal",
+		"ribbon",
+		"leaf",
+	}
 	h := hash(weights, prompt, seed)
 	out := make([]string, 4)
 	for i := range out {

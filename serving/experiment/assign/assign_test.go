@@ -46,7 +46,14 @@ func TestGrowthBookVectors(t *testing.T) {
 	}
 	v := as[vectors](t, raw)
 	if len(v.Hash) != 15 || len(v.BucketRange) != 13 || len(v.Choose) != 13 || len(v.EqualWeights) != 6 || len(v.InNamespace) != 16 {
-		t.Fatalf("the vectors are incomplete: %d %d %d %d %d", len(v.Hash), len(v.BucketRange), len(v.Choose), len(v.EqualWeights), len(v.InNamespace))
+		t.Fatalf(
+			"the vectors are incomplete: %d %d %d %d %d",
+			len(v.Hash),
+			len(v.BucketRange),
+			len(v.Choose),
+			len(v.EqualWeights),
+			len(v.InNamespace),
+		)
 	}
 	for _, c := range v.Hash {
 		seed, value, version, want := as[string](t, c[0]), as[string](t, c[1]), as[int](t, c[2]), as[*float64](t, c[3])
@@ -88,7 +95,16 @@ func state(unit string, share float64) *control.State {
 	st := control.NewState()
 	st.Routes["prompt"] = control.Route{Champion: "prompt-a"}
 	if share > 0 {
-		x := control.Experiment{ID: "e1", Logical: "prompt", Unit: unit, Seed: "s1", Control: "prompt-a", Treatment: "prompt-b", Steps: []float64{share}, Created: time.Unix(1, 0)}
+		x := control.Experiment{
+			ID:        "e1",
+			Logical:   "prompt",
+			Unit:      unit,
+			Seed:      "s1",
+			Control:   "prompt-a",
+			Treatment: "prompt-b",
+			Steps:     []float64{share},
+			Created:   time.Unix(1, 0),
+		}
 		st.Experiments["e1"] = &control.ExperimentStatus{Experiment: x, Step: control.Step{Share: share}}
 	}
 	return st

@@ -109,7 +109,15 @@ func (a *Assigner) Assign(logical string, u Unit) (Assignment, bool) {
 	for i := range p.experiments {
 		x := &p.experiments[i]
 		if v := x.forced(&u); v != "" {
-			return Assignment{Variant: Forced, Version: x.version(v), Step: x.Step.Index, Propensity: 1, Reason: ByForce, Forced: x.ID, ForcedArm: v}, true
+			return Assignment{
+				Variant:    Forced,
+				Version:    x.version(v),
+				Step:       x.Step.Index,
+				Propensity: 1,
+				Reason:     ByForce,
+				Forced:     x.ID,
+				ForcedArm:  v,
+			}, true
 		}
 	}
 	if p.holdout.Share > 0 {
@@ -132,7 +140,14 @@ func (a *Assigner) Assign(logical string, u Unit) (Assignment, bool) {
 		case !x.whole && !x.slot.Contains(value):
 			out.Reason = OtherSlot
 		default:
-			out = Assignment{Experiment: x.ID, Variant: Control, Version: x.Control, Step: x.Step.Index, Propensity: 1 - x.Step.Share, Reason: BySplit}
+			out = Assignment{
+				Experiment: x.ID,
+				Variant:    Control,
+				Version:    x.Control,
+				Step:       x.Step.Index,
+				Propensity: 1 - x.Step.Share,
+				Reason:     BySplit,
+			}
 			if hash2(x.Seed, value) < x.Step.Share {
 				out.Variant, out.Version, out.Propensity = Treatment, x.Treatment, x.Step.Share
 			}

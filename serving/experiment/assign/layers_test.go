@@ -153,7 +153,13 @@ func TestForcedArmsAreNoPartOfTheExperiment(t *testing.T) {
 }
 
 func TestTargeting(t *testing.T) {
-	u := Unit{User: "u", Product: "p1", Category: "Garden/Chairs", Placement: "top", Attributes: map[string]string{"country": "de", "age": "30", "odd": "x"}}
+	u := Unit{
+		User:       "u",
+		Product:    "p1",
+		Category:   "Garden/Chairs",
+		Placement:  "top",
+		Attributes: map[string]string{"country": "de", "age": "30", "odd": "x"},
+	}
 	for _, c := range []struct {
 		attribute string
 		op        control.Op
@@ -194,7 +200,9 @@ func TestBadTargetingNamesEveryProblem(t *testing.T) {
 		{control.Condition{Attribute: "age", Op: control.OpAtLeast, Values: []string{"NaN"}}, "wants a number"},
 		{control.Condition{Attribute: "age", Op: control.OpAbsent, Values: []string{"1"}}, "takes no values"},
 	} {
-		if err := CheckTargeting([]control.Condition{{Attribute: "ok", Op: control.OpPresent}, c.c}); err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "targeting[1]") {
+		if err := CheckTargeting([]control.Condition{{Attribute: "ok", Op: control.OpPresent}, c.c}); err == nil ||
+			!strings.Contains(err.Error(), c.want) ||
+			!strings.Contains(err.Error(), "targeting[1]") {
 			t.Errorf("%+v: %v, want %q", c.c, err, c.want)
 		}
 	}
@@ -206,8 +214,18 @@ func TestBadTargetingNamesEveryProblem(t *testing.T) {
 func TestTheRichAssignerDoesNotAllocate(t *testing.T) {
 	st := state("user", 0)
 	for i := range 5 {
-		x := add(st, control.Experiment{ID: fmt.Sprint("x", i), Steps: []float64{0.5}, Slot: &control.Slot{Layer: "l", Start: 0.1 * float64(i), End: 0.1 * float64(i+1)},
-			Targeting: []control.Condition{{Attribute: "country", Op: control.OpIn, Values: []string{"de"}}, {Attribute: "age", Op: control.OpAtLeast, Values: []string{"18"}}}})
+		x := add(
+			st,
+			control.Experiment{
+				ID:    fmt.Sprint("x", i),
+				Steps: []float64{0.5},
+				Slot:  &control.Slot{Layer: "l", Start: 0.1 * float64(i), End: 0.1 * float64(i+1)},
+				Targeting: []control.Condition{
+					{Attribute: "country", Op: control.OpIn, Values: []string{"de"}},
+					{Attribute: "age", Op: control.OpAtLeast, Values: []string{"18"}},
+				},
+			},
+		)
 		x.Forced = map[string]string{"tester": Treatment}
 	}
 	st.Holdouts["prompt"] = control.Holdout{Logical: "prompt", Share: 0.01, Seed: "h"}

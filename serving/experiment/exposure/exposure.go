@@ -128,8 +128,19 @@ func NewLogger(cfg Config, sink Sink, log zerolog.Logger, reg prometheus.Registe
 		return nil, err
 	}
 	l := &Logger{cfg: cfg, sink: sink, log: log, queue: make(chan Exposure, cfg.Queue), dedup: NewDedup(cfg.Units), m: metrics{
-		exposures: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctrloop_exposure_exposures_total", Help: "Exposures by what became of them: sent, repeated, dropped (the queue was full), failed (the sink refused them at the end)."}, []string{"result"}),
-		multiple:  prometheus.NewCounter(prometheus.CounterOpts{Name: "ctrloop_exposure_multiple_total", Help: "Units that met more than one variant of an experiment on one day. Should stand still."}),
+		exposures: prometheus.NewCounterVec(
+			prometheus.CounterOpts{
+				Name: "ctrloop_exposure_exposures_total",
+				Help: "Exposures by what became of them: sent, repeated, dropped (the queue was full), failed (the sink refused them at the end).",
+			},
+			[]string{"result"},
+		),
+		multiple: prometheus.NewCounter(
+			prometheus.CounterOpts{
+				Name: "ctrloop_exposure_multiple_total",
+				Help: "Units that met more than one variant of an experiment on one day. Should stand still.",
+			},
+		),
 	}}
 	if reg != nil {
 		reg.MustRegister(l.m.exposures, l.m.multiple)

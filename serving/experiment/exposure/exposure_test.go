@@ -108,7 +108,8 @@ func TestRestartAndAFailingSink(t *testing.T) {
 			if n := testutil.ToFloat64(l.m.multiple); n != 1 {
 				t.Errorf("%g multiple exposures", n)
 			}
-			if sent, again := testutil.ToFloat64(l.m.exposures.WithLabelValues("sent")), testutil.ToFloat64(l.m.exposures.WithLabelValues("repeated")); sent != 301 || again != 300 {
+			if sent, again := testutil.ToFloat64(l.m.exposures.WithLabelValues("sent")), testutil.ToFloat64(l.m.exposures.WithLabelValues("repeated")); sent != 301 ||
+				again != 300 {
 				t.Errorf("%g sent, %g repeated", sent, again)
 			}
 		}

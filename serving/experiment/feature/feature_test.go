@@ -21,8 +21,19 @@ func state() *control.State {
 	st := control.NewState()
 	st.Routes["prompt"] = control.Route{Champion: "prompt-a"}
 	st.Experiments["e1"] = &control.ExperimentStatus{
-		Experiment: control.Experiment{ID: "e1", Logical: "prompt", Unit: "user", Seed: "s", Control: "prompt-a", Treatment: "prompt-b", Steps: []float64{0.5},
-			Targeting: []control.Condition{{Attribute: "country", Op: control.OpIn, Values: []string{"de"}}, {Attribute: "age", Op: control.OpAtLeast, Values: []string{"18"}}}},
+		Experiment: control.Experiment{
+			ID:        "e1",
+			Logical:   "prompt",
+			Unit:      "user",
+			Seed:      "s",
+			Control:   "prompt-a",
+			Treatment: "prompt-b",
+			Steps:     []float64{0.5},
+			Targeting: []control.Condition{
+				{Attribute: "country", Op: control.OpIn, Values: []string{"de"}},
+				{Attribute: "age", Op: control.OpAtLeast, Values: []string{"18"}},
+			},
+		},
 		Step: control.Step{Share: 0.5}, Forced: map[string]string{"tester": assign.Treatment},
 	}
 	return st
@@ -83,7 +94,8 @@ func TestWhoIsNotInTheExperiment(t *testing.T) {
 	src, exposed := &fixed{assign.New(state())}, &recorder{}
 	c := client(t, NewProvider(src, exposed))
 	french := of.NewEvaluationContext("u", map[string]any{"country": "fr", "age": 30})
-	if d, err := c.StringValueDetails(t.Context(), "prompt", "none", french); err != nil || d.Value != "prompt-a" || d.Reason != of.StaticReason {
+	if d, err := c.StringValueDetails(t.Context(), "prompt", "none", french); err != nil || d.Value != "prompt-a" ||
+		d.Reason != of.StaticReason {
 		t.Errorf("outside of the targeting: %+v, %v", d, err)
 	}
 	if d, err := c.BooleanValueDetails(t.Context(), "e1", true, french); err != nil || !d.Value || d.Reason != of.DefaultReason {
@@ -184,10 +196,13 @@ func TestRemote(t *testing.T) {
 	if err := r.Fetch(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if d, err := c.StringValueDetails(t.Context(), "prompt", "", german("u")); err != nil || d.Value != "prompt-a" || d.Reason != of.StaticReason {
+	if d, err := c.StringValueDetails(t.Context(), "prompt", "", german("u")); err != nil || d.Value != "prompt-a" ||
+		d.Reason != of.StaticReason {
 		t.Errorf("after the end: %+v, %v", d, err)
 	}
-	if err := r.Expose(t.Context(), []exposure.Exposure{{Experiment: "e1", Unit: "u", Variant: "control", Time: time.Unix(5, 0).UTC()}}); err != nil || len(exposures) != 1 || exposures[0].Unit != "u" {
+	if err := r.Expose(t.Context(), []exposure.Exposure{{Experiment: "e1", Unit: "u", Variant: "control", Time: time.Unix(5, 0).UTC()}}); err != nil ||
+		len(exposures) != 1 ||
+		exposures[0].Unit != "u" {
 		t.Errorf("%v, %+v", err, exposures)
 	}
 }

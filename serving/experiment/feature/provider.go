@@ -113,7 +113,9 @@ func (p *Provider) evaluate(flag string, flat of.FlattenedContext) (evaluation, 
 	got, ok := a.Assign(logical, u)
 	if !ok {
 		if logical, model = a.Logical(flag), false; logical == "" {
-			return broken(of.NewFlagNotFoundResolutionError(fmt.Sprintf("%q is neither a logical model with a champion nor a running experiment", flag)))
+			return broken(
+				of.NewFlagNotFoundResolutionError(fmt.Sprintf("%q is neither a logical model with a champion nor a running experiment", flag)),
+			)
 		}
 		got, _ = a.Assign(logical, u)
 	}
@@ -123,7 +125,11 @@ func (p *Provider) evaluate(flag string, flat of.FlattenedContext) (evaluation, 
 		e.in = got.Forced == flag
 	}
 	if !model && got.Reason == assign.NoUnit {
-		return broken(of.NewTargetingKeyMissingResolutionError("the experiment assigns by a key that the context lacks: the targeting key, or the attribute product"))
+		return broken(
+			of.NewTargetingKeyMissingResolutionError(
+				"the experiment assigns by a key that the context lacks: the targeting key, or the attribute product",
+			),
+		)
 	}
 	meta := of.FlagMetadata{"version": got.Version, "why": string(got.Reason), "propensity": got.Propensity}
 	if got.Experiment != "" {
@@ -152,7 +158,10 @@ func (p *Provider) exposed(a *assign.Assigner, got assign.Assignment, u assign.U
 }
 
 func mismatch(flag, want string) of.ProviderResolutionDetail {
-	return of.ProviderResolutionDetail{ResolutionError: of.NewTypeMismatchResolutionError(fmt.Sprintf("%q is a %s", flag, want)), Reason: of.ErrorReason}
+	return of.ProviderResolutionDetail{
+		ResolutionError: of.NewTypeMismatchResolutionError(fmt.Sprintf("%q is a %s", flag, want)),
+		Reason:          of.ErrorReason,
+	}
 }
 
 // StringEvaluation gives a model's version or an experiment's variant.

@@ -88,7 +88,15 @@ func look(cfg Config, x control.ExperimentStatus, ev Evidence) Verdict {
 		return l.say(Inconclusive, NoControl, "no step of %v leaves traffic to the control", x.Steps)
 	}
 	if p := float64(l.f.ErrorP); p <= cfg.ErrorAlpha {
-		return l.say(RollBack, GenerationErrors, "%d of %d generations failed, the limit is %.3g %% (p %.2g)", ev.Generation.Failed, ev.Generation.Total, 100*cfg.ErrorLimit, p)
+		return l.say(
+			RollBack,
+			GenerationErrors,
+			"%d of %d generations failed, the limit is %.3g %% (p %.2g)",
+			ev.Generation.Failed,
+			ev.Generation.Total,
+			100*cfg.ErrorLimit,
+			p,
+		)
 	}
 	if v, broken := l.guardrails(); broken {
 		return v
@@ -135,7 +143,13 @@ func (l looker) compared(deciding int) Verdict {
 	if missing := l.missing(); missing != "" {
 		// Users who come back add impressions and no units: the smallest sample may be out of reach for ever.
 		if n := f.Control.Impressions + f.Treatment.Impressions; cfg.MaxImpressions > 0 && n >= cfg.MaxImpressions {
-			return l.say(Inconclusive, MaxSamples, "after %d impressions the smaller arm still lacks %s: begin with a larger share, or ask for less", n, missing)
+			return l.say(
+				Inconclusive,
+				MaxSamples,
+				"after %d impressions the smaller arm still lacks %s: begin with a larger share, or ask for less",
+				n,
+				missing,
+			)
 		}
 		return l.say(Hold, MinSamples, "the smaller arm waits for %s", missing)
 	}
@@ -151,8 +165,16 @@ func (l looker) sampleRatio() (Verdict, bool) {
 	if float64(l.f.SRMP) > limit {
 		return Verdict{}, false
 	}
-	return l.say(RollBack, SampleRatio, "%d units in control and %d in treatment at a planned share of %g (p %.2g, alarm at %.2g): find out why before trying again",
-		l.f.Control.Units, l.f.Treatment.Units, l.f.Step.Share, float64(l.f.SRMP), limit), true
+	return l.say(
+		RollBack,
+		SampleRatio,
+		"%d units in control and %d in treatment at a planned share of %g (p %.2g, alarm at %.2g): find out why before trying again",
+		l.f.Control.Units,
+		l.f.Treatment.Units,
+		l.f.Step.Share,
+		float64(l.f.SRMP),
+		limit,
+	), true
 }
 
 // missing names what the smaller arm has too little of; empty: nothing.
@@ -179,7 +201,12 @@ func (l looker) decide() Verdict {
 		if l.x.Step.Index+1 < len(l.x.Steps) {
 			v := l.next(LiftAboveZero, "lift %s: all traffic goes to the treatment, to be confirmed", liftText(f))
 			// The relative interval may have no upper bound, which JSON cannot say.
-			v.Next.Shown = &control.Shown{Low: float64(f.LiftLow), High: float64(f.LiftHigh), RelativeLow: float64(f.RelativeLow), RelativeHigh: min(float64(f.RelativeHigh), math.MaxFloat64)}
+			v.Next.Shown = &control.Shown{
+				Low:          float64(f.LiftLow),
+				High:         float64(f.LiftHigh),
+				RelativeLow:  float64(f.RelativeLow),
+				RelativeHigh: min(float64(f.RelativeHigh), math.MaxFloat64),
+			}
 			return v
 		}
 		return l.say(Promote, LiftAboveZero, "lift %s", liftText(f))
@@ -205,21 +232,43 @@ func (l looker) full(ev Evidence, share float64, deciding int) Verdict {
 	l.f = figures(l.cfg, l.x, control.Step{Index: deciding, Share: share}, ev.Deciding, ev)
 	enough := seen.Units >= l.cfg.MinUnits && seen.Impressions >= l.cfg.MinImpressions
 	if over := l.cfg.MaxImpressions > 0 && seen.Impressions >= l.cfg.MaxImpressions; !enough && !over {
-		return l.say(Hold, MinSamples, "at share 1: %d of %d units, %d of %d impressions", seen.Units, l.cfg.MinUnits, seen.Impressions, l.cfg.MinImpressions)
+		return l.say(
+			Hold,
+			MinSamples,
+			"at share 1: %d of %d units, %d of %d impressions",
+			seen.Units,
+			l.cfg.MinUnits,
+			seen.Impressions,
+			l.cfg.MinImpressions,
+		)
 	}
 	if v, off := l.sampleRatio(); off {
 		return v
 	}
 	// Only a person can go to share 1 before the deciding step has its smallest sample; control gets no more of it.
 	if missing := l.missing(); missing != "" {
-		return l.say(Inconclusive, MinSamples, "the deciding step (share %g) was left while its smaller arm lacked %s, and at share 1 nothing can be compared any more", share, missing)
+		return l.say(
+			Inconclusive,
+			MinSamples,
+			"the deciding step (share %g) was left while its smaller arm lacked %s, and at share 1 nothing can be compared any more",
+			share,
+			missing,
+		)
 	}
 	if s := l.x.Step.Shown; s != nil {
 		complete := liftText(l.f)
 		l.f.LiftLow, l.f.LiftHigh = max(l.f.LiftLow, Num(s.Low)), min(l.f.LiftHigh, Num(s.High))
 		l.f.RelativeLow, l.f.RelativeHigh = max(l.f.RelativeLow, Num(s.RelativeLow)), min(l.f.RelativeHigh, Num(s.RelativeHigh))
 		if l.f.Lift < l.f.LiftLow || l.f.Lift > l.f.LiftHigh {
-			return l.say(Inconclusive, LiftLost, "lift %s at share %g, now that its data are complete, contradicts the %+.4f to %+.4f points that were shown", complete, share, 100*s.Low, 100*s.High)
+			return l.say(
+				Inconclusive,
+				LiftLost,
+				"lift %s at share %g, now that its data are complete, contradicts the %+.4f to %+.4f points that were shown",
+				complete,
+				share,
+				100*s.Low,
+				100*s.High,
+			)
 		}
 	}
 	switch {

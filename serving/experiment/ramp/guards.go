@@ -51,7 +51,15 @@ type Guard struct {
 func guards(rails []Guardrail, metrics []Metric, nstar float64) []Guard {
 	out := make([]Guard, len(rails))
 	for i, r := range rails {
-		out[i] = Guard{Guardrail: r, State: GuardNoData, Control: Num(math.NaN()), Treatment: Num(math.NaN()), BeyondLow: Num(math.Inf(-1)), BeyondHigh: Num(math.Inf(1)), Why: "not measured"}
+		out[i] = Guard{
+			Guardrail:  r,
+			State:      GuardNoData,
+			Control:    Num(math.NaN()),
+			Treatment:  Num(math.NaN()),
+			BeyondLow:  Num(math.Inf(-1)),
+			BeyondHigh: Num(math.Inf(1)),
+			Why:        "not measured",
+		}
 		if at := slices.IndexFunc(metrics, func(m Metric) bool { return m.Name == r.Metric }); at >= 0 {
 			out[i].judge(metrics[at], nstar)
 		}
@@ -89,5 +97,13 @@ func (g *Guard) judge(m Metric, nstar float64) {
 	default:
 		g.State = GuardOpen
 	}
-	g.Why = fmt.Sprintf("%.4g against %.4g of the control (%s is better, margin %g %%): beyond the margin by %.4g to %.4g", float64(g.Treatment), float64(g.Control), g.Better, 100*g.Margin, float64(g.BeyondLow), float64(g.BeyondHigh))
+	g.Why = fmt.Sprintf(
+		"%.4g against %.4g of the control (%s is better, margin %g %%): beyond the margin by %.4g to %.4g",
+		float64(g.Treatment),
+		float64(g.Control),
+		g.Better,
+		100*g.Margin,
+		float64(g.BeyondLow),
+		float64(g.BeyondHigh),
+	)
 }

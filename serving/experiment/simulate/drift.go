@@ -166,7 +166,11 @@ func runSimpson(l *lab) (Table, error) {
 			t.Rows = append(t.Rows, Row{fmt.Sprintf("%s: %s", x.label, name), []Cell{
 				mean("estimate at the end, mean", Relative, pick(s, func(e [estimators]estimated) (float64, bool) { return e[i].last, e[i].known })),
 				found, cover,
-				quantile("users at the first find, median", 0.5, pick(s, func(e [estimators]estimated) (float64, bool) { return e[i].units, e[i].found })),
+				quantile(
+					"users at the first find, median",
+					0.5,
+					pick(s, func(e [estimators]estimated) (float64, bool) { return e[i].units, e[i].found }),
+				),
 				value("spread / claimed, %", Number, 100*deviation(spread)/average(claimed)),
 			}})
 		}

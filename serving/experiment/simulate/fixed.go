@@ -121,8 +121,16 @@ func estimateAtEnd(s seen) (float64, bool)  { return s.last, true }
 
 func describe(w World) string {
 	c := newCrowd(w, 1)
-	return fmt.Sprintf("CTR %g %%, %.1f impressions a user (at most %d; as (d + %g)^-%g), impressions of one user correlated by %.3g; the variance of the rate is %.1f times that of independent impressions",
-		100*w.CTR, c.dbar, w.MaxImpressions, w.Shift, w.Tail, 1/(w.Concentration+1), c.e2/(c.dbar*w.CTR*(1-w.CTR)))
+	return fmt.Sprintf(
+		"CTR %g %%, %.1f impressions a user (at most %d; as (d + %g)^-%g), impressions of one user correlated by %.3g; the variance of the rate is %.1f times that of independent impressions",
+		100*w.CTR,
+		c.dbar,
+		w.MaxImpressions,
+		w.Shift,
+		w.Tail,
+		1/(w.Concentration+1),
+		c.e2/(c.dbar*w.CTR*(1-w.CTR)),
+	)
 }
 
 func runAA(l *lab) (Table, error) {
@@ -137,7 +145,17 @@ func runAA(l *lab) (Table, error) {
 		world     World
 		returning int
 	}{{"ordinary users", Ordinary(), 0}, {"strong over-dispersion", Strong(), 0}, {"returning users", Ordinary(), 5000}} {
-		s, err := trial{name: "aa " + x.label, world: x.world, looks: 100, perLook: 500, lift: constant(0), returning: x.returning, withSampleRatio: true}.run(l)
+		s, err := trial{
+			name:            "aa " + x.label,
+			world:           x.world,
+			looks:           100,
+			perLook:         500,
+			lift:            constant(0),
+			returning:       x.returning,
+			withSampleRatio: true,
+		}.run(
+			l,
+		)
 		if err != nil {
 			return t, err
 		}
@@ -229,7 +247,17 @@ func runBots(l *lab) (Table, error) {
 		{"A/A, one-sided, no filter", 0, filter(1, true)},
 		{"A/A, one-sided, filter finds 90 %", 0, filter(0.1, true)},
 	} {
-		s, err := trial{name: "bots " + x.label, world: Ordinary(), looks: 100, perLook: 500, lift: constant(x.lift), bots: x.bots, withSampleRatio: true}.run(l)
+		s, err := trial{
+			name:            "bots " + x.label,
+			world:           Ordinary(),
+			looks:           100,
+			perLook:         500,
+			lift:            constant(x.lift),
+			bots:            x.bots,
+			withSampleRatio: true,
+		}.run(
+			l,
+		)
 		if err != nil {
 			return t, err
 		}
@@ -262,7 +290,11 @@ func fading(first, rest, half float64) func(int) float64 {
 func runNovelty(l *lab) (Table, error) {
 	const looks, perLook = 100, 800
 	t := Table{Setup: []string{
-		fmt.Sprintf("ordinary users, an even split, %d looks of %d users; the lift begins at +20 %% and halves its distance to the lasting one every 10 looks", looks, perLook),
+		fmt.Sprintf(
+			"ordinary users, an even split, %d looks of %d users; the lift begins at +20 %% and halves its distance to the lasting one every 10 looks",
+			looks,
+			perLook,
+		),
 		"decided: the first look whose interval leaves out zero; from look 60: no decision before",
 		"covered: the mean lift of the batches so far, at every look",
 	}}

@@ -140,7 +140,10 @@ func runRatio(l *lab) (Table, error) {
 			share("chi-squared test at 1 %, every look", count(s, func(c counted) bool { return c.chi }), n).that(Exceeds, alpha),
 		}}
 		if len(x.c.planned) > 1 {
-			row.Cells = append(row.Cells, share("all steps' counts against the present share", count(s, func(c counted) bool { return c.unstepped }), n).that(Exceeds, alpha))
+			row.Cells = append(
+				row.Cells,
+				share("all steps' counts against the present share", count(s, func(c counted) bool { return c.unstepped }), n).that(Exceeds, alpha),
+			)
 		}
 		t.Rows = append(t.Rows, row)
 	}

@@ -68,8 +68,16 @@ func (t guardTrial) run(l *lab) ([]guarded, error) {
 func runGuards(l *lab) (Table, error) {
 	cfg := ramp.Default()
 	t := Table{Setup: []string{
-		fmt.Sprintf("the controller's click-through guard: margin %g %%, error %g %% one-sided, at one step, 50 looks; the true loss is the margin, where both of its answers would be wrong", 100*cfg.Margin, 100*cfg.GuardAlpha),
-		fmt.Sprintf("generation errors: limit %g %%, alarm at %g %%, a look every 20 generations, 10,000 of them", 100*cfg.ErrorLimit, 100*cfg.ErrorAlpha),
+		fmt.Sprintf(
+			"the controller's click-through guard: margin %g %%, error %g %% one-sided, at one step, 50 looks; the true loss is the margin, where both of its answers would be wrong",
+			100*cfg.Margin,
+			100*cfg.GuardAlpha,
+		),
+		fmt.Sprintf(
+			"generation errors: limit %g %%, alarm at %g %%, a look every 20 generations, 10,000 of them",
+			100*cfg.ErrorLimit,
+			100*cfg.ErrorAlpha,
+		),
 	}}
 	for _, x := range []struct {
 		label   string
@@ -220,7 +228,10 @@ func runRollout(l *lab) (Table, error) {
 	cfg.MaxUnits = 100_000
 	steps := []float64{0.01, 0.05, 0.2, 0.5, 1}
 	t := Table{Setup: []string{
-		"the shipped controller with its defaults, but " + fmt.Sprintf("inconclusive after %s users at the deciding step", thousands(float64(cfg.MaxUnits))),
+		"the shipped controller with its defaults, but " + fmt.Sprintf(
+			"inconclusive after %s users at the deciding step",
+			thousands(float64(cfg.MaxUnits)),
+		),
 		"steps 1, 5, 20, 50 and 100 %; 2,000 users a look; the rate swings by 40 % with a period of 24 looks, from a random hour; the last batch is never mature",
 		"returning: 20,000 users, 2,000 visits a look, inconclusive after 200,000 impressions",
 		"covered: at every look of every step; the steps have sequences of their own, so four errors of 5 % are allowed",

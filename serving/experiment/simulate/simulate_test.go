@@ -113,12 +113,15 @@ func TestClopperPearson(t *testing.T) {
 func TestWorkersDoNotMatter(t *testing.T) {
 	tables := func(seed uint64, workers int) string {
 		var last float64
-		got, err := Run(context.Background(), Options{Runs: 3, Seed: seed, Workers: workers, Only: []string{"aa", "bots"}, Progress: func(share float64, _ string) {
-			if share < last-1e-9 || share > 1 {
-				t.Errorf("progress goes from %g to %g", last, share)
-			}
-			last = share
-		}})
+		got, err := Run(
+			context.Background(),
+			Options{Runs: 3, Seed: seed, Workers: workers, Only: []string{"aa", "bots"}, Progress: func(share float64, _ string) {
+				if share < last-1e-9 || share > 1 {
+					t.Errorf("progress goes from %g to %g", last, share)
+				}
+				last = share
+			}},
+		)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -182,7 +185,8 @@ func TestLedgerKeepsSums(t *testing.T) {
 	}
 	for i, got := range []both{sums.total, sums.step, sums.weighted} {
 		for arm := range arms {
-			if g, w := got[arm], want[i][arm]; g.N != w.N || math.Abs(g.M-w.M) > 1e-9 || math.Abs(g.MM-w.MM) > 1e-6 || math.Abs(g.DD-w.DD) > 1e-6 || math.Abs(g.MD-w.MD) > 1e-6 {
+			if g, w := got[arm], want[i][arm]; g.N != w.N || math.Abs(g.M-w.M) > 1e-9 || math.Abs(g.MM-w.MM) > 1e-6 || math.Abs(g.DD-w.DD) > 1e-6 ||
+				math.Abs(g.MD-w.MD) > 1e-6 {
 				t.Errorf("sums %d, arm %d: %+v, want %+v", i, arm, g, w)
 			}
 		}
@@ -197,7 +201,16 @@ func TestAAInShort(t *testing.T) {
 		name  string
 		world World
 	}{{"ordinary", Ordinary()}, {"strong", Strong()}} {
-		s, err := trial{name: "test " + w.name, world: w.world, looks: 40, perLook: 150, lift: constant(0), withSampleRatio: true}.run(newLab(runs))
+		s, err := trial{
+			name:            "test " + w.name,
+			world:           w.world,
+			looks:           40,
+			perLook:         150,
+			lift:            constant(0),
+			withSampleRatio: true,
+		}.run(
+			newLab(runs),
+		)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -241,12 +254,25 @@ func TestSimpsonInShort(t *testing.T) {
 		missed := func(i int) int {
 			return count(s, func(e [estimators]estimated) bool { return e[i].missed })
 		}
-		t.Logf("returning %d: pooled %d, one step %d, by stratum %d, by user %d", returning, missed(pooled), missed(oneStep), missed(byStratum), missed(byUser))
+		t.Logf(
+			"returning %d: pooled %d, one step %d, by stratum %d, by user %d",
+			returning,
+			missed(pooled),
+			missed(oneStep),
+			missed(byStratum),
+			missed(byUser),
+		)
 		if missed(pooled) < runs/2 {
 			t.Errorf("pooled sums missed the truth in %d of %d runs: the trap is too shallow", missed(pooled), runs)
 		}
 		if bound := unlikely(runs, 0.05); missed(oneStep) > bound || missed(byUser) > bound {
-			t.Errorf("one step missed the truth in %d, overlap weights in %d of %d runs, at most %d are compatible with alpha", missed(oneStep), missed(byUser), runs, bound)
+			t.Errorf(
+				"one step missed the truth in %d, overlap weights in %d of %d runs, at most %d are compatible with alpha",
+				missed(oneStep),
+				missed(byUser),
+				runs,
+				bound,
+			)
 		}
 	}
 }
@@ -302,11 +328,13 @@ func TestBrokenClaimsAreNamed(t *testing.T) {
 		value("none", Number, math.NaN()),
 	}}}}}
 	broken := Broken(tables)
-	if len(broken) != 3 || !strings.Contains(broken[0], "too many") || !strings.Contains(broken[1], "too few") || !strings.Contains(broken[2], "does not fail") {
+	if len(broken) != 3 || !strings.Contains(broken[0], "too many") || !strings.Contains(broken[1], "too few") ||
+		!strings.Contains(broken[2], "does not fail") {
 		t.Errorf("broken: %q", broken)
 	}
 	var b strings.Builder
-	if err := Print(&b, tables); err != nil || strings.Count(b.String(), "BROKEN") != 3 || !strings.Contains(b.String(), "10.0 % (8.2-12.0) <= 5 BROKEN") {
+	if err := Print(&b, tables); err != nil || strings.Count(b.String(), "BROKEN") != 3 ||
+		!strings.Contains(b.String(), "10.0 % (8.2-12.0) <= 5 BROKEN") {
 		t.Errorf("%v:\n%s", err, b.String())
 	}
 	if raw, err := json.Marshal(tables); err != nil || strings.Contains(string(raw), "NaN") {

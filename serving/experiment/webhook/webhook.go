@@ -111,7 +111,14 @@ type metrics struct {
 
 // New reads what was delivered from file, which Run keeps; empty: nothing is kept over a restart. An endpoint that is
 // new starts with what happens from now on. reg may be nil, transport too.
-func New(cfg Config, log Log, file string, transport http.RoundTripper, logger zerolog.Logger, reg prometheus.Registerer) (*Dispatcher, error) {
+func New(
+	cfg Config,
+	log Log,
+	file string,
+	transport http.RoundTripper,
+	logger zerolog.Logger,
+	reg prometheus.Registerer,
+) (*Dispatcher, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -123,8 +130,20 @@ func New(cfg Config, log Log, file string, transport http.RoundTripper, logger z
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 		m: &metrics{
-			deliveries: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctrloop_webhook_deliveries_total", Help: "Attempts to deliver a webhook, by endpoint and result: delivered, retried, gave_up."}, []string{"endpoint", "result"}),
-			pending:    prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "ctrloop_webhook_pending_deliveries", Help: "Deliveries that wait, by endpoint; those beyond the queue's bound wait in the control log and are not counted."}, []string{"endpoint"}),
+			deliveries: prometheus.NewCounterVec(
+				prometheus.CounterOpts{
+					Name: "ctrloop_webhook_deliveries_total",
+					Help: "Attempts to deliver a webhook, by endpoint and result: delivered, retried, gave_up.",
+				},
+				[]string{"endpoint", "result"},
+			),
+			pending: prometheus.NewGaugeVec(
+				prometheus.GaugeOpts{
+					Name: "ctrloop_webhook_pending_deliveries",
+					Help: "Deliveries that wait, by endpoint; those beyond the queue's bound wait in the control log and are not counted.",
+				},
+				[]string{"endpoint"},
+			),
 		},
 	}
 	if reg != nil {
@@ -243,7 +262,14 @@ func (d *Dispatcher) queue(e Endpoint) []delivery {
 	for id, x := range st.Experiments {
 		for _, c := range x.Trail {
 			if c.Version > have[id] {
-				p := Payload{Delivery: deliveryID(e.Name, id, c.Version), Experiment: id, Logical: x.Logical, Control: x.Control, Treatment: x.Treatment, Change: c}
+				p := Payload{
+					Delivery:   deliveryID(e.Name, id, c.Version),
+					Experiment: id,
+					Logical:    x.Logical,
+					Control:    x.Control,
+					Treatment:  x.Treatment,
+					Change:     c,
+				}
 				out = append(out, delivery{p, len(e.Events) > 0 && !slices.Contains(e.Events, c.Type)})
 			}
 		}

@@ -67,7 +67,12 @@ func (l *memoryLog) do(t *testing.T, typ control.Type, id string, data any) {
 
 func (l *memoryLog) create(t *testing.T, id string) {
 	t.Helper()
-	l.do(t, control.ExperimentCreated, id, control.Experiment{ID: id, Logical: "prompt", Control: "a", Treatment: "b", Steps: []float64{0.1, 0.5}})
+	l.do(
+		t,
+		control.ExperimentCreated,
+		id,
+		control.Experiment{ID: id, Logical: "prompt", Control: "a", Treatment: "b", Steps: []float64{0.1, 0.5}},
+	)
 }
 
 // receiver answers with the given statuses in turn, the last one for ever. Status 0 breaks the connection.
@@ -88,7 +93,8 @@ func (r *receiver) RoundTrip(req *http.Request) (*http.Response, error) {
 		r.t.Error(err)
 	}
 	var p Payload
-	if err := json.Unmarshal(body, &p); err != nil || p.Delivery != req.Header.Get(HeaderDelivery) || string(p.Type) != req.Header.Get(HeaderEvent) {
+	if err := json.Unmarshal(body, &p); err != nil || p.Delivery != req.Header.Get(HeaderDelivery) ||
+		string(p.Type) != req.Header.Get(HeaderEvent) {
 		r.t.Errorf("body %s does not go with %v: %v", body, req.Header, err)
 	}
 	if r.bodies == nil {
@@ -109,7 +115,13 @@ func (r *receiver) RoundTrip(req *http.Request) (*http.Response, error) {
 	if status/100 == 2 {
 		r.got = append(r.got, p)
 	}
-	return &http.Response{StatusCode: status, Status: http.StatusText(status), Header: http.Header{"Location": {"http://elsewhere/"}}, Body: io.NopCloser(strings.NewReader("x")), Request: req}, nil
+	return &http.Response{
+		StatusCode: status,
+		Status:     http.StatusText(status),
+		Header:     http.Header{"Location": {"http://elsewhere/"}},
+		Body:       io.NopCloser(strings.NewReader("x")),
+		Request:    req,
+	}, nil
 }
 
 func (r *receiver) seen() []string {
@@ -170,7 +182,8 @@ func TestAFailingReceiverGetsEverythingInOrder(t *testing.T) {
 			}
 		}
 		last := r.got[2]
-		if last.Actor != "ada" || last.Note != "why" || last.Treatment != "b" || !strings.Contains(string(last.Data), `"rule":"lift_above_zero"`) {
+		if last.Actor != "ada" || last.Note != "why" || last.Treatment != "b" ||
+			!strings.Contains(string(last.Data), `"rule":"lift_above_zero"`) {
 			t.Errorf("the decision came as %+v", last)
 		}
 	})
