@@ -473,7 +473,7 @@ func (a *App) preparePython() (err error) {
 // unpackTrainer writes out what this binary carries of the trainer: its source and the models that ship. It needs no Python.
 func (a *App) unpackTrainer() (err error) {
 	if a.trainerDir == "" {
-		a.trainerDir, err = trainerbridge.Extract(filepath.Join(a.opt.Home, "trainer"))
+		a.trainerDir, err = trainerbridge.Extract(filepath.Join(a.opt.Home, trainerbridge.Folder))
 	}
 	return err
 }

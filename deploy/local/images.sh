@@ -59,7 +59,7 @@ glibc() {
 ctrloop() {
 	local to=$work/ctrloop
 	glibc "$to/root"
-	mkdir -p "$to/data"
+	mkdir -p "$to/data/artifacts"
 	cp "$binary" "$to/ctrloop"
 	docker build -q -f "$here/Dockerfile" -t "$IMAGE_CTRLOOP" "$to"
 }
@@ -90,10 +90,10 @@ kafka() {
 	"$jdk/bin/jlink" --strip-debug --no-man-pages --no-header-files --compress=1 --output "$root/opt/java" --add-modules \
 		java.base,java.logging,java.management,java.naming,java.security.jgss,java.security.sasl,java.sql,java.xml,java.desktop,jdk.management,jdk.unsupported,jdk.crypto.ec
 	cp "$jars"/*.jar "$root/opt/kafka/libs/"
-	cp "$here"/kafka/{log4j2.yaml,server.properties,run} "$root/etc/kafka/docker/"
-	cp "$here/kafka/log4j2.yaml" "$root/etc/kafka/docker/tools-log4j2.yaml"
-	cp "$here/kafka/answers" "$root/opt/kafka/bin/kafka-broker-api-versions.sh"
-	chmod +x "$root/etc/kafka/docker/run" "$root"/opt/kafka/bin/*
+	install -m 644 "$here"/kafka/{log4j2.yaml,server.properties} "$root/etc/kafka/docker/"
+	install -m 644 "$here/kafka/log4j2.yaml" "$root/etc/kafka/docker/tools-log4j2.yaml"
+	install -m 755 "$here/kafka/run" "$root/etc/kafka/docker/"
+	install -m 755 "$here/kafka/answers" "$root/opt/kafka/bin/kafka-broker-api-versions.sh"
 	find "$root/opt/java" -name '*.so' | while read -r file; do
 		# shellcheck disable=SC2046 # one word a path
 		copy "$root" $(ldd "$file" 2>/dev/null | grep -oE '=> /(lib|usr)[^ ]+' | cut -c4-)
