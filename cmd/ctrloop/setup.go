@@ -15,6 +15,7 @@ type SetupCmd struct {
 	Check          bool   `help:"Fetch nothing: say what is there and what is missing, with sizes. Exit code 3 if something is missing."`
 	JSON           bool   `name:"json" help:"Print the outcome as JSON."`
 	LibchdbTarball string `help:"Use this copy of the engine's npm package instead of downloading it." type:"existingfile" placeholder:"FILE"`
+	EnginePath     bool   `help:"Fetch nothing: print the path of the engine's library, for scripts."`
 	PythonPath     bool   `help:"Fetch nothing: print the path of the Python environment's interpreter, for scripts."`
 	NoEngine       bool   `help:"Leave out the ClickHouse engine: the warehouse is given by address (clickhouse.dsn)."`
 	NoPython       bool   `help:"Leave out the Python environment: no training and no model server on this machine."`
@@ -45,6 +46,13 @@ func (c *SetupCmd) Run(ctx context.Context, g *Globals, out *output) error {
 		python, err := setup.Python(home, trainerbridge.Lock())
 		if err == nil {
 			_, err = fmt.Fprintln(out.stdout, python)
+		}
+		return err
+	}
+	if c.EnginePath {
+		library, err := setup.Library(home)
+		if err == nil {
+			_, err = fmt.Fprintln(out.stdout, library)
 		}
 		return err
 	}

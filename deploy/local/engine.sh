@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# engine.sh start|stop FOLDER: a container engine of the project's own, for the tests that need one, on Debian and as root.
+# engine.sh start|stop|env FOLDER: a container engine of the project's own, for the tests that need one, on Debian and as root.
 #
 # start installs Debian's engine where there is none and starts it with its data, its socket and its log in FOLDER. No
 # service of the system is started and no firewall rule is written: published ports are reached over loopback, and containers
-# have no way out. stop ends its containers and the engine, and removes FOLDER. Both may be repeated.
+# have no way out. stop ends its containers and the engine, and removes FOLDER. Both may be repeated. env prints the variables
+# with which programs use it, and nothing where it does not run: whatever engine the machine has counts then.
 set -euo pipefail
 command=${1:-} folder=${2:-}
 packages=(docker.io runc iptables docker-compose)
@@ -15,8 +16,8 @@ fail() {
 }
 
 case "$command:$folder" in
-start:?* | stop:?*) ;;
-*) fail "usage: engine.sh start|stop FOLDER" ;;
+start:?* | stop:?* | env:?*) ;;
+*) fail "usage: engine.sh start|stop|env FOLDER" ;;
 esac
 case "$folder" in /*) ;; *) folder=$PWD/$folder ;; esac
 export DOCKER_HOST=unix://$folder/docker.sock
@@ -89,6 +90,15 @@ stop() {
 	[ ! -e "$folder/made-bridge" ] || ip link delete docker0 2>/dev/null || true
 	rm -rf "$folder"
 	say "stopped, $folder is removed"
+}
+
+env() {
+	running || return 0
+	echo "DOCKER_HOST=$DOCKER_HOST"
+	# Of testcontainers-go. The container that cleans up after killed tests is an image that cannot be had; and ports are on
+	# loopback, also where the file /.dockerenv makes a machine look like a container.
+	echo TESTCONTAINERS_RYUK_DISABLED=true
+	echo TESTCONTAINERS_HOST_OVERRIDE=127.0.0.1
 }
 
 "$command"

@@ -6,8 +6,9 @@
 #   LIBRARY  libchdb.so, the embedded ClickHouse (ctrloop setup)
 #   ENGINE   the program that stands for a ClickHouse server (internal/warehouse/warehousetest/server)
 #
-# Each is put together from nothing: the program, and the shared libraries of this machine that it names. Needs a container
-# engine (DOCKER_HOST), a JDK and glibc. The names of the images are in images.env, beside this file.
+# Each is put together from nothing: the program, and the shared libraries of this machine that it names. An image whose files
+# are as they were is left alone. Needs a container engine (DOCKER_HOST), a JDK and glibc. The names of the images are in
+# images.env, beside this file.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 binary=$1 jars=$2 library=$3 engine=$4
@@ -43,6 +44,16 @@ found() {
 	done
 }
 
+# fresh IMAGE FILE...: whether the image is there and was made from these files; sets $from, which the image is labelled with.
+# Large files that others have checked already count by name, size and time.
+fresh() {
+	local image=$1
+	shift
+	from=$(stat -Lc '%n %s %Y' "$@" "$here/images.sh" | sha256sum | cut -c1-16)
+	[ "$(docker image inspect -f '{{index .Config.Labels "ctrloop.from"}}' "$image" 2>/dev/null)" = "$from" ] || return
+	echo "images: $image is as it was"
+}
+
 # glibc ROOT: what a base image has: the loader, the C library with the parts that were libraries of their own, names and users.
 glibc() {
 	local root=$1
@@ -58,28 +69,31 @@ glibc() {
 # ctrloop: as the stage `service` of ../Dockerfile, whose base image cannot be had here.
 ctrloop() {
 	local to=$work/ctrloop
+	fresh "$IMAGE_CTRLOOP" "$binary" "$here/Dockerfile" && return
 	glibc "$to/root"
 	mkdir -p "$to/data/artifacts"
 	cp "$binary" "$to/ctrloop"
-	docker build -q -f "$here/Dockerfile" -t "$IMAGE_CTRLOOP" "$to"
+	docker build -q --label "ctrloop.from=$from" -f "$here/Dockerfile" -t "$IMAGE_CTRLOOP" "$to"
 }
 
 # clickhouse: no ClickHouse server, but the embedded engine of ctrloop behind the ports of one.
 clickhouse() {
 	local root=$work/clickhouse
+	fresh "$IMAGE_CLICKHOUSE" "$engine" "$library" && return
 	glibc "$root"
 	mkdir -p "$root"/usr/{local/bin,local/lib,bin} "$root/var/lib/clickhouse"
 	cp "$engine" "$root/usr/local/bin/clickhouse-stand-in"
 	cp "$library" "$root/usr/local/lib/libchdb.so"
 	ln -s ../local/bin/clickhouse-stand-in "$root/usr/bin/clickhouse-client"
 	chown 65532:65532 "$root/var/lib/clickhouse"
-	tar -C "$root" -c . | docker import -c 'ENTRYPOINT ["/usr/local/bin/clickhouse-stand-in"]' -c 'USER 65532:65532' \
+	tar -C "$root" -c . | docker import -c "LABEL ctrloop.from=$from" -c 'ENTRYPOINT ["/usr/local/bin/clickhouse-stand-in"]' -c 'USER 65532:65532' \
 		-c 'VOLUME /var/lib/clickhouse' -c 'EXPOSE 8123 9000' - "$IMAGE_CLICKHOUSE"
 }
 
 # kafka: Apache Kafka itself, from its jars on Maven, with a Java of the modules that it uses.
 kafka() {
 	local root=$work/kafka jdk file
+	fresh "$IMAGE_KAFKA" "$jars"/*.jar "$here"/kafka/* && return
 	jdk=$(dirname "$(dirname "$(readlink -f "$(command -v javac)")")")
 	[ -x "$jdk/bin/jlink" ] || {
 		echo "images: the Kafka image needs a JDK with jlink" >&2
@@ -103,7 +117,7 @@ kafka() {
 	ln -sf bash "$root/bin/sh"
 	echo 'appuser:x:1000:1000:appuser:/:/bin/sh' >>"$root/etc/passwd"
 	chown -R 1000:1000 "$root/opt/kafka/config" "$root/var/lib/kafka/data"
-	tar -C "$root" -c . | docker import -c 'ENV CLUSTER_ID=5L6g3nShT-eMCtK--X86sw' -c 'USER 1000:1000' -c 'VOLUME /var/lib/kafka/data' \
+	tar -C "$root" -c . | docker import -c "LABEL ctrloop.from=$from" -c 'ENV CLUSTER_ID=5L6g3nShT-eMCtK--X86sw' -c 'USER 1000:1000' -c 'VOLUME /var/lib/kafka/data' \
 		-c 'EXPOSE 9092' -c 'CMD ["/etc/kafka/docker/run"]' - "$IMAGE_KAFKA"
 }
 
