@@ -59,7 +59,7 @@ func up(t *testing.T, services ...string) *stack {
 	s.env = append(s.env, "MODEL_DIR="+model)
 	t.Cleanup(func() {
 		if t.Failed() {
-			logs, _ := s.run("logs", "--no-color", "--tail", "60")
+			logs, _ := s.run("logs", "--no-color", "--tail", "15")
 			t.Logf("what the services said:\n%s", logs)
 		}
 		if out, err := s.run("down", "--volumes", "--timeout", "30"); err != nil {
@@ -188,7 +188,7 @@ func (s *stack) impression() (id string, ms int64) {
 // click sends one for an impression.
 func (s *stack) click(impression string, ms int64) {
 	s.t.Helper()
-	s.send(fmt.Sprintf(`{"type":"click","id":%q,"impression_id":%q,"time_ms":%d}`, uuid.NewString(), impression, ms))
+	s.send(fmt.Sprintf(`{"type":"click","id":%q,"impression_id":%q,"time_ms":%d}`, "click-"+impression[24:], impression, ms))
 }
 
 // labelled waits for the one label of an impression, asked at the published port of the warehouse.

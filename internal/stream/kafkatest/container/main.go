@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/signal"
 	"slices"
@@ -71,7 +72,7 @@ func run(ctx context.Context, args []string) (err error) {
 		testcontainers.WithEnv(env),
 		testcontainers.WithExposedPorts(port.String()),
 		testcontainers.WithHostConfigModifier(func(c *container.HostConfig) {
-			c.PortBindings = network.PortMap{port: {{HostPort: fmt.Sprint(port.Num())}}}
+			c.PortBindings = network.PortMap{port: {{HostIP: publishedOn(host), HostPort: fmt.Sprint(port.Num())}}}
 		}),
 		testcontainers.WithWaitStrategyAndDeadline(startTimeout, wait.ForLog("Kafka Server started")),
 	)
@@ -118,6 +119,14 @@ func engine(ctx context.Context, image string) (string, error) {
 		return "", fmt.Errorf("host of the container engine: %w", err)
 	}
 	return host, nil
+}
+
+// publishedOn is loopback where the engine is on this machine, and every address of its host where it is not.
+func publishedOn(host string) netip.Addr {
+	if address, err := netip.ParseAddr(host); host == "localhost" || err == nil && address.IsLoopback() {
+		return netip.MustParseAddr("127.0.0.1")
+	}
+	return netip.Addr{}
 }
 
 // environment says properties of a broker as the image wants them: KAFKA_NODE_ID for node.id.
