@@ -112,7 +112,7 @@ kafka() {
 		# shellcheck disable=SC2046 # one word a path
 		copy "$root" $(ldd "$file" 2>/dev/null | grep -oE '=> /(lib|usr)[^ ]+' | cut -c4-)
 	done
-	copy "$root" /bin/bash /bin/cat /bin/sleep /bin/ls /usr/bin/env
+	copy "$root" /bin/bash /bin/cat /bin/grep /bin/sleep /bin/ls /usr/bin/env
 	mkdir -p "$root/bin"
 	ln -sf bash "$root/bin/sh"
 	echo 'appuser:x:1000:1000:appuser:/:/bin/sh' >>"$root/etc/passwd"
