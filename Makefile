@@ -97,8 +97,8 @@ kafka-ring: kafka-jars ## tests of stream and joiner against a real Kafka broker
 
 # Nothing is downloaded into the project's own engine: its Kafka is the image that is built here.
 .PHONY: kafka-ring-containers
-kafka-ring-containers: ## the same against Apache Kafka in a container (make container-engine), without the tests that kill the broker
-	@if [ -S $(ENGINE)/docker.sock ]; then $(MAKE) --no-print-directory container-images IMAGES=kafka; fi
+kafka-ring-containers: kafka-jars ## the same against Apache Kafka in a container (make container-engine), without the tests that kill the broker
+	@[ ! -S $(ENGINE)/docker.sock ] || env $(ENGINE_ENV) IMAGES=kafka deploy/local/images.sh - "$(KAFKA_JARS)" - -
 	env $(ENGINE_ENV) $(LOCAL_KAFKA) CTRLOOP_TEST_KAFKA=container \
 	  go test -p 1 -count 1 -timeout 40m $(if $(RUN),-run '$(RUN)') $(KAFKA_RING)
 
@@ -109,8 +109,8 @@ ENGINE := $(CURDIR)/.cache/container-engine
 ENGINE_ENV = $$(deploy/local/engine.sh env $(ENGINE))
 LOCAL_KAFKA = $$([ ! -S $(ENGINE)/docker.sock ] || sed -n 's/^IMAGE_KAFKA=/CTRLOOP_TEST_KAFKA_IMAGE=/p' deploy/local/images.env)
 COMPOSE = $$(docker compose version >/dev/null 2>&1 && echo "docker compose" || echo docker-compose)
-# Which of them container-images builds.
-IMAGES ?= kafka clickhouse ctrloop
+# Where kafka-jars has put them.
+KAFKA_JARS = $$(go run ./internal/stream/kafkatest/broker --fetch)
 
 .PHONY: container-engine
 container-engine: ## install Debian's container engine and start it in .cache (Linux, root); stopped by container-engine-stop
@@ -124,8 +124,7 @@ container-engine-stop: ## end that engine, its containers, images and data
 container-images: build kafka-jars ## the images of deploy/compose.yaml from files of this machine (no registry; needs glibc and a JDK)
 	bin/ctrloop setup --no-python
 	$(GOBUILD) -o .cache/clickhouse-stand-in ./internal/warehouse/warehousetest/server
-	env $(ENGINE_ENV) IMAGES="$(IMAGES)" deploy/local/images.sh bin/ctrloop "$$(go run ./internal/stream/kafkatest/broker --fetch)" \
-	  "$$(bin/ctrloop setup --engine-path)" .cache/clickhouse-stand-in
+	env $(ENGINE_ENV) deploy/local/images.sh bin/ctrloop "$(KAFKA_JARS)" "$$(bin/ctrloop setup --engine-path)" .cache/clickhouse-stand-in
 
 .PHONY: deploy-test
 deploy-test: container-images ## bring deploy/compose.yaml up from those images: an event in, a label out, two services killed
