@@ -29,8 +29,8 @@ import (
 // exitMissing says that the machine lacks what it takes.
 const exitMissing = 3
 
-// startTimeout bounds the start, without the pull.
-const startTimeout = 2 * time.Minute
+// startTimeout bounds the start, without the pull: a broker beside much other work has taken more than a minute.
+const startTimeout = 4 * time.Minute
 
 var errMissing = errors.New("no container can be started here")
 
@@ -74,7 +74,8 @@ func run(ctx context.Context, args []string) (err error) {
 		testcontainers.WithHostConfigModifier(func(c *container.HostConfig) {
 			c.PortBindings = network.PortMap{port: {{HostIP: publishedOn(host), HostPort: fmt.Sprint(port.Num())}}}
 		}),
-		testcontainers.WithWaitStrategyAndDeadline(startTimeout, wait.ForLog("Kafka Server started")),
+		// The strategy has a bound of its own, a minute unless it is told.
+		testcontainers.WithWaitStrategyAndDeadline(startTimeout, wait.ForLog("Kafka Server started").WithStartupTimeout(startTimeout)),
 	)
 	defer func() { // a container that did not start is there too
 		err = errors.Join(err, testcontainers.TerminateContainer(broker))
