@@ -71,7 +71,9 @@ func TestTargetsNeedOnlyWhatTheyUse(t *testing.T) {
 			test.change(&cfg)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			a, err := Start(ctx, Options{Config: cfg, Targets: []Target{test.target}, Dir: t.TempDir(), Home: t.TempDir(), Version: "test", Log: zerolog.Nop()})
+			a, err := Start(ctx, Options{
+				Config: cfg, Targets: []Target{test.target}, Dir: t.TempDir(), Home: t.TempDir(), Version: "test", Log: zerolog.Nop(),
+			})
 			if err == nil {
 				a.Stop()
 			}

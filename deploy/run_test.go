@@ -181,7 +181,8 @@ func (s *stack) ask(method, url, body string) (status int, answer string, err er
 func (s *stack) impression() (id string, ms int64) {
 	s.t.Helper()
 	id, ms = uuid.Must(uuid.NewV7()).String(), time.Now().UnixMilli()
-	s.send(fmt.Sprintf(`{"type":"impression","id":%q,"time_ms":%d,"user":"u","product":"p","creative":"c","placement":"home","position":1,"propensity":0.5}`, id, ms))
+	const rest = `"user":"u","product":"p","creative":"c","placement":"home","position":1,"propensity":0.5`
+	s.send(fmt.Sprintf(`{"type":"impression","id":%q,"time_ms":%d,%s}`, id, ms, rest))
 	return id, ms
 }
 
@@ -194,11 +195,13 @@ func (s *stack) click(impression string, ms int64) {
 // labelled waits for the one label of an impression, asked at the published port of the warehouse.
 func (s *stack) labelled(impression string) {
 	s.t.Helper()
-	dsn := fmt.Sprintf("clickhouse://ctrloop:ctrloop@127.0.0.1:%d/ctrloop?http_port=%d", s.ports["PORT_CLICKHOUSE"], s.ports["PORT_CLICKHOUSE_HTTP"])
+	const form = "clickhouse://ctrloop:ctrloop@127.0.0.1:%d/ctrloop?http_port=%d"
+	dsn := fmt.Sprintf(form, s.ports["PORT_CLICKHOUSE"], s.ports["PORT_CLICKHOUSE_HTTP"])
 	const question = "SELECT kind, clicked, count() AS labels FROM labels WHERE impression_id = {id:String} GROUP BY ALL"
 	s.await("label of "+impression, func() (bool, string) {
 		var out bytes.Buffer
-		err := warehouse.Ask(s.t.Context(), dsn, question, map[string]string{"id": impression}, warehouse.FormatTSV, &out, warehouse.Limits{Timeout: 10 * time.Second})
+		id, limits := map[string]string{"id": impression}, warehouse.Limits{Timeout: 10 * time.Second}
+		err := warehouse.Ask(s.t.Context(), dsn, question, id, warehouse.FormatTSV, &out, limits)
 		return out.String() == "kind\tclicked\tlabels\npositive\t1\t1\n", fmt.Sprint(out.String(), err)
 	})
 }

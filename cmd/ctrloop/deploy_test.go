@@ -190,10 +190,10 @@ func TestSetupVariablesAreOptions(t *testing.T) {
 // TestNothingIsCalledStatic: the binary loads the C library, and a page that says otherwise makes people build images that do
 // not start.
 func TestNothingIsCalledStatic(t *testing.T) {
-	claim := regexp.MustCompile(`(?i)static(ally linked)? (linux )?binar|binary static|bin/ctrloop, static|distroless/static|keeps the binary static`)
+	claim := regexp.MustCompile(`(?i)static(ally linked)? (linux )?binar|binary static|bin/ctrloop, static|distroless/static`)
 	var files []string
-	for _, pattern := range []string{"../../*.md", "../../Makefile", "../../deploy/*", "../../deploy/*/*", "../../docs/*.md", "../../docs/adr/*.md"} {
-		found, err := filepath.Glob(pattern)
+	for _, pattern := range []string{"*.md", "Makefile", "deploy/*", "deploy/*/*", "docs/*.md", "docs/adr/*.md"} {
+		found, err := filepath.Glob(filepath.Join("../..", pattern))
 		if err != nil || len(found) == 0 {
 			t.Fatalf("%s: %d files, %v", pattern, len(found), err)
 		}
