@@ -190,6 +190,7 @@ release: ## Linux binaries with checksums, in bin/release
 
 .PHONY: clean
 clean: ## remove what was built; downloads in CTRLOOP_HOME stay
+	@[ ! -d $(ENGINE) ] || deploy/local/engine.sh stop $(ENGINE)
 	rm -rf bin .cache
 
 $(GOLANGCI_LINT):

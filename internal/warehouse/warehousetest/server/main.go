@@ -22,8 +22,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/rs/zerolog"
-
+	"ctrloop/internal/telemetry"
 	"ctrloop/internal/warehouse"
 )
 
@@ -75,7 +74,7 @@ func serve(ctx context.Context) (err error) {
 	}
 	starting, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	log := zerolog.New(os.Stderr).With().Timestamp().Logger()
+	log := telemetry.NewLogger(telemetry.DefaultLogConfig(), os.Stderr)
 	engine, err := warehouse.StartEngine(starting, warehouse.EngineConfig{Lib: library, Dir: folder, Password: password}, log)
 	if err != nil {
 		return err
