@@ -22,8 +22,8 @@ import (
 	"ctrloop/schemas/eventpb"
 )
 
-// maxReported bounds the rejections that one answer spells out; the rest is in the total.
-const maxReported = 1000
+// maxReported bounds the rejections that one answer spells out; the rest is in the total. A batch of a replay is no larger.
+const maxReported = 5000
 
 // Edge is the HTTP door for events.
 type Edge struct {
