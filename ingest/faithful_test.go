@@ -52,7 +52,8 @@ func TestPeople(t *testing.T) {
 		}
 	}
 	for _, agent := range []string{
-		"okhttp/4.12.0", "axios/1.7.2", "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 Version/18.0 Safari/605.1.15 Technology Preview",
+		"okhttp/4.12.0", "axios/1.7.2",
+		"Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 Version/18.0 Safari/605.1.15 Technology Preview",
 	} {
 		if IsBot(agent) {
 			t.Errorf("%q is taken for a robot", agent)

@@ -42,6 +42,16 @@ func (m *merger) drained(s *source) bool {
 	return s.len() == 0 && s.next >= s.end && age(m.now, s.asked) <= m.cfg.IdleAfter
 }
 
+// unproven counts the sources that hold up the others without having anything.
+func (m *merger) unproven() (n int) {
+	for s := range m.empty {
+		if !m.drained(s) {
+			n++
+		}
+	}
+	return n
+}
+
 // age is how long ago a moment was. A machine that was suspended has lost time on its monotonic clock, not on the wall.
 func age(now, then time.Time) time.Duration {
 	return max(now.Sub(then), now.Round(0).Sub(then.Round(0)))

@@ -68,7 +68,8 @@ func (s *Service) Run(ctx context.Context) error {
 			return nil
 		case errors.Is(err, stream.ErrDataLoss):
 			return fmt.Errorf(
-				"ingest: raw events were deleted before they were read; their partition must not be skipped silently: set the group %s to the start of the partition to go on without them: %w",
+				"ingest: raw events were deleted before they were read, or the committed offset was set by hand beyond what is there; "+
+					"nothing is skipped silently: set the group %s to the start of the partition to go on without them: %w",
 				Group,
 				err,
 			)
@@ -375,6 +376,8 @@ func (r *session) balance() {
 		}
 	}
 	r.metrics.paused.Set(float64(n))
+	r.metrics.owned.Set(float64(len(r.merge.sources)))
+	r.metrics.unproven.Set(float64(r.merge.unproven()))
 }
 
 func (r *session) punctuationDue(now time.Time) bool {
