@@ -47,6 +47,7 @@ func (e evidence) Evidence(ctx context.Context) ([]pairs.Evidence, pairs.Span, e
 			Impressions: int64(r.Impressions), Clicks: int64(r.Clicks),
 		}
 		from, to := r.From.UnixMilli(), r.To.UnixMilli()
+		out[i].Span = pairs.Span{FromMS: from, ToMS: to}
 		if i == 0 || from < span.FromMS {
 			span.FromMS = from
 		}

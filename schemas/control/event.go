@@ -311,6 +311,7 @@ type Dataset struct {
 	ToMS     int64  `json:"to_ms"`
 	Policy   string `json:"policy"`
 	Seed     uint64 `json:"seed"`
+	BuiltMS  int64  `json:"built_ms,omitempty"` // wall clock, Unix milliseconds: the newest is what evidence is held against
 }
 
 // Breaker reports on the guard of a slice of the traffic.
