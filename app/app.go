@@ -387,13 +387,15 @@ func (a *App) startSink(context.Context) (err error) {
 	if a.sink, err = sink.New(a.sinkConfig(), a.db, a.log, a.registry); err != nil {
 		return err
 	}
+	a.sink.Follow(sink.Join{Group: a.cfg.Joiner.Group, Watermark: joiner.WatermarkOf})
 	a.actors.start("sink", func(ctx context.Context) error {
 		if err := a.refill(ctx, a.sink); err != nil {
 			return err
 		}
 		return a.sink.Run(ctx)
 	})
-	a.actors.start("rollups", func(ctx context.Context) error { return a.db.KeepRolledUp(ctx, rollUpInterval, a.log) })
+	leads := func() bool { return true } // one process: nobody else could
+	a.actors.start("rollups", func(ctx context.Context) error { return a.db.KeepRolledUp(ctx, rollUpInterval, leads, a.log) })
 	return nil
 }
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -16,7 +15,6 @@ import (
 	"ctrloop/app"
 	"ctrloop/app/trace"
 	"ctrloop/internal/config"
-	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
 	"ctrloop/schemas"
 )
@@ -44,7 +42,7 @@ func (c *TraceCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	if err != nil {
 		return err
 	}
-	kafka, stop, err := c.kafka(cfg)
+	kafka, stop, err := brokersAt(c.Dir, cfg.Kafka.Config)
 	if err != nil {
 		return err
 	}
@@ -72,42 +70,6 @@ func (c *TraceCmd) Run(ctx context.Context, g *Globals, out *output) error {
 		)
 	}
 	return err
-}
-
-// kafka returns the topics' broker: the configured one, the running instance's, or the folder's own, started.
-func (c *TraceCmd) kafka(cfg app.Config) (conf stream.Config, stop func(), err error) {
-	conf = cfg.Kafka.Config
-	if len(conf.Brokers) > 0 {
-		return conf, func() {}, nil
-	}
-	running, err := readInstance(c.Dir)
-	if err == nil && running.Kafka != "" {
-		conf.Brokers = strings.Split(running.Kafka, ",")
-	} else if err != nil && !errors.Is(err, errNotRunning) {
-		return conf, nil, err
-	}
-	data := filepath.Join(c.Dir, app.KafkaFolder)
-	if _, err := os.Stat(data); err != nil {
-		if len(conf.Brokers) > 0 { // of a cluster: the instance's configuration has it
-			return conf, func() {}, nil
-		}
-		return conf, nil, withHint(
-			fmt.Errorf("there are no topics in %s: %w", c.Dir, err),
-			"name the folder of an instance with --dir, or its configuration with --config",
-		)
-	}
-	// A run.json may be all that is left of an instance that was killed: whether the folder can be taken tells.
-	e, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: data})
-	switch {
-	case errors.Is(err, stream.ErrInUse) && len(conf.Brokers) > 0:
-		return conf, func() {}, nil
-	case errors.Is(err, stream.ErrInUse):
-		return conf, nil, withHint(err, "another ctrloop works on this folder; wait for it to start or to end")
-	case err != nil:
-		return conf, nil, err
-	}
-	conf.Brokers = e.Brokers()
-	return conf, e.Close, nil
 }
 
 // rows asks the warehouse, where there is one.

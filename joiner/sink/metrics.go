@@ -11,6 +11,7 @@ type metrics struct {
 	mirrored                           *prometheus.CounterVec
 	undecodable                        *prometheus.CounterVec
 	buffered, watermark, mismatched    prometheus.Gauge
+	onTheWay                           prometheus.Gauge
 	audits                             prometheus.Counter
 	seconds                            prometheus.Histogram
 }
@@ -34,7 +35,11 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		undecodable: byTopic("undecodable_records_total", "Records that could not be decoded and were left out. Must be 0."),
 		mismatched: gauge(
 			"audit_mismatched_minutes",
-			"Minutes of the last two days of impression time in which the warehouse differs from audit.v1, the same way twice in a row. Must be 0.",
+			"Minutes of the last two days of impression time in which the warehouse differs from audit.v1 with nothing on its way. Must be 0.",
+		),
+		onTheWay: gauge(
+			"audit_waits_for_rows",
+			"Rows of labels.v1 and audit.v1 on their way, which the audit waits for before it judges what differed at its last look.",
 		),
 		audits:    counter("audits_total", "Looks at the audit."),
 		buffered:  gauge("buffered_rows", "Label rows read and not inserted yet."),
@@ -42,7 +47,10 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "ctrloop_sink_insert_seconds", Help: "Duration of inserts of labels.",
 			Buckets: prometheus.ExponentialBuckets(0.005, 2, 14)}),
 	}
-	for _, c := range []prometheus.Collector{m.rows, m.inserts, m.recovered, m.sessions, m.mirrored, m.undecodable, m.buffered, m.watermark, m.mismatched, m.audits, m.seconds} {
+	for _, c := range []prometheus.Collector{
+		m.rows, m.inserts, m.recovered, m.sessions, m.mirrored, m.undecodable, m.buffered, m.watermark, m.mismatched, m.onTheWay, m.audits,
+		m.seconds,
+	} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("sink metrics: %w", err)
 		}

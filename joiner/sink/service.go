@@ -24,6 +24,9 @@ type Warehouse interface {
 	InsertPairs(ctx context.Context, rows []schemas.Pair) error
 	InsertControl(ctx context.Context, rows []warehouse.ControlRow) error
 	Audit(ctx context.Context, since time.Time) ([]warehouse.Mismatch, error)
+	AuditBlocks(ctx context.Context, since time.Time) ([]warehouse.Cell, error)
+	AuditCells(ctx context.Context, cells []warehouse.Cell) ([]warehouse.Mismatch, error)
+	InsertProgress(ctx context.Context, topicID string, rows []warehouse.Progress, now time.Time) error
 	NewestAudited(ctx context.Context) (time.Time, error)
 	Retire(ctx context.Context, keep time.Duration) ([]time.Time, error)
 	LabelKeys(ctx context.Context, partition int32, from, to int64) (map[warehouse.LabelKey]struct{}, error)
@@ -50,6 +53,11 @@ type Service struct {
 	backoff time.Duration
 	giveUp  time.Duration
 	behind  *stream.LagMeter
+	way     *Way
+	join    Join
+	leader  Leader
+	// auditRows is auditRows, but in tests.
+	auditRows time.Duration
 	// refilled: the warehouse may have forgotten the tokens of blocks that it has.
 	refilled bool
 }
@@ -81,6 +89,10 @@ func New(cfg Config, db Warehouse, log zerolog.Logger, reg prometheus.Registerer
 		backoff: minBackoff,
 		giveUp:  giveUp,
 		behind:  stream.NewLagMeter(cfg.Kafka),
+		way:     NewWay(cfg),
+		leader:  always{},
+
+		auditRows: auditRows,
 	}, nil
 }
 
@@ -88,14 +100,16 @@ func New(cfg Config, db Warehouse, log zerolog.Logger, reg prometheus.Registerer
 // what was read and not inserted is read again by the next run.
 func (s *Service) Run(ctx context.Context) error {
 	var g errgroup.Group
-	for name, session := range map[string]func(context.Context) (bool, error){"labels": s.labels, "mirror": s.mirror, "control": s.control, "audit": s.audit} {
-		g.Go(func() error { s.keep(ctx, name, session); return nil })
+	for name, session := range map[string]func(context.Context) (bool, error){
+		"labels": s.labels, "mirror": s.mirror, "control": s.control, "audit": s.audit, "progress": s.progress,
+	} {
+		g.Go(func() error { s.supervise(ctx, name, session); return nil })
 	}
 	return g.Wait()
 }
 
-// keep runs sessions one after the other. A session says whether it brought anything into the warehouse.
-func (s *Service) keep(ctx context.Context, name string, session func(context.Context) (progress bool, err error)) {
+// supervise runs sessions one after the other. A session says whether it brought anything into the warehouse.
+func (s *Service) supervise(ctx context.Context, name string, session func(context.Context) (progress bool, err error)) {
 	wait := s.backoff
 	for {
 		progress, err := session(ctx)
