@@ -160,6 +160,7 @@ func Start(ctx context.Context, opt Options) (_ *App, err error) {
 		opt: opt, cfg: opt.Config, log: opt.Log, registry: telemetry.NewRegistry(opt.Version), ready: telemetry.NewReadiness(),
 		actors: newActors(opt.Log), started: time.Now(),
 	}
+	a.cfg.Ingest.UserSalt = a.cfg.Salt()
 	defer func() {
 		if err != nil {
 			a.actors.stop()
@@ -314,7 +315,11 @@ func (a *App) startWarehouse(ctx context.Context) error {
 	a.db = db
 	a.actors.onStop("warehouse connections", func() { _ = db.Close() })
 	a.addresses.ClickHouse = a.readDSN
-	if err := db.Migrate(ctx, warehouse.Options{Cluster: a.cfg.ClickHouse.Cluster, Window: a.cfg.Joiner.Window, Bucket: a.cfg.Joiner.Bucket}); err != nil {
+	err = db.Migrate(ctx, warehouse.Options{
+		Cluster: a.cfg.ClickHouse.Cluster, Window: a.cfg.Joiner.Window, Bucket: a.cfg.Joiner.Bucket,
+		SaltCheck: ingest.SaltCheck(a.cfg.Ingest.UserSalt),
+	})
+	if err != nil {
 		return err
 	}
 	if a.engine != nil && !a.runs(Sink) {

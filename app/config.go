@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -58,6 +59,19 @@ type Config struct {
 	// Console: the web page.
 	Console console.Config `yaml:"console"`
 }
+
+// Validate returns the problems between sections.
+func (c Config) Validate() error {
+	if len(c.Kafka.Brokers) > 0 && c.Ingest.UserSalt == "" {
+		return errors.New("ingest.user_salt: is not set, and kafka.brokers is: users would be hashed under a public salt, which hides nobody. " +
+			"Draw one (openssl rand -hex 32), give it to every process and keep it: ${CTRLOOP_USER_SALT} or ${file:/run/secrets/user-salt}. " +
+			"An instance that has run without one goes on with \"" + ingest.Default().UserSalt + "\"")
+	}
+	return nil
+}
+
+// Salt is ingest.user_salt, or the public one of embedded runs.
+func (c Config) Salt() string { return cmp.Or(c.Ingest.UserSalt, ingest.Default().UserSalt) }
 
 // Kafka says where the topics are.
 type Kafka struct {
@@ -210,6 +224,8 @@ func (l Listen) Validate() error {
 
 // Default is an embedded run on live traffic.
 func Default() Config {
+	edge := ingest.Default()
+	edge.UserSalt = "" // of embedded runs alone: see Config.Salt
 	return Config{
 		// A week: the longest window is a day, and an outage must be survivable.
 		Kafka:      Kafka{Config: stream.Config{ClientID: "ctrloop"}, Partitions: 4, Retention: 7 * 24 * time.Hour},
@@ -218,7 +234,7 @@ func Default() Config {
 		Images:     defaultImages(),
 		Listen:     Listen{API: "127.0.0.1:0", Edge: "127.0.0.1:0"},
 		Admin:      telemetry.DefaultAdminConfig(),
-		Ingest:     ingest.Default(),
+		Ingest:     edge,
 		Joiner:     joiner.Default(),
 		Sink:       sink.Default(),
 		Pairer:     pairer.Default(),

@@ -1,6 +1,9 @@
 package control
 
 import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -217,8 +220,16 @@ type Pause struct{}
 
 // Forced gives a unit an arm whatever its hash says, for quality assurance. It is no part of the analysis.
 type Forced struct {
-	Unit    string `json:"unit"`              // user hash or product, as the experiment's Unit says
+	Unit    string `json:"unit"`              // product, or HideUnit of a user; in older logs the user as it was given
 	Variant string `json:"variant,omitempty"` // "control" or "treatment"; empty takes the entry back
+}
+
+// HideUnit is how a user is named on the control log, which nothing is ever deleted from: a hash under the experiment's id, so
+// that the log names nobody and two experiments cannot be held against each other.
+func HideUnit(experiment, user string) string {
+	h := hmac.New(sha256.New, []byte("ctrloop forced unit of "+experiment))
+	h.Write([]byte(user))
+	return "sha256:" + hex.EncodeToString(h.Sum(nil)[:16])
 }
 
 // Holdout is the part of all units that takes part in no experiment on a logical model. With a Version they stay on

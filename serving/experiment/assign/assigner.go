@@ -206,5 +206,9 @@ func (x *experiment) forced(u *Unit) string {
 	if len(x.Forced) == 0 {
 		return ""
 	}
-	return x.Forced[x.value(u)]
+	value := x.value(u)
+	if v := x.Forced[value]; v != "" || value == "" || x.Unit == "product" { // users in clear are of older logs
+		return v
+	}
+	return x.Forced[control.HideUnit(x.ID, value)]
 }
