@@ -196,11 +196,12 @@ func (w *session) take(b stream.PartitionBatch, now time.Time) {
 
 // due cuts the blocks that are to be inserted now: full ones, aged ones, and all when memory is full.
 func (w *session) due(now time.Time) []block {
-	total := 0
+	total, names := 0, 0
 	for _, p := range w.parts {
-		total += len(p.block.Rows)
+		total, names = total+len(p.block.Rows), names+p.block.Names()
 	}
 	w.metrics.buffered.Set(float64(total))
+	w.metrics.names.Set(float64(names))
 	var out []block
 	for id, p := range w.parts {
 		rows := p.block.Rows
@@ -312,7 +313,7 @@ func (w *session) finish(ctx context.Context, blocks []block) error {
 			w.metrics.watermark.Set(float64(b.rows.Rows[b.n-1].WatermarkMS) / 1000)
 		}
 		if b.rows == &p.block { // not a recovered one
-			p.block.Drop(b.n)
+			w.metrics.forgotten.Add(float64(p.block.Drop(b.n)))
 			p.first = now // the rest is younger than this; it waits one interval more at most
 		}
 	}

@@ -11,7 +11,8 @@ type metrics struct {
 	mirrored                           *prometheus.CounterVec
 	undecodable                        *prometheus.CounterVec
 	buffered, watermark, mismatched    prometheus.Gauge
-	onTheWay                           prometheus.Gauge
+	onTheWay, names                    prometheus.Gauge
+	forgotten                          prometheus.Counter
 	audits                             prometheus.Counter
 	seconds                            prometheus.Histogram
 }
@@ -42,6 +43,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			"Rows of labels.v1 and audit.v1 on their way, which the audit waits for before it judges what differed at its last look.",
 		),
 		audits:    counter("audits_total", "Looks at the audit."),
+		names:     gauge("known_names", "Names of products, campaigns and the like that rows which wait refer to, over all partitions."),
+		forgotten: counter("forgotten_names_total", "Names that were forgotten because no row had them any more; many: clients send free text."),
 		buffered:  gauge("buffered_rows", "Label rows read and not inserted yet."),
 		watermark: gauge("inserted_watermark_seconds", "Newest watermark of an inserted label, event time, Unix seconds."),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "ctrloop_sink_insert_seconds", Help: "Duration of inserts of labels.",
@@ -49,7 +52,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	}
 	for _, c := range []prometheus.Collector{
 		m.rows, m.inserts, m.recovered, m.sessions, m.mirrored, m.undecodable, m.buffered, m.watermark, m.mismatched, m.onTheWay, m.audits,
-		m.seconds,
+		m.seconds, m.names, m.forgotten,
 	} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("sink metrics: %w", err)
