@@ -81,6 +81,9 @@ func (a *App) SinkLag(ctx context.Context) (int64, error) {
 	return n, err
 }
 
+// Kafka is the broker of the services.
+func (a *App) Kafka() stream.Config { return a.kafka }
+
 // Warehouse is the connection of the services.
 func (a *App) Warehouse() *warehouse.DB { return a.db }
 
