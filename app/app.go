@@ -189,6 +189,15 @@ func Start(ctx context.Context, opt Options) (_ *App, err error) {
 			return nil, fmt.Errorf("start %s: %w", t.name, err)
 		}
 		gate.Ready()
+		if t.name == Sink {
+			a.sink.Report(func(trouble string) {
+				if trouble != "" {
+					gate.NotReady(trouble)
+				} else {
+					gate.Ready()
+				}
+			})
+		}
 	}
 	a.addresses.PID = os.Getpid()
 	if err := writeRunFile(filepath.Join(opt.Dir, RunFile), a.addresses); err != nil {
@@ -290,7 +299,10 @@ func (a *App) startWarehouse(ctx context.Context) error {
 		}
 		a.engine, err = warehouse.StartEngine(
 			ctx,
-			warehouse.EngineConfig{Lib: lib, Dir: filepath.Join(a.opt.Dir, EngineFolder), MaxMemoryBytes: a.cfg.ClickHouse.MaxMemoryBytes},
+			warehouse.EngineConfig{
+				Lib: lib, Dir: filepath.Join(a.opt.Dir, EngineFolder), MaxMemoryBytes: a.cfg.ClickHouse.MaxMemoryBytes,
+				TCPPort: a.cfg.ClickHouse.EmbeddedPort, HTTPPort: a.cfg.ClickHouse.EmbeddedHTTPPort,
+			},
 			a.log,
 		)
 		if err != nil {

@@ -83,7 +83,7 @@ type Kafka struct {
 	// latest, because brokers delete whole segments. Negative keeps everything, the hashes of erased users too; virtual
 	// time needs it: brokers judge age by record time.
 	Retention time.Duration `yaml:"retention"`
-	// EmbeddedPort of the embedded broker on loopback; 0 takes a free one.
+	// EmbeddedPort of the embedded broker on loopback; 0 takes the one that it had in this folder, or a free one.
 	EmbeddedPort int `yaml:"embedded_port"`
 }
 
@@ -112,6 +112,10 @@ type ClickHouse struct {
 	Cluster string `yaml:"cluster"`
 	// MaxMemoryBytes of the embedded engine.
 	MaxMemoryBytes int64 `yaml:"max_memory_bytes"`
+	// EmbeddedPort and EmbeddedHTTPPort of the embedded engine on loopback; 0 takes the ones that it had in this folder, so
+	// that other processes find it again, or free ones.
+	EmbeddedPort     int `yaml:"embedded_port"`
+	EmbeddedHTTPPort int `yaml:"embedded_http_port"`
 }
 
 // Models says where prompt models are served.

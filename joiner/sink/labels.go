@@ -66,11 +66,23 @@ func (s *Service) labels(ctx context.Context) (progress bool, err error) {
 	}
 	defer w.consumer.Close()
 	defer w.metrics.buffered.Set(0)
+	began := time.Now()
 	for {
 		if err := w.step(ctx); err != nil {
 			return w.progress, err
 		}
+		if time.Since(began) >= patience && w.rows() == 0 { // nothing came in all that time, and nothing failed
+			w.health.works("labels")
+		}
 	}
+}
+
+// rows that wait.
+func (w *session) rows() (n int) {
+	for _, p := range w.parts {
+		n += len(p.block.Rows)
+	}
+	return n
 }
 
 // step polls once and inserts what is due.
@@ -305,6 +317,7 @@ func (w *session) finish(ctx context.Context, blocks []block) error {
 		return fmt.Errorf("commit the end: %w", err)
 	}
 	w.progress = true
+	w.health.works("labels")
 	now := time.Now()
 	for _, b := range blocks {
 		p := w.parts[b.partition]

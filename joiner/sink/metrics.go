@@ -12,7 +12,7 @@ type metrics struct {
 	undecodable                        *prometheus.CounterVec
 	buffered, watermark, mismatched    prometheus.Gauge
 	onTheWay, names                    prometheus.Gauge
-	forgotten                          prometheus.Counter
+	forgotten, lost                    prometheus.Counter
 	audits                             prometheus.Counter
 	seconds                            prometheus.Histogram
 }
@@ -32,6 +32,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		inserts:     counter("label_inserts_total", "Blocks of labels inserted."),
 		recovered:   counter("recovered_inserts_total", "Blocks that an earlier session had begun, inserted again under the same token."),
 		sessions:    counter("failed_sessions_total", "Sessions that ended with an error and were followed by another."),
+		lost:        counter("lost_records_sessions_total", "Sessions that ended because the broker had deleted what comes next. Must be 0."),
 		mirrored:    byTopic("mirrored_records_total", "Records mirrored into their tables."),
 		undecodable: byTopic("undecodable_records_total", "Records that could not be decoded and were left out. Must be 0."),
 		mismatched: gauge(
@@ -52,7 +53,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	}
 	for _, c := range []prometheus.Collector{
 		m.rows, m.inserts, m.recovered, m.sessions, m.mirrored, m.undecodable, m.buffered, m.watermark, m.mismatched, m.onTheWay, m.audits,
-		m.seconds, m.names, m.forgotten,
+		m.seconds, m.names, m.forgotten, m.lost,
 	} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("sink metrics: %w", err)

@@ -51,12 +51,14 @@ func (s *Service) mirror(ctx context.Context) (progress bool, err error) {
 			return progress, err
 		}
 		if batch.Len() == 0 {
+			s.health.works("mirror")
 			continue
 		}
 		if err := s.mirrorBatch(ctx, consumer, batch, ids); err != nil {
 			return progress, err
 		}
 		progress = true
+		s.health.works("mirror")
 		// Let records gather: a few larger inserts a second instead of one per transaction of the joiner.
 		if batch.Len() < s.cfg.MaxRows/2 {
 			select {
@@ -184,7 +186,9 @@ func (s *Service) control(ctx context.Context) (progress bool, err error) {
 		err := s.db.InsertControl(ictx, rows)
 		s.metrics.mirrored.WithLabelValues(schemas.TopicControl).Add(float64(len(rows)))
 		rows = rows[:0]
-		progress = err == nil
+		if progress = err == nil; progress {
+			s.health.works("control")
+		}
 		return err
 	}
 	fold := func(r *stream.Record) {

@@ -35,6 +35,7 @@ func (s *Service) progress(ctx context.Context) (progress bool, err error) {
 			}
 			progress = true
 		}
+		s.health.works("progress")
 		select {
 		case <-ctx.Done():
 			return progress, nil

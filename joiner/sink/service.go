@@ -58,6 +58,8 @@ type Service struct {
 	leader  Leader
 	// auditRows is auditRows, but in tests.
 	auditRows time.Duration
+	health    health
+	lostPause time.Duration
 	// refilled: the warehouse may have forgotten the tokens of blocks that it has.
 	refilled bool
 }
@@ -93,6 +95,7 @@ func New(cfg Config, db Warehouse, log zerolog.Logger, reg prometheus.Registerer
 		leader:  always{},
 
 		auditRows: auditRows,
+		lostPause: lostPause,
 	}, nil
 }
 
@@ -120,18 +123,31 @@ func (s *Service) supervise(ctx context.Context, name string, session func(conte
 			wait = s.backoff
 		}
 		s.metrics.sessions.Inc()
-		level := zerolog.WarnLevel
-		if warehouse.Permanent(err) || errors.Is(err, stream.ErrDataLoss) {
+		s.health.fails(name, err, time.Now())
+		pause, level := wait, zerolog.WarnLevel
+		switch {
+		case errors.Is(err, stream.ErrDataLoss):
+			err = fmt.Errorf("%w; %s", err, s.lostAdvice())
+			s.metrics.lost.Inc()
+			pause, level = s.lostPause, zerolog.ErrorLevel
+		case warehouse.Permanent(err):
 			level = zerolog.ErrorLevel // will not heal by itself
 		}
-		s.log.WithLevel(level).Err(err).Str("part", name).Dur("retry_in", wait).Msg("sink session ended, starting again at the last commit")
+		s.log.WithLevel(level).Err(err).Str("part", name).Dur("retry_in", pause).Msg("sink session ended, starting again at the last commit")
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(wait):
+		case <-time.After(pause):
 		}
 		wait = min(wait*2, maxBackoff)
 	}
+}
+
+// lostAdvice is what a person can do where the broker has deleted records that the sink has not read.
+func (s *Service) lostAdvice() string {
+	return fmt.Sprintf("the warehouse lacks them for good, and the audit will show it. Make kafka.retention longer than the longest outage. "+
+		"To go on behind the gap, stop all sinks and set the groups %s and %s to the earliest offset "+
+		"(kafka-consumer-groups --reset-offsets --to-earliest): what is there already replaces itself", s.cfg.Group, s.mirrorGroup())
 }
 
 func (s *Service) mirrorGroup() string { return s.cfg.mirrorGroup() }
