@@ -16,6 +16,7 @@ import (
 	"ctrloop/internal/imaging"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
+	"ctrloop/internal/warehouse/query"
 	"ctrloop/pairer/pairs"
 	"ctrloop/schemas"
 )
@@ -35,8 +36,7 @@ func (e evidence) Evidence(ctx context.Context) ([]pairs.Evidence, pairs.Span, e
 		From        time.Time `ch:"from_time"`
 		To          time.Time `ch:"to_time"`
 	}
-	const query = `SELECT product, category, placement, creative, toUInt64(impressions) AS impressions, toUInt64(clicks) AS clicks, from_time, to_time FROM pair_evidence`
-	if err := e.db.Select(ctx, &rows, query); err != nil {
+	if err := e.db.Select(ctx, &rows, query.Text("evidence")); err != nil {
 		return nil, pairs.Span{}, err
 	}
 	out := make([]pairs.Evidence, len(rows))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -49,7 +50,14 @@ func (c *TraceCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	defer stop()
 	finder := trace.Finder{
 		Kafka: kafka, Group: cfg.Joiner.Group, Window: cfg.Joiner.Window, Bucket: cfg.Joiner.Bucket, KeepOneNegativeIn: cfg.Joiner.KeepOneNegativeIn,
-		Slack: c.Slack, Everywhere: c.Everywhere,
+		Slack: c.Slack, Everywhere: c.Everywhere, Now: time.Now(),
+	}
+	if c.Config == "" {
+		window, err := c.runningWindow(ctx)
+		if err != nil {
+			return err
+		}
+		finder.Window = cmp.Or(window, finder.Window)
 	}
 	rep, err := finder.Trace(ctx, id)
 	if err != nil {
@@ -70,6 +78,20 @@ func (c *TraceCmd) Run(ctx context.Context, g *Globals, out *output) error {
 		)
 	}
 	return err
+}
+
+// runningWindow is the join's window as the instance on the folder has it; 0 where none runs or its warehouse does not say.
+func (c *TraceCmd) runningWindow(ctx context.Context) (time.Duration, error) {
+	running, err := readInstance(c.Dir)
+	if err != nil || running.ClickHouse == "" {
+		return 0, nil // at rest, or without a warehouse of its own
+	}
+	db, err := warehouse.Open(ctx, running.ClickHouse)
+	if err != nil {
+		return 0, nil // whoever left the addresses was killed
+	}
+	defer func() { _ = db.Close() }() // it was only read from
+	return db.Window(ctx)
 }
 
 // rows asks the warehouse, where there is one.
@@ -94,12 +116,7 @@ func (c *TraceCmd) rows(ctx context.Context, g *Globals, out *output, cfg app.Co
 		return err
 	}
 	defer func() { _ = db.Close() }() // it was only read from
-	rows := []trace.Row{}
-	if err := db.Select(ctx, &rows, trace.RowsQuery, id.String(), id.UnixMilli()); err != nil {
-		return err
-	}
-	rep.Warehouse = &rows
-	return nil
+	return rep.Ask(ctx, db, id)
 }
 
 // printTrace shows a report on one screen.
@@ -127,6 +144,9 @@ func printTrace(w io.Writer, rep trace.Report) error {
 			fmt.Fprintf(t, "warehouse\t%s/%d@%d\tkind=%s version=%d clicked=%d clicks=%d inserted_at=%s\n",
 				schemas.TopicLabels, r.Partition, r.Offset, r.Kind, r.Version, r.Clicked, r.Clicks, r.InsertedAt.UTC().Format(time.RFC3339))
 		}
+	}
+	for _, r := range rep.Refused {
+		fmt.Fprintf(t, "warehouse\t%s/%d@%d\t%s: %s %s\n", r.Topic, r.Partition, r.Offset, r.Kind, r.Reason, r.Detail)
 	}
 	return t.Flush()
 }

@@ -2,16 +2,20 @@ package sink
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"google.golang.org/protobuf/proto"
 
 	"ctrloop/internal/stream"
 	"ctrloop/internal/stream/streamtest"
 	"ctrloop/internal/warehouse"
 	"ctrloop/schemas"
+	"ctrloop/schemas/eventpb"
 )
 
 // commitWatermark is a joiner that commits its watermark.
@@ -199,5 +203,54 @@ func TestOnlyTheLeaderAudits(t *testing.T) {
 	stop()
 	if n := testutil.ToFloat64(s.metrics.audits); n != 0 {
 		t.Errorf("%v looks without the lease", n)
+	}
+}
+
+// S22: what nobody could use is in a table, with its reason, its place, its id and the beginning of what was sent.
+func TestDeadLettersAreInTheWarehouse(t *testing.T) {
+	b := streamtest.Start(t, 1)
+	db := database(t, engine(t))
+	keyed, named := schemas.NewImpressionID(time.UnixMilli(1e12), [10]byte{1}), schemas.NewImpressionID(time.UnixMilli(4e12), [10]byte{2})
+	for i, d := range []*eventpb.DeadLetter{
+		{Reason: string(schemas.DeadBadTime), Detail: "ahead", Topic: "raw.impressions", Partition: 3, Offset: 7, Key: keyed[:], Value: make([]byte, 2000)},
+		{Reason: string(schemas.DeadBadTime), Topic: "raw.clicks", Value: []byte(`{"id":"` + named.String() + `","user":"alice"}`)},
+		{Reason: string(schemas.DeadMalformed), Topic: "raw.clicks", Offset: 9, Value: []byte("\xff\xfe garbage, user bob")},
+	} {
+		raw, err := proto.Marshal(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		streamtest.Produce(t, b.Config, &stream.Record{
+			Topic: schemas.TopicDeadLetters, Key: []byte{}, Value: raw, Timestamp: time.UnixMilli(int64(1000 * i)),
+		})
+	}
+	s := newService(t, testConfig(b), db)
+	stop := start(t, s)
+	drain(t, s)
+	stop()
+	var got []struct {
+		Reason string    `ch:"reason"`
+		ID     uuid.UUID `ch:"impression_id"`
+		Offset int64     `ch:"offset"`
+		Bytes  uint32    `ch:"bytes"`
+		Sample uint64    `ch:"n"`
+	}
+	err := db.Select(t.Context(), &got, "SELECT reason, impression_id, offset, bytes, length(sample) AS n FROM rejected ORDER BY time")
+	if err != nil || len(got) != 3 {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if got[0].ID != uuid.UUID(keyed) || got[0].Offset != 7 || got[0].Bytes != 2000 || got[0].Sample != 500 || got[1].ID != uuid.UUID(named) ||
+		got[2].ID != uuid.Nil {
+		t.Errorf("%+v", got)
+	}
+	rows, err := db.RefusedOf(t.Context(), named)
+	if err != nil || len(rows) != 1 || rows[0].Reason != string(schemas.DeadBadTime) || rows[0].Kind != "dead letter" {
+		t.Errorf("trace finds %+v, %v", rows, err)
+	}
+	for name, want := range map[string]uint64{"alice": 1, "bob": 1, "lice": 0} { // V9: they may name people
+		e, err := db.Erase(t.Context(), warehouse.Person{User: 1, Text: name}, time.Now().Add(time.Hour))
+		if errors.Is(err, warehouse.ErrNobody) != (want == 0) || want > 0 && (err != nil || e.Rows() != want) {
+			t.Errorf("erase %s: %d rows, %v", name, e.Rows(), err)
+		}
 	}
 }

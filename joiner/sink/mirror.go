@@ -15,12 +15,13 @@ import (
 	"ctrloop/schemas/eventpb"
 )
 
-var mirrorTopics = []string{schemas.TopicAudit, schemas.TopicLate, schemas.TopicCreatives, schemas.TopicPairs}
+var mirrorTopics = []string{schemas.TopicAudit, schemas.TopicLate, schemas.TopicDeadLetters, schemas.TopicCreatives, schemas.TopicPairs}
 
 // mirrored is one batch of rows, by table.
 type mirrored struct {
 	audit     []warehouse.AuditRow
 	late      []warehouse.LateRow
+	dead      []warehouse.DeadLetterRow
 	creatives []schemas.Creative
 	pairs     []schemas.Pair
 }
@@ -120,6 +121,9 @@ func (s *Service) insertMirrored(ctx context.Context, m *mirrored) error {
 	if err := s.db.InsertLate(ctx, m.late); err != nil {
 		return err
 	}
+	if err := s.db.InsertDeadLetters(ctx, m.dead); err != nil {
+		return err
+	}
 	if err := s.db.InsertCreatives(ctx, m.creatives); err != nil {
 		return err
 	}
@@ -142,6 +146,12 @@ func (m *mirrored) add(r *stream.Record, topicID string) error {
 			return err
 		}
 		m.late = append(m.late, warehouse.LateRow{Late: l, Place: place})
+	case schemas.TopicDeadLetters:
+		d := &eventpb.DeadLetter{}
+		if err := proto.Unmarshal(r.Value, d); err != nil {
+			return err
+		}
+		m.dead = append(m.dead, warehouse.DeadLetterRow{DeadLetter: d, Place: place, TimeMS: r.Timestamp.UnixMilli()})
 	case schemas.TopicCreatives:
 		if r.Value == nil {
 			return nil // deleted from the compacted topic; the table keeps its history

@@ -20,6 +20,7 @@ type Warehouse interface {
 	InsertLabelBlock(ctx context.Context, token string, b *warehouse.LabelBlock, n int) error
 	InsertAudit(ctx context.Context, rows []warehouse.AuditRow) error
 	InsertLate(ctx context.Context, rows []warehouse.LateRow) error
+	InsertDeadLetters(ctx context.Context, rows []warehouse.DeadLetterRow) error
 	InsertCreatives(ctx context.Context, rows []schemas.Creative) error
 	InsertPairs(ctx context.Context, rows []schemas.Pair) error
 	InsertControl(ctx context.Context, rows []warehouse.ControlRow) error

@@ -64,6 +64,23 @@ GROUP BY partition, minute
 HAVING sum(labels) != 0 OR sum(positive) != 0 OR groupBitXor(hash_xor) != 0 OR sum(hash_sum) != 0
 COMMENT 'Minutes in which the sums of inserted blocks differ from what the joiner says it made';
 
+-- rejected
+-- Question: which events became no label of their own, and why?
+-- Columns:  kind (dead letter: nobody could use it; late: the join could not), reason (closed lists), detail (in words), impression_id
+--           (zero: not known), time (of the record), topic, partition, offset (where it was read), bytes, sample (its first 500 bytes; of
+--           late events empty).
+-- Note:     dead letters are kept for 30 days after their insert, late events as labels are (sink.retention). click_after_window: a corrected
+--           label follows.
+-- Example:  SELECT kind, reason, count(), any(detail) FROM rejected GROUP BY kind, reason ORDER BY 3 DESC
+-- Cost:     one scan of both tables.
+CREATE OR REPLACE VIEW rejected {{cluster}}AS
+SELECT 'dead letter' AS kind, toString(reason) AS reason, detail, impression_id, time, toString(topic) AS topic, partition, offset, bytes, sample
+FROM dead_letters FINAL
+UNION ALL
+SELECT 'late', toString(reason), '', impression_id, event_time, toString(topic), partition, offset, toUInt32(0), ''
+FROM late FINAL
+COMMENT 'Events that became no label of their own, with the reason';
+
 -- trace_impression
 -- Question: what does the warehouse know of one impression?
 -- Columns:  those of labels, one row a version, oldest first, and: age_ms (watermark - event time when the label was made),
