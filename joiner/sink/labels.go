@@ -206,6 +206,16 @@ func (w *session) take(b stream.PartitionBatch, now time.Time) {
 	}
 }
 
+// maxBlocksPerSecond bounds the blocks of one sink under light load. Each is a part of labels and of every table that is fed
+// by it, which the engine has to merge: with a block a second of each of 256 partitions it would be 1,000 parts a second. So the more partitions,
+// the longer each waits: 256 of them 13 s, up to 20 of them FlushInterval. Full blocks do not wait.
+const maxBlocksPerSecond = 20
+
+// pace is how long rows of a partition wait for others.
+func (w *session) pace() time.Duration {
+	return max(w.cfg.FlushInterval, time.Duration(len(w.parts))*time.Second/maxBlocksPerSecond)
+}
+
 // due cuts the blocks that are to be inserted now: full ones, aged ones, and all when memory is full.
 func (w *session) due(now time.Time) []block {
 	total, names := 0, 0
@@ -214,10 +224,11 @@ func (w *session) due(now time.Time) []block {
 	}
 	w.metrics.buffered.Set(float64(total))
 	w.metrics.names.Set(float64(names))
+	pace := w.pace()
 	var out []block
 	for id, p := range w.parts {
 		rows := p.block.Rows
-		full, aged := len(rows) >= w.cfg.MaxRows, now.Sub(p.first) >= w.cfg.FlushInterval
+		full, aged := len(rows) >= w.cfg.MaxRows, now.Sub(p.first) >= pace
 		if len(rows) == 0 || !full && !aged && total < w.cfg.MaxBufferedRows {
 			continue
 		}
