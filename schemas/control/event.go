@@ -1,7 +1,6 @@
 package control
 
 import (
-	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -227,9 +226,33 @@ type Forced struct {
 // HideUnit is how a user is named on the control log, which nothing is ever deleted from: a hash under the experiment's id, so
 // that the log names nobody and two experiments cannot be held against each other.
 func HideUnit(experiment, user string) string {
-	h := hmac.New(sha256.New, []byte("ctrloop forced unit of "+experiment))
-	h.Write([]byte(user))
-	return "sha256:" + hex.EncodeToString(h.Sum(nil)[:16])
+	h := hideUnit(experiment, user)
+	return string(h[:])
+}
+
+const hiddenPrefix = "sha256:"
+
+func hideUnit(experiment, user string) (hidden [len(hiddenPrefix) + 32]byte) {
+	var place [256]byte // on the stack: assignments ask for it
+	text := append(place[:0], "ctrloop forced unit of "...)
+	text = append(text, experiment...)
+	text = append(text, 0)
+	sum := sha256.Sum256(append(text, user...))
+	copy(hidden[:], hiddenPrefix)
+	hex.Encode(hidden[len(hiddenPrefix):], sum[:16])
+	return hidden
+}
+
+// ForcedArm is the variant that a unit was given by hand; empty: none. Users in clear are of older logs.
+func (x *ExperimentStatus) ForcedArm(unit string) string {
+	if len(x.Forced) == 0 {
+		return ""
+	}
+	if v := x.Forced[unit]; v != "" || unit == "" || x.Unit == "product" {
+		return v
+	}
+	h := hideUnit(x.ID, unit)
+	return x.Forced[string(h[:])]
 }
 
 // Holdout is the part of all units that takes part in no experiment on a logical model. With a Version they stay on

@@ -203,12 +203,5 @@ func (x *experiment) forced(u *Unit) string {
 			return v
 		}
 	}
-	if len(x.Forced) == 0 {
-		return ""
-	}
-	value := x.value(u)
-	if v := x.Forced[value]; v != "" || value == "" || x.Unit == "product" { // users in clear are of older logs
-		return v
-	}
-	return x.Forced[control.HideUnit(x.ID, value)]
+	return x.ForcedArm(x.value(u))
 }
