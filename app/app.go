@@ -160,6 +160,7 @@ func Start(ctx context.Context, opt Options) (_ *App, err error) {
 		opt: opt, cfg: opt.Config, log: opt.Log, registry: telemetry.NewRegistry(opt.Version), ready: telemetry.NewReadiness(),
 		actors: newActors(opt.Log), started: time.Now(),
 	}
+	a.cfg.Ingest.UserSalt = a.cfg.Salt()
 	defer func() {
 		if err != nil {
 			a.actors.stop()
@@ -188,6 +189,15 @@ func Start(ctx context.Context, opt Options) (_ *App, err error) {
 			return nil, fmt.Errorf("start %s: %w", t.name, err)
 		}
 		gate.Ready()
+		if t.name == Sink {
+			a.sink.Report(func(trouble string) {
+				if trouble != "" {
+					gate.NotReady(trouble)
+				} else {
+					gate.Ready()
+				}
+			})
+		}
 	}
 	a.addresses.PID = os.Getpid()
 	if err := writeRunFile(filepath.Join(opt.Dir, RunFile), a.addresses); err != nil {
@@ -284,7 +294,10 @@ func (a *App) startWarehouse(ctx context.Context) error {
 		}
 		a.engine, err = warehouse.StartEngine(
 			ctx,
-			warehouse.EngineConfig{Lib: lib, Dir: filepath.Join(a.opt.Dir, EngineFolder), MaxMemoryBytes: a.cfg.ClickHouse.MaxMemoryBytes},
+			warehouse.EngineConfig{
+				Lib: lib, Dir: filepath.Join(a.opt.Dir, EngineFolder), MaxMemoryBytes: a.cfg.ClickHouse.MaxMemoryBytes,
+				TCPPort: a.cfg.ClickHouse.EmbeddedPort, HTTPPort: a.cfg.ClickHouse.EmbeddedHTTPPort,
+			},
 			a.log,
 		)
 		if err != nil {
@@ -309,7 +322,11 @@ func (a *App) startWarehouse(ctx context.Context) error {
 	a.db = db
 	a.actors.onStop("warehouse connections", func() { _ = db.Close() })
 	a.addresses.ClickHouse = a.readDSN
-	if err := db.Migrate(ctx, warehouse.Options{Cluster: a.cfg.ClickHouse.Cluster, Window: a.cfg.Joiner.Window, Bucket: a.cfg.Joiner.Bucket}); err != nil {
+	err = db.Migrate(ctx, warehouse.Options{
+		Cluster: a.cfg.ClickHouse.Cluster, Window: a.cfg.Joiner.Window, Bucket: a.cfg.Joiner.Bucket,
+		SaltCheck: ingest.SaltCheck(a.cfg.Ingest.UserSalt),
+	})
+	if err != nil {
 		return err
 	}
 	if a.engine != nil && !a.runs(Sink) {
@@ -382,13 +399,15 @@ func (a *App) startSink(context.Context) (err error) {
 	if a.sink, err = sink.New(a.sinkConfig(), a.db, a.log, a.registry); err != nil {
 		return err
 	}
+	a.sink.Follow(sink.Join{Group: a.cfg.Joiner.Group, Watermark: joiner.WatermarkOf})
 	a.actors.start("sink", func(ctx context.Context) error {
 		if err := a.refill(ctx, a.sink); err != nil {
 			return err
 		}
 		return a.sink.Run(ctx)
 	})
-	a.actors.start("rollups", func(ctx context.Context) error { return a.db.KeepRolledUp(ctx, rollUpInterval, a.log) })
+	leads := func() bool { return true } // one process: nobody else could
+	a.actors.start("rollups", func(ctx context.Context) error { return a.db.KeepRolledUp(ctx, rollUpInterval, leads, a.log) })
 	return nil
 }
 

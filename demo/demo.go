@@ -24,6 +24,7 @@ import (
 	"ctrloop/ingest"
 	"ctrloop/internal/catalogue"
 	"ctrloop/internal/progress"
+	"ctrloop/internal/warehouse/query"
 	"ctrloop/internal/world"
 	"ctrloop/lab"
 	"ctrloop/schemas"
@@ -428,7 +429,7 @@ func (d *demo) runExperiment(ctx context.Context) error {
 		}
 	}
 	bar := progress.Start(d.opt.Out, "experiment", "impressions")
-	first, err := d.app.Count(ctx, "SELECT count() FROM labels WHERE experiment != ''")
+	first, err := d.app.Count(ctx, query.Text("labels_in_experiments"))
 	if err != nil {
 		return err
 	}
