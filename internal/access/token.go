@@ -163,7 +163,9 @@ func idOf(secret string) (string, bool) {
 }
 
 // is says whether the token has this hash, in a time that does not depend on how much of it is right.
-func (t Token) is(hash string) bool { return subtle.ConstantTimeCompare([]byte(t.SHA256), []byte(hash)) == 1 }
+func (t Token) is(hash string) bool {
+	return subtle.ConstantTimeCompare([]byte(t.SHA256), []byte(hash)) == 1
+}
 
 // check says why a token that is right may not be used now.
 func (t Token) check(now time.Time) error {

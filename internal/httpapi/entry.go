@@ -66,6 +66,16 @@ func Require(r *http.Request, s access.Scope) error {
 	return nil
 }
 
+// May says whether the caller has a scope, in a handler whose route is public and which shows more to some.
+func May(r *http.Request, s access.Scope) bool {
+	c := callOf(r.Context())
+	if c == nil {
+		return false
+	}
+	who, err := c.of.door.identify(r, c.address)
+	return err == nil && who.May(s)
+}
+
 // Stopping is closed when the listener begins to stop: streams end then. Nil where there is no listener.
 func Stopping(ctx context.Context) <-chan struct{} {
 	if c := callOf(ctx); c != nil {
