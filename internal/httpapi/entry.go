@@ -275,14 +275,17 @@ func (l errorLog) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// Open serves routes to everybody, as a user of this machine. It is for tests: it checks nothing.
-func Open(routes ...Route) http.Handler {
+// Open serves routes to everybody, as somebody who may do everything. It is for tests: it checks nothing.
+func Open(routes ...Route) http.Handler { return OpenAs(access.LocalName, routes...) }
+
+// OpenAs is Open with a name for whoever calls.
+func OpenAs(name string, routes ...Route) http.Handler {
 	limits := DefaultLimits()
 	e := &entry{
 		limits: limits, bodies: NewBudget(limits.MaxBodiesBytes), stopping: make(chan struct{}), refused: func(string) {},
 		bug: func(path string, what any, stack []byte) { panic(fmt.Sprintf("%s: %v\n%s", path, what, stack)) },
 	}
-	e.door, _ = newDoor(DefaultAuth(), false, time.Now, []Authenticator{everybody{}}) // no origins: no error
+	e.door, _ = newDoor(DefaultAuth(), false, time.Now, []Authenticator{everybody{name}}) // no origins: no error
 	m, err := newMux(e.wrap, routes)
 	if err != nil {
 		panic(err) // a bug of the routes
@@ -291,12 +294,10 @@ func Open(routes ...Route) http.Handler {
 	return e
 }
 
-// everybody is a user of this machine.
-type everybody struct{}
+// everybody is somebody of this machine.
+type everybody struct{ name string }
 
 // Authenticate implements Authenticator.
-func (everybody) Authenticate(*http.Request) (access.Identity, error) {
-	who := access.LocalUser("")
-	who.Token = "open"
-	return who, nil
+func (e everybody) Authenticate(*http.Request) (access.Identity, error) {
+	return access.Identity{Name: e.name, Token: "open", Scopes: []access.Scope{access.Admin}, Local: true}, nil
 }

@@ -10,7 +10,6 @@ import (
 	"image/color"
 	"image/png"
 	"math"
-	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -27,6 +26,7 @@ import (
 
 	"ctrloop/internal/artifact"
 	"ctrloop/internal/catalogue"
+	"ctrloop/internal/httpapi"
 	"ctrloop/internal/imaging"
 	"ctrloop/schemas"
 	"ctrloop/serving/backend"
@@ -408,8 +408,7 @@ func TestSameSeedSameCreatives(t *testing.T) {
 func TestHTTP(t *testing.T) {
 	s := newStage(t, t.TempDir(), &writer{write: grammatical}, Scene{})
 	s.start(t)
-	mux := http.NewServeMux()
-	s.Register(mux)
+	mux := httpapi.Open(s.Routes()...)
 	do := func(method, path, body string) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
 		mux.ServeHTTP(w, httptest.NewRequest(method, path, strings.NewReader(body)))
@@ -536,8 +535,7 @@ func TestMatchingFromElsewhere(t *testing.T) {
 	s.judge = CatalogueRule{}
 	s.start(t)
 	s.finish(t, Request{Products: ids(1), Model: "prompt"})
-	mux := http.NewServeMux()
-	s.Register(mux)
+	mux := httpapi.Open(s.Routes()...)
 	c := s.topic.got[0]
 	put := func(id, body string) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
