@@ -17,7 +17,6 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
-	"google.golang.org/protobuf/encoding/protowire"
 
 	"ctrloop/internal/access"
 	"ctrloop/internal/httpapi"
@@ -27,8 +26,8 @@ import (
 	"ctrloop/schemas/eventpb"
 )
 
-// maxReported bounds the rejections that one answer spells out; the rest is in the total.
-const maxReported = 1000
+// maxReported bounds the rejections that one answer spells out; the rest is in the total. A batch of a replay is no larger.
+const maxReported = 5000
 
 // logEvery is the pace of lines about a fault that repeats, askEvery that of questions to a Kafka that takes no events.
 const (
@@ -365,17 +364,17 @@ func (e *Edge) parseJSON(b *batch, body []byte) error {
 	return nil
 }
 
+// bodyKind is the kind of an event in a protobuf body, by the tag in front of it.
+var bodyKind = map[uint64]kind{eventpb.BodyImpression: impression, eventpb.BodyClick: click, eventpb.BodyWatermark: watermark}
+
 func (e *Edge) parseProtobuf(b *batch, body []byte) error {
 	b.records = make([]stream.Record, 0, len(body)/96+1)
 	b.arena = make([]byte, 0, len(body)+len(body)/16+64)
+	var f eventpb.Field
 	for at := 0; at < len(body); {
-		num, typ, n := protowire.ConsumeTag(body[at:])
-		var message []byte
-		m := -1
-		if n > 0 && typ == protowire.BytesType && num >= eventpb.BodyImpression && num <= eventpb.BodyWatermark {
-			message, m = protowire.ConsumeBytes(body[at+n:])
-		}
-		if m < 0 {
+		n := eventpb.Next(body[at:], &f)
+		k, known := bodyKind[f.Tag]
+		if n == 0 || !known {
 			return refuse(
 				http.StatusBadRequest,
 				"write it with eventpb.AppendBody",
@@ -384,12 +383,12 @@ func (e *Edge) parseProtobuf(b *batch, body []byte) error {
 				b.index,
 			)
 		}
-		at += n + m
-		if len(message) > e.decoder.maxBytes {
-			b.add(event{}, e.decoder.oversized(message))
+		at += n
+		if len(f.Bytes) > e.decoder.maxBytes {
+			b.add(event{}, e.decoder.oversized(f.Bytes))
 			continue
 		}
-		b.add(checkMessage(kind(num-eventpb.BodyImpression), message))
+		b.add(checkMessage(k, f.Bytes))
 	}
 	return nil
 }
