@@ -229,6 +229,18 @@ func (s *Service) Promote(ctx context.Context, version string, rollback bool, wh
 // BaseDigest is the digest of the base model that the servers run.
 func (s *Service) BaseDigest() string { return s.swap.BaseDigest() }
 
+// Health says why nobody can answer for a logical model, nil where somebody can.
+func (s *Service) Health(logical string) error {
+	champion := s.table.Champion(logical)
+	if champion == "" {
+		return fmt.Errorf("no version of %s answers yet", logical)
+	}
+	if v, ok := s.table.Version(champion); !ok || len(v.Replicas) == 0 {
+		return fmt.Errorf("%s, the champion of %s, is on no replica that answers", champion, logical)
+	}
+	return nil
+}
+
 // Ready says whether the logical model has a champion that answers.
 func (s *Service) Ready(logical string) bool { return s.table.Champion(logical) != "" }
 

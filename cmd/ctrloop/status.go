@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"ctrloop/app"
+	"ctrloop/internal/admin"
 	"ctrloop/internal/telemetry"
 )
 
@@ -46,12 +47,13 @@ func (c *StatusCmd) Run(ctx context.Context, out *output) error {
 		return withHint(err, "start one with `ctrloop up --dir "+c.Dir+"`, or name its folder with --dir")
 	}
 	status := instanceStatus{Dir: c.Dir, Addresses: shown(found)}
-	if err := getJSON(ctx, found.Admin, "/readyz", &status); err != nil {
+	client := clientOf(found, statusTimeout)
+	if err := getJSON(ctx, client, found.Admin, admin.ReadyPath, &status); err != nil {
 		return withHint(fmt.Errorf("the instance on %s does not answer (it may have been killed): %w", c.Dir, err),
 			"start it again with `ctrloop up --dir "+c.Dir+"`")
 	}
 	if found.API != "" {
-		if err := getJSON(ctx, found.API, "/api/overview", &status.Overview); err != nil {
+		if err := getJSON(ctx, client, found.API, "/api/overview", &status.Overview); err != nil {
 			return fmt.Errorf("ask for the overview: %w", err)
 		}
 	}
@@ -69,9 +71,7 @@ func shown(i app.Addresses) map[string]string {
 }
 
 // getJSON asks an instance for a page. A page that says "not ready" is an answer too.
-func getJSON(ctx context.Context, address, path string, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
-	defer cancel()
+func getJSON(ctx context.Context, client *http.Client, address, path string, into any) error {
 	if !strings.Contains(address, "://") {
 		address = "http://" + address
 	}
@@ -79,7 +79,7 @@ func getJSON(ctx context.Context, address, path string, into any) error {
 	if err != nil {
 		return err
 	}
-	res, err := http.DefaultClient.Do(req)
+	res, err := client.Do(req)
 	if err != nil {
 		return err
 	}

@@ -2,15 +2,20 @@ package httpapi
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
 
-// NewClient makes a client that sends a token, and the name of the user of this machine, to one address alone: a redirect
-// is not followed, and another host gets neither. address is host:port or a URL; empty token: nothing is sent.
-func NewClient(address, token, user string, timeout time.Duration) *http.Client {
+// NewClient makes a client that sends a token, and the name of the user of this machine, to the given addresses alone
+// (host:port or URLs): a redirect is not followed, and another host gets neither. Empty token: nothing is sent.
+func NewClient(token, user string, timeout time.Duration, addresses ...string) *http.Client {
+	hosts := make([]string, len(addresses))
+	for i, a := range addresses {
+		hosts[i] = HostPort(a)
+	}
 	return &http.Client{
-		Timeout: timeout, Transport: bearer{HostPort(address), token, user, http.DefaultTransport},
+		Timeout: timeout, Transport: bearer{hosts, token, user, http.DefaultTransport},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
@@ -25,13 +30,14 @@ func HostPort(address string) string {
 }
 
 type bearer struct {
-	host, token, user string
-	next              http.RoundTripper
+	hosts       []string
+	token, user string
+	next        http.RoundTripper
 }
 
 // RoundTrip implements http.RoundTripper.
 func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
-	if b.token == "" || r.URL.Host != b.host {
+	if b.token == "" || !slices.Contains(b.hosts, r.URL.Host) {
 		return b.next.RoundTrip(r)
 	}
 	r = r.Clone(r.Context())

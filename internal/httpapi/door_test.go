@@ -443,7 +443,7 @@ func TestClientKeepsItsToken(t *testing.T) {
 		http.Redirect(w, r, other.URL, http.StatusTemporaryRedirect)
 	}))
 	defer here.Close()
-	c := NewClient(here.URL, "secret", "ada", time.Minute)
+	c := NewClient("secret", "ada", time.Minute, here.URL)
 	for _, u := range []string{here.URL, other.URL} {
 		resp, err := c.Get(u)
 		if err != nil {
