@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -68,11 +69,55 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
+// With auth.required every call refuses who brings no token, and leads browsers to the login page; what is public alone does
+// not, and of that only pictures stand under a path that also has data.
+func TestStrangersAreRefused(t *testing.T) {
+	a := &App{
+		opt: Options{Dir: t.TempDir()}, cfg: Default(), log: zerolog.Nop(), registry: prometheus.NewRegistry(),
+		ready: telemetry.NewReadiness(), actors: newActors(zerolog.Nop()),
+	}
+	t.Cleanup(a.actors.stop)
+	a.cfg.Auth.Required = true
+	if err := a.openDoor(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a.serving = &servingParts{service: &serving.Service{}, experiment: &experiment.Service{}}
+	routes := slices.Concat(a.apiRoutes(&console.Service{}), (&ingest.Edge{}).Routes(), a.adminRoutes())
+	address, err := a.listen("all", "127.0.0.1:0", routes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := 0
+	for _, r := range routes {
+		if r.Scope == access.Public && r.Path != "/v1/creatives/{id}" {
+			continue
+		}
+		path := strings.NewReplacer("{$}", "", "{id}", "x", "{logical}", "x").Replace(r.Path)
+		req, err := http.NewRequestWithContext(t.Context(), r.Method, "http://"+address+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusUnauthorized {
+			t.Errorf("%v: %d", r, resp.StatusCode)
+		}
+		refused++
+	}
+	if refused < 40 {
+		t.Errorf("only %d routes were asked", refused)
+	}
+}
+
 // V15: the admin listener answers before anything else has begun, and says so.
 func TestReadinessDuringAStart(t *testing.T) {
 	a := &App{
 		opt: Options{Dir: t.TempDir(), Targets: []Target{Serving, Sink}}, cfg: Default(), log: zerolog.Nop(),
-		registry: prometheus.NewRegistry(), ready: telemetry.NewReadiness(), actors: newActors(zerolog.Nop()), gates: map[Target]*telemetry.Gate{},
+		registry: prometheus.NewRegistry(), ready: telemetry.NewReadiness(), actors: newActors(zerolog.Nop()),
+		gates: map[Target]*telemetry.Gate{},
 	}
 	t.Cleanup(a.actors.stop)
 	a.openGates()

@@ -293,7 +293,8 @@ func (b *batch) add(e event, p *problem) {
 func (e *Edge) parse(contentType string, body []byte) (*batch, error) {
 	media, _, err := mime.ParseMediaType(contentType)
 	if err != nil && contentType != "" {
-		return nil, refuse(http.StatusUnsupportedMediaType, "use application/json, application/x-ndjson or application/x-protobuf", "Content-Type %q: %v", contentType, err)
+		return nil, refuse(http.StatusUnsupportedMediaType, "use application/json, application/x-ndjson or application/x-protobuf",
+			"Content-Type %q: %v", contentType, err)
 	}
 	b := &batch{reasons: map[schemas.DeadLetterReason]int{}}
 	switch media {

@@ -38,7 +38,7 @@ func (f tokensFlags) file() (string, error) {
 type TokenCreateCmd struct {
 	tokensFlags
 	Name    string `arg:"" help:"Who or what it is for: the actor on the control log."`
-	Scopes  string `help:"What it allows: some of events:write, ads:decide, read, experiments:write, models:promote, admin." required:"" placeholder:"LIST"`
+	Scopes  string `help:"Some of events:write, ads:decide, read, experiments:write, models:promote, admin." required:"" placeholder:"LIST"`
 	Expires string `help:"After how long it ends, such as 12h or 90d; or never." default:"90d" placeholder:"TIME"`
 }
 
@@ -137,7 +137,8 @@ func (c *TokenLsCmd) Run(_ context.Context, out *output) error {
 		for k, s := range r.Scopes {
 			scopes[k] = string(s)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s UTC\t%s\n", r.ID, r.Name, r.State, strings.Join(scopes, ","), r.Created.UTC().Format(time.DateTime), ends(tokens[i]))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s UTC\t%s\n", r.ID, r.Name, r.State, strings.Join(scopes, ","),
+			r.Created.UTC().Format(time.DateTime), ends(tokens[i]))
 	}
 	return w.Flush()
 }

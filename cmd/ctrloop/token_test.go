@@ -35,7 +35,8 @@ func TestTokenCommands(t *testing.T) {
 	if code, out, stderr := cli(t, "token", "revoke", "--dir", dir, "ada"); code != exitOK || !strings.Contains(out, "is revoked") {
 		t.Errorf("exit %d: %s%s", code, out, stderr)
 	}
-	if _, list, _ := cli(t, "token", "ls", "--dir", dir); !strings.Contains(list, "revoked") || !strings.Contains(list, "read,experiments:write") {
+	if _, list, _ := cli(t, "token", "ls", "--dir", dir); !strings.Contains(list, "revoked") ||
+		!strings.Contains(list, "read,experiments:write") {
 		t.Errorf("list:\n%s", list)
 	}
 	for _, c := range []struct{ args, want string }{
@@ -58,7 +59,8 @@ func TestTokenCommands(t *testing.T) {
 	if err := os.WriteFile(elsewhere, []byte("auth: {tokens_file: "+file+"}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if code, _, stderr := cli(t, "token", "create", "--dir", dir, "--config", elsewhere, "--scopes", "admin", "--expires", "never", "ops"); code != exitOK {
+	args := []string{"token", "create", "--dir", dir, "--config", elsewhere, "--scopes", "admin", "--expires", "never", "ops"}
+	if code, _, stderr := cli(t, args...); code != exitOK {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
 	if ts, err := access.Load(file); err != nil || len(ts) != 1 || !ts[0].Expires.IsZero() {

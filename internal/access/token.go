@@ -99,7 +99,8 @@ func Load(path string) ([]Token, error) {
 // Create adds a token to the file and returns it as its user needs it, once. expires zero: it never does.
 func Create(path, name string, scopes []Scope, expires, now time.Time) (secret string, t Token, err error) {
 	if !namePattern.MatchString(name) || slices.Contains(reserved, name) {
-		return "", t, fmt.Errorf("name %q: want 1 to 64 letters, digits and . _ @ -, and none of %v: it is the actor on the control log", name, reserved)
+		return "", t, fmt.Errorf("name %q: want 1 to 64 letters, digits and . _ @ -, and none of %v: it is the actor on the control log",
+			name, reserved)
 	}
 	if len(scopes) == 0 {
 		return "", t, fmt.Errorf("no scopes: want some of %v", Scopes())

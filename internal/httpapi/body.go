@@ -106,7 +106,8 @@ func bodyError(err error) error {
 		return tooLarge(large.Limit)
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return Refuse(http.StatusRequestTimeout, "send the body without pauses, in smaller parts over a slow line", "the body did not come in time")
+		return Refuse(http.StatusRequestTimeout, "send the body without pauses, in smaller parts over a slow line",
+			"the body did not come in time")
 	}
 	return Refuse(http.StatusBadRequest, "send it again", "the body could not be read: %v", err)
 }

@@ -178,7 +178,8 @@ func (d *door) checkHost(r *http.Request) *Error {
 	if slices.Contains(d.cfg.AllowedHosts, host) || IsLoopback(host) || !d.loopback && len(d.cfg.AllowedHosts) == 0 {
 		return nil
 	}
-	return Refuse(http.StatusForbidden, "call it as 127.0.0.1 or localhost, or add the name to auth.allowed_hosts", "host %q is not one of ours", host)
+	return Refuse(http.StatusForbidden, "call it as 127.0.0.1 or localhost, or add the name to auth.allowed_hosts",
+		"host %q is not one of ours", host)
 }
 
 // checkOrigin refuses what a page of another site has its visitor's browser send, writes and reads alike. What is public
@@ -238,7 +239,8 @@ func admit(who access.Identity, s access.Scope) *Error {
 	case who.May(s):
 		return nil
 	case who.Token == "" && !who.Local:
-		return Refuse(http.StatusUnauthorized, "send Authorization: Bearer TOKEN; `ctrloop token create` makes one", "this call wants a token with the scope %s", s)
+		return Refuse(http.StatusUnauthorized, "send Authorization: Bearer TOKEN; `ctrloop token create` makes one",
+			"this call wants a token with the scope %s", s)
 	}
 	return Refuse(http.StatusForbidden, "use a token that has it: `ctrloop token create --scopes "+string(s)+" NAME`",
 		"%s has the scopes %v; this call wants %s", who.Name, who.Scopes, s)

@@ -159,6 +159,45 @@ func TestScopes(t *testing.T) {
 	}
 }
 
+// A route may be public in part: its handler asks for the rest.
+func TestRequire(t *testing.T) {
+	file, secrets := tokens(t, map[string][]access.Scope{"reads": {access.Read}, "writes": {access.EventsWrite}})
+	required := DefaultAuth()
+	required.Required = true
+	partly := func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, ".png") {
+			Reply(w, 200, May(r, access.Read))
+			return
+		}
+		if err := Require(r, access.Read); err != nil {
+			Fail(w, err)
+			return
+		}
+		whoami(w, r)
+	}
+	e := gate(t, required, true, []Route{{"GET", "/things/{id}", access.Public, partly}}, NewTokens(store(t, file)))
+	for _, c := range []struct {
+		path, token string
+		code        int
+		body        string
+	}{
+		{"/things/a.png", "", 200, "false"},
+		{"/things/a.png", "reads", 200, "true"},
+		{"/things/a.png", "writes", 200, "false"},
+		{"/things/a", "", 401, "unauthenticated"},
+		{"/things/a", "writes", 403, "forbidden"},
+		{"/things/a", "reads", 200, "reads"},
+	} {
+		r := request("GET", "http://localhost"+c.path)
+		if c.token != "" {
+			r.Header.Set("Authorization", "Bearer "+secrets[c.token])
+		}
+		if w := ask(e, r); w.Code != c.code || !strings.Contains(w.Body.String(), c.body) {
+			t.Errorf("%s of %q: %d %s", c.path, c.token, w.Code, w.Body)
+		}
+	}
+}
+
 // Who acts is who was authenticated. A name in a header counts beside the instance's own token alone.
 func TestActors(t *testing.T) {
 	file, secrets := tokens(t, map[string][]access.Scope{"deploy": {access.ExperimentsWrite}})
@@ -272,13 +311,15 @@ func TestLogin(t *testing.T) {
 	}
 	who := NewTokens(keeper)
 	e := gate(t, auth, true, append(who.Routes(), someRoutes...), who)
-	if w := ask(e, request("GET", "http://localhost/read", "Accept", "text/html,*/*")); w.Code != 303 || w.Header().Get("Location") != LoginPath {
+	if w := ask(e, request("GET", "http://localhost/read", "Accept", "text/html,*/*")); w.Code != 303 ||
+		w.Header().Get("Location") != LoginPath {
 		t.Errorf("a browser: %d %v", w.Code, w.Header())
 	}
 	if w := ask(e, request("GET", "http://localhost/read")); w.Code != 401 {
 		t.Errorf("a program: %d", w.Code)
 	}
-	if w := ask(e, request("GET", "http://localhost/login")); w.Code != 200 || !strings.Contains(w.Header().Get("Content-Security-Policy"), "default-src 'none'") {
+	if w := ask(e, request("GET", "http://localhost/login")); w.Code != 200 ||
+		!strings.Contains(w.Header().Get("Content-Security-Policy"), "default-src 'none'") {
 		t.Errorf("the page: %d %v", w.Code, w.Header())
 	}
 	post := func(token string, headers ...string) *httptest.ResponseRecorder {

@@ -101,7 +101,8 @@ func (s *stage) ask(from, method, path, body string) (int, string) {
 	c := s.pipes.dial(from)
 	defer c.Close()
 	go func() { // an answer may come before all has been sent
-		_, _ = fmt.Fprintf(c, "%s %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", method, path, len(body), body)
+		_, _ = fmt.Fprintf(c, "%s %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s",
+			method, path, len(body), body)
 	}()
 	return s.answer(c)
 }

@@ -52,6 +52,9 @@ func (g *Gate) Report(err error) {
 	g.Healthy()
 }
 
+// Tell is Unhealthy with a trouble, and Healthy with an empty one.
+func (g *Gate) Tell(trouble string) { g.set(trouble == "", trouble) }
+
 func (g *Gate) set(ready bool, reason string) {
 	if g == nil {
 		return

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/rs/zerolog"
+
 	"ctrloop/internal/access"
 	"ctrloop/internal/httpapi"
 	"ctrloop/schemas"
@@ -65,7 +67,7 @@ func (s *Service) postJob(w http.ResponseWriter, r *http.Request) {
 	case errors.Is(err, ErrBadRequest):
 		httpapi.Fail(w, httpapi.Refuse(http.StatusBadRequest, "GET /v1/models lists versions", "%v", err))
 	case err != nil:
-		s.log.Error().Err(err).Msg("job could not be queued")
+		s.limited.Event(zerolog.ErrorLevel, "job").Err(err).Msg("job could not be queued")
 		httpapi.Fail(w, err)
 	default:
 		w.Header().Set("Location", "/v1/creatives/jobs/"+p.ID)
@@ -119,7 +121,7 @@ func (s *Service) get(w http.ResponseWriter, r *http.Request) {
 	}
 	file, err := s.store.Bytes(c.Asset)
 	if err != nil {
-		s.log.Error().Err(err).Str("creative", id).Msg("picture is missing")
+		s.limited.Event(zerolog.ErrorLevel, "picture").Err(err).Str("creative", id).Msg("picture is missing")
 		httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "make it again with POST /v1/creatives", "the picture of %q is not in the store", id))
 		return
 	}
@@ -159,7 +161,7 @@ func (s *Service) putMatching(w http.ResponseWriter, r *http.Request) {
 	}
 	c.Matching, c.MatchingJudge = *body.Score, body.Judge
 	if err := s.pub.Publish(r.Context(), c); err != nil {
-		s.log.Error().Err(err).Str("creative", c.ID).Msg("score could not be published")
+		s.limited.Event(zerolog.ErrorLevel, "score").Err(err).Str("creative", c.ID).Msg("score could not be published")
 		httpapi.Fail(w, httpapi.Refuse(http.StatusServiceUnavailable, "send it again", "publish the score: %v", err))
 		return
 	}
