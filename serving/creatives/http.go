@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -27,6 +28,7 @@ const (
 //
 //	POST /v1/creatives            {"products": [..] | "all", "version": .. , "per_product": .., "seed": ..} -> 202, progress
 //	GET  /v1/creatives/jobs/{id}  -> progress
+//	DELETE /v1/creatives/jobs/{id}  cancels -> progress; 409: it has ended
 //	GET  /v1/creatives            ?product= &version= &limit= -> list
 //	GET  /v1/creatives/{id}       -> one; {id}.png: its picture
 //	PUT  /v1/creatives/{id}/matching  {"score": 0..1, "judge": ..} -> the creative; for judges outside of this process
@@ -34,6 +36,7 @@ func (s *Service) Routes() []httpapi.Route {
 	return []httpapi.Route{
 		{Method: http.MethodPost, Path: "/v1/creatives", Scope: access.ModelsPromote, Handle: s.postJob},
 		{Method: http.MethodGet, Path: "/v1/creatives/jobs/{id}", Scope: access.Read, Handle: s.getJob},
+		{Method: http.MethodDelete, Path: "/v1/creatives/jobs/{id}", Scope: access.ModelsPromote, Handle: s.deleteJob},
 		{Method: http.MethodGet, Path: "/v1/creatives", Scope: access.Read, Handle: s.list},
 		// Pictures are for everybody, the rest is not: get asks for the scope read.
 		{Method: http.MethodGet, Path: "/v1/creatives/{id}", Scope: access.Public, Handle: s.get},
@@ -66,6 +69,10 @@ func (s *Service) postJob(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case errors.Is(err, ErrBadRequest):
 		httpapi.Fail(w, httpapi.Refuse(http.StatusBadRequest, "GET /v1/models lists versions", "%v", err))
+	case errors.Is(err, ErrFull):
+		full := httpapi.Refuse(http.StatusTooManyRequests, "come back after Retry-After, or cancel a job", "%v", err)
+		full.RetryAfter = time.Minute
+		httpapi.Fail(w, full)
 	case err != nil:
 		s.limited.Event(zerolog.ErrorLevel, "job").Err(err).Msg("job could not be queued")
 		httpapi.Fail(w, err)
@@ -82,6 +89,19 @@ func (s *Service) getJob(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	httpapi.Reply(w, http.StatusOK, p)
+}
+
+func (s *Service) deleteJob(w http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	if p, ok := s.Cancel(id); ok {
+		httpapi.Reply(w, http.StatusOK, p)
+		return
+	}
+	if p, ok := s.Job(id); ok {
+		httpapi.Fail(w, httpapi.Refuse(http.StatusConflict, "there is nothing to cancel", "job %q has ended already: it is %s", id, p.State))
+		return
+	}
+	httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "POST /v1/creatives answers with an id", "no job %q", id))
 }
 
 func (s *Service) list(w http.ResponseWriter, r *http.Request) {
@@ -151,9 +171,17 @@ func (s *Service) putMatching(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if body.Score == nil || !(*body.Score >= 0 && *body.Score <= 1) || body.Judge == "" || len(body.Judge) > maxJudgeName {
-		httpapi.Fail(w, httpapi.Refuse(http.StatusBadRequest, fmt.Sprintf("want a score from 0 to 1 and the judge's name of at most %d bytes", maxJudgeName), "the score or the judge is missing or out of range"))
+		httpapi.Fail(w, httpapi.Refuse(http.StatusBadRequest, fmt.Sprintf("want a score from 0 to 1 and the judge's name of at most %d bytes",
+			maxJudgeName), "the score or the judge is missing or out of range"))
 		return
 	}
+	if s.judge != nil && body.Judge == s.judge.Name() {
+		httpapi.Fail(w, httpapi.Refuse(http.StatusBadRequest, "take another name",
+			"judge %q is the built-in one: scores under its name are its own", body.Judge))
+		return
+	}
+	s.writes.Lock()
+	defer s.writes.Unlock()
 	c, ok := s.lib.Now().Get(r.PathValue("id"))
 	if !ok {
 		httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "GET /v1/creatives lists them", "no creative %q", r.PathValue("id")))
