@@ -417,13 +417,17 @@ func (a *App) sinkConfig() sink.Config {
 }
 
 func (a *App) startPairer(context.Context) error {
+	px, err := viewPx(a.cfg.Models.Base)
+	if err != nil {
+		return err
+	}
 	producer, err := stream.NewProducer(a.kafka, stream.ProducerConfig{})
 	if err != nil {
 		return err
 	}
 	a.actors.onStop("pair producer", producer.Close)
 	a.pairer, err = pairer.New(a.cfg.Pairer, pairer.Deps{
-		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog}, Control: a.control,
+		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog, px}, Control: a.control,
 		Publisher: pairTopic{producer}, Store: a.store, Log: a.log, Registry: a.registry,
 	})
 	if err != nil {
@@ -452,7 +456,8 @@ func (a *App) startTrainer(ctx context.Context) error {
 	}
 	a.runner = &trainerbridge.Local{
 		Python: a.python, Trainer: a.trainerDir, Dir: work, Base: a.base, Grammar: grammarFile, Catalogue: catalogueFile, Renderer: a.renderer(exe, grammarFile),
-		Threads: a.cfg.Trainer.Threads, Timeout: a.cfg.Trainer.Timeout, StopGrace: a.cfg.Trainer.StopGrace, Store: a.store, Log: a.log,
+		Threads: a.cfg.Trainer.Threads, Placement: a.cfg.Trainer.Placement(), Timeout: a.cfg.Trainer.Timeout,
+		StopGrace: a.cfg.Trainer.StopGrace, Store: a.store, Log: a.log,
 	}
 	bridge, err := trainerbridge.New(a.cfg.Trainer, trainerbridge.Deps{
 		Control: a.control, Runner: a.runner, Store: a.store, Base: digest, Log: a.log, Registry: a.registry,
