@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -187,7 +186,7 @@ func (d *demo) start(ctx context.Context) error {
 	}
 	addr := d.app.Addresses()
 	bar.Done(0, "console at http://"+addr.API)
-	d.shop = &shop{api: addr.API, edge: addr.Edge, client: &http.Client{Timeout: time.Minute}, seen: d.clock}
+	d.shop = &shop{api: addr.API, edge: addr.Edge, client: d.app.Client(time.Minute), seen: d.clock}
 	d.truth = &truth{world: d.world, app: d.app, ctr: map[string]float64{}}
 	d.board.Images = d.app.ImageBackend()
 	return nil

@@ -5,11 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
+	"os/user"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"ctrloop/app"
+	"ctrloop/internal/httpapi"
 	"ctrloop/internal/stream"
 )
 
@@ -65,4 +69,18 @@ func brokersAt(dir string, conf stream.Config) (_ stream.Config, stop func(), er
 	}
 	conf.Brokers = e.Brokers()
 	return conf, e.Close, nil
+}
+
+// clientOf asks an instance that runs on this machine, with the token in its folder: whoever may read that may do everything.
+func clientOf(i app.Addresses, timeout time.Duration) *http.Client {
+	return httpapi.NewClient(i.Token, userName(), timeout, i.API, i.Edge, i.Admin)
+}
+
+// userName is the user of this machine, "" where nobody knows.
+func userName() string {
+	u, err := user.Current()
+	if err != nil {
+		return ""
+	}
+	return u.Username
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
+	"ctrloop/internal/httpapi"
 	"ctrloop/schemas"
 	"ctrloop/serving/creatives"
 	"ctrloop/serving/experiment/assign"
@@ -234,19 +235,20 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		Request
 		Requests []Request `json:"requests"`
 	}
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, s.cfg.MaxBodyBytes)).Decode(&body); err != nil {
-		fail(w, http.StatusBadRequest, "body: "+err.Error())
+	if err := httpapi.ReadJSON(r, s.cfg.MaxBodyBytes, &body); err != nil {
+		httpapi.Fail(w, err)
 		return
 	}
 	if len(body.Requests) > MaxBatch {
-		fail(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("%d requests in one call, at most %d", len(body.Requests), MaxBatch))
+		httpapi.Fail(w, httpapi.Refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("send at most %d at once", MaxBatch),
+			"%d requests in one call", len(body.Requests)))
 		return
 	}
 	if body.Requests == nil {
 		s.serveOne(w, body.Request)
 	} else {
 		out := s.Decide(body.Requests, make([]Decision, 0, len(body.Requests)))
-		write(w, http.StatusOK, encodeBatch(out))
+		httpapi.ReplyRaw(w, http.StatusOK, encodeBatch(out))
 	}
 	s.m.latency.Observe(time.Since(start).Seconds())
 }
@@ -254,20 +256,8 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *Service) serveOne(w http.ResponseWriter, r Request) {
 	d := s.Decide([]Request{r}, make([]Decision, 0, 1))[0]
 	if d.Error != "" {
-		fail(w, http.StatusNotFound, d.Error)
+		httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "ask again when there is one", "%s", d.Error))
 		return
 	}
-	write(w, http.StatusOK, d.append(nil))
-}
-
-func write(w http.ResponseWriter, code int, raw []byte) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(len(raw)))
-	w.WriteHeader(code)
-	_, _ = w.Write(raw)
-}
-
-func fail(w http.ResponseWriter, code int, msg string) {
-	raw, _ := json.Marshal(map[string]any{"error": map[string]any{"message": msg, "code": code}})
-	write(w, code, raw)
+	httpapi.ReplyRaw(w, http.StatusOK, d.append(nil))
 }

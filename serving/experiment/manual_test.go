@@ -347,7 +347,7 @@ func TestSlotsAreExclusive(t *testing.T) {
 		t.Errorf("draft: %d %v", code, v)
 	}
 	if code, v := call(t, h, "POST", "/v1/experiments/d/start", `{}`); code != 422 ||
-		!strings.Contains(v["error"].(string), "one at a time in a slot") {
+		!strings.Contains(message(v), "one at a time in a slot") {
 		t.Errorf("start over others: %d %v", code, v)
 	}
 	if code, v := call(t, h, "PUT", "/v1/experiments/holdouts/prompt", `{"share":0.05,"version":"prompt-a","note":"long-term value"}`); code != 200 ||
