@@ -34,6 +34,7 @@ import (
 	"ctrloop/joiner/sink"
 	"ctrloop/pairer"
 	"ctrloop/schemas"
+	"ctrloop/schemas/control"
 	"ctrloop/serving/rollout"
 	trainerbridge "ctrloop/trainer-bridge"
 )
@@ -351,7 +352,7 @@ func (a *App) openLogs(ctx context.Context) (err error) {
 	if !a.needs(Joiner, Pairer, Trainer, Serving) {
 		return nil
 	}
-	if a.control, err = controllog.Open(ctx, a.kafka, a.log, a.registry); err != nil {
+	if a.control, err = controllog.Open(ctx, a.kafka, a.controlOptions(), a.log, a.registry); err != nil {
 		return err
 	}
 	a.actors.onStop("control log", a.control.Close)
@@ -363,6 +364,21 @@ func (a *App) openLogs(ctx context.Context) (err error) {
 	}
 	a.actors.onStop("creative log", a.ads.Close)
 	return nil
+}
+
+// controlOptions name the process. With the embedded broker there is no other one: the next start goes on at once.
+func (a *App) controlOptions() controllog.Options {
+	if a.broker != nil {
+		return controllog.Options{Owner: "embedded"}
+	}
+	return controllog.Options{}
+}
+
+// lead claims a single-writer role for this process, until what is started after it has ended.
+func (a *App) lead(role control.Role) *controllog.Holder {
+	h := a.control.Hold(role)
+	a.actors.start("lease of "+string(role), h.Run)
+	return h
 }
 
 func (a *App) startJoiner(context.Context) (err error) {
@@ -410,7 +426,7 @@ func (a *App) startPairer(context.Context) error {
 	}
 	a.actors.onStop("pair producer", producer.Close)
 	a.pairer, err = pairer.New(a.cfg.Pairer, pairer.Deps{
-		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog}, Control: a.control,
+		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog}, Lead: a.lead(control.RolePairer),
 		Publisher: pairTopic{producer}, Store: a.store, Log: a.log, Registry: a.registry,
 	})
 	if err != nil {
@@ -438,11 +454,11 @@ func (a *App) startTrainer(ctx context.Context) error {
 		return err
 	}
 	a.runner = &trainerbridge.Local{
-		Python: a.python, Trainer: a.trainerDir, Dir: work, Base: a.base, Grammar: grammarFile, Catalogue: catalogueFile, Renderer: a.renderer(exe, grammarFile),
-		Threads: a.cfg.Trainer.Threads, Timeout: a.cfg.Trainer.Timeout, StopGrace: a.cfg.Trainer.StopGrace, Store: a.store, Log: a.log,
+		Python: a.python, Trainer: a.trainerDir, Dir: work, Base: a.base, Grammar: grammarFile, Catalogue: catalogueFile,
+		Renderer: a.renderer(exe, grammarFile), Threads: a.cfg.Trainer.Threads, Timeout: a.cfg.Trainer.Timeout, StopGrace: a.cfg.Trainer.StopGrace, Store: a.store, Log: a.log,
 	}
 	bridge, err := trainerbridge.New(a.cfg.Trainer, trainerbridge.Deps{
-		Control: a.control, Runner: a.runner, Store: a.store, Base: digest, Log: a.log, Registry: a.registry,
+		Lead: a.lead(control.RoleTrainer), Runner: a.runner, Store: a.store, Base: digest, Log: a.log, Registry: a.registry,
 	})
 	if err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"ctrloop/internal/artifact"
+	"ctrloop/internal/controllog"
 	"ctrloop/pairer/dataset"
 	"ctrloop/pairer/pairs"
 	"ctrloop/schemas"
@@ -32,12 +33,6 @@ type Creatives interface {
 	Caption(product string) (string, bool)
 }
 
-// ControlLog is the control plane.
-type ControlLog interface {
-	State() *control.State
-	Append(ctx context.Context, e control.Event) error
-}
-
 // Publisher writes pairs to pairs.v1.
 type Publisher interface {
 	PublishPairs(ctx context.Context, ps []schemas.Pair) error
@@ -47,7 +42,7 @@ type Publisher interface {
 type Deps struct {
 	Source    Source
 	Creatives Creatives
-	Control   ControlLog
+	Lead      controllog.Leader // the claim on control.RolePairer
 	Publisher Publisher
 	Store     *artifact.Store
 	Log       zerolog.Logger
@@ -93,13 +88,15 @@ func New(cfg Config, d Deps) (*Service, error) {
 // Status of the last look.
 func (s *Service) Status() Status { return *s.status.Load() }
 
-// Run looks at the evidence until ctx ends. A failed look is logged and tried again at the next interval:
-// nothing is lost, the evidence stays where it is.
-func (s *Service) Run(ctx context.Context) error {
+// Run looks at the evidence until ctx ends, while this process leads. A failed look is logged and tried again at the next
+// interval: nothing is lost, the evidence stays where it is.
+func (s *Service) Run(ctx context.Context) error { return s.d.Lead.Lead(ctx, s.run) }
+
+func (s *Service) run(ctx context.Context, log control.Log) error {
 	tick := time.NewTicker(s.cfg.Interval)
 	defer tick.Stop()
 	for {
-		outcome, err := s.look(ctx)
+		outcome, err := s.look(ctx, log)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -115,8 +112,8 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 }
 
-func (s *Service) look(ctx context.Context) (outcome string, err error) {
-	st := s.d.Control.State()
+func (s *Service) look(ctx context.Context, log control.Log) (outcome string, err error) {
+	st := log.State()
 	busy := Busy(st)
 	var ps []schemas.Pair
 	var evidence []pairs.Evidence
@@ -144,7 +141,7 @@ func (s *Service) look(ctx context.Context) (outcome string, err error) {
 	if !fire {
 		return "skip", nil
 	}
-	if err := s.announce(ctx, ps, evidence, span, reason); err != nil {
+	if err := s.announce(ctx, log, ps, evidence, span, reason); err != nil {
 		return "error", err
 	}
 	return "dataset", nil
@@ -176,7 +173,9 @@ func (s *Service) fresh(ps []schemas.Pair) []schemas.Pair {
 
 // announce stores the data set, publishes its pairs and tells the control log. Each step may be repeated:
 // the store and the event are named by content, pairs by id.
-func (s *Service) announce(ctx context.Context, ps []schemas.Pair, evidence []pairs.Evidence, span pairs.Span, reason string) error {
+func (s *Service) announce(
+	ctx context.Context, log control.Log, ps []schemas.Pair, evidence []pairs.Evidence, span pairs.Span, reason string,
+) error {
 	rows, err := CreativeRows(ps, evidence, s.d.Creatives)
 	if err != nil {
 		return err
@@ -217,8 +216,12 @@ func (s *Service) announce(ctx context.Context, ps []schemas.Pair, evidence []pa
 	if err != nil {
 		return err
 	}
-	if err := s.d.Control.Append(ctx, e); err != nil {
+	answer, err := log.Append(ctx, e)
+	if err != nil {
 		return fmt.Errorf("announce data set %s: %w", digest, err)
+	}
+	if answer == control.Repeated {
+		return nil
 	}
 	s.m.datasets.Inc()
 	s.d.Log.Info().Str("dataset", digest[:12]).Int("pairs", m.Pairs).Int("products", m.Products).Float64("effective", m.Effective).Msg(reason)

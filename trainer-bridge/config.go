@@ -19,6 +19,11 @@ type Config struct {
 	Timeout time.Duration `yaml:"timeout"`
 	// StopGrace is the time a job has to write its checkpoint after SIGTERM.
 	StopGrace time.Duration `yaml:"stop_grace"`
+	// Retries of a job that failed in a way that may pass (out of memory, timeout, interrupted, a file missing, a crash);
+	// wrong input, diverged training and too little evidence are not tried again.
+	Retries int `yaml:"retries"`
+	// Backoff before the first of them, doubled with each.
+	Backoff time.Duration `yaml:"backoff"`
 	// Reward are hyper-parameters of reward jobs, passed to the trainer as they are; docs/jobs.md lists them.
 	Reward map[string]any `yaml:"reward,omitempty"`
 	// Rounds are hyper-parameters of the preference rounds.
@@ -27,7 +32,7 @@ type Config struct {
 
 // Default is the configuration of an embedded run.
 func Default() Config {
-	return Config{Interval: 5 * time.Second, Threads: 1, Timeout: 2 * time.Hour, StopGrace: 30 * time.Second}
+	return Config{Interval: 5 * time.Second, Threads: 1, Timeout: 2 * time.Hour, StopGrace: 30 * time.Second, Retries: 2, Backoff: time.Minute}
 }
 
 // Validate returns every problem of the section, each with its key.
@@ -44,6 +49,12 @@ func (c Config) Validate() error {
 	}
 	if c.StopGrace <= 0 {
 		errs = append(errs, fmt.Errorf("stop_grace: %v: want more than 0", c.StopGrace))
+	}
+	if c.Retries < 0 || c.Retries > 100 {
+		errs = append(errs, fmt.Errorf("retries: %d: want 0 to 100", c.Retries))
+	}
+	if c.Backoff <= 0 {
+		errs = append(errs, fmt.Errorf("backoff: %v: want more than 0", c.Backoff))
 	}
 	return errors.Join(errs...)
 }

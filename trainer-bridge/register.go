@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -40,6 +39,19 @@ func readMetrics(dir string) (metricsFile, error) {
 	return m, nil
 }
 
+// complete says what the result of a job lacks to become a version.
+func complete(j control.JobStatus, result string) error {
+	if Kind(j.Kind) != KindRounds {
+		return nil
+	}
+	for _, from := range adapterFiles {
+		if _, err := os.Stat(filepath.Join(result, filepath.FromSlash(from))); err != nil {
+			return fmt.Errorf("the rounds job left no %s: %w", from, err)
+		}
+	}
+	return nil
+}
+
 // candidate builds the artifact of a prompt-model version from the result of a rounds job.
 func candidate(store *artifact.Store, result string) (digest string, err error) {
 	dir, err := os.MkdirTemp("", "ctrloop-adapter-*")
@@ -49,9 +61,6 @@ func candidate(store *artifact.Store, result string) (digest string, err error) 
 	defer os.RemoveAll(dir)
 	for name, from := range adapterFiles {
 		b, err := os.ReadFile(filepath.Join(result, filepath.FromSlash(from)))
-		if errors.Is(err, fs.ErrNotExist) {
-			return "", fmt.Errorf("the rounds job left no %s", from)
-		}
 		if err != nil {
 			return "", fmt.Errorf("build version: %w", err)
 		}

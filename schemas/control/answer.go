@@ -6,12 +6,17 @@ import (
 	"fmt"
 )
 
-// Log is the control log as its users see it (internal/controllog). All methods are safe for concurrent use.
-type Log interface {
+// Reader follows the control log. All methods are safe for concurrent use.
+type Reader interface {
 	// State is the fold as of now. It is shared: do not change it.
 	State() *State
 	// Changed is closed when the state next changes. To miss nothing, take the channel first and then State.
 	Changed() <-chan struct{}
+}
+
+// Log is the control log as its users see it (internal/controllog). All methods are safe for concurrent use.
+type Log interface {
+	Reader
 	// Append writes a command and returns when this process has folded it. The error is a *Rejection, or says that the
 	// outcome is unknown: the same event can then be appended again, its id makes that harmless.
 	Append(ctx context.Context, e Event) (Answer, error)
