@@ -13,6 +13,7 @@ import (
 
 	"ctrloop/internal/artifact"
 	"ctrloop/internal/columnar"
+	"ctrloop/internal/controllog"
 	"ctrloop/pairer/dataset"
 	"ctrloop/pairer/pairs"
 	"ctrloop/schemas"
@@ -50,10 +51,11 @@ func (s *shop) Creative(id string) (schemas.Creative, bool) {
 func (s *shop) View(c schemas.Creative) ([]byte, error) { return []byte("png of " + c.ID), nil }
 func (s *shop) Caption(p string) (string, bool)         { return "caption of " + p, true }
 func (s *shop) State() *control.State                   { return s.st.Clone() }
-func (s *shop) Append(_ context.Context, e control.Event) error {
+func (s *shop) Changed() <-chan struct{}                { return nil }
+func (s *shop) Append(_ context.Context, e control.Event) (control.Answer, error) {
 	if err := s.failNext; err != nil {
 		s.failNext = nil
-		return err
+		return "", err
 	}
 	return s.st.Apply(s.st.Offset+1, e)
 }
@@ -72,7 +74,7 @@ func start(t *testing.T, s *shop, cfg Config) (*Service, *artifact.Store) {
 	}
 	p, err := New(
 		cfg,
-		Deps{Source: s, Creatives: s, Control: s, Publisher: s, Store: store, Log: zerolog.Nop(), Registry: prometheus.NewRegistry()},
+		Deps{Source: s, Creatives: s, Lead: controllog.Alone(s), Publisher: s, Store: store, Log: zerolog.Nop(), Registry: prometheus.NewRegistry()},
 	)
 	if err != nil {
 		t.Fatal(err)
@@ -82,7 +84,7 @@ func start(t *testing.T, s *shop, cfg Config) (*Service, *artifact.Store) {
 
 func look(t *testing.T, p *Service) string {
 	t.Helper()
-	outcome, err := p.look(t.Context())
+	outcome, err := p.look(t.Context(), p.d.Lead.Held())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,13 +135,14 @@ func endCycle(t *testing.T, s *shop) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Append(t.Context(), e); err != nil {
+		if _, err := s.Append(t.Context(), e); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for digest := range s.st.Datasets {
 		id := "rounds-" + digest[:12]
 		put(control.JobSubmitted, control.JobEntity(id), control.Job{ID: id, Kind: "rounds", Datasets: []string{digest}})
+		put(control.JobStarted, control.JobEntity(id), control.JobUpdate{Attempt: 1})
 		put(control.JobFinished, control.JobEntity(id), control.JobUpdate{})
 		if Busy(s.st) == "" {
 			t.Error("between the job's end and the registration of its model another cycle could start")
@@ -159,7 +162,7 @@ func TestAnInterruptedAnnouncementIsRepeatedAsTheSame(t *testing.T) {
 	cfg.MinEffectivePairs = 100
 	p, _ := start(t, s, cfg)
 	s.failNext = errors.New("broker away")
-	if _, err := p.look(t.Context()); !errors.Is(err, s.failNext) && err == nil {
+	if _, err := p.look(t.Context(), s); !errors.Is(err, s.failNext) && err == nil {
 		t.Fatal("the failure was not reported")
 	}
 	if got := look(t, p); got != "dataset" || len(s.st.Datasets) != 1 {
@@ -181,7 +184,7 @@ func TestNoCycleWhileOneIsOpen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.st.Apply(0, e); err != nil {
+	if _, err := s.st.Apply(0, e); err != nil {
 		t.Fatal(err)
 	}
 	if got := look(t, p); got != "skip" || !strings.Contains(p.Status().Reason, "job j is queued") {
@@ -195,7 +198,7 @@ func TestAnUnknownCreativeIsAnErrorWithAWayOut(t *testing.T) {
 	cfg := Default()
 	cfg.MinEffectivePairs = 1
 	p, _ := start(t, s, cfg)
-	if _, err := p.look(t.Context()); err == nil || !strings.Contains(err.Error(), "c-unknown-0 has labels but is not in creatives.v1") {
+	if _, err := p.look(t.Context(), s); err == nil || !strings.Contains(err.Error(), "c-unknown-0 has labels but is not in creatives.v1") {
 		t.Errorf("%v", err)
 	}
 	if len(s.st.Datasets) != 0 {
