@@ -29,15 +29,20 @@ type Log struct {
 	producer *stream.Producer
 	replica  *stream.Replica
 
-	beacon  *stream.Beacon
-	keeper  *Keeper
-	stop    context.CancelFunc // of the keeper
-	stopped chan struct{}
+	beacon *stream.Beacon
+	keeper *Keeper
+	id     string          // of the topic
+	open   context.Context // until Close
+	close  context.CancelFunc
+	// background are the keeper and the snapshot that is being written.
+	background sync.WaitGroup
 
-	mu      sync.Mutex
-	state   *control.State // owned by the replica's fold
-	view    *control.State // immutable copy, made when first asked for after a change
-	waiting map[string]chan folded
+	mu       sync.Mutex
+	state    *control.State // owned by the replica's fold
+	view     *control.State // immutable copy, made when first asked for after a change
+	waiting  map[string]chan folded
+	snapshot int64 // offset of the newest snapshot that this process knows of, -1: none
+	writing  bool  // one is being written
 }
 
 var _ control.Log = (*Log)(nil)
@@ -57,7 +62,8 @@ type Options struct {
 	TTL time.Duration
 }
 
-// Open connects, reads the log to its present end and follows it until Close. The topic must exist.
+// Open connects, reads the newest snapshot and the log from there to its present end, and follows it until Close. The
+// topics must exist.
 func Open(ctx context.Context, c stream.Config, opt Options, log zerolog.Logger, reg prometheus.Registerer) (*Log, error) {
 	producer, err := stream.NewProducer(c, stream.ProducerConfig{})
 	if err != nil {
@@ -68,24 +74,34 @@ func Open(ctx context.Context, c stream.Config, opt Options, log zerolog.Logger,
 		producer.Close()
 		return nil, fmt.Errorf("open control log: %w", err)
 	}
-	l := &Log{
-		log: log, metrics: newMetrics(reg), producer: producer, beacon: beacon, state: control.NewState(),
-		waiting: map[string]chan folded{}, stopped: make(chan struct{}),
-	}
-	l.replica, err = stream.OpenReplica(ctx, c, schemas.TopicControl, l.fold, l.report)
-	if err != nil {
+	l := &Log{log: log, metrics: newMetrics(reg), producer: producer, beacon: beacon, waiting: map[string]chan folded{}}
+	l.open, l.close = context.WithCancel(context.WithoutCancel(ctx))
+	if err := l.read(ctx, c); err != nil {
+		l.close()
 		producer.Close()
 		beacon.Close()
 		return nil, fmt.Errorf("open control log: %w", err)
 	}
 	l.keeper = NewKeeper(l, beacon, cmp.Or(opt.Owner, processName()), cmp.Or(opt.TTL, DefaultTTL), log, reg)
-	kctx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	l.stop = stop
-	go func() {
-		defer close(l.stopped)
-		_ = l.keeper.Run(kctx)
-	}()
+	l.background.Go(func() { _ = l.keeper.Run(l.open) })
 	return l, nil
+}
+
+// read folds what there is and begins to follow.
+func (l *Log) read(ctx context.Context, c stream.Config) (err error) {
+	if l.state, err = l.begin(ctx, c); err != nil {
+		return err
+	}
+	l.snapshot = l.state.Offset
+	if l.replica, err = stream.OpenReplica(ctx, c, schemas.TopicControl, l.state.Offset+1, l.fold, l.report); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.snapshotDue() {
+		l.writeSnapshot()
+	}
+	return nil
 }
 
 // processName is one that no other process has, now or later.
@@ -135,6 +151,9 @@ func (l *Log) apply(offset int64, e control.Event) {
 	if w, ok := l.waiting[e.ID]; ok {
 		w <- folded{answer, err}
 		delete(l.waiting, e.ID)
+		if l.snapshotDue() { // by who wrote the command: one process, without a word
+			l.writeSnapshot()
+		}
 	}
 	if now := l.state.Behind; now != nil {
 		l.metrics.behind.Set(float64(now.Commands))
@@ -230,11 +249,28 @@ func (l *Log) await(e control.Event) (<-chan folded, error) {
 	return wait, nil
 }
 
+// Done returns a channel that is closed when the log is not followed any more; Err then says why.
+func (l *Log) Done() <-chan struct{} { return l.replica.Done() }
+
+// Err is why this process must not be relied on: the log cannot be followed any more, or has commands that it does not
+// know. Nil: all is well.
+func (l *Log) Err() error {
+	if err := l.replica.Lost(); err != nil {
+		return fmt.Errorf("the control log is not followed any more, restart: %w", err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if b := l.state.Behind; b != nil {
+		return fmt.Errorf("%w: %s", control.ErrBehind, b)
+	}
+	return nil
+}
+
 // Close stops following; State keeps its last value. Holders must have ended.
 func (l *Log) Close() {
-	l.stop()
-	<-l.stopped
+	l.close()
 	l.replica.Close()
+	l.background.Wait()
 	l.beacon.Close()
 	l.producer.Close()
 }

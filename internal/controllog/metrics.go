@@ -6,6 +6,8 @@ type metrics struct {
 	commands *prometheus.CounterVec
 	offset   prometheus.Gauge
 	behind   prometheus.Gauge
+	// snapshots by result
+	snapshots *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) metrics {
@@ -22,9 +24,13 @@ func newMetrics(reg prometheus.Registerer) metrics {
 			Name: "ctrloop_controllog_newer_commands",
 			Help: "Commands of a format that this release does not know; above 0 it holds no role and decides nothing: upgrade it.",
 		}),
+		snapshots: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ctrloop_controllog_snapshots_total",
+			Help: "Snapshots of the control plane that this process wrote, by result: written, failed.",
+		}, []string{"result"}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.commands, m.offset, m.behind)
+		reg.MustRegister(m.commands, m.offset, m.behind, m.snapshots)
 	}
 	return m
 }

@@ -47,7 +47,7 @@ func Open(ctx context.Context, c stream.Config, log zerolog.Logger, reg promethe
 	if reg != nil {
 		reg.MustRegister(l.known, l.skipped)
 	}
-	l.replica, err = stream.OpenReplica(ctx, c, schemas.TopicCreatives, l.fold, l.report)
+	l.replica, err = stream.OpenReplica(ctx, c, schemas.TopicCreatives, -1, l.fold, l.report)
 	if err != nil {
 		producer.Close()
 		return nil, fmt.Errorf("open creative log: %w", err)
