@@ -356,6 +356,7 @@ func (a *App) openLogs(ctx context.Context) (err error) {
 		return err
 	}
 	a.actors.onStop("control log", a.control.Close)
+	a.watch("control log", a.control)
 	if !a.needs(Pairer, Trainer, Serving) {
 		return nil // the joiner's circuit breaker needs the control log alone
 	}
@@ -363,7 +364,37 @@ func (a *App) openLogs(ctx context.Context) (err error) {
 		return err
 	}
 	a.actors.onStop("creative log", a.ads.Close)
+	a.watch("creative log", a.ads)
 	return nil
+}
+
+// followed is a log that this process keeps a copy of.
+type followed interface {
+	Changed() <-chan struct{}
+	Done() <-chan struct{}
+	Err() error // why the copy must not be relied on
+}
+
+// watch makes the process not ready, with the reason, while its copy of a log is not to be relied on.
+func (a *App) watch(name string, log followed) {
+	gate := a.ready.Gate(name)
+	a.actors.start("watch of the "+name, func(ctx context.Context) error {
+		for done := log.Done(); ; {
+			changed := log.Changed()
+			if err := log.Err(); err != nil {
+				gate.NotReady(err.Error())
+			} else {
+				gate.Ready()
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-changed:
+			case <-done:
+				done = nil
+			}
+		}
+	})
 }
 
 // controlOptions name the process. With the embedded broker there is no other one: the next start goes on at once.

@@ -65,7 +65,8 @@ type Service struct {
 	d      Deps
 	m      *metrics
 	status atomic.Pointer[Status]
-	used   map[pairKey]bool // pairs of data sets so far
+	now    func() time.Time
+	used   map[pairKey]bool // pairs of data sets that something was learned from
 	read   map[string]bool  // data sets whose pairs are in used
 }
 
@@ -80,7 +81,7 @@ func New(cfg Config, d Deps) (*Service, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: cfg, d: d, m: newMetrics(d.Registry), used: map[pairKey]bool{}, read: map[string]bool{}}
+	s := &Service{cfg: cfg, d: d, m: newMetrics(d.Registry), now: time.Now, used: map[pairKey]bool{}, read: map[string]bool{}}
 	s.status.Store(&Status{Needed: cfg.MinEffectivePairs, Reason: "no look yet"})
 	return s, nil
 }
@@ -115,6 +116,9 @@ func (s *Service) run(ctx context.Context, log control.Log) error {
 func (s *Service) look(ctx context.Context, log control.Log) (outcome string, err error) {
 	st := log.State()
 	busy := Busy(st)
+	if until := Resting(st, s.cfg.FailedPause); busy == "" && s.now().Before(until) {
+		busy = "training failed; the next cycle may start at " + until.UTC().Format(time.RFC3339)
+	}
 	var ps []schemas.Pair
 	var evidence []pairs.Evidence
 	var span pairs.Span
@@ -141,16 +145,24 @@ func (s *Service) look(ctx context.Context, log control.Log) (outcome string, er
 	if !fire {
 		return "skip", nil
 	}
-	if err := s.announce(ctx, log, ps, evidence, span, reason); err != nil {
+	announced, err := s.announce(ctx, log, ps, evidence, span, reason)
+	if err != nil {
 		return "error", err
+	}
+	if !announced {
+		st := s.Status()
+		st.Reason = "skip: training on this very evidence has failed; waiting for more"
+		s.status.Store(&st)
+		return "skip", nil
 	}
 	return "dataset", nil
 }
 
-// readDatasets takes the pairs of announced data sets into used.
+// readDatasets takes the pairs of data sets that something was learned from into used. Those of a cycle that failed are
+// still to be learned from.
 func (s *Service) readDatasets(st *control.State) error {
 	for digest := range st.Datasets {
-		if s.read[digest] {
+		if s.read[digest] || !cycleOf(st, digest).learned {
 			continue
 		}
 		rows, err := dataset.Pairs(s.d.Store.Path(digest))
@@ -171,18 +183,18 @@ func (s *Service) fresh(ps []schemas.Pair) []schemas.Pair {
 	})
 }
 
-// announce stores the data set, publishes its pairs and tells the control log. Each step may be repeated:
-// the store and the event are named by content, pairs by id.
+// announce stores the data set, publishes its pairs and tells the control log, unless the log has this very data set.
+// Each step may be repeated: the store and the event are named by content, pairs by id.
 func (s *Service) announce(
 	ctx context.Context, log control.Log, ps []schemas.Pair, evidence []pairs.Evidence, span pairs.Span, reason string,
-) error {
+) (fresh bool, err error) {
 	rows, err := CreativeRows(ps, evidence, s.d.Creatives)
 	if err != nil {
-		return err
+		return false, err
 	}
 	dir, err := os.MkdirTemp("", "ctrloop-dataset-*")
 	if err != nil {
-		return fmt.Errorf("build data set: %w", err)
+		return false, fmt.Errorf("build data set: %w", err)
 	}
 	defer os.RemoveAll(dir)
 	m, err := dataset.Write(
@@ -192,14 +204,17 @@ func (s *Service) announce(
 		dataset.Manifest{FromMS: span.FromMS, ToMS: span.ToMS, Policy: string(s.cfg.Policy), Seed: s.cfg.Seed},
 	)
 	if err != nil {
-		return err
+		return false, err
 	}
 	digest, err := s.d.Store.PutDir(dir)
 	if err != nil {
-		return err
+		return false, err
+	}
+	if _, ok := log.State().Datasets[digest]; ok { // its training failed, and the same again would too
+		return false, nil
 	}
 	if err := s.d.Publisher.PublishPairs(ctx, ps); err != nil {
-		return fmt.Errorf("publish pairs: %w", err)
+		return false, fmt.Errorf("publish pairs: %w", err)
 	}
 	e, err := control.NewEvent(
 		"dataset-"+digest,
@@ -214,16 +229,16 @@ func (s *Service) announce(
 		},
 	)
 	if err != nil {
-		return err
+		return false, err
 	}
 	answer, err := log.Append(ctx, e)
 	if err != nil {
-		return fmt.Errorf("announce data set %s: %w", digest, err)
+		return false, fmt.Errorf("announce data set %s: %w", digest, err)
 	}
-	if answer == control.Repeated {
-		return nil
+	if answer == control.Repeated { // its first answer was lost
+		return true, nil
 	}
 	s.m.datasets.Inc()
 	s.d.Log.Info().Str("dataset", digest[:12]).Int("pairs", m.Pairs).Int("products", m.Products).Float64("effective", m.Effective).Msg(reason)
-	return nil
+	return true, nil
 }

@@ -129,16 +129,7 @@ func TestEnoughNewEvidenceMakesOneDataset(t *testing.T) {
 // endCycle runs the last job of every data set and registers a version that failed its gates.
 func endCycle(t *testing.T, s *shop) {
 	t.Helper()
-	put := func(typ control.Type, entity string, data any) {
-		t.Helper()
-		e, err := control.NewEvent(entity+string(typ), typ, entity, -1, "test", "", time.Unix(1, 0), data)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := s.Append(t.Context(), e); err != nil {
-			t.Fatal(err)
-		}
-	}
+	put := func(typ control.Type, entity string, data any) { t.Helper(); s.put(t, typ, entity, data) }
 	for digest := range s.st.Datasets {
 		id := "rounds-" + digest[:12]
 		put(control.JobSubmitted, control.JobEntity(id), control.Job{ID: id, Kind: "rounds", Datasets: []string{digest}})
@@ -172,6 +163,47 @@ func TestAnInterruptedAnnouncementIsRepeatedAsTheSame(t *testing.T) {
 		if n != 2 {
 			t.Fatalf("pair %s was published %d times: the second look must publish the same ids", id, n)
 		}
+	}
+}
+
+// What a failed cycle was to learn from is not used up: it is offered again, after a pause, as soon as there is more.
+func TestTheEvidenceOfAFailedCycleIsStillNew(t *testing.T) {
+	s := newShop(60)
+	cfg := Default()
+	cfg.MinEffectivePairs = 100
+	p, _ := start(t, s, cfg)
+	if got := look(t, p); got != "dataset" {
+		t.Fatalf("first look: %s", got)
+	}
+	for digest := range s.st.Datasets {
+		entity := control.JobEntity("reward-" + digest[:12])
+		s.put(t, control.JobSubmitted, entity, control.Job{ID: "reward-" + digest[:12], Kind: "reward", Datasets: []string{digest}})
+		s.put(t, control.JobFailed, entity, control.JobUpdate{Attempt: 1, Class: "out_of_memory"})
+	}
+	failed := time.Unix(1, 0)
+	p.now = func() time.Time { return failed.Add(cfg.FailedPause - time.Second) }
+	if got := look(t, p); got != "skip" || !strings.Contains(p.Status().Reason, "training failed") {
+		t.Errorf("at once: %s, %s", got, p.Status().Reason)
+	}
+	p.now = func() time.Time { return failed.Add(cfg.FailedPause) }
+	published := len(s.published)
+	if got := look(t, p); got != "skip" || !strings.Contains(p.Status().Reason, "this very evidence") || len(s.published) != published {
+		t.Errorf("the same evidence: %s, %s", got, p.Status().Reason)
+	}
+	s.evidence[0].Clicks += 100
+	if got := look(t, p); got != "dataset" || len(s.st.Datasets) != 2 {
+		t.Errorf("with a little more: %s, %s", got, p.Status().Reason)
+	}
+}
+
+func (s *shop) put(t *testing.T, typ control.Type, entity string, data any) {
+	t.Helper()
+	e, err := control.NewEvent(entity+string(typ), typ, entity, -1, "test", "", time.Unix(1, 0), data)
+	if err == nil {
+		_, err = s.Append(t.Context(), e)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -36,6 +36,8 @@ type Service struct {
 	// ended is the command about the end of a job that may not be on the log: it is sent again before anything else, so
 	// that hours of training are not done twice.
 	ended *control.Event
+	// starting is the id of the start of an attempt whose answer is not known.
+	starting string
 }
 
 // New checks the configuration.
@@ -89,10 +91,8 @@ func (s *Service) step(ctx context.Context, log control.Log) (worked bool, err e
 }
 
 func (s *Service) runJob(ctx context.Context, clog control.Log, j control.JobStatus) error {
-	attempt := j.Update.Attempt + 1
-	started := control.JobUpdate{Attempt: attempt}
-	id := fmt.Sprintf("start-%s-%d", j.ID, attempt)
-	if applied, err := s.append(ctx, clog, id, control.JobStarted, control.JobEntity(j.ID), "", started); err != nil || !applied {
+	attempt, err := s.start(ctx, clog, j)
+	if attempt == 0 || err != nil {
 		return err
 	}
 	log := s.d.Log.With().Str("job", j.ID).Int("attempt", attempt).Logger()
@@ -115,6 +115,28 @@ func (s *Service) runJob(ctx context.Context, clog control.Log, j control.JobSta
 	s.m.seconds.WithLabelValues(j.Kind).Observe(time.Since(start).Seconds())
 	log.Info().Dur("took", time.Since(start)).Str("artifact", short(u.Artifact)).Msg("job succeeded")
 	return s.end(ctx, clog, control.JobFinished, &j, u)
+}
+
+// start tells the log that the job's next attempt begins, and returns its number; 0: another one is on the log. An attempt
+// whose answer was lost is told again under the same number.
+func (s *Service) start(ctx context.Context, log control.Log, j control.JobStatus) (attempt int, err error) {
+	startID := func(n int) string { return fmt.Sprintf("start-%s-%d", j.ID, n) }
+	attempt = j.Update.Attempt + 1
+	if j.State == control.JobRunning && s.starting == startID(j.Update.Attempt) {
+		attempt--
+	}
+	id := startID(attempt)
+	mine := s.starting == id
+	s.starting = id
+	applied, err := s.append(ctx, log, id, control.JobStarted, control.JobEntity(j.ID), "", control.JobUpdate{Attempt: attempt})
+	if err != nil {
+		return 0, err
+	}
+	s.starting = ""
+	if !applied && !mine {
+		return 0, nil
+	}
+	return attempt, nil
 }
 
 // finish stores what the job made, if it is all there.

@@ -326,7 +326,7 @@ func TestAnOverrideNeedsALaterEventTime(t *testing.T) {
 func TestSlotsAreExclusive(t *testing.T) {
 	r := newRig(t, 42)
 	r.log.put(t, control.ModelRegistered, control.ModelEntity("prompt-c"), control.Model{Version: "prompt-c", Logical: "prompt"})
-	r.log.put(t, control.ModelStateChanged, control.ModelEntity("prompt-c"), control.ModelStateChange{State: control.ModelShadow})
+	r.log.shadow(t, "prompt-c")
 	h := r.Handler()
 	for _, c := range []struct {
 		body string
