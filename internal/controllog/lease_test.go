@@ -3,6 +3,7 @@ package controllog
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -234,6 +235,54 @@ func TestWhoIsBehindHoldsNothing(t *testing.T) {
 		expect(t, ps)
 		ps["a"].kill()
 	})
+}
+
+// Holders are killed one after the other, and each next one goes on: every reader comes to the same state, in which each
+// command is once, and the epochs rise.
+func TestKilledHoldersOnABroker(t *testing.T) {
+	b, ctx := streamtest.Start(t, 1), t.Context()
+	reader := open(t, b)
+	last := int64(0)
+	for i := range 4 {
+		l, err := Open(ctx, b.Config, Options{TTL: 300 * time.Millisecond}, zerolog.Nop(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := l.Hold(control.RoleTrainer)
+		claim, end := context.WithCancel(ctx)
+		claiming := make(chan struct{})
+		go func() { defer close(claiming); _ = h.Run(claim) }()
+		err = h.Lead(ctx, func(ctx context.Context, log control.Log) error {
+			for n := range i + 1 { // what the ones before have submitted is repeated
+				want := control.Repeated
+				if n == i {
+					want = control.Applied
+				}
+				if got, err := log.Append(ctx, submit(fmt.Sprint("j", n))); err != nil || got != want {
+					return fmt.Errorf("command %d of process %d: %q, %w", n, i, got, err)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close() // first, so that nothing is released: as kill -9
+		end()
+		<-claiming
+		epoch := l.State().Leases[control.RoleTrainer].Epoch
+		if epoch <= last {
+			t.Errorf("process %d has epoch %d, the one before had %d", i, epoch, last)
+		}
+		last = epoch
+	}
+	want := open(t, b).State()
+	if err := reader.replica.WaitFor(ctx, want.Offset); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(marshal(t, want), marshal(t, reader.State())); diff != "" || len(want.Jobs) != 4 {
+		t.Errorf("%d jobs, two readers: %s", len(want.Jobs), diff)
+	}
 }
 
 // The same on a broker: liveness is seen by other processes, the log is as long as what was decided.

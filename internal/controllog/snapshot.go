@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"ctrloop/internal/stream"
 	"ctrloop/schemas"
@@ -18,6 +19,8 @@ const (
 	snapshotEvery = 1000
 	// maxSnapshot bounds one, in bytes as it is sent; brokers take records of 1 MiB unless told otherwise.
 	maxSnapshot = 900 << 10
+	// sendTimeout bounds how long one may hold up the end of a process.
+	sendTimeout = 10 * time.Second
 	// maxUnpacked bounds what is read back, in bytes.
 	maxUnpacked = 256 << 20
 )
@@ -120,7 +123,9 @@ func (l *Log) sendSnapshot(raw []byte) error {
 	if len(packed) > maxSnapshot {
 		return fmt.Errorf("a snapshot of %d bytes, at most %d", len(packed), maxSnapshot)
 	}
-	return l.producer.Produce(l.open, &stream.Record{Topic: schemas.TopicSnapshots, Key: []byte(snapshotKey), Value: packed})
+	ctx, cancel := context.WithTimeout(context.Background(), sendTimeout) // not until Close: that waits for it
+	defer cancel()
+	return l.producer.Produce(ctx, &stream.Record{Topic: schemas.TopicSnapshots, Key: []byte(snapshotKey), Value: packed})
 }
 
 func pack(raw []byte) ([]byte, error) {

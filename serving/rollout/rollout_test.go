@@ -130,3 +130,63 @@ func TestADraftIsLeftToItsAuthor(t *testing.T) {
 		t.Errorf("running: %v", l.State().Running(Logical))
 	}
 }
+
+// A command that changes nothing is no work: the rollout waits instead of sending it again and again.
+func TestARepeatedCommandIsNoWork(t *testing.T) {
+	l := controltest.New()
+	for _, v := range []string{"prompt-a", "prompt-b"} {
+		l.Register(t, control.Model{Version: v, Logical: Logical})
+		l.Shadow(t, v)
+	}
+	l.Promote(t, "prompt-a")
+	s, err := New(Default(), controllog.Alone(l), &recorder{}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.ensured["prompt-a"], s.ensured["prompt-b"] = true, true
+	worked, err := s.start(t.Context(), l, "prompt-a", "prompt-b")
+	if !worked || err != nil {
+		t.Fatal(worked, err)
+	}
+	if worked, err := s.start(t.Context(), l, "prompt-a", "prompt-b"); worked || err != nil {
+		t.Errorf("the same command again: worked %v, %v", worked, err)
+	}
+}
+
+// The start of an experiment is refused once, and its answer lost once: one experiment comes of it.
+func TestTheStartOfAnExperimentSurvivesFaults(t *testing.T) {
+	for _, fault := range []string{"refused", "answer lost"} {
+		l := controltest.New()
+		for _, v := range []string{"prompt-a", "prompt-b"} {
+			l.Register(t, control.Model{Version: v, Logical: Logical})
+			l.Shadow(t, v)
+		}
+		l.Promote(t, "prompt-a")
+		once := true
+		f := func(control.Event) error {
+			if once {
+				once = false
+				return errors.New(fault)
+			}
+			return nil
+		}
+		if fault == "refused" {
+			l.Refuse(f)
+		} else {
+			l.Lose(f)
+		}
+		s, err := New(Default(), controllog.Alone(l), &recorder{}, zerolog.Nop())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 10 {
+			_, _ = s.step(t.Context(), l)
+		}
+		if n := len(l.State().Experiments); n != 1 || l.State().Models["prompt-b"].State != control.ModelRamp {
+			t.Errorf("%s: %d experiments, the candidate is %s", fault, n, l.State().Models["prompt-b"].State)
+		}
+		if n := l.Appends(); n > 3 {
+			t.Errorf("%s: %d appends", fault, n)
+		}
+	}
+}
