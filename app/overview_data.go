@@ -302,12 +302,16 @@ type command struct {
 	Actor   string    `ch:"actor"`
 	Note    string    `ch:"note"`
 	Time    time.Time `ch:"time"`
-	Version string    `ch:"version"` // of a promotion
+	Version string    `ch:"version"` // that became champion
+	Outcome string    `ch:"outcome"` // of a decision
 }
 
 func (a *App) readHistory(ctx context.Context, st *control.State) (history, error) {
 	h := history{decided: map[string]string{}}
-	const query = `SELECT toString(type) AS type, entity, toString(actor) AS actor, note, time, JSONExtractString(data, 'version') AS version FROM control_log FINAL WHERE rejected = ''`
+	const query = `SELECT toString(type) AS type, entity, toString(actor) AS actor, note, time,
+		JSONExtractString(data, if(type = 'experiment.decided', 'champion', 'version')) AS version,
+		JSONExtractString(data, 'outcome') AS outcome
+		FROM control_log FINAL WHERE rejected = ''`
 	const newest = ` ORDER BY time DESC, offset DESC LIMIT 50` + oneThread
 	var last, turns []command
 	if err := a.db.Select(ctx, &last, query+newest); err != nil {
@@ -323,7 +327,10 @@ func (a *App) readHistory(ctx context.Context, st *control.State) (history, erro
 	for _, r := range turns {
 		if control.Type(r.Type) == control.ExperimentDecided {
 			h.decided[r.Entity] = r.Note
-			continue
+			if r.Version == "" {
+				continue
+			}
+			r.Type = map[bool]string{true: "promoted", false: "rolled_back"}[r.Outcome == string(control.Promote)]
 		}
 		marks = append(marks, undated{strings.TrimPrefix(r.Type, "model."), r.Version, r.Time, 0})
 	}

@@ -308,6 +308,9 @@ type Decision struct {
 	P           float64 `json:"p"`
 	SRMP        float64 `json:"srm_p"`
 	Impressions int64   `json:"impressions"`
+	// Champion is the version that the decision brings to the route, empty: the route stays. The fold works it out itself
+	// and rejects a decision that says another; it is here for those who read commands without folding them.
+	Champion string `json:"champion,omitempty"`
 }
 
 // JobState is where a training job is.

@@ -151,6 +151,9 @@ func (s *State) decide(x *ExperimentStatus, e Event) error {
 	if err != nil {
 		return err
 	}
+	if d.Champion != "" && d.Champion != champion {
+		return fmt.Errorf("%w: it was to make %s champion, and would make %q", ErrConflict, d.Champion, champion)
+	}
 	x.Decision, x.Decided = &d, e.Time
 	why := Clip(fmt.Sprintf("experiment %s, %s: %s", x.ID, d.Outcome, d.Rule))
 	if champion != "" {
@@ -159,6 +162,15 @@ func (s *State) decide(x *ExperimentStatus, e Event) error {
 	}
 	s.retain(x.Treatment, why, e.Time)
 	return nil
+}
+
+// ChampionAfter is the version that a decision would make champion now; empty: it would leave the route alone.
+func (s *State) ChampionAfter(x *ExperimentStatus, o Outcome) string {
+	champion, err := s.outcome(x, o)
+	if err != nil {
+		return ""
+	}
+	return champion
 }
 
 // outcome is the version that a decision makes champion, "" if it leaves the route alone, or why it cannot be.

@@ -159,7 +159,7 @@ func (s *Service) Stop(ctx context.Context, id, who string, r Request) (control.
 	if !slices.Contains([]control.Outcome{control.Promote, control.RollBack, control.Inconclusive}, r.Outcome) {
 		return d, bad("a stop needs an outcome: promote, rollback or inconclusive", "outcome %q", r.Outcome)
 	}
-	_, x, at, err := s.command(id, r, true)
+	st, x, at, err := s.command(id, r, true)
 	if err != nil {
 		return d, err
 	}
@@ -172,7 +172,7 @@ func (s *Service) Stop(ctx context.Context, id, who string, r Request) (control.
 	if v, err := s.Analyse(ctx, x); err == nil { // the figures at the stop; without a warehouse it stops all the same
 		d = v.Decision()
 	}
-	d.Outcome, d.Rule = r.Outcome, string(ramp.Manual)
+	d.Outcome, d.Rule, d.Champion = r.Outcome, string(ramp.Manual), st.ChampionAfter(&x, r.Outcome)
 	return d, s.append(ctx, control.ExperimentDecided, control.ExperimentEntity(x.ID), at, who, r.Note, d)
 }
 

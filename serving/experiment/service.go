@@ -173,7 +173,7 @@ func (s *Service) look(ctx context.Context, log control.Log, x control.Experimen
 	}
 	s.metrics.looks.WithLabelValues(string(v.Action), string(v.Rule)).Inc()
 	s.record(ctx, x, v)
-	return s.act(ctx, log, x, at, v)
+	return s.act(ctx, log, st, x, at, v)
 }
 
 // Analyse is a look that changes nothing.
@@ -245,7 +245,9 @@ func (s *Service) record(ctx context.Context, x control.ExperimentStatus, v ramp
 }
 
 // act writes what the verdict asks for. A decision is one command: the fold moves the route with it.
-func (s *Service) act(ctx context.Context, log control.Log, x control.ExperimentStatus, at int64, v ramp.Verdict) error {
+func (s *Service) act(
+	ctx context.Context, log control.Log, st *control.State, x control.ExperimentStatus, at int64, v ramp.Verdict,
+) error {
 	switch v.Action {
 	case ramp.Hold:
 		return nil
@@ -256,7 +258,9 @@ func (s *Service) act(ctx context.Context, log control.Log, x control.Experiment
 		}
 		return s.write(ctx, log, control.ExperimentStepped, control.ExperimentEntity(x.ID), at, actor, control.Clip(v.Why), next)
 	default: // Promote, RollBack, Inconclusive: each ends the experiment
-		return s.write(ctx, log, control.ExperimentDecided, control.ExperimentEntity(x.ID), at, actor, control.Clip(v.Why), v.Decision())
+		d := v.Decision()
+		d.Champion = st.ChampionAfter(&x, d.Outcome)
+		return s.write(ctx, log, control.ExperimentDecided, control.ExperimentEntity(x.ID), at, actor, control.Clip(v.Why), d)
 	}
 }
 
