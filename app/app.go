@@ -225,12 +225,7 @@ func writeRunFile(path string, v Addresses) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", RunFile, err)
 	}
-	tmp := path + ".tmp"
-	// 0600: the warehouse's address holds its password.
-	if err := os.WriteFile(tmp, append(raw, '\n'), 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", RunFile, err)
-	}
-	return os.Rename(tmp, path)
+	return artifact.WriteFile(path, append(raw, '\n'), 0o600) // the warehouse's address holds its password
 }
 
 func (a *App) startAdmin(context.Context) error {
@@ -486,7 +481,8 @@ func (a *App) startTrainer(ctx context.Context) error {
 	}
 	a.runner = &trainerbridge.Local{
 		Python: a.python, Trainer: a.trainerDir, Dir: work, Base: a.base, Grammar: grammarFile, Catalogue: catalogueFile,
-		Renderer: a.renderer(exe, grammarFile), Threads: a.cfg.Trainer.Threads, Timeout: a.cfg.Trainer.Timeout, StopGrace: a.cfg.Trainer.StopGrace, Store: a.store, Log: a.log,
+		Renderer: a.renderer(exe, grammarFile), Threads: a.cfg.Trainer.Threads, Timeout: a.cfg.Trainer.Timeout,
+		StopGrace: a.cfg.Trainer.StopGrace, Store: a.store, Log: a.log,
 	}
 	bridge, err := trainerbridge.New(a.cfg.Trainer, trainerbridge.Deps{
 		Lead: a.lead(control.RoleTrainer), Runner: a.runner, Store: a.store, Base: digest, Log: a.log, Registry: a.registry,

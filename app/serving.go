@@ -99,7 +99,8 @@ func (a *App) startServing(ctx context.Context) error {
 	source := experiment.Warehouse{DB: a.db}
 	measured := experiment.Measured{Creatives: a.ads.All, Shown: source, Latency: latency}
 	parts.experiment, err = experiment.New(a.cfg.Experiment, experiment.Deps{
-		Control: a.control, Lead: a.lead(control.RoleExperiments), Source: source, Looks: countedLooks{&parts.looks, source}, Wall: time.Now, EventNow: a.eventNow(),
+		Control: a.control, Lead: a.lead(control.RoleExperiments), Source: source, Looks: countedLooks{&parts.looks, source},
+		Wall: time.Now, EventNow: a.eventNow(),
 		Health: measured, Metrics: measured, Reports: source, Hooks: hooks, Exposures: source,
 	}, a.log, a.registry)
 	if err != nil {

@@ -74,7 +74,10 @@ func start(t *testing.T, s *shop, cfg Config) (*Service, *artifact.Store) {
 	}
 	p, err := New(
 		cfg,
-		Deps{Source: s, Creatives: s, Lead: controllog.Alone(s), Publisher: s, Store: store, Log: zerolog.Nop(), Registry: prometheus.NewRegistry()},
+		Deps{
+			Source: s, Creatives: s, Lead: controllog.Alone(s), Publisher: s, Store: store,
+			Log: zerolog.Nop(), Registry: prometheus.NewRegistry(),
+		},
 	)
 	if err != nil {
 		t.Fatal(err)

@@ -93,7 +93,8 @@ func (p *plant) bridge(t *testing.T, r Runner, lead controllog.Leader) *Service 
 
 func (p *plant) submit(t *testing.T, id string, kind Kind) {
 	t.Helper()
-	p.log.Put(t, control.JobSubmitted, control.JobEntity(id), control.Job{ID: id, Kind: string(kind), Spec: []byte(`{"kind":"` + kind + `","base":"b"}`)})
+	spec := []byte(`{"kind":"` + kind + `","base":"b"}`)
+	p.log.Put(t, control.JobSubmitted, control.JobEntity(id), control.Job{ID: id, Kind: string(kind), Spec: spec})
 }
 
 // settle steps until nothing is left to do.
