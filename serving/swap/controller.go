@@ -634,13 +634,17 @@ func (c *Controller) next(st *control.State, m *control.ModelStatus) (next contr
 		if at := slices.Index(steps, m.State); at >= 0 && at+1 < len(steps) {
 			return steps[at+1], fmt.Sprintf("on %d of %d replicas", on, len(c.replicas))
 		}
-	case routed || c.retiring[m.Version] || slices.ContainsFunc(c.wanted(st), func(w *control.ModelStatus) bool { return w.Version == m.Version }):
+	case routed || c.retiring[m.Version] || c.wants(st, m.Version):
 	case m.State == control.ModelRetained:
 		return control.ModelDrained, ""
 	case m.State == control.ModelDrained && on == 0:
 		return control.ModelUnloaded, ""
 	}
 	return "", ""
+}
+
+func (c *Controller) wants(st *control.State, version string) bool {
+	return slices.ContainsFunc(c.wanted(st), func(m *control.ModelStatus) bool { return m.Version == version })
 }
 
 // record appends one state, decided on the version of the model that was seen.
