@@ -446,13 +446,17 @@ func (a *App) sinkConfig() sink.Config {
 }
 
 func (a *App) startPairer(context.Context) error {
+	px, err := viewPx(a.cfg.Models.Base)
+	if err != nil {
+		return err
+	}
 	producer, err := stream.NewProducer(a.kafka, stream.ProducerConfig{})
 	if err != nil {
 		return err
 	}
 	a.actors.onStop("pair producer", producer.Close)
 	a.pairer, err = pairer.New(a.cfg.Pairer, pairer.Deps{
-		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog}, Lead: a.lead(control.RolePairer),
+		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog, px}, Lead: a.lead(control.RolePairer),
 		Publisher: pairTopic{producer}, Store: a.store, Log: a.log, Registry: a.registry,
 	})
 	if err != nil {
@@ -481,7 +485,8 @@ func (a *App) startTrainer(ctx context.Context) error {
 	}
 	a.runner = &trainerbridge.Local{
 		Python: a.python, Trainer: a.trainerDir, Dir: work, Base: a.base, Grammar: grammarFile, Catalogue: catalogueFile,
-		Renderer: a.renderer(exe, grammarFile), Threads: a.cfg.Trainer.Threads, Timeout: a.cfg.Trainer.Timeout,
+		Renderer: a.renderer(exe, grammarFile), Threads: a.cfg.Trainer.Threads, Placement: a.cfg.Trainer.Placement(),
+		Timeout:   a.cfg.Trainer.Timeout,
 		StopGrace: a.cfg.Trainer.StopGrace, Store: a.store, Log: a.log,
 	}
 	bridge, err := trainerbridge.New(a.cfg.Trainer, trainerbridge.Deps{

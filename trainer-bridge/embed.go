@@ -14,7 +14,7 @@ import (
 // Named by pattern, so that caches of Python and of its tools stay out of the binary. A folder below weights/*/ (the
 // parts of the image model) comes whole.
 //
-//go:embed trainer/ctrloop_trainer/*.py trainer/ctrloop_trainer/*/*.py trainer/requirements.txt trainer/weights/*/*
+//go:embed trainer/ctrloop_trainer/*.py trainer/ctrloop_trainer/*/*.py trainer/*.yaml trainer/requirements.txt trainer/weights/*/*
 var files embed.FS
 
 // Lock is the hashed list of Python packages that the trainer needs.

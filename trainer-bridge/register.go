@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 
@@ -19,6 +20,9 @@ var adapterFiles = map[string]string{
 	"probe.json":                "probe.json",
 	"lineage.json":              "lineage.json",
 }
+
+// cardFile says what an adapter is to whoever finds it without us; jobs of earlier releases left none.
+const cardFile = "README.md"
 
 // metricsFile is the part of metrics.json that the bridge reads.
 type metricsFile struct {
@@ -52,6 +56,11 @@ func complete(j control.JobStatus, result string) error {
 	return nil
 }
 
+func fileExists(name string) bool {
+	_, err := os.Stat(name)
+	return err == nil
+}
+
 // candidate builds the artifact of a prompt-model version from the result of a rounds job.
 func candidate(store *artifact.Store, result string) (digest string, err error) {
 	dir, err := os.MkdirTemp("", "ctrloop-adapter-*")
@@ -59,7 +68,11 @@ func candidate(store *artifact.Store, result string) (digest string, err error) 
 		return "", fmt.Errorf("build version: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	for name, from := range adapterFiles {
+	files := maps.Clone(adapterFiles)
+	if card := filepath.Join(result, "adapter", cardFile); fileExists(card) {
+		files[cardFile] = "adapter/" + cardFile
+	}
+	for name, from := range files {
 		b, err := os.ReadFile(filepath.Join(result, filepath.FromSlash(from)))
 		if err != nil {
 			return "", fmt.Errorf("build version: %w", err)
