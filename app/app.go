@@ -470,6 +470,14 @@ func (a *App) startTrainer(ctx context.Context) error {
 	if err := a.preparePython(); err != nil {
 		return err
 	}
+	if err := a.prepareBase(); err != nil {
+		return err
+	}
+	if a.cfg.Images.Backend == ImagesDiffusion { // jobs draw with the model itself, whoever paints what is served
+		if err := a.checkImageModel(); err != nil {
+			return err
+		}
+	}
 	digest, err := artifact.DigestDir(a.base)
 	if err != nil {
 		return err
@@ -499,18 +507,30 @@ func (a *App) startTrainer(ctx context.Context) error {
 	return nil
 }
 
-// preparePython finds the Python environment and unpacks the trainer beside it.
+// preparePython finds the Python environment and unpacks the trainer beside it. Whatever starts Python calls it, and nothing
+// else does: the environment is large, and a machine of other services has none.
 func (a *App) preparePython() (err error) {
-	if a.trainerDir != "" {
-		return nil
+	if a.python == "" {
+		if a.python, err = setup.Python(a.opt.Home, trainerbridge.Lock()); err != nil {
+			return err
+		}
 	}
-	if a.python, err = setup.Python(a.opt.Home, trainerbridge.Lock()); err != nil {
-		return err
+	return a.unpackTrainer()
+}
+
+// unpackTrainer writes out what this binary carries of the trainer: its source and the models that ship. It needs no Python.
+func (a *App) unpackTrainer() (err error) {
+	if a.trainerDir == "" {
+		a.trainerDir, err = trainerbridge.Extract(filepath.Join(a.opt.Home, trainerbridge.Folder))
 	}
-	if a.trainerDir, err = trainerbridge.Extract(filepath.Join(a.opt.Home, "trainer")); err != nil {
-		return err
+	return err
+}
+
+// prepareBase finds the base prompt model.
+func (a *App) prepareBase() (err error) {
+	if a.base == "" {
+		a.base, err = a.pickBase()
 	}
-	a.base, err = a.pickBase()
 	return err
 }
 
@@ -520,8 +540,10 @@ func (a *App) pickBase() (string, error) {
 	if a.cfg.Models.Base != "" {
 		return a.cfg.Models.Base, nil
 	}
-	shipped := trainerbridge.BaseModel(a.trainerDir)
-	digest, err := a.store.PutDir(shipped)
+	if err := a.unpackTrainer(); err != nil {
+		return "", err
+	}
+	digest, err := a.store.PutDir(trainerbridge.BaseModel(a.trainerDir))
 	if err != nil {
 		return "", err
 	}

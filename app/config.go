@@ -60,6 +60,23 @@ type Config struct {
 	Console console.Config `yaml:"console"`
 }
 
+// outageAllowance is how long everything may stand still without a record being deleted before it was read.
+const outageAllowance = time.Hour
+
+// Validate returns the problems between sections.
+func (c Config) Validate() error {
+	need := c.Joiner.Window + c.Joiner.Lateness + outageAllowance
+	if c.Kafka.Retention > 0 && c.Kafka.Retention < need {
+		return fmt.Errorf(
+			"kafka.retention: %s: want at least %s, joiner.window, joiner.lateness and %s for an outage: a restart of the join reads its open windows from the topics",
+			c.Kafka.Retention,
+			need,
+			outageAllowance,
+		)
+	}
+	return nil
+}
+
 // Kafka says where the topics are.
 type Kafka struct {
 	stream.Config `yaml:",inline"`

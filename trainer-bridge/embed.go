@@ -26,6 +26,9 @@ func Lock() []byte {
 	return b
 }
 
+// Folder is where the trainer is extracted to, in the folder of downloads.
+const Folder = "trainer"
+
 // Extract writes the embedded trainer (package and weights) under dir and returns the folder, which is named
 // by its content: an existing one is used as it is. The folder is what PYTHONPATH must hold.
 func Extract(dir string) (string, error) {
