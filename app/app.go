@@ -34,6 +34,7 @@ import (
 	"ctrloop/joiner/sink"
 	"ctrloop/pairer"
 	"ctrloop/schemas"
+	"ctrloop/schemas/control"
 	"ctrloop/serving/rollout"
 	trainerbridge "ctrloop/trainer-bridge"
 )
@@ -193,9 +194,6 @@ func Start(ctx context.Context, opt Options) (_ *App, err error) {
 			return nil, fmt.Errorf("start %s: %w", t.name, err)
 		}
 		a.gates[t.name].Healthy()
-		if t.name == Sink {
-			a.sink.Report(a.ready.Gate("sink inserts").Tell)
-		}
 	}
 	a.actors.start("health", a.watch)
 	a.begun.Healthy()
@@ -372,22 +370,70 @@ func (a *App) holdout(product string) bool {
 }
 
 func (a *App) openLogs(ctx context.Context) (err error) {
-	if !a.needs(Joiner, Pairer, Trainer, Serving) {
+	if !a.needs(Joiner, Sink, Pairer, Trainer, Serving) {
 		return nil
 	}
-	if a.control, err = controllog.Open(ctx, a.kafka, a.log, a.registry); err != nil {
+	if a.control, err = controllog.Open(ctx, a.kafka, a.controlOptions(), a.log, a.registry); err != nil {
 		return err
 	}
 	a.actors.onStop("control log", a.control.Close)
+	a.follow("control log", a.control)
 	if !a.needs(Pairer, Trainer, Serving) {
-		return nil // the joiner's circuit breaker needs the control log alone
+		return nil // the joiner's circuit breaker and the sink's leases need the control log alone
 	}
 	if a.ads, err = creativelog.Open(ctx, a.kafka, a.log, a.registry); err != nil {
 		return err
 	}
 	a.actors.onStop("creative log", a.ads.Close)
+	a.follow("creative log", a.ads)
 	return nil
 }
+
+// followed is a log that this process keeps a copy of.
+type followed interface {
+	Changed() <-chan struct{}
+	Done() <-chan struct{}
+	Err() error // why the copy must not be relied on
+}
+
+// follow makes the process not ready, with the reason, while its copy of a log is not to be relied on.
+func (a *App) follow(name string, log followed) {
+	gate := a.ready.Gate(name)
+	a.actors.start("watch of the "+name, func(ctx context.Context) error {
+		for done := log.Done(); ; {
+			changed := log.Changed()
+			gate.Report(log.Err())
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-changed:
+			case <-done:
+				done = nil
+			}
+		}
+	})
+}
+
+// controlOptions name the process. With the embedded broker there is no other one: the next start goes on at once.
+func (a *App) controlOptions() controllog.Options {
+	if a.broker != nil {
+		return controllog.Options{Owner: "embedded"}
+	}
+	return controllog.Options{}
+}
+
+// lead claims a single-writer role for this process, until what is started after it has ended.
+func (a *App) lead(role control.Role) *controllog.Holder {
+	h := a.control.Hold(role)
+	a.actors.start("lease of "+string(role), h.Run)
+	return h
+}
+
+// leads asks a holder whether this process leads.
+type leads struct{ *controllog.Holder }
+
+// IsLeader implements sink.Leader.
+func (l leads) IsLeader() bool { return l.Held() != nil }
 
 func (a *App) startJoiner(context.Context) (err error) {
 	cfg := a.cfg.Joiner
@@ -411,6 +457,7 @@ func (a *App) startSink(context.Context) (err error) {
 	if a.sink, err = sink.New(a.sinkConfig(), a.db, a.log, a.registry); err != nil {
 		return err
 	}
+	a.sink.LeadAudit(leads{a.lead(control.RoleAudit)})
 	a.sink.Follow(sink.Join{Group: a.cfg.Joiner.Group, Watermark: joiner.WatermarkOf})
 	a.actors.start("sink", func(ctx context.Context) error {
 		if err := a.refill(ctx, a.sink); err != nil {
@@ -418,8 +465,11 @@ func (a *App) startSink(context.Context) (err error) {
 		}
 		return a.sink.Run(ctx)
 	})
-	leads := func() bool { return true } // one process: nobody else could
-	a.actors.start("rollups", func(ctx context.Context) error { return a.db.KeepRolledUp(ctx, rollUpInterval, leads, a.log) })
+	a.sink.Report(a.ready.Gate("sink inserts").Tell)
+	rollups := leads{a.lead(control.RoleRollups)}
+	a.actors.start("rollups", func(ctx context.Context) error {
+		return a.db.KeepRolledUp(ctx, rollUpInterval, rollups.IsLeader, a.log)
+	})
 	return nil
 }
 
@@ -440,7 +490,7 @@ func (a *App) startPairer(context.Context) error {
 	}
 	a.actors.onStop("pair producer", producer.Close)
 	a.pairer, err = pairer.New(a.cfg.Pairer, pairer.Deps{
-		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog, px}, Control: a.control,
+		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog, px}, Lead: a.lead(control.RolePairer),
 		Publisher: pairTopic{producer}, Store: a.store, Log: a.log, Registry: a.registry,
 	})
 	if err != nil {
@@ -476,12 +526,13 @@ func (a *App) startTrainer(ctx context.Context) error {
 		return err
 	}
 	a.runner = &trainerbridge.Local{
-		Python: a.python, Trainer: a.trainerDir, Dir: work, Base: a.base, Grammar: grammarFile, Catalogue: catalogueFile, Renderer: a.renderer(exe, grammarFile),
-		Threads: a.cfg.Trainer.Threads, Placement: a.cfg.Trainer.Placement(), Timeout: a.cfg.Trainer.Timeout,
+		Python: a.python, Trainer: a.trainerDir, Dir: work, Base: a.base, Grammar: grammarFile, Catalogue: catalogueFile,
+		Renderer: a.renderer(exe, grammarFile), Threads: a.cfg.Trainer.Threads, Placement: a.cfg.Trainer.Placement(),
+		Timeout:   a.cfg.Trainer.Timeout,
 		StopGrace: a.cfg.Trainer.StopGrace, Store: a.store, Log: a.log,
 	}
 	bridge, err := trainerbridge.New(a.cfg.Trainer, trainerbridge.Deps{
-		Control: a.control, Runner: a.runner, Store: a.store, Base: digest, Log: a.log, Registry: a.registry,
+		Lead: a.lead(control.RoleTrainer), Runner: a.runner, Store: a.store, Base: digest, Log: a.log, Registry: a.registry,
 	})
 	if err != nil {
 		return err

@@ -350,7 +350,8 @@ type command struct {
 	Actor   string    `ch:"actor"`
 	Note    string    `ch:"note"`
 	Time    time.Time `ch:"time"`
-	Version string    `ch:"version"` // of a promotion
+	Version string    `ch:"version"` // that became champion
+	Outcome string    `ch:"outcome"` // of a decision
 }
 
 func (a *App) readHistory(ctx context.Context, st *control.State) (history, error) {
@@ -369,7 +370,10 @@ func (a *App) readHistory(ctx context.Context, st *control.State) (history, erro
 	for _, r := range turns {
 		if control.Type(r.Type) == control.ExperimentDecided {
 			h.decided[r.Entity] = r.Note
-			continue
+			if r.Version == "" {
+				continue
+			}
+			r.Type = map[bool]string{true: "promoted", false: "rolled_back"}[r.Outcome == string(control.Promote)]
 		}
 		marks = append(marks, undated{strings.TrimPrefix(r.Type, "model."), r.Version, r.Time, 0})
 	}

@@ -41,7 +41,7 @@ func folded(t *testing.T, commands ...control.Event) *control.State {
 	st := control.NewState()
 	for i, e := range commands {
 		e.ID, e.Time = string(rune('a'+i)), at(float64(i))
-		if err := st.Apply(int64(i), e); err != nil {
+		if _, err := st.Apply(int64(i), e); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -69,6 +68,7 @@ func (a *App) startServing(ctx context.Context) error {
 	}
 	deps := serving.Deps{
 		Control:   a.control,
+		Swap:      a.lead(control.RoleSwap),
 		Creatives: a.ads,
 		Store:     a.store,
 		Products:  a.catalog,
@@ -86,7 +86,7 @@ func (a *App) startServing(ctx context.Context) error {
 	}
 	a.actors.start("serving", parts.service.Run)
 
-	ro, err := rollout.New(a.cfg.Rollout, a.control, parts.service, a.log)
+	ro, err := rollout.New(a.cfg.Rollout, a.lead(control.RoleRollout), parts.service, a.log)
 	if err != nil {
 		return err
 	}
@@ -101,7 +101,8 @@ func (a *App) startServing(ctx context.Context) error {
 	source := experiment.Warehouse{DB: a.db}
 	measured := experiment.Measured{Creatives: a.ads.All, Shown: source, Latency: latency}
 	parts.experiment, err = experiment.New(a.cfg.Experiment, experiment.Deps{
-		Control: a.control, Source: source, Looks: countedLooks{&parts.looks, source}, Wall: time.Now, EventNow: a.eventNow(),
+		Control: a.control, Lead: a.lead(control.RoleExperiments), Source: source, Looks: countedLooks{&parts.looks, source},
+		Wall: time.Now, EventNow: a.eventNow(),
 		Health: measured, Metrics: measured, Reports: source, Hooks: hooks, Exposures: source,
 	}, a.log, a.registry)
 	if err != nil {
@@ -151,27 +152,32 @@ func (a *App) registerBase(ctx context.Context, digest string) error {
 	st := a.control.State()
 	if st.Models[version] == nil {
 		m := control.Model{Version: version, Logical: rollout.Logical, Artifact: digest}
-		if err := a.append(ctx, "register-"+version, control.ModelRegistered, control.ModelEntity(version), "the base model that the servers run", m); err != nil {
-			return err
+		note := "the base model that the servers run"
+		err := a.append(ctx, "register-"+version, control.ModelRegistered, control.ModelEntity(version), note, m)
+		if _, rejected := control.Rejected(err); err != nil && !(rejected && a.control.State().Models[version] != nil) {
+			return err // rejected: another process was first
 		}
 	}
 	if st.Routes[rollout.Logical].Champion != "" {
 		return nil
 	}
 	p := control.Promotion{Logical: rollout.Logical, Version: version}
-	err := a.append(ctx, "first-"+version, control.ModelPromoted, control.RouteEntity(rollout.Logical), "first champion: the base model", p)
-	if errors.Is(err, control.ErrConflict) {
+	note := "first champion: the base model"
+	err := a.append(ctx, "first-"+version, control.ModelPromoted, control.RouteEntity(rollout.Logical), note, p)
+	if _, rejected := control.Rejected(err); rejected && a.control.State().Routes[rollout.Logical].Champion != "" {
 		return nil // another process was first
 	}
 	return err
 }
 
+// append writes a first command about an entity, under a fixed id: repeated, it is there already.
 func (a *App) append(ctx context.Context, id string, typ control.Type, entity, note string, data any) error {
-	e, err := control.NewEvent(id, typ, entity, -1, "ctrloop", note, time.Now(), data)
+	e, err := control.NewEvent(id, typ, entity, 0, "ctrloop", note, time.Now(), data)
 	if err != nil {
 		return err
 	}
-	return a.control.Append(ctx, e)
+	_, err = a.control.Append(ctx, e)
+	return err
 }
 
 // startModelServer starts the embedded prompt-model server and returns its address.

@@ -23,12 +23,6 @@ import (
 	"ctrloop/schemas/eventpb"
 )
 
-// Control is the control log: the state of the circuit breaker is told there, and read back after a restart.
-type Control interface {
-	State() *control.State
-	Append(ctx context.Context, e control.Event) error
-}
-
 // Breaker configures the circuit breaker (package breaker has the rules). While it is open, labels are written as
 // always but marked as suspect, and no pairs are built nor training started.
 type Breaker struct {
@@ -79,7 +73,7 @@ func (b Breaker) rules(settle time.Duration) breaker.Config {
 type guard struct {
 	instance string // in the names of slices, "" for the only instance
 	log      zerolog.Logger
-	control  Control // nil: nobody is told
+	control  control.Log // where the breaker's state is told, and read back after a restart; nil: nobody is told
 	tripped  prometheus.Gauge
 
 	mu      sync.Mutex
@@ -104,7 +98,7 @@ func newGuard(cfg Config, log zerolog.Logger) *guard {
 
 // Guard tells the circuit breaker's state to the control log, and takes over what this instance had open before. Call
 // it before Run.
-func (s *Service) Guard(c Control) {
+func (s *Service) Guard(c control.Log) {
 	g := s.guard
 	g.control = c
 	if g.breaker == nil {
@@ -245,7 +239,7 @@ func (g *guard) tell(ctx context.Context) error {
 	send := func(typ control.Type, b control.Breaker) {
 		e, err := control.NewEvent(uuid.NewString(), typ, control.BreakerEntity(b.Slice), -1, "joiner", b.Reason, time.Now(), b)
 		if err == nil {
-			err = g.control.Append(ctx, e)
+			_, err = g.control.Append(ctx, e)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s of %s: %w", typ, b.Slice, err))

@@ -30,7 +30,9 @@ func (l *memoryLog) State() *control.State {
 	return l.state.Clone()
 }
 
-func (l *memoryLog) Append(_ context.Context, e control.Event) error {
+func (l *memoryLog) Changed() <-chan struct{} { return nil }
+
+func (l *memoryLog) Append(_ context.Context, e control.Event) (control.Answer, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.events = append(l.events, e)
@@ -159,7 +161,8 @@ func TestBreakerSwitchedOff(t *testing.T) {
 			control.Breaker{Slice: name, Reason: "r"},
 		)
 		must(t, err)
-		must(t, log.Append(t.Context(), e))
+		_, err = log.Append(t.Context(), e)
+		must(t, err)
 	}
 	cfg := Default()
 	cfg.Breaker.Enabled = false

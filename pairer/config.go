@@ -27,6 +27,8 @@ type Config struct {
 	// MinEffectivePairs starts a training cycle: what training pairs have told since the newest data set, as the sum of the
 	// changes of their weights (a pair that is new and sure: 1; one that has turned around: 2).
 	MinEffectivePairs float64 `yaml:"min_effective_pairs"`
+	// FailedPause is how long no cycle starts after one whose training failed, doubled with each in a row.
+	FailedPause time.Duration `yaml:"failed_pause"`
 	// Seed recorded with each data set.
 	Seed uint64 `yaml:"seed"`
 }
@@ -35,7 +37,7 @@ type Config struct {
 func Default() Config {
 	return Config{
 		Interval: 10 * time.Second, Policy: pairs.PolicyPosterior, MinImpressions: 100, MinWeight: 0.02,
-		HoldoutFraction: 0.2, MinEffectivePairs: 1000,
+		HoldoutFraction: 0.2, MinEffectivePairs: 1000, FailedPause: time.Minute,
 	}
 }
 
@@ -65,6 +67,9 @@ func (c Config) Validate() error {
 	}
 	if c.MinEffectivePairs <= 0 {
 		bad("min_effective_pairs", "%v: want more than 0", c.MinEffectivePairs)
+	}
+	if c.FailedPause <= 0 {
+		bad("failed_pause", "%v: want more than 0", c.FailedPause)
 	}
 	return errors.Join(errs...)
 }

@@ -3,7 +3,6 @@ package pairer
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -15,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"ctrloop/internal/artifact"
+	"ctrloop/internal/controllog"
 	"ctrloop/pairer/dataset"
 	"ctrloop/pairer/pairs"
 	"ctrloop/schemas"
@@ -35,12 +35,6 @@ type Creatives interface {
 	Caption(product string) (string, bool)
 }
 
-// ControlLog is the control plane.
-type ControlLog interface {
-	State() *control.State
-	Append(ctx context.Context, e control.Event) error
-}
-
 // Publisher writes pairs to pairs.v1.
 type Publisher interface {
 	PublishPairs(ctx context.Context, ps []schemas.Pair) error
@@ -50,7 +44,7 @@ type Publisher interface {
 type Deps struct {
 	Source    Source
 	Creatives Creatives
-	Control   ControlLog
+	Lead      controllog.Leader // the claim on control.RolePairer
 	Publisher Publisher
 	Store     *artifact.Store
 	Log       zerolog.Logger
@@ -74,7 +68,8 @@ type Service struct {
 	d      Deps
 	m      *metrics
 	status atomic.Pointer[Status]
-	// learned is what the newest data set believes of its pairs, and newest its digest.
+	now    func() time.Time
+	// learned is what the newest data set that a model has learned from believes of its pairs, and newest its digest.
 	learned beliefs
 	newest  string
 	// published is the data set whose pairs this process knows to be on pairs.v1.
@@ -86,7 +81,7 @@ func New(cfg Config, d Deps) (*Service, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: cfg, d: d, m: newMetrics(d.Registry)}
+	s := &Service{cfg: cfg, d: d, m: newMetrics(d.Registry), now: time.Now}
 	s.status.Store(&Status{Needed: cfg.MinEffectivePairs, Reason: "no look yet"})
 	return s, nil
 }
@@ -94,13 +89,15 @@ func New(cfg Config, d Deps) (*Service, error) {
 // Status of the last look.
 func (s *Service) Status() Status { return *s.status.Load() }
 
-// Run looks at the evidence until ctx ends. A failed look is logged and tried again at the next interval:
-// nothing is lost, the evidence stays where it is.
-func (s *Service) Run(ctx context.Context) error {
+// Run looks at the evidence until ctx ends, while this process leads. A failed look is logged and tried again at the next
+// interval: nothing is lost, the evidence stays where it is.
+func (s *Service) Run(ctx context.Context) error { return s.d.Lead.Lead(ctx, s.run) }
+
+func (s *Service) run(ctx context.Context, log control.Log) error {
 	tick := time.NewTicker(s.cfg.Interval)
 	defer tick.Stop()
 	for {
-		outcome, err := s.look(ctx)
+		outcome, err := s.look(ctx, log)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -116,8 +113,8 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 }
 
-func (s *Service) look(ctx context.Context) (outcome string, err error) {
-	st := s.d.Control.State()
+func (s *Service) look(ctx context.Context, log control.Log) (outcome string, err error) {
+	st := log.State()
 	if err := s.publish(ctx, st); err != nil {
 		return "error", err
 	}
@@ -125,6 +122,9 @@ func (s *Service) look(ctx context.Context) (outcome string, err error) {
 	var evidence []pairs.Evidence
 	var left LeftOut
 	l := Look{Busy: Busy(st)}
+	if until := Resting(st, s.cfg.FailedPause); l.Busy == "" && s.now().Before(until) {
+		l.Busy = "training failed; the next cycle may start at " + until.UTC().Format(time.RFC3339)
+	}
 	var ps []schemas.Pair
 	if l.Busy == "" { // evidence is a query over all labels: not worth it while nothing can start
 		all, covered, err := s.d.Source.Evidence(ctx)
@@ -150,18 +150,16 @@ func (s *Service) look(ctx context.Context) (outcome string, err error) {
 	if !fire {
 		return "skip", nil
 	}
-	err = s.announce(ctx, st, ps, rows, span, reason)
-	if errors.Is(err, errLearned) { // evidence has gone back to what it was, by an erasure perhaps
-		s.show(l, span, left, "skip: "+err.Error())
-		return "skip", nil
-	}
-	if err != nil {
+	announced, err := s.announce(ctx, log, ps, rows, span, reason)
+	switch {
+	case err != nil:
 		return "error", err
+	case !announced: // training on it has failed, or evidence has gone back to what it was, by an erasure perhaps
+		s.show(l, span, left, "skip: this very evidence has been a data set before; waiting for more")
+		return "skip", nil
 	}
 	return "dataset", nil
 }
-
-var errLearned = errors.New("this evidence has been learned from")
 
 // worth is what pairs tell that the newest data set did not.
 func (s *Service) worth(ps []schemas.Pair) float64 {
@@ -203,9 +201,12 @@ func (s *Service) show(l Look, span pairs.Span, left LeftOut, reason string) {
 	})
 }
 
-// newestOf is the data set that was built last; empty: there is none.
-func newestOf(st *control.State) (digest string) {
+// newestOf is the data set that was built last, of those that pass; empty: there is none.
+func newestOf(st *control.State, pass func(digest string) bool) (digest string) {
 	for d, x := range st.Datasets {
+		if !pass(d) {
+			continue
+		}
 		y := st.Datasets[digest]
 		if digest == "" || cmp.Or(cmp.Compare(x.BuiltMS, y.BuiltMS), cmp.Compare(x.ToMS, y.ToMS), cmp.Compare(d, digest)) > 0 {
 			digest = d
@@ -214,9 +215,10 @@ func newestOf(st *control.State) (digest string) {
 	return digest
 }
 
-// readNewest brings what is believed up to the newest data set.
+// readNewest brings what is believed up to the newest data set that a model has learned from: what a failed cycle was to
+// learn is still to be learned.
 func (s *Service) readNewest(st *control.State) error {
-	newest := newestOf(st)
+	newest := newestOf(st, func(digest string) bool { return cycleOf(st, digest).learned })
 	if newest == s.newest {
 		return nil
 	}
@@ -232,7 +234,7 @@ func (s *Service) readNewest(st *control.State) error {
 // published after that, so each pair of the topic belongs to a data set, and a process that dies in between leaves it to the
 // next one. Pairs that are published again replace themselves, by their ids.
 func (s *Service) publish(ctx context.Context, st *control.State) error {
-	newest := newestOf(st)
+	newest := newestOf(st, func(string) bool { return true })
 	if newest == s.published {
 		return nil
 	}
@@ -247,14 +249,14 @@ func (s *Service) publish(ctx context.Context, st *control.State) error {
 	return nil
 }
 
-// announce stores the data set and tells the control log; its pairs are published by the next look. Each step may be
-// repeated: the store and the event are named by content.
+// announce stores the data set, tells the control log and publishes its pairs. False: the log has this very data set.
+// Each step may be repeated: the store and the event are named by content.
 func (s *Service) announce(
-	ctx context.Context, st *control.State, ps []schemas.Pair, rows []dataset.CreativeRow, span pairs.Span, reason string,
-) error {
+	ctx context.Context, log control.Log, ps []schemas.Pair, rows []dataset.CreativeRow, span pairs.Span, reason string,
+) (fresh bool, err error) {
 	dir, err := os.MkdirTemp("", "ctrloop-dataset-*")
 	if err != nil {
-		return fmt.Errorf("build data set: %w", err)
+		return false, fmt.Errorf("build data set: %w", err)
 	}
 	defer os.RemoveAll(dir)
 	m, err := dataset.Write(
@@ -264,17 +266,17 @@ func (s *Service) announce(
 		dataset.Manifest{FromMS: span.FromMS, ToMS: span.ToMS, Policy: string(s.cfg.Policy), Seed: s.cfg.Seed},
 	)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if err := dataset.WriteRecords(dir, ps); err != nil {
-		return err
+		return false, err
 	}
 	digest, err := s.d.Store.PutDir(dir)
 	if err != nil {
-		return err
+		return false, err
 	}
-	if _, known := st.Datasets[digest]; known {
-		return fmt.Errorf("%w: data set %.12s", errLearned, digest)
+	if _, known := log.State().Datasets[digest]; known {
+		return false, nil
 	}
 	built := time.Now()
 	e, err := control.NewEvent(
@@ -291,12 +293,16 @@ func (s *Service) announce(
 		},
 	)
 	if err != nil {
-		return err
+		return false, err
 	}
-	if err := s.d.Control.Append(ctx, e); err != nil {
-		return fmt.Errorf("announce data set %s: %w", digest, err)
+	answer, err := log.Append(ctx, e)
+	if err != nil {
+		return false, fmt.Errorf("announce data set %s: %w", digest, err)
 	}
-	s.m.datasets.Inc()
-	s.d.Log.Info().Str("dataset", digest[:12]).Int("pairs", m.Pairs).Int("products", m.Products).Float64("effective", m.Effective).Msg(reason)
-	return s.publish(ctx, s.d.Control.State())
+	if answer != control.Repeated { // its first answer was lost
+		s.m.datasets.Inc()
+		s.d.Log.Info().Str("dataset", digest[:12]).Int("pairs", m.Pairs).Int("products", m.Products).Float64("effective", m.Effective).
+			Msg(reason)
+	}
+	return true, s.publish(ctx, log.State())
 }

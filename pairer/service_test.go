@@ -18,6 +18,7 @@ import (
 
 	"ctrloop/internal/artifact"
 	"ctrloop/internal/columnar"
+	"ctrloop/internal/controllog"
 	"ctrloop/pairer/dataset"
 	"ctrloop/pairer/pairs"
 	"ctrloop/schemas"
@@ -65,10 +66,11 @@ func (s *shop) View(c schemas.Creative) ([]byte, error) {
 }
 func (s *shop) Caption(p string) (string, bool) { return "caption of " + p, p != "p-gone" }
 func (s *shop) State() *control.State           { return s.st.Clone() }
-func (s *shop) Append(_ context.Context, e control.Event) error {
+func (s *shop) Changed() <-chan struct{}        { return nil }
+func (s *shop) Append(_ context.Context, e control.Event) (control.Answer, error) {
 	if err := s.failNext; err != nil {
 		s.failNext, s.failed = nil, err
-		return err
+		return "", err
 	}
 	return s.st.Apply(s.st.Offset+1, e)
 }
@@ -90,7 +92,7 @@ func start(t *testing.T, s *shop, cfg Config) (*Service, *artifact.Store) {
 	}
 	p, err := New(
 		cfg,
-		Deps{Source: s, Creatives: s, Control: s, Publisher: s, Store: store, Log: zerolog.Nop(), Registry: prometheus.NewRegistry()},
+		Deps{Source: s, Creatives: s, Lead: controllog.Alone(s), Publisher: s, Store: store, Log: zerolog.Nop(), Registry: prometheus.NewRegistry()},
 	)
 	if err != nil {
 		t.Fatal(err)
@@ -100,7 +102,7 @@ func start(t *testing.T, s *shop, cfg Config) (*Service, *artifact.Store) {
 
 func look(t *testing.T, p *Service) string {
 	t.Helper()
-	outcome, err := p.look(t.Context())
+	outcome, err := p.look(t.Context(), p.d.Lead.Held())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,22 +147,14 @@ func TestEnoughNewEvidenceMakesOneDataset(t *testing.T) {
 // endCycle runs the last job of every data set and registers a version that failed its gates.
 func endCycle(t *testing.T, s *shop) {
 	t.Helper()
-	put := func(typ control.Type, entity string, data any) {
-		t.Helper()
-		e, err := control.NewEvent(entity+string(typ), typ, entity, -1, "test", "", time.Unix(1, 0), data)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := s.Append(t.Context(), e); err != nil {
-			t.Fatal(err)
-		}
-	}
+	put := func(typ control.Type, entity string, data any) { t.Helper(); s.put(t, typ, entity, data) }
 	for digest := range s.st.Datasets {
 		id := "rounds-" + digest[:12]
 		if s.st.Jobs[id] != nil {
 			continue // an earlier cycle's
 		}
 		put(control.JobSubmitted, control.JobEntity(id), control.Job{ID: id, Kind: "rounds", Datasets: []string{digest}})
+		put(control.JobStarted, control.JobEntity(id), control.JobUpdate{Attempt: 1})
 		put(control.JobFinished, control.JobEntity(id), control.JobUpdate{})
 		if Busy(s.st) == "" {
 			t.Error("between the job's end and the registration of its model another cycle could start")
@@ -180,7 +174,7 @@ func TestAnInterruptedAnnouncementIsRepeatedAsTheSame(t *testing.T) {
 	cfg.MinEffectivePairs = 100
 	p, _ := start(t, s, cfg)
 	s.failNext = errors.New("broker away")
-	if _, err := p.look(t.Context()); !errors.Is(err, s.failNext) && err == nil {
+	if _, err := p.look(t.Context(), p.d.Lead.Held()); !errors.Is(err, s.failNext) && err == nil {
 		t.Fatal("the failure was not reported")
 	}
 	if got := look(t, p); got != "dataset" || len(s.st.Datasets) != 1 {
@@ -202,7 +196,7 @@ func TestNoCycleWhileOneIsOpen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.st.Apply(0, e); err != nil {
+	if _, err := s.st.Apply(0, e); err != nil {
 		t.Fatal(err)
 	}
 	if got := look(t, p); got != "skip" || !strings.Contains(p.Status().Reason, "job j is queued") {
@@ -304,7 +298,7 @@ func TestAShelfThatTurnsAroundIsLearnedFromAgain(t *testing.T) {
 	if got := look(t, p); got != "skip" || p.Status().Effective != 0 {
 		t.Errorf("the same evidence again: %s, worth %v", got, p.Status().Effective)
 	}
-	restarted, _ := New(cfg, Deps{Source: s, Creatives: s, Control: s, Publisher: s, Store: p.d.Store, Registry: prometheus.NewRegistry()})
+	restarted, _ := New(cfg, Deps{Source: s, Creatives: s, Lead: controllog.Alone(s), Publisher: s, Store: p.d.Store, Registry: prometheus.NewRegistry()})
 	if got := look(t, restarted); got != "skip" || restarted.Status().Effective != 0 {
 		t.Errorf("the same evidence after a restart: %s, worth %v", got, restarted.Status().Effective)
 	}
@@ -365,16 +359,16 @@ func TestACrashLeavesNoPairsWithoutTheirDataset(t *testing.T) {
 	s := newShop(60)
 	s.failNext = errors.New("killed before the announcement")
 	p, _ := start(t, s, cfg)
-	if _, err := p.look(t.Context()); !errors.Is(err, s.failed) || s.failed == nil {
+	if _, err := p.look(t.Context(), p.d.Lead.Held()); !errors.Is(err, s.failed) || s.failed == nil {
 		t.Fatal(err)
 	}
 	s.evidence[0].Clicks += 5 // traffic goes on, so the data set of the next look is another one
 	s.failPublish = errors.New("killed between the announcement and the pairs")
-	if _, err := p.look(t.Context()); !errors.Is(err, s.failPublish) {
+	if _, err := p.look(t.Context(), p.d.Lead.Held()); !errors.Is(err, s.failPublish) {
 		t.Fatal(err)
 	}
 	s.failPublish = nil
-	next, err := New(cfg, Deps{Source: s, Creatives: s, Control: s, Publisher: s, Store: p.d.Store, Registry: prometheus.NewRegistry()})
+	next, err := New(cfg, Deps{Source: s, Creatives: s, Lead: controllog.Alone(s), Publisher: s, Store: p.d.Store, Registry: prometheus.NewRegistry()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -422,5 +416,46 @@ func TestConfigProblemsAreAllReported(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), path) {
 			t.Errorf("%s is not reported in: %v", path, err)
 		}
+	}
+}
+
+// What a failed cycle was to learn from is not used up: it is offered again, after a pause, as soon as there is more.
+func TestTheEvidenceOfAFailedCycleIsStillNew(t *testing.T) {
+	s := newShop(60)
+	cfg := Default()
+	cfg.MinEffectivePairs = 100
+	p, _ := start(t, s, cfg)
+	if got := look(t, p); got != "dataset" {
+		t.Fatalf("first look: %s", got)
+	}
+	for digest := range s.st.Datasets {
+		entity := control.JobEntity("reward-" + digest[:12])
+		s.put(t, control.JobSubmitted, entity, control.Job{ID: "reward-" + digest[:12], Kind: "reward", Datasets: []string{digest}})
+		s.put(t, control.JobFailed, entity, control.JobUpdate{Attempt: 1, Class: "out_of_memory"})
+	}
+	failed := time.Unix(1, 0)
+	p.now = func() time.Time { return failed.Add(cfg.FailedPause - time.Second) }
+	if got := look(t, p); got != "skip" || !strings.Contains(p.Status().Reason, "training failed") {
+		t.Errorf("at once: %s, %s", got, p.Status().Reason)
+	}
+	p.now = func() time.Time { return failed.Add(cfg.FailedPause) }
+	published := len(s.published)
+	if got := look(t, p); got != "skip" || !strings.Contains(p.Status().Reason, "this very evidence") || len(s.published) != published {
+		t.Errorf("the same evidence: %s, %s", got, p.Status().Reason)
+	}
+	s.evidence[0].Clicks += 100
+	if got := look(t, p); got != "dataset" || len(s.st.Datasets) != 2 {
+		t.Errorf("with a little more: %s, %s", got, p.Status().Reason)
+	}
+}
+
+func (s *shop) put(t *testing.T, typ control.Type, entity string, data any) {
+	t.Helper()
+	e, err := control.NewEvent(entity+string(typ), typ, entity, -1, "test", "", time.Unix(1, 0), data)
+	if err == nil {
+		_, err = s.Append(t.Context(), e)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
 	"ctrloop/pairer/dataset"
 	"ctrloop/schemas"
@@ -107,8 +108,8 @@ const lastKind = "rounds"
 // so that each candidate is compared with the champion it was trained to beat.
 func Busy(s *control.State) string {
 	for digest := range s.Datasets {
-		if why := openCycle(s, digest); why != "" {
-			return why
+		if cycleOf(s, digest).open() {
+			return "data set " + digest[:min(12, len(digest))] + " is in training"
 		}
 	}
 	for id, j := range s.Jobs {
@@ -136,24 +137,54 @@ func Busy(s *control.State) string {
 	return ""
 }
 
-// openCycle says what the training cycle of a data set waits for; empty: it has ended. It has ended when one
-// of its jobs failed, or when its last job's model is registered: between two commands of a cycle no job is
-// open, and yet nothing has ended.
-func openCycle(s *control.State, digest string) string {
+// cycle is what has become of the training on a data set. It is open until one of its jobs has failed for good, or until
+// its last job's model is registered: between two commands of a cycle no job is open, and yet nothing has ended.
+type cycle struct {
+	learned bool      // a model came of it, whatever its gates said
+	failed  time.Time // when one of its jobs failed; zero: none did
+}
+
+func (c cycle) open() bool { return !c.learned && c.failed.IsZero() }
+
+func cycleOf(s *control.State, digest string) (c cycle) {
 	for id, j := range s.Jobs {
 		if !slices.Contains(j.Datasets, digest) {
 			continue
 		}
 		if j.State == control.JobBroken {
-			return ""
+			return cycle{failed: j.Finished}
 		}
 		if j.Kind == lastKind && j.State == control.JobSucceeded {
 			for _, m := range s.Models {
-				if m.Job == id {
-					return ""
-				}
+				c.learned = c.learned || m.Job == id
 			}
 		}
 	}
-	return "data set " + digest[:min(12, len(digest))] + " is in training"
+	return c
+}
+
+// Resting says until when no cycle starts because the last ones failed: Pause after the first, doubled with each in a row.
+// What they were to learn from is still unused, so without a pause the next one would start at once, on almost the same.
+func Resting(s *control.State, pause time.Duration) (until time.Time) {
+	const longest = 6 * time.Hour
+	var learned time.Time // newest data that a cycle has learned from
+	for digest, d := range s.Datasets {
+		if to := time.UnixMilli(d.ToMS); cycleOf(s, digest).learned && to.After(learned) {
+			learned = to
+		}
+	}
+	for digest, d := range s.Datasets {
+		c := cycleOf(s, digest)
+		if c.failed.IsZero() || time.UnixMilli(d.ToMS).Before(learned) {
+			continue
+		}
+		if c.failed.After(until) {
+			until = c.failed
+		}
+		pause = min(2*pause, 2*longest)
+	}
+	if until.IsZero() {
+		return until
+	}
+	return until.Add(pause / 2)
 }

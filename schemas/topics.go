@@ -15,6 +15,7 @@ const (
 	TopicPairs          = "pairs.v1"
 	TopicCreatives      = "creatives.v1"
 	TopicControl        = "control.v1"
+	TopicSnapshots      = "control.snapshots.v1"
 )
 
 // Headers of records.
@@ -48,6 +49,7 @@ func Topics() []Topic {
 		{Name: TopicPairs, AnyCount: true},
 		{Name: TopicCreatives, Partitions: 1, Compacted: true},
 		{Name: TopicControl, Partitions: 1, Retention: -1},
+		{Name: TopicSnapshots, Partitions: 1, Compacted: true},
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"ctrloop/internal/access"
 	"ctrloop/internal/artifact"
 	"ctrloop/internal/catalogue"
+	"ctrloop/internal/controllog"
 	"ctrloop/internal/httpapi"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
@@ -26,13 +27,6 @@ import (
 	"ctrloop/serving/swap"
 )
 
-// ControlLog is the control plane (internal/controllog).
-type ControlLog interface {
-	State() *control.State
-	Append(ctx context.Context, e control.Event) error
-	Changed() <-chan struct{}
-}
-
 // CreativeTopic is creatives.v1, kept in memory (internal/creativelog).
 type CreativeTopic interface {
 	creatives.Publisher
@@ -42,7 +36,8 @@ type CreativeTopic interface {
 
 // Deps are what serving works with.
 type Deps struct {
-	Control   ControlLog
+	Control   control.Log
+	Swap      controllog.Leader // the claim on control.RoleSwap
 	Creatives CreativeTopic
 	Store     *artifact.Store
 	Products  *catalogue.Catalogue
@@ -99,7 +94,8 @@ func New(cfg Config, d Deps, log zerolog.Logger, reg prometheus.Registerer) (*Se
 		s.clients = append(s.clients, c)
 		replicas[i] = route.NewReplica(c, cfg.Gateway.MaxInFlight)
 	}
-	if s.swap, err = swap.New(cfg.Swap, d.Control, d.Store, replicas, s.table, log.With().Str("part", "swap").Logger(), reg); err != nil {
+	s.swap, err = swap.New(cfg.Swap, d.Control, d.Swap, d.Store, replicas, s.table, log.With().Str("part", "swap").Logger(), reg)
+	if err != nil {
 		return nil, fmt.Errorf("swap: %w", err)
 	}
 	if s.gateway, err = gateway.New(cfg.Gateway, s.table, s.assign, s.swap.Suspect, log.With().Str("part", "gateway").Logger(), reg); err != nil {

@@ -22,6 +22,11 @@ type Config struct {
 	Timeout time.Duration `yaml:"timeout"`
 	// StopGrace is the time a job has to write its checkpoint after SIGTERM.
 	StopGrace time.Duration `yaml:"stop_grace"`
+	// Retries of a job that failed in a way that may pass (out of memory, timeout, interrupted, a file missing, a crash);
+	// wrong input, diverged training and too little evidence are not tried again.
+	Retries int `yaml:"retries"`
+	// Backoff before the first of them, doubled with each.
+	Backoff time.Duration `yaml:"backoff"`
 	// Device is where jobs compute: cpu, cuda or auto (a GPU where there is one).
 	Device string `yaml:"device,omitempty"`
 	// Precision of the models' weights: fp32, bf16 or fp16. Large bases want bf16.
@@ -41,6 +46,7 @@ type Config struct {
 func Default() Config {
 	return Config{
 		Interval: 5 * time.Second, Threads: 1, Timeout: 2 * time.Hour, StopGrace: 30 * time.Second, Device: "cpu", Precision: "fp32",
+		Retries: 2, Backoff: time.Minute,
 	}
 }
 
@@ -63,6 +69,12 @@ func (c Config) Validate() error {
 	}
 	if c.StopGrace <= 0 {
 		errs = append(errs, fmt.Errorf("stop_grace: %v: want more than 0", c.StopGrace))
+	}
+	if c.Retries < 0 || c.Retries > 100 {
+		errs = append(errs, fmt.Errorf("retries: %d: want 0 to 100", c.Retries))
+	}
+	if c.Backoff <= 0 {
+		errs = append(errs, fmt.Errorf("backoff: %v: want more than 0", c.Backoff))
 	}
 	for _, one := range []struct {
 		key, value string

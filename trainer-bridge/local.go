@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -44,7 +45,24 @@ const (
 	FailInterrupted FailureClass = "interrupted"   // 5: stopped with a checkpoint; runs on when started again
 	FailEvidence    FailureClass = "no_evidence"   // 6: too few clicks to learn from; the next data set may have more
 	FailTimeout     FailureClass = "timeout"
+	FailIncomplete  FailureClass = "incomplete" // it ended well, but what it left lacks a file
 )
+
+// hopeless are classes in which the same job fails the same way again: only other data or another configuration help.
+var hopeless = []FailureClass{FailInput, FailEvidence, FailDiverged}
+
+// retry says whether a job that failed its nth attempt runs again, and after how long: Backoff, doubled with each.
+func (c Config) retry(class FailureClass, attempt int) (wait time.Duration, again bool) {
+	if slices.Contains(hopeless, class) || attempt > c.Retries {
+		return 0, false
+	}
+	const longest = 6 * time.Hour
+	wait = c.Backoff
+	for range attempt - 1 {
+		wait = min(2*wait, longest)
+	}
+	return wait, true
+}
 
 func classify(err error) FailureClass {
 	exit, ok := process.ExitOf(err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"ctrloop/schemas/control"
 )
@@ -52,7 +53,8 @@ func JobID(stage, dataset string) string { return stage + "-" + short(dataset) }
 func short(digest string) string { return digest[:min(12, len(digest))] }
 
 // Plan returns the job that must be submitted next, or nil. Data sets are worked off one after another,
-// oldest evidence first; nothing is submitted while a circuit breaker is open; a cycle ends with its last stage or with the first one that failed.
+// oldest evidence first; nothing is submitted while a circuit breaker is open; a cycle ends with its last stage or with
+// the first one that failed.
 func Plan(cfg Config, st *control.State, baseDigest string) (*control.Job, error) {
 	if len(st.Breakers) > 0 {
 		return nil, nil // what the newest evidence was made of is in doubt; jobs that run go on
@@ -109,11 +111,11 @@ func newJob(cfg Config, s stage, d control.Dataset, base string, results map[str
 }
 
 // Next returns the job to run: one that is marked running first (an earlier process died with it), then the
-// one that has queued longest.
-func Next(st *control.State) *control.JobStatus {
+// one that has queued longest, of those that need not wait after a failure.
+func Next(st *control.State, now time.Time) *control.JobStatus {
 	var open []*control.JobStatus
 	for _, j := range st.Jobs {
-		if j.State == control.JobRunning || j.State == control.JobQueued {
+		if j.State == control.JobRunning || j.State == control.JobQueued && !j.NotBefore.After(now) {
 			open = append(open, j)
 		}
 	}

@@ -14,7 +14,7 @@ func apply(t *testing.T, st *control.State, id string, typ control.Type, entity 
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := st.Apply(st.Offset+1, e); err != nil {
+	if _, err := st.Apply(st.Offset+1, e); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -49,6 +49,7 @@ func TestACycleIsRewardRefereeRounds(t *testing.T) {
 		if k := submit(t, st, cfg); k != nil {
 			t.Fatalf("%s was submitted while %s is open", k.ID, want)
 		}
+		apply(t, st, "s"+j.ID, control.JobStarted, control.JobEntity(j.ID), control.JobUpdate{Attempt: 1})
 		apply(t, st, "f"+j.ID, control.JobFinished, control.JobEntity(j.ID), control.JobUpdate{Artifact: "artifact-of-" + j.ID})
 	}
 	if j := submit(t, st, cfg); j != nil {
@@ -83,6 +84,7 @@ func TestTheNextCycleKnowsTheModelsBefore(t *testing.T) {
 			if s.Previous != want {
 				t.Errorf("%s works with previous %q, want %q", j.ID, s.Previous, want)
 			}
+			apply(t, st, "s"+j.ID, control.JobStarted, control.JobEntity(j.ID), control.JobUpdate{Attempt: 1})
 			apply(t, st, "f"+j.ID, control.JobFinished, control.JobEntity(j.ID), control.JobUpdate{Artifact: "artifact-of-" + j.ID})
 		}
 	}
@@ -107,11 +109,11 @@ func TestNextTakesTheInterruptedJobFirst(t *testing.T) {
 	for _, id := range []string{"one", "two"} {
 		apply(t, st, id, control.JobSubmitted, control.JobEntity(id), control.Job{ID: id})
 	}
-	if got := Next(st).ID; got != "one" {
+	if got := Next(st, time.Unix(1000, 0)).ID; got != "one" {
 		t.Errorf("first in is %s", got)
 	}
 	apply(t, st, "s", control.JobStarted, control.JobEntity("two"), control.JobUpdate{Attempt: 1})
-	if got := Next(st).ID; got != "two" {
+	if got := Next(st, time.Unix(1000, 0)).ID; got != "two" {
 		t.Errorf("a job that was running when we died comes first, got %s", got)
 	}
 }

@@ -5,26 +5,21 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
 	"ctrloop/internal/artifact"
+	"ctrloop/internal/controllog"
 	"ctrloop/schemas/control"
 )
 
-// ControlLog is the control plane.
-type ControlLog interface {
-	State() *control.State
-	Append(ctx context.Context, e control.Event) error
-	// Changed is closed at the next change of the state.
-	Changed() <-chan struct{}
-}
-
 // Deps are what the bridge works with.
 type Deps struct {
-	Control  ControlLog
+	Lead     controllog.Leader // the claim on control.RoleTrainer
 	Runner   Runner
 	Store    *artifact.Store
 	Base     string // digest of the base prompt model
@@ -37,6 +32,12 @@ type Service struct {
 	cfg Config
 	d   Deps
 	m   *metrics
+	now func() time.Time
+	// ended is the command about the end of a job that may not be on the log: it is sent again before anything else, so
+	// that hours of training are not done twice.
+	ended *control.Event
+	// starting is the id of the start of an attempt whose answer is not known.
+	starting string
 }
 
 // New checks the configuration.
@@ -44,14 +45,17 @@ func New(cfg Config, d Deps) (*Service, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Service{cfg: cfg, d: d, m: newMetrics(d.Registry)}, nil
+	return &Service{cfg: cfg, d: d, m: newMetrics(d.Registry), now: time.Now}, nil
 }
 
-// Run works until ctx ends. A job that is running then is stopped with a checkpoint and goes on at the next start.
-func (s *Service) Run(ctx context.Context) error {
+// Run works until ctx ends, while this process leads. A job that is running when either ends is stopped with a checkpoint
+// and goes on at the next start.
+func (s *Service) Run(ctx context.Context) error { return s.d.Lead.Lead(ctx, s.run) }
+
+func (s *Service) run(ctx context.Context, log control.Log) error {
 	for ctx.Err() == nil {
-		changed := s.d.Control.Changed() // before the look: a change during it must wake us
-		worked, err := s.step(ctx)
+		changed := log.Changed() // before the look: a change during it must wake us
+		worked, err := s.step(ctx, log)
 		if err != nil && ctx.Err() == nil {
 			s.d.Log.Error().Err(err).Msg("training step failed; trying again")
 		}
@@ -68,24 +72,27 @@ func (s *Service) Run(ctx context.Context) error {
 }
 
 // step does the next thing that the control state asks for; worked is false when there is none.
-func (s *Service) step(ctx context.Context) (worked bool, err error) {
-	st := s.d.Control.State()
-	if done, err := s.registerFinished(ctx, st); done || err != nil {
+func (s *Service) step(ctx context.Context, log control.Log) (worked bool, err error) {
+	if s.ended != nil {
+		return true, s.tellEnd(ctx, log)
+	}
+	st := log.State()
+	if done, err := s.registerFinished(ctx, log, st); done || err != nil {
 		return done, err
 	}
-	if j := Next(st); j != nil {
-		return true, s.runJob(ctx, *j)
+	if j := Next(st, s.now()); j != nil {
+		return true, s.runJob(ctx, log, *j)
 	}
 	job, err := Plan(s.cfg, st, s.d.Base)
 	if job == nil || err != nil {
 		return false, err
 	}
-	return true, s.append(ctx, "submit-"+job.ID, control.JobSubmitted, control.JobEntity(job.ID), job.Reason, job)
+	return s.append(ctx, log, "submit-"+job.ID, control.JobSubmitted, control.JobEntity(job.ID), job.Reason, job)
 }
 
-func (s *Service) runJob(ctx context.Context, j control.JobStatus) error {
-	attempt := j.Update.Attempt + 1
-	if err := s.append(ctx, fmt.Sprintf("start-%s-%d", j.ID, attempt), control.JobStarted, control.JobEntity(j.ID), "", control.JobUpdate{Attempt: attempt}); err != nil {
+func (s *Service) runJob(ctx context.Context, clog control.Log, j control.JobStatus) error {
+	attempt, err := s.start(ctx, clog, j)
+	if attempt == 0 || err != nil {
 		return err
 	}
 	log := s.d.Log.With().Str("job", j.ID).Int("attempt", attempt).Logger()
@@ -99,29 +106,47 @@ func (s *Service) runJob(ctx context.Context, j control.JobStatus) error {
 	}
 	u := control.JobUpdate{Attempt: attempt}
 	if err == nil {
-		err = s.finish(&u, out)
+		err = s.finish(&u, j, out)
 	}
 	if err != nil {
-		class := FailBug
-		if je, ok := errors.AsType[*JobError](err); ok {
-			class = je.Class
-		}
-		u.Class, u.Error = string(class), err.Error()
-		s.m.jobs.WithLabelValues(j.Kind, string(class)).Inc()
-		log.Error().Err(err).Str("class", u.Class).Msg("job failed")
-		return s.append(ctx, fmt.Sprintf("fail-%s-%d", j.ID, attempt), control.JobFailed, control.JobEntity(j.ID), "", u)
+		return s.fail(ctx, clog, &j, u, err)
 	}
 	s.m.jobs.WithLabelValues(j.Kind, "succeeded").Inc()
 	s.m.seconds.WithLabelValues(j.Kind).Observe(time.Since(start).Seconds())
 	log.Info().Dur("took", time.Since(start)).Str("artifact", short(u.Artifact)).Msg("job succeeded")
-	return s.append(ctx, fmt.Sprintf("finish-%s-%d", j.ID, attempt), control.JobFinished, control.JobEntity(j.ID), "", u)
+	return s.end(ctx, clog, control.JobFinished, &j, u)
 }
 
-// finish stores what the job made.
-func (s *Service) finish(u *control.JobUpdate, out string) error {
-	m, err := readMetrics(out)
+// start tells the log that the job's next attempt begins, and returns its number; 0: another one is on the log. An attempt
+// whose answer was lost is told again under the same number.
+func (s *Service) start(ctx context.Context, log control.Log, j control.JobStatus) (attempt int, err error) {
+	startID := func(n int) string { return fmt.Sprintf("start-%s-%d", j.ID, n) }
+	attempt = j.Update.Attempt + 1
+	if j.State == control.JobRunning && s.starting == startID(j.Update.Attempt) {
+		attempt--
+	}
+	id := startID(attempt)
+	mine := s.starting == id
+	s.starting = id
+	applied, err := s.append(ctx, log, id, control.JobStarted, control.JobEntity(j.ID), "", control.JobUpdate{Attempt: attempt})
 	if err != nil {
-		return err
+		return 0, err
+	}
+	s.starting = ""
+	if !applied && !mine {
+		return 0, nil
+	}
+	return attempt, nil
+}
+
+// finish stores what the job made, if it is all there.
+func (s *Service) finish(u *control.JobUpdate, j control.JobStatus, out string) error {
+	m, err := readMetrics(out)
+	if err == nil {
+		err = complete(j, out)
+	}
+	if err != nil {
+		return &JobError{FailIncomplete, err}
 	}
 	digest, err := s.d.Store.PutDir(out)
 	if err != nil {
@@ -131,29 +156,92 @@ func (s *Service) finish(u *control.JobUpdate, out string) error {
 	return nil
 }
 
+// fail ends an attempt. The job queues again where its class gives hope and attempts are left.
+func (s *Service) fail(ctx context.Context, clog control.Log, j *control.JobStatus, u control.JobUpdate, err error) error {
+	class := FailBug
+	if je, ok := errors.AsType[*JobError](err); ok {
+		class = je.Class
+	}
+	u.Class, u.Error = string(class), control.Clip(err.Error())
+	if wait, again := s.cfg.retry(class, u.Attempt); again {
+		u.RetryAt = s.now().Add(wait).UTC()
+	}
+	s.m.jobs.WithLabelValues(j.Kind, string(class)).Inc()
+	s.d.Log.Error().Err(err).Str("job", j.ID).Int("attempt", u.Attempt).Str("class", u.Class).Time("retry_at", u.RetryAt).Msg("job failed")
+	return s.end(ctx, clog, control.JobFailed, j, u)
+}
+
+// end tells the log how an attempt ended, now or at a later step.
+func (s *Service) end(ctx context.Context, log control.Log, typ control.Type, j *control.JobStatus, u control.JobUpdate) error {
+	verb := map[control.Type]string{control.JobFinished: "finish", control.JobFailed: "fail"}[typ]
+	id := fmt.Sprintf("%s-%s-%d", verb, j.ID, u.Attempt)
+	if j.State == control.JobSucceeded { // it had finished, and no version could be made of it
+		id = fmt.Sprintf("discard-%s-%d", j.ID, u.Attempt)
+	}
+	e, err := control.NewEvent(id, typ, control.JobEntity(j.ID), -1, actor, "", s.now(), u)
+	if err != nil {
+		return err
+	}
+	s.ended = &e
+	return s.tellEnd(ctx, log)
+}
+
+func (s *Service) tellEnd(ctx context.Context, log control.Log) error {
+	_, err := log.Append(ctx, *s.ended) // repeated: the first answer was lost
+	if _, rejected := control.Rejected(err); err == nil || rejected {
+		s.ended = nil
+	}
+	return err
+}
+
 // registerFinished registers the model versions of finished jobs that the log does not hold yet.
-func (s *Service) registerFinished(ctx context.Context, st *control.State) (bool, error) {
+func (s *Service) registerFinished(ctx context.Context, log control.Log, st *control.State) (bool, error) {
 	known := map[string]bool{} // jobs whose version is registered
 	for _, m := range st.Models {
 		known[m.Job] = true
 	}
-	for id, j := range st.Jobs {
-		if j.State == control.JobSucceeded && !known[id] {
-			return true, s.register(ctx, st, j)
+	for _, id := range slices.Sorted(maps.Keys(st.Jobs)) {
+		if j := st.Jobs[id]; j.State == control.JobSucceeded && !known[id] {
+			return s.register(ctx, log, st, j)
 		}
 	}
 	return false, nil
 }
 
-func (s *Service) register(ctx context.Context, st *control.State, j *control.JobStatus) error {
+func (s *Service) register(ctx context.Context, log control.Log, st *control.State, j *control.JobStatus) (bool, error) {
+	model, err := s.version(st, j)
+	if je, ok := errors.AsType[*JobError](err); ok { // or it would stand in the way of every job after it
+		return true, s.fail(ctx, log, j, control.JobUpdate{Attempt: j.Update.Attempt}, je)
+	}
+	if err != nil {
+		return false, err
+	}
+	applied, err := s.append(ctx, log, fmt.Sprintf("register-%s-%d", j.ID, j.Update.Attempt), control.ModelRegistered,
+		control.ModelEntity(model.Version), j.Reason, model)
+	if err != nil || !applied {
+		return false, err
+	}
+	if why := model.FailedGates(); why != "" {
+		s.d.Log.Warn().Str("version", model.Version).Msg("registered as failed, it will not load: " + why)
+		return true, nil
+	}
+	s.d.Log.Info().Str("version", model.Version).Str("job", j.ID).Msg("model version registered")
+	return true, nil
+}
+
+// version is what a finished job has made. The error is a *JobError when the job is to blame.
+func (s *Service) version(st *control.State, j *control.JobStatus) (control.Model, error) {
 	var spec Spec
 	if err := json.Unmarshal(j.Spec, &spec); err != nil {
-		return fmt.Errorf("job %s: spec: %w", j.ID, err)
+		return control.Model{}, &JobError{FailInput, fmt.Errorf("job %s: spec: %w", j.ID, err)}
 	}
 	result := s.d.Store.Path(j.Update.Artifact)
 	m, err := readMetrics(result)
+	if err == nil {
+		err = complete(*j, result)
+	}
 	if err != nil {
-		return err
+		return control.Model{}, &JobError{FailIncomplete, err}
 	}
 	model := control.Model{
 		Logical: "reward", Artifact: j.Update.Artifact, Base: spec.Base, Job: j.ID, Dataset: spec.Dataset,
@@ -162,7 +250,7 @@ func (s *Service) register(ctx context.Context, st *control.State, j *control.Jo
 	if spec.Kind == KindRounds {
 		model.Logical, model.Reward = "prompt", spec.Reward
 		if model.Artifact, err = candidate(s.d.Store, result); err != nil {
-			return err
+			return control.Model{}, err
 		}
 		if c := st.Routes["prompt"].Champion; c != "" {
 			model.Parents = []string{c}
@@ -174,22 +262,20 @@ func (s *Service) register(ctx context.Context, st *control.State, j *control.Jo
 		s.d.Log.Warn().Str("version", model.Version).Str("job", j.ID).Msg("the job made a version that exists already")
 		model.Version += "-" + short(spec.Dataset)
 	}
-	if err := s.append(ctx, "register-"+j.ID, control.ModelRegistered, control.ModelEntity(model.Version), j.Reason, model); err != nil {
-		return err
-	}
-	if why := model.FailedGates(); why != "" {
-		s.d.Log.Warn().Str("version", model.Version).Msg("registered as failed, it will not load: " + why)
-		return nil
-	}
-	s.d.Log.Info().Str("version", model.Version).Str("job", j.ID).Msg("model version registered")
-	return nil
+	return model, nil
 }
 
-// append writes a command under a fixed id, so that doing it again after a crash changes nothing.
-func (s *Service) append(ctx context.Context, id string, typ control.Type, entity, note string, data any) error {
-	e, err := control.NewEvent(id, typ, entity, -1, "trainer-bridge", note, time.Now(), data)
+// actor signs this package's commands.
+const actor = "trainer-bridge"
+
+// append writes a command under a fixed id, so that doing it again after a crash changes nothing; applied is false then.
+func (s *Service) append(
+	ctx context.Context, log control.Log, id string, typ control.Type, entity, note string, data any,
+) (applied bool, err error) {
+	e, err := control.NewEvent(id, typ, entity, -1, actor, control.Clip(note), s.now(), data)
 	if err != nil {
-		return err
+		return false, err
 	}
-	return s.d.Control.Append(ctx, e)
+	answer, err := log.Append(ctx, e)
+	return answer == control.Applied, err
 }

@@ -10,10 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
+	"ctrloop/internal/controllog"
+	"ctrloop/internal/controllog/controltest"
 	"ctrloop/internal/httpapi"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/experiment"
@@ -21,26 +22,6 @@ import (
 
 	"github.com/rs/zerolog"
 )
-
-// controlLog is the control log in memory.
-type controlLog struct {
-	mu sync.Mutex
-	st *control.State
-	n  int64
-}
-
-func (l *controlLog) State() *control.State {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.st.Clone()
-}
-
-func (l *controlLog) Append(_ context.Context, e control.Event) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.n++
-	return l.st.Apply(l.n, e)
-}
 
 // evenTraffic has the same sums at every look: 3,000 units an arm, 4 % and 5 %.
 type evenTraffic struct{}
@@ -77,26 +58,17 @@ func (evenTraffic) Looks(context.Context, string, int) ([]experiment.LookRow, er
 }
 
 // api serves experiments over two versions of a model.
-func api(t *testing.T) (*controlLog, *httptest.Server) {
+func api(t *testing.T) (*controltest.Log, *httptest.Server) {
 	t.Helper()
-	l := &controlLog{st: control.NewState()}
-	put := func(typ control.Type, entity string, data any) {
-		e, err := control.NewEvent(entity+string(typ), typ, entity, -1, "test", "", time.Unix(1, 0), data)
-		if err == nil {
-			err = l.Append(t.Context(), e)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	l := controltest.New()
 	for _, v := range []string{"prompt-a", "prompt-b"} {
-		put(control.ModelRegistered, control.ModelEntity(v), control.Model{Version: v, Logical: "prompt"})
-		put(control.ModelStateChanged, control.ModelEntity(v), control.ModelStateChange{State: control.ModelShadow})
+		l.Register(t, control.Model{Version: v, Logical: "prompt"})
+		l.Shadow(t, v)
 	}
-	put(control.ModelPromoted, control.RouteEntity("prompt"), control.Promotion{Logical: "prompt", Version: "prompt-a"})
+	l.Promote(t, "prompt-a")
 	now := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
 	s, err := experiment.New(experiment.Default(), experiment.Deps{
-		Control: l, Source: evenTraffic{}, Reports: evenTraffic{}, Wall: time.Now,
+		Control: l, Lead: controllog.Alone(l), Source: evenTraffic{}, Reports: evenTraffic{}, Wall: time.Now,
 		EventNow: func() time.Time { now = now.Add(time.Hour); return now },
 	}, zerolog.Nop(), nil)
 	if err != nil {

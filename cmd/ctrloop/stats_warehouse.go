@@ -111,7 +111,7 @@ func openExperiment(ctx context.Context, db *warehouse.DB, s *statsSource) (stat
 	log := control.NewState()
 	for i, c := range commands {
 		e := control.Event{ID: strconv.Itoa(i + 1), Type: control.Type(c.Type), Entity: entity, Data: json.RawMessage(c.Data)}
-		if err := log.Apply(int64(i), e); err != nil {
+		if _, err := log.Apply(int64(i), e); err != nil {
 			return w, fmt.Errorf("the history of experiment %s in control_log is not readable: %q: %w", s.Experiment, c.Data, err)
 		}
 	}

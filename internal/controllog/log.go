@@ -4,10 +4,12 @@
 package controllog
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -27,26 +29,89 @@ type Log struct {
 	producer *stream.Producer
 	replica  *stream.Replica
 
+	beacon *stream.Beacon
+	keeper *Keeper
+	id     string          // of the topic
+	open   context.Context // until Close
+	close  context.CancelFunc
+	// background are the keeper and the snapshot that is being written.
+	background sync.WaitGroup
+
 	mu       sync.Mutex
 	state    *control.State // owned by the replica's fold
-	snapshot *control.State // immutable copy, made when first asked for after a change
-	waiting  map[string]chan error
+	view     *control.State // immutable copy, made when first asked for after a change
+	waiting  map[string]chan folded
+	snapshot int64 // offset of the newest snapshot that this process knows of, -1: none
+	writing  bool  // one is being written
 }
 
-// Open connects, reads the log to its present end and follows it until Close. The topic must exist.
-func Open(ctx context.Context, c stream.Config, log zerolog.Logger, reg prometheus.Registerer) (*Log, error) {
+var _ control.Log = (*Log)(nil)
+
+// folded is what the fold has made of a command.
+type folded struct {
+	answer control.Answer
+	err    error
+}
+
+// Options of a log. The zero value is right for a process of a cluster.
+type Options struct {
+	// Owner names the process in leases. Empty: host, process and a random part. A name that stays the same over restarts
+	// takes its own leases over at once; it must never run twice at a time.
+	Owner string
+	// TTL is how long a holder of a lease may be silent before it loses it; 0: DefaultTTL.
+	TTL time.Duration
+}
+
+// Open connects, reads the newest snapshot and the log from there to its present end, and follows it until Close. The
+// topics must exist.
+func Open(ctx context.Context, c stream.Config, opt Options, log zerolog.Logger, reg prometheus.Registerer) (*Log, error) {
 	producer, err := stream.NewProducer(c, stream.ProducerConfig{})
 	if err != nil {
 		return nil, fmt.Errorf("open control log: %w", err)
 	}
-	l := &Log{log: log, metrics: newMetrics(reg), producer: producer, state: control.NewState(), waiting: map[string]chan error{}}
-	l.replica, err = stream.OpenReplica(ctx, c, schemas.TopicControl, l.fold, l.report)
+	beacon, err := stream.NewBeacon(c, schemas.TopicControl)
 	if err != nil {
 		producer.Close()
 		return nil, fmt.Errorf("open control log: %w", err)
 	}
+	l := &Log{log: log, metrics: newMetrics(reg), producer: producer, beacon: beacon, waiting: map[string]chan folded{}}
+	l.open, l.close = context.WithCancel(context.WithoutCancel(ctx))
+	if err := l.read(ctx, c); err != nil {
+		l.close()
+		producer.Close()
+		beacon.Close()
+		return nil, fmt.Errorf("open control log: %w", err)
+	}
+	l.keeper = NewKeeper(l, beacon, cmp.Or(opt.Owner, processName()), cmp.Or(opt.TTL, DefaultTTL), log, reg)
+	l.background.Go(func() { _ = l.keeper.Run(l.open) })
 	return l, nil
 }
+
+// read folds what there is and begins to follow.
+func (l *Log) read(ctx context.Context, c stream.Config) (err error) {
+	if l.state, err = l.begin(ctx, c); err != nil {
+		return err
+	}
+	l.snapshot = l.state.Offset
+	if l.replica, err = stream.OpenReplica(ctx, c, schemas.TopicControl, l.state.Offset+1, l.fold, l.report); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.snapshotDue() {
+		l.writeSnapshot()
+	}
+	return nil
+}
+
+// processName is one that no other process has, now or later.
+func processName() string {
+	host, _ := os.Hostname() // it is for people; the random part makes it unique
+	return fmt.Sprintf("%.100s-%d-%.8s", host, os.Getpid(), uuid.NewString())
+}
+
+// Hold makes a claim on a single-writer role, one in a process. It claims while its Run runs.
+func (l *Log) Hold(role control.Role) *Holder { return l.keeper.Hold(role) }
 
 func (l *Log) report(err error) {
 	if errors.Is(err, stream.ErrDataLoss) {
@@ -62,33 +127,50 @@ func (l *Log) fold(r *stream.Record) error {
 	decodeErr := json.Unmarshal(r.Value, &e)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var rejection error
 	if decodeErr != nil {
 		l.state.Offset = r.Offset
 		l.metrics.commands.WithLabelValues("unreadable").Inc()
 		l.log.Error().Err(decodeErr).Int64("offset", r.Offset).Msg("control log: skipped a record that is not a command")
-	} else if rejection = l.state.Apply(r.Offset, e); rejection != nil {
-		l.metrics.commands.WithLabelValues("rejected").Inc()
 	} else {
-		l.metrics.commands.WithLabelValues("applied").Inc()
+		l.apply(r.Offset, e)
 	}
 	l.metrics.offset.Set(float64(r.Offset))
-	if w, ok := l.waiting[e.ID]; ok && decodeErr == nil {
-		w <- rejection
-		delete(l.waiting, e.ID)
-	}
-	l.snapshot = nil
+	l.view = nil
 	return nil
+}
+
+// apply folds a command and tells who waits for it. The lock is held.
+func (l *Log) apply(offset int64, e control.Event) {
+	before := l.state.Behind
+	answer, err := l.state.Apply(offset, e)
+	outcome := string(answer)
+	if err != nil {
+		outcome = "rejected"
+	}
+	l.metrics.commands.WithLabelValues(outcome).Inc()
+	if w, ok := l.waiting[e.ID]; ok {
+		w <- folded{answer, err}
+		delete(l.waiting, e.ID)
+		if l.snapshotDue() { // by who wrote the command: one process, without a word
+			l.writeSnapshot()
+		}
+	}
+	if now := l.state.Behind; now != nil {
+		l.metrics.behind.Set(float64(now.Commands))
+		if before == nil {
+			l.log.Error().Str("newer", now.String()).Msg("control log: this process is behind: it decides nothing and holds no role")
+		}
+	}
 }
 
 // State is the state now. It is shared: do not change it.
 func (l *Log) State() *control.State {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.snapshot == nil {
-		l.snapshot = l.state.Clone()
+	if l.view == nil {
+		l.view = l.state.View()
 	}
-	return l.snapshot
+	return l.view
 }
 
 // Changed returns a channel that is closed when the state next changes. To miss nothing, take the
@@ -120,25 +202,19 @@ func (l *Log) Watch(ctx context.Context) <-chan *control.State {
 	return out
 }
 
-// Append writes a command and waits until this process has folded it; State then shows its effect. The
-// error is the fold's rejection (control.ErrConflict, control.ErrInvalid), or says that the outcome is
-// unknown: the same event can then be appended again, its id makes that harmless.
-func (l *Log) Append(ctx context.Context, e control.Event) error {
+// Append implements control.Log.
+func (l *Log) Append(ctx context.Context, e control.Event) (control.Answer, error) {
 	if e.ID == "" {
-		return fmt.Errorf("append %s: %w: empty id", e.Type, control.ErrInvalid)
+		return "", control.Reject(e, fmt.Errorf("%w: empty id", control.ErrInvalid))
 	}
 	value, err := json.Marshal(e)
 	if err != nil {
-		return fmt.Errorf("append %s on %s: %w", e.Type, e.Entity, err)
+		return "", fmt.Errorf("append %s on %s: %w", e.Type, e.Entity, err)
 	}
-	folded := make(chan error, 1)
-	l.mu.Lock()
-	if l.waiting[e.ID] != nil {
-		l.mu.Unlock()
-		return fmt.Errorf("append %s on %s: %w: command %s is being appended already", e.Type, e.Entity, control.ErrInvalid, e.ID)
+	wait, err := l.await(e)
+	if err != nil {
+		return "", err
 	}
-	l.waiting[e.ID] = folded
-	l.mu.Unlock()
 	defer func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -146,33 +222,55 @@ func (l *Log) Append(ctx context.Context, e control.Event) error {
 	}()
 	r := &stream.Record{Topic: schemas.TopicControl, Key: []byte(e.Entity), Value: value, Timestamp: e.Time}
 	if err := l.producer.Produce(ctx, r); err != nil {
-		return fmt.Errorf("append %s on %s: outcome unknown: %w", e.Type, e.Entity, err)
+		return "", fmt.Errorf("append %s on %s: outcome unknown: %w", e.Type, e.Entity, err)
 	}
 	select {
-	case err := <-folded:
-		return err
+	case f := <-wait:
+		return f.answer, f.err
 	case <-ctx.Done():
-		return fmt.Errorf("append %s on %s: written, outcome unknown: %w", e.Type, e.Entity, ctx.Err())
+		return "", fmt.Errorf("append %s on %s: written, outcome unknown: %w", e.Type, e.Entity, ctx.Err())
 	case <-l.replica.Done():
-		return fmt.Errorf("append %s on %s: written, outcome unknown: %w", e.Type, e.Entity, stream.ErrReplicaClosed)
+		return "", fmt.Errorf("append %s on %s: written, outcome unknown: %w", e.Type, e.Entity, stream.ErrReplicaClosed)
 	}
 }
 
-// Do appends a command made now with a fresh id; expect < 0 means that any version of the entity will do.
-func (l *Log) Do(ctx context.Context, typ control.Type, entity string, expect int64, actor, note string, data any) error {
-	id, err := uuid.NewV7()
-	if err != nil {
-		return fmt.Errorf("command id: %w", err)
+// await registers for what becomes of a command, before it is written.
+func (l *Log) await(e control.Event) (<-chan folded, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if b := l.state.Behind; b != nil { // what it would decide on is not the whole truth
+		return nil, control.Reject(e, fmt.Errorf("%w: %s", control.ErrBehind, b))
 	}
-	e, err := control.NewEvent(id.String(), typ, entity, expect, actor, note, time.Now(), data)
-	if err != nil {
-		return err
+	if l.waiting[e.ID] != nil {
+		return nil, fmt.Errorf("append %s on %s: command %s is being appended already: outcome unknown", e.Type, e.Entity, e.ID)
 	}
-	return l.Append(ctx, e)
+	wait := make(chan folded, 1)
+	l.waiting[e.ID] = wait
+	return wait, nil
 }
 
-// Close stops following; State keeps its last value.
+// Done returns a channel that is closed when the log is not followed any more; Err then says why.
+func (l *Log) Done() <-chan struct{} { return l.replica.Done() }
+
+// Err is why this process must not be relied on: the log cannot be followed any more, or has commands that it does not
+// know. Nil: all is well.
+func (l *Log) Err() error {
+	if err := l.replica.Lost(); err != nil {
+		return fmt.Errorf("the control log is not followed any more, restart: %w", err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if b := l.state.Behind; b != nil {
+		return fmt.Errorf("%w: %s", control.ErrBehind, b)
+	}
+	return nil
+}
+
+// Close stops following; State keeps its last value. Holders must have ended.
 func (l *Log) Close() {
+	l.close()
 	l.replica.Close()
+	l.background.Wait()
+	l.beacon.Close()
 	l.producer.Close()
 }

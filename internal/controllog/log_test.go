@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
@@ -23,7 +24,7 @@ func open(t *testing.T, b *streamtest.Broker) *Log {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	l, err := Open(ctx, b.Config, zerolog.Nop(), prometheus.NewRegistry())
+	l, err := Open(ctx, b.Config, Options{}, zerolog.Nop(), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,19 +32,29 @@ func open(t *testing.T, b *streamtest.Broker) *Log {
 	return l
 }
 
+// do appends a command with an id of its own.
+func do(ctx context.Context, l *Log, typ control.Type, entity string, expect int64, data any) error {
+	e, err := control.NewEvent(uuid.NewString(), typ, entity, expect, "test", "", time.Now(), data)
+	if err != nil {
+		return err
+	}
+	_, err = l.Append(ctx, e)
+	return err
+}
+
 func job(id string) control.Job { return control.Job{ID: id, Kind: "reward", Spec: []byte(`{}`)} }
 
 func TestAppendIsSeenByItselfAndByLaterReaders(t *testing.T) {
 	b, ctx := streamtest.Start(t, 2), t.Context()
 	l := open(t, b)
-	if err := l.Do(ctx, control.JobSubmitted, control.JobEntity("j"), -1, "test", "", job("j")); err != nil {
+	if err := do(ctx, l, control.JobSubmitted, control.JobEntity("j"), -1, job("j")); err != nil {
 		t.Fatal(err)
 	}
 	if got := l.State().Jobs["j"]; got == nil || got.State != control.JobQueued {
 		t.Fatalf("the command is folded when Append returns, but the job is %+v", got)
 	}
 	before := l.State()
-	if err := l.Do(ctx, control.JobStarted, control.JobEntity("j"), 1, "test", "", control.JobUpdate{Attempt: 1}); err != nil {
+	if err := do(ctx, l, control.JobStarted, control.JobEntity("j"), 1, control.JobUpdate{Attempt: 1}); err != nil {
 		t.Fatal(err)
 	}
 	if before.Jobs["j"].State != control.JobQueued {
@@ -57,7 +68,7 @@ func TestAppendIsSeenByItselfAndByLaterReaders(t *testing.T) {
 func TestRejections(t *testing.T) {
 	b, ctx := streamtest.Start(t, 2), t.Context()
 	l := open(t, b)
-	if err := l.Do(ctx, control.JobStarted, control.JobEntity("none"), -1, "test", "", control.JobUpdate{}); !errors.Is(
+	if err := do(ctx, l, control.JobStarted, control.JobEntity("none"), -1, control.JobUpdate{}); !errors.Is(
 		err,
 		control.ErrInvalid,
 	) {
@@ -73,7 +84,7 @@ func TestRejections(t *testing.T) {
 			if i%2 == 1 {
 				from = other
 			}
-			errs[i] = from.Do(ctx, control.BreakerTripped, control.BreakerEntity("s"), 0, "test", "", control.Breaker{Slice: "s", Value: float64(i)})
+			errs[i] = do(ctx, from, control.BreakerTripped, control.BreakerEntity("s"), 0, control.Breaker{Slice: "s", Value: float64(i)})
 		})
 	}
 	wg.Wait()
@@ -105,7 +116,7 @@ func TestUnreadableRecordIsSkipped(t *testing.T) {
 	if l.State().Offset != 0 {
 		t.Fatalf("offset %d, want 0", l.State().Offset)
 	}
-	if err := l.Do(ctx, control.JobSubmitted, control.JobEntity("j"), -1, "test", "", job("j")); err != nil {
+	if err := do(ctx, l, control.JobSubmitted, control.JobEntity("j"), -1, job("j")); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -118,7 +129,7 @@ func TestWatchEndsAtTheLastState(t *testing.T) {
 	states := l.Watch(ctx)
 	for i := range 5 {
 		id := fmt.Sprint("j", i)
-		if err := l.Do(ctx, control.JobSubmitted, control.JobEntity(id), -1, "test", "", job(id)); err != nil {
+		if err := do(ctx, l, control.JobSubmitted, control.JobEntity(id), -1, job(id)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -137,9 +148,9 @@ func TestAppendTwiceIsOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 2 {
-		if err := l.Append(ctx, e); err != nil {
-			t.Fatal(err)
+	for _, want := range []control.Answer{control.Applied, control.Repeated} {
+		if got, err := l.Append(ctx, e); err != nil || got != want {
+			t.Fatalf("answer %q, %v, want %q", got, err, want)
 		}
 	}
 	if v := l.State().Versions[control.JobEntity("j")]; v != 1 {

@@ -40,14 +40,14 @@ func Open(ctx context.Context, c stream.Config, log zerolog.Logger, reg promethe
 	l := &Log{
 		log: log, producer: producer, byID: map[string]schemas.Creative{}, byProduct: map[string][]string{},
 		known: prometheus.NewGauge(prometheus.GaugeOpts{Name: "ctrloop_creativelog_known_creatives", Help: "Creatives in memory."}),
-		skipped: prometheus.NewCounter(
-			prometheus.CounterOpts{Name: "ctrloop_creativelog_unreadable_records_total", Help: "Records of creatives.v1 that are not a creative."},
-		),
+		skipped: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ctrloop_creativelog_unreadable_records_total", Help: "Records of creatives.v1 that are not a creative.",
+		}),
 	}
 	if reg != nil {
 		reg.MustRegister(l.known, l.skipped)
 	}
-	l.replica, err = stream.OpenReplica(ctx, c, schemas.TopicCreatives, l.fold, l.report)
+	l.replica, err = stream.OpenReplica(ctx, c, schemas.TopicCreatives, -1, l.fold, l.report)
 	if err != nil {
 		producer.Close()
 		return nil, fmt.Errorf("open creative log: %w", err)
@@ -148,6 +148,17 @@ func (l *Log) Len() int {
 // Changed returns a channel that is closed when a creative next changes. To miss nothing, take the
 // channel first and then read.
 func (l *Log) Changed() <-chan struct{} { return l.replica.Changed() }
+
+// Done returns a channel that is closed when the log is not followed any more; Err then says why.
+func (l *Log) Done() <-chan struct{} { return l.replica.Done() }
+
+// Err is why this process does not see new creatives any more; nil: it does.
+func (l *Log) Err() error {
+	if err := l.replica.Lost(); err != nil {
+		return fmt.Errorf("creatives are not followed any more, restart: %w", err)
+	}
+	return nil
+}
 
 // Publish writes creatives and waits until this process sees them.
 func (l *Log) Publish(ctx context.Context, cs ...schemas.Creative) error {

@@ -1,6 +1,7 @@
 package creativelog
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -74,5 +75,25 @@ func TestPublishRefusesNamelessCreatives(t *testing.T) {
 	l := open(t, streamtest.Start(t, 1))
 	if err := l.Publish(t.Context(), schemas.Creative{ID: "c-1"}); err == nil {
 		t.Error("a creative without a product was published")
+	}
+}
+
+// The last record may be gone, by deletion or compaction: the log opens all the same.
+func TestOpensWhereTheLastRecordIsGone(t *testing.T) {
+	b := streamtest.Start(t, 1)
+	l := open(t, b)
+	if err := l.Publish(t.Context(), creative("c-1", "p", 1), creative("c-2", "p", 2)); err != nil {
+		t.Fatal(err)
+	}
+	streamtest.DeleteRecords(t, b.Config, schemas.TopicCreatives, 0, 2)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	again, err := Open(ctx, b.Config, zerolog.Nop(), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if again.Len() != 0 || again.Err() != nil {
+		t.Errorf("%d creatives, %v", again.Len(), again.Err())
 	}
 }

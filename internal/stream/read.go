@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // errStop ends follow without an error.
@@ -89,12 +91,14 @@ func follow(ctx context.Context, c Config, topic string, partition int32, from i
 	}
 }
 
-// Follow is Tail that outlives failures: it reads a partition from its start and, when the connection or
-// fn fails, reports the error and goes on after the last record that fn took, at most a few seconds
+// Follow is Tail that outlives failures: it reads a partition from an offset on (negative: its start) and, when the
+// connection or fn fails, reports the error and goes on after the last record that fn took, at most a few seconds
 // later. It returns nil when ctx is done, and ErrDataLoss, which waiting does not heal.
-func Follow(ctx context.Context, c Config, topic string, partition int32, fn func(*Record) error, report func(error)) error {
+func Follow(
+	ctx context.Context, c Config, topic string, partition int32, from int64, fn func(*Record) error, report func(error),
+) error {
 	const longest = 5 * time.Second
-	from, wait := int64(-1), 100*time.Millisecond
+	wait := 100 * time.Millisecond
 	for {
 		err := Tail(ctx, c, topic, partition, from, func(r *Record) error {
 			if err := fn(r); err != nil {
@@ -117,4 +121,73 @@ func Follow(ctx context.Context, c Config, topic string, partition int32, fn fun
 			wait = min(2*wait, longest)
 		}
 	}
+}
+
+// nextRecord returns the offset of the first committed record in [from, to), or `to` when there is none: what lies there
+// may have been compacted away, aborted or deleted, and a reader that waits for it waits for ever.
+func nextRecord(ctx context.Context, cl *kgo.Client, topic string, partition int32, from, to int64) (int64, error) {
+	meta, err := kadm.NewClient(cl).Metadata(ctx, topic)
+	if err != nil {
+		return 0, fmt.Errorf("look for records of %s/%d: %w", topic, partition, err)
+	}
+	t := meta.Topics[topic]
+	p, ok := t.Partitions[partition]
+	if err := errors.Join(t.Err, p.Err); err != nil || !ok {
+		return 0, fmt.Errorf("look for records of %s/%d: found %v: %w", topic, partition, ok, err)
+	}
+	for from < to {
+		answer, err := fetchOnce(ctx, cl, p.Leader, t, partition, from)
+		if err != nil {
+			return 0, fmt.Errorf("look for records of %s/%d from %d: %w", topic, partition, from, err)
+		}
+		if len(answer.RecordBatches) == 0 {
+			if answer.LastStableOffset >= to {
+				return to, nil
+			}
+			return 0, fmt.Errorf("look for records of %s/%d from %d: nothing below %d can be read", topic, partition, from, to)
+		}
+		o := kgo.ProcessFetchPartitionOpts{Offset: from, IsolationLevel: kgo.ReadCommitted(), Topic: topic, Partition: partition}
+		fetched, next := kgo.ProcessFetchPartition(o, answer, kgo.DefaultDecompressor(), nil)
+		if fetched.Err != nil {
+			return 0, fmt.Errorf("look for records of %s/%d from %d: %w", topic, partition, from, fetched.Err)
+		}
+		if len(fetched.Records) > 0 {
+			return min(fetched.Records[0].Offset, to), nil
+		}
+		if next <= from {
+			return 0, fmt.Errorf("look for records of %s/%d: no progress at %d", topic, partition, from)
+		}
+		from = next
+	}
+	return to, nil
+}
+
+// fetchOnce asks the leader once for the batch at an offset, and does not wait for one.
+func fetchOnce(
+	ctx context.Context, cl *kgo.Client, leader int32, t kadm.TopicDetail, partition int32, offset int64,
+) (*kmsg.FetchResponseTopicPartition, error) {
+	rp := kmsg.NewFetchRequestTopicPartition()
+	rp.Partition, rp.FetchOffset, rp.PartitionMaxBytes = partition, offset, 1 // the first batch comes whole
+	rt := kmsg.NewFetchRequestTopic()
+	rt.Topic, rt.TopicID, rt.Partitions = t.Topic, t.ID, []kmsg.FetchRequestTopicPartition{rp}
+	req := kmsg.NewPtrFetchRequest()
+	req.MaxBytes, req.IsolationLevel, req.SessionEpoch = 1, 1, -1
+	req.Topics = []kmsg.FetchRequestTopic{rt}
+	resp, err := cl.Broker(int(leader)).Request(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	answer := resp.(*kmsg.FetchResponse)
+	if err := kerr.ErrorForCode(answer.ErrorCode); err != nil {
+		return nil, err
+	}
+	for _, rt := range answer.Topics {
+		for i := range rt.Partitions {
+			if rt.Partitions[i].Partition == partition {
+				return &rt.Partitions[i], kerr.ErrorForCode(rt.Partitions[i].ErrorCode)
+			}
+		}
+	}
+	// A broker leaves partitions without anything new out of an answer only in sessions, which this is not.
+	return nil, errors.New("the answer lacks the partition")
 }

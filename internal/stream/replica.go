@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 // ErrReplicaClosed is what waiting for a replica ends with after Close, or when its topic can no longer be followed.
@@ -18,23 +21,31 @@ type Replica struct {
 	done   chan struct{} // the follower has ended
 
 	mu      sync.Mutex
-	offset  int64         // of the last record that was folded; -1 before the first
+	offset  int64         // of the last record that was folded; what the owner began with before the first
 	changed chan struct{} // closed at the next one
+	lost    error         // why nothing more is read
 }
 
-// OpenReplica reads the topic to its present end and goes on until Close. The topic must exist. fold is called by one
-// goroutine, for one record at a time; as with Follow, what it fails with is reported and the record read again.
-// report also gets ErrDataLoss, after which nothing more is read.
-func OpenReplica(ctx context.Context, c Config, topic string, fold func(*Record) error, report func(error)) (*Replica, error) {
+// OpenReplica reads the topic from an offset (negative: its start) to its present end and goes on until Close. The topic
+// must exist. fold is called by one goroutine, for one record at a time; as with Follow, what it fails with is reported
+// and the record read again. report also gets ErrDataLoss, after which nothing more is read.
+func OpenReplica(
+	ctx context.Context, c Config, topic string, from int64, fold func(*Record) error, report func(error),
+) (*Replica, error) {
 	end, err := EndOffsets(ctx, c, topic)
 	if err != nil {
 		return nil, err
 	}
+	start, err := StartOffsets(ctx, c, topic)
+	if err != nil {
+		return nil, err
+	}
+	tp := TopicPartition{Topic: topic}
 	follow, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	r := &Replica{topic: topic, cancel: cancel, done: make(chan struct{}), offset: -1, changed: make(chan struct{})}
+	r := &Replica{topic: topic, cancel: cancel, done: make(chan struct{}), offset: max(from, 0) - 1, changed: make(chan struct{})}
 	go func() {
 		defer close(r.done)
-		err := Follow(follow, c, topic, 0, func(rec *Record) error {
+		err := Follow(follow, c, topic, 0, from, func(rec *Record) error {
 			if err := fold(rec); err != nil {
 				return err
 			}
@@ -46,14 +57,58 @@ func OpenReplica(ctx context.Context, c Config, topic string, fold func(*Record)
 			return nil
 		}, report)
 		if err != nil {
+			r.mu.Lock()
+			r.lost = err
+			r.mu.Unlock()
 			report(err)
 		}
 	}()
-	if err := r.WaitFor(ctx, end[TopicPartition{Topic: topic}]-1); err != nil {
+	if err := r.catchUp(ctx, c, max(from, start[tp]), end[tp]); err != nil {
 		r.Close()
 		return nil, err
 	}
 	return r, nil
+}
+
+// askAfter is how long the follower may be silent before the broker is asked whether there is anything left to read. It
+// only says when to ask; the answer decides.
+const askAfter = 100 * time.Millisecond
+
+// catchUp returns when everything below end that can be read has been folded. The records before end may be gone:
+// compacted, deleted, or of an aborted transaction. So the place reached counts, not a last record.
+func (r *Replica) catchUp(ctx context.Context, c Config, from, end int64) error {
+	var cl *kgo.Client
+	for {
+		r.mu.Lock()
+		at, changed := max(r.offset+1, from), r.changed
+		r.mu.Unlock()
+		if at >= end {
+			return nil
+		}
+		select {
+		case <-changed:
+			continue
+		case <-ctx.Done():
+			return fmt.Errorf("read %s up to offset %d: %w", r.topic, end-1, ctx.Err())
+		case <-r.done:
+			return fmt.Errorf("read %s up to offset %d: %w", r.topic, end-1, errors.Join(ErrReplicaClosed, r.Lost()))
+		case <-time.After(askAfter):
+		}
+		if cl == nil {
+			opts, err := c.options()
+			if err != nil {
+				return err
+			}
+			if cl, err = kgo.NewClient(opts...); err != nil {
+				return fmt.Errorf("read %s: %w", r.topic, err)
+			}
+			defer cl.Close()
+		}
+		// An error is the follower's too, which reports it and tries again.
+		if next, err := nextRecord(ctx, cl, r.topic, 0, at, end); err == nil && next >= end {
+			return nil
+		}
+	}
 }
 
 // WaitFor returns when the record at offset has been folded.
@@ -85,6 +140,13 @@ func (r *Replica) Changed() <-chan struct{} {
 
 // Done returns a channel that is closed when nothing more will be folded.
 func (r *Replica) Done() <-chan struct{} { return r.done }
+
+// Lost is why nothing more is folded, although the replica was not closed; nil: it follows.
+func (r *Replica) Lost() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.lost
+}
 
 // Close stops following.
 func (r *Replica) Close() {

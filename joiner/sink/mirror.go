@@ -208,7 +208,7 @@ func (s *Service) control(ctx context.Context) (progress bool, err error) {
 			s.log.Error().Err(err).Int64("offset", r.Offset).Msg("record of control.v1 left out of the mirror")
 			return
 		}
-		if err := state.Apply(r.Offset, row.Event); err != nil {
+		if _, err := state.Apply(r.Offset, row.Event); err != nil {
 			row.Rejected = err.Error()
 		}
 		rows = append(rows, row)

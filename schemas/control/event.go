@@ -9,7 +9,12 @@ import (
 	"time"
 )
 
-// Type says what happened. The list is closed: the fold rejects an unknown type.
+// Format is the version of the commands that this release writes and of the rules by which it folds them. It is raised
+// whenever a type or a rule is added. 0 and 1 are commands from before there was a format: they are folded by the rules of
+// their time, until the first command of a newer format; from there on commands of an older format are rejected.
+const Format = 2
+
+// Type says what happened. The list is closed: the fold rejects an unknown type, unless it is of a newer Format.
 type Type string
 
 // Types of commands.
@@ -33,27 +38,55 @@ const (
 	DatasetBuilt      Type = "dataset.built"      // Data: Dataset
 	BreakerTripped    Type = "breaker.tripped"    // Data: Breaker
 	BreakerReset      Type = "breaker.reset"      // Data: Breaker
+	LeaseAcquired     Type = "lease.acquired"     // Data: Lease; Entity: lease/<role>; Expect is required
+	LeaseReleased     Type = "lease.released"     // Data: Lease; by its holder
 )
 
 // Event is one command. It is stored as JSON.
 type Event struct {
 	ID     string          `json:"id"` // UUID; the fold applies an id once, so that a re-sent command changes nothing
 	Type   Type            `json:"type"`
-	Entity string          `json:"entity"`           // "model/<version>", "route/<logical>", "experiment/<id>", "job/<id>", "dataset/<digest>", "breaker/<slice>", "holdout/<logical>"
+	Format int             `json:"format,omitempty"` // see Format
+	Entity string          `json:"entity"`           // see the functions that end in Entity, such as ModelEntity
 	Expect *int64          `json:"expect,omitempty"` // version of the entity that the command was decided on; nil: any
 	Actor  string          `json:"actor"`            // who: a person's token name, or a service
-	Note   string          `json:"note,omitempty"`
+	Role   Role            `json:"role,omitempty"`   // of a single writer, which must hold the role's lease
+	Epoch  int64           `json:"epoch,omitempty"`  // of that lease
+	Note   string          `json:"note,omitempty"`   // at most MaxText bytes
 	Time   time.Time       `json:"time"`
 	Data   json.RawMessage `json:"data"`
 }
 
-// NewEvent builds a command; expect < 0 means that any version of the entity will do.
+// Bounds of what a command may carry, so that the state stays small whoever writes.
+const (
+	MaxText   = 4 << 10   // bytes of a note, a reason or an error
+	MaxData   = 256 << 10 // bytes of a command's data
+	MaxSteps  = 64        // of a ramp
+	MaxVisits = 1000      // to steps of one ramp
+	MaxForced = 1000      // units of one experiment
+	MaxTrail  = 1000      // changes that an experiment remembers; the log has them all
+)
+
+// Clip cuts a text that a program made to MaxText bytes, at a character, and says so.
+func Clip(text string) string {
+	const more = " [cut]"
+	if len(text) <= MaxText {
+		return text
+	}
+	return strings.ToValidUTF8(text[:MaxText-len(more)], "") + more
+}
+
+// NewEvent builds a command; expect < 0 means that any version of the entity will do. A note that is too long is an error
+// (ErrInvalid): programs cut theirs with Clip, people are told.
 func NewEvent(id string, typ Type, entity string, expect int64, actor, note string, now time.Time, data any) (Event, error) {
 	raw, err := json.Marshal(data)
 	if err != nil {
 		return Event{}, fmt.Errorf("encode %s for %s: %w", typ, entity, err)
 	}
-	e := Event{ID: id, Type: typ, Entity: entity, Actor: actor, Note: note, Time: now.UTC(), Data: raw}
+	if len(note) > MaxText {
+		return Event{}, fmt.Errorf("%s on %s: %w: a note of %d bytes, at most %d", typ, entity, ErrInvalid, len(note), MaxText)
+	}
+	e := Event{ID: id, Type: typ, Format: Format, Entity: entity, Actor: actor, Note: note, Time: now.UTC(), Data: raw}
 	if expect >= 0 {
 		e.Expect = &expect
 	}
@@ -80,6 +113,9 @@ func HoldoutEntity(logical string) string { return "holdout/" + logical }
 
 // BreakerEntity is the entity of the circuit breaker of a slice of the traffic.
 func BreakerEntity(slice string) string { return "breaker/" + slice }
+
+// LeaseEntity is the entity of the lease of a single-writer role.
+func LeaseEntity(role Role) string { return "lease/" + string(role) }
 
 // ModelState is where a version is on its way into serving.
 type ModelState string
@@ -128,7 +164,8 @@ func (m Model) FailedGates() string {
 	var failed []string
 	for _, g := range m.Gates {
 		if !g.Passed {
-			failed = append(failed, strings.TrimSuffix(fmt.Sprintf("gate %s: %.4g against %.4g (%s)", g.Name, g.Value, g.Threshold, g.Why), " ()"))
+			text := fmt.Sprintf("gate %s: %.4g against %.4g (%s)", g.Name, g.Value, g.Threshold, g.Why)
+			failed = append(failed, strings.TrimSuffix(text, " ()"))
 		}
 	}
 	return strings.Join(failed, "; ")
@@ -304,6 +341,9 @@ type Decision struct {
 	P           float64 `json:"p"`
 	SRMP        float64 `json:"srm_p"`
 	Impressions int64   `json:"impressions"`
+	// Champion is the version that the decision brings to the route, empty: the route stays. The fold works it out itself
+	// and rejects a decision that says another; it is here for those who read commands without folding them.
+	Champion string `json:"champion,omitempty"`
 }
 
 // JobState is where a training job is.
@@ -333,6 +373,8 @@ type JobUpdate struct {
 	Metrics  map[string]any `json:"metrics,omitempty"`
 	Class    string         `json:"class,omitempty"` // failure class, see docs/jobs.md
 	Error    string         `json:"error,omitempty"`
+	// RetryAt: the attempt failed, the job has not: it queues again, and starts no sooner than this.
+	RetryAt time.Time `json:"retry_at,omitzero"`
 }
 
 // Dataset is an immutable set of pairs.

@@ -2,19 +2,11 @@ package control
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 )
-
-// ErrConflict is the rejection of a command whose entity has moved on since it was decided.
-var ErrConflict = errors.New("the entity has changed since the command was decided: read it again and decide anew")
-
-// ErrInvalid is the rejection of a command that makes no sense in this state.
-var ErrInvalid = errors.New("command not valid in this state")
 
 // ModelStatus is a model version and where it stands.
 type ModelStatus struct {
@@ -22,6 +14,19 @@ type ModelStatus struct {
 	State  ModelState `json:"state"`
 	Reason string     `json:"reason,omitempty"`
 	Since  time.Time  `json:"since"`
+	// Proved: it has passed its probe at some time. Nothing else becomes champion, but for a base as the first one.
+	Proved bool `json:"proved,omitempty"`
+}
+
+// CanServe says why the version may not become champion; empty: it may.
+func (m *ModelStatus) CanServe() string {
+	switch {
+	case m.State == ModelFailed:
+		return "it has failed: " + m.Reason
+	case !m.Proved:
+		return "it is " + string(m.State) + " and has not passed its probe"
+	}
+	return ""
 }
 
 // ExperimentStatus is an experiment and where it stands.
@@ -36,7 +41,7 @@ type ExperimentStatus struct {
 	Paused bool `json:"paused,omitempty"`
 	// Forced are the arms given by hand, by unit.
 	Forced map[string]string `json:"forced,omitempty"`
-	// Trail is every command on the experiment that was applied, in order.
+	// Trail are the newest commands on the experiment that were applied, in order, at most MaxTrail.
 	Trail []Change `json:"trail,omitempty"`
 }
 
@@ -85,6 +90,8 @@ type JobStatus struct {
 	Queued   time.Time `json:"queued"`
 	Started  time.Time `json:"started,omitzero"`
 	Finished time.Time `json:"finished,omitzero"`
+	// NotBefore is when a job that failed and queues again may start.
+	NotBefore time.Time `json:"not_before,omitzero"`
 }
 
 // Route says which version answers for a logical model.
@@ -95,9 +102,10 @@ type Route struct {
 }
 
 // State is the fold of the control log. The zero value is not ready; use NewState. It is not safe for
-// concurrent use: its owner guards it, and hands out copies (Clone).
+// concurrent use: its owner guards it, and hands out copies (View).
 type State struct {
 	Offset      int64                        `json:"offset"` // of the last record applied, -1 before the first
+	Format      int                          `json:"format"` // the newest format of a command so far
 	Models      map[string]*ModelStatus      `json:"models"`
 	Routes      map[string]Route             `json:"routes"`
 	Experiments map[string]*ExperimentStatus `json:"experiments"`
@@ -105,8 +113,25 @@ type State struct {
 	Datasets    map[string]Dataset           `json:"datasets"`
 	Breakers    map[string]Breaker           `json:"breakers"` // tripped ones
 	Holdouts    map[string]Holdout           `json:"holdouts"` // by logical model
-	Versions    map[string]int64             `json:"versions"` // of each entity: commands applied to it
-	seen        map[string]bool              // ids applied
+	Leases      map[Role]Lease               `json:"leases"`   // the last holder of each role
+	Versions    map[string]int64             `json:"versions"` // of each entity: commands that changed it
+	// Behind is what this release does not understand; nil: it understands everything so far.
+	Behind *Newer `json:"behind,omitempty"`
+
+	seen seen // ids applied
+}
+
+// Newer is what a newer release has written that this one does not know. What follows from it is missing in this state.
+type Newer struct {
+	Format   int   `json:"format"` // the highest
+	Commands int64 `json:"commands"`
+	Offset   int64 `json:"offset"` // of the first
+	Type     Type  `json:"type"`   // of the first
+}
+
+func (n *Newer) String() string {
+	return fmt.Sprintf("%d commands of format %d, the first %s at offset %d; this release knows format %d: upgrade it",
+		n.Commands, n.Format, n.Type, n.Offset, Format)
 }
 
 // NewState is the state before the first command.
@@ -114,19 +139,33 @@ func NewState() *State {
 	return &State{
 		Offset: -1, Models: map[string]*ModelStatus{}, Routes: map[string]Route{}, Experiments: map[string]*ExperimentStatus{},
 		Jobs: map[string]*JobStatus{}, Datasets: map[string]Dataset{}, Breakers: map[string]Breaker{}, Holdouts: map[string]Holdout{},
-		Versions: map[string]int64{}, seen: map[string]bool{},
+		Leases: map[Role]Lease{}, Versions: map[string]int64{},
 	}
 }
 
 // Clone is a copy that shares nothing that Apply changes.
 func (s *State) Clone() *State {
+	c := s.View()
+	c.seen = s.seen.clone()
+	return c
+}
+
+// View is a copy to read from: unlike a Clone it does not know which ids were applied, so nothing may be applied to it.
+func (s *State) View() *State {
 	c := *s
+	c.seen = seen{}
 	c.Models = cloneDeep(s.Models)
 	c.Experiments = cloneDeep(s.Experiments)
+	for _, x := range c.Experiments {
+		// Shared up to here; whoever appends to the copy gets an array of its own.
+		x.History, x.Trail, x.Forced = slices.Clip(x.History), slices.Clip(x.Trail), maps.Clone(x.Forced)
+	}
 	c.Jobs = cloneDeep(s.Jobs)
 	c.Routes, c.Datasets, c.Breakers = maps.Clone(s.Routes), maps.Clone(s.Datasets), maps.Clone(s.Breakers)
-	c.Holdouts = maps.Clone(s.Holdouts)
-	c.Versions, c.seen = maps.Clone(s.Versions), maps.Clone(s.seen)
+	c.Holdouts, c.Leases, c.Versions = maps.Clone(s.Holdouts), maps.Clone(s.Leases), maps.Clone(s.Versions)
+	if s.Behind != nil {
+		c.Behind = new(*s.Behind)
+	}
 	return &c
 }
 
@@ -149,338 +188,4 @@ func (s *State) Running(logical string) []*ExperimentStatus {
 	}
 	slices.SortFunc(out, func(a, b *ExperimentStatus) int { return a.Created.Compare(b.Created) })
 	return out
-}
-
-// Apply folds one command in. A non-nil error is a rejection (ErrConflict, ErrInvalid): the state is as
-// it was, except that Offset has moved on. A command whose id was applied before is ignored without error.
-func (s *State) Apply(offset int64, e Event) error {
-	s.Offset = offset
-	if e.ID == "" { // the first such command would make every later one look like a repetition
-		return fmt.Errorf("%s on %s: %w: no id", e.Type, e.Entity, ErrInvalid)
-	}
-	if s.seen[e.ID] {
-		return nil
-	}
-	if v := s.Versions[e.Entity]; e.Expect != nil && *e.Expect != v {
-		return fmt.Errorf("%s on %s expects version %d, it is at %d: %w", e.Type, e.Entity, *e.Expect, v, ErrConflict)
-	}
-	if err := s.apply(e); err != nil {
-		return fmt.Errorf("%s on %s: %w", e.Type, e.Entity, err)
-	}
-	s.Versions[e.Entity]++
-	s.seen[e.ID] = true
-	return nil
-}
-
-func decode[T any](e Event) (T, error) {
-	var v T
-	if err := json.Unmarshal(e.Data, &v); err != nil {
-		return v, fmt.Errorf("%w: %v", ErrInvalid, err)
-	}
-	return v, nil
-}
-
-func (s *State) apply(e Event) error {
-	switch e.Type {
-	case ModelRegistered:
-		m, err := decode[Model](e)
-		if err == nil {
-			err = names(e, ModelEntity(m.Version))
-		}
-		if err != nil {
-			return err
-		}
-		if s.Models[m.Version] != nil {
-			return fmt.Errorf("%w: version %s is registered already and names are never reused", ErrInvalid, m.Version)
-		}
-		st := &ModelStatus{Model: m, State: ModelFetched, Since: e.Time}
-		if why := m.FailedGates(); why != "" { // in one command: no reader sees the version loadable in between
-			st.State, st.Reason = ModelFailed, why
-		}
-		s.Models[m.Version] = st
-	case ModelStateChanged:
-		c, err := decode[ModelStateChange](e)
-		if err == nil {
-			err = names(e, ModelEntity(id(e)))
-		}
-		if err != nil {
-			return err
-		}
-		return s.setModel(id(e), c.State, c.Reason, e.Time)
-	case ModelPromoted, ModelRolledBack:
-		return s.promote(e)
-	case ExperimentCreated:
-		x, err := decode[Experiment](e)
-		if err == nil {
-			err = names(e, ExperimentEntity(x.ID))
-		}
-		if err != nil {
-			return err
-		}
-		if s.Experiments[x.ID] != nil {
-			return fmt.Errorf("%w: experiment %s exists", ErrInvalid, x.ID)
-		}
-		if len(x.Steps) == 0 {
-			return fmt.Errorf("%w: experiment %s has no steps", ErrInvalid, x.ID)
-		}
-		first := Step{Index: 0, Share: x.Steps[0]}
-		s.Experiments[x.ID] = &ExperimentStatus{
-			Experiment: x,
-			Step:       first,
-			History:    []Step{first},
-			Stepped:    e.Time,
-			Trail:      []Change{change(e, 1)},
-		}
-		if !x.Draft {
-			s.ramp(x.Treatment, x.ID, e.Time)
-		}
-	case ExperimentStarted, ExperimentStepped, ExperimentPaused, ExperimentResumed, ExperimentForced, ExperimentDecided:
-		return s.experiment(e)
-	case HoldoutSet:
-		h, err := decode[Holdout](e)
-		if err == nil {
-			err = names(e, HoldoutEntity(h.Logical))
-		}
-		switch {
-		case err != nil:
-			return err
-		case !(h.Share >= 0 && h.Share < 1):
-			return fmt.Errorf("%w: a holdout share of %g", ErrInvalid, h.Share)
-		case h.Version != "" && s.Models[h.Version] == nil:
-			return fmt.Errorf("%w: no model version %s", ErrInvalid, h.Version)
-		case h.Share == 0:
-			delete(s.Holdouts, h.Logical)
-		default:
-			s.Holdouts[h.Logical] = h
-		}
-	case JobSubmitted:
-		j, err := decode[Job](e)
-		if err == nil {
-			err = names(e, JobEntity(j.ID))
-		}
-		if err != nil {
-			return err
-		}
-		if s.Jobs[j.ID] != nil {
-			return fmt.Errorf("%w: job %s exists", ErrInvalid, j.ID)
-		}
-		s.Jobs[j.ID] = &JobStatus{Job: j, State: JobQueued, Queued: e.Time}
-	case JobStarted, JobFinished, JobFailed:
-		return s.job(e)
-	case DatasetBuilt:
-		d, err := decode[Dataset](e)
-		if err == nil {
-			err = names(e, DatasetEntity(d.Digest))
-		}
-		if err != nil {
-			return err
-		}
-		s.Datasets[d.Digest] = d
-	case BreakerTripped, BreakerReset:
-		b, err := decode[Breaker](e)
-		if err == nil {
-			err = names(e, BreakerEntity(b.Slice))
-		}
-		if err != nil {
-			return err
-		}
-		if e.Type == BreakerReset {
-			delete(s.Breakers, b.Slice)
-		} else {
-			s.Breakers[b.Slice] = b
-		}
-	default:
-		return fmt.Errorf("%w: unknown type", ErrInvalid)
-	}
-	return nil
-}
-
-func (s *State) setModel(version string, st ModelState, reason string, at time.Time) error {
-	m := s.Models[version]
-	if m == nil {
-		return fmt.Errorf("%w: no model version %s", ErrInvalid, version)
-	}
-	m.State, m.Reason, m.Since = st, reason, at
-	return nil
-}
-
-func (s *State) promote(e Event) error {
-	p, err := decode[Promotion](e)
-	if err == nil {
-		err = names(e, RouteEntity(p.Logical))
-	}
-	if err != nil {
-		return err
-	}
-	if s.Models[p.Version] == nil {
-		return fmt.Errorf("%w: no model version %s", ErrInvalid, p.Version)
-	}
-	old := s.Routes[p.Logical]
-	if old.Champion != "" && old.Champion != p.Version {
-		if err := s.setModel(old.Champion, ModelRetained, "replaced by "+p.Version, e.Time); err != nil {
-			return err
-		}
-	}
-	previous := old.Champion
-	if previous == p.Version { // promoted again: the way back stays
-		previous = old.Previous
-	}
-	s.Routes[p.Logical] = Route{Champion: p.Version, Previous: previous, Since: e.Time}
-	return s.setModel(p.Version, ModelChampion, e.Note, e.Time)
-}
-
-func (s *State) experiment(e Event) error {
-	x := s.Experiments[id(e)]
-	if x == nil {
-		return fmt.Errorf("%w: no such experiment", ErrInvalid)
-	}
-	if err := names(e, ExperimentEntity(x.ID)); err != nil {
-		return err
-	}
-	if x.Decision != nil {
-		return fmt.Errorf("%w: experiment %s was decided (%s)", ErrInvalid, x.ID, x.Decision.Outcome)
-	}
-	if x.Draft && e.Type != ExperimentStarted && e.Type != ExperimentForced && e.Type != ExperimentDecided {
-		return fmt.Errorf("%w: experiment %s has not started", ErrInvalid, x.ID)
-	}
-	var err error
-	switch e.Type {
-	case ExperimentStarted:
-		err = s.start(x, e)
-	case ExperimentPaused, ExperimentResumed:
-		if pause := e.Type == ExperimentPaused; pause == x.Paused {
-			err = fmt.Errorf("%w: experiment %s is %s already", ErrInvalid, x.ID, x.Phase())
-		} else {
-			x.Paused = pause
-		}
-	case ExperimentForced:
-		err = x.force(e)
-	case ExperimentDecided:
-		err = s.decide(x, e)
-	default:
-		err = x.step(e)
-	}
-	if err == nil {
-		x.Trail = append(slices.Clip(x.Trail), change(e, s.Versions[e.Entity]+1)) // clipped: copies of the state share the array
-	}
-	return err
-}
-
-func change(e Event, version int64) Change {
-	return Change{Version: version, Type: e.Type, Actor: e.Actor, Note: e.Note, Time: e.Time, Data: e.Data}
-}
-
-// ramp marks a version as the treatment of a running experiment, in the command that starts it, so that no reader
-// sees one without the other.
-func (s *State) ramp(version, experiment string, at time.Time) {
-	if m := s.Models[version]; m != nil {
-		m.State, m.Reason, m.Since = ModelRamp, "in experiment "+experiment, at
-	}
-}
-
-func (s *State) start(x *ExperimentStatus, e Event) error {
-	st, err := decode[Start](e)
-	if err != nil {
-		return err
-	}
-	if !x.Draft {
-		return fmt.Errorf("%w: experiment %s has started already", ErrInvalid, x.ID)
-	}
-	x.Draft, x.Stepped = false, e.Time
-	x.Step.AtMS = st.AtMS
-	x.History = []Step{x.Step}
-	s.ramp(x.Treatment, x.ID, e.Time)
-	return nil
-}
-
-func (s *State) decide(x *ExperimentStatus, e Event) error {
-	d, err := decode[Decision](e)
-	if err != nil {
-		return err
-	}
-	x.Decision, x.Decided = &d, e.Time
-	if m := s.Models[x.Treatment]; m != nil && d.Outcome != Promote && m.State != ModelChampion { // a promotion is a command of its own
-		m.State, m.Reason, m.Since = ModelRetained, fmt.Sprintf("%s: %s", d.Outcome, d.Rule), e.Time
-	}
-	return nil
-}
-
-func (x *ExperimentStatus) step(e Event) error {
-	st, err := decode[Step](e)
-	if err != nil {
-		return err
-	}
-	if st.Index < 0 || st.Index >= len(x.Steps) {
-		return fmt.Errorf("%w: step %d of %d", ErrInvalid, st.Index, len(x.Steps))
-	}
-	x.Step, x.Stepped = st, e.Time
-	x.History = append(slices.Clip(x.History), st) // clipped: copies of the state share the array
-	return nil
-}
-
-// maxForced bounds the units forced in one experiment: it is a list for testers, not a way to assign.
-const maxForced = 1000
-
-func (x *ExperimentStatus) force(e Event) error {
-	f, err := decode[Forced](e)
-	switch {
-	case err != nil:
-		return err
-	case f.Unit == "" || f.Variant != "" && f.Variant != "control" && f.Variant != "treatment":
-		return fmt.Errorf("%w: force unit %q to variant %q", ErrInvalid, f.Unit, f.Variant)
-	case f.Variant != "" && len(x.Forced) >= maxForced:
-		return fmt.Errorf("%w: %d units are forced already", ErrInvalid, maxForced)
-	}
-	x.Forced = maps.Clone(x.Forced) // copies of the state share the old one
-	if f.Variant == "" {
-		delete(x.Forced, f.Unit)
-		return nil
-	}
-	if x.Forced == nil {
-		x.Forced = map[string]string{}
-	}
-	x.Forced[f.Unit] = f.Variant
-	return nil
-}
-
-func (s *State) job(e Event) error {
-	j := s.Jobs[id(e)]
-	if j == nil {
-		return fmt.Errorf("%w: no such job", ErrInvalid)
-	}
-	if err := names(e, JobEntity(j.ID)); err != nil {
-		return err
-	}
-	if j.State == JobSucceeded || j.State == JobBroken {
-		return fmt.Errorf("%w: job %s has ended (%s)", ErrInvalid, j.ID, j.State)
-	}
-	u, err := decode[JobUpdate](e)
-	if err != nil {
-		return err
-	}
-	j.Update = u
-	switch e.Type {
-	case JobStarted:
-		j.State, j.Started = JobRunning, e.Time
-	case JobFinished:
-		j.State, j.Finished = JobSucceeded, e.Time
-	case JobFailed:
-		j.State, j.Finished = JobBroken, e.Time
-	default: // Apply hands on the three above only
-	}
-	return nil
-}
-
-// names refuses a command whose entity is not the one that it changes: its version would guard another.
-func names(e Event, want string) error {
-	if e.Entity != want {
-		return fmt.Errorf("%w: the command changes %s but names %s", ErrInvalid, want, e.Entity)
-	}
-	return nil
-}
-
-// id is what follows the kind in an entity's name; a name without a kind has the empty id, which nothing owns.
-func id(e Event) string {
-	_, rest, _ := strings.Cut(e.Entity, "/")
-	return rest
 }

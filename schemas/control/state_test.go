@@ -30,7 +30,7 @@ func (l *log) event(typ Type, entity string, expect int64, data any) Event {
 }
 
 func (l *log) try(e Event) error {
-	err := l.state.Apply(l.n, e)
+	_, err := l.state.Apply(l.n, e)
 	l.n++
 	return err
 }
@@ -49,8 +49,8 @@ func (l *log) refuse(want error, typ Type, entity string, expect int64, data any
 	if !errors.Is(err, want) {
 		l.t.Fatalf("%s on %s: want %v, got %v", typ, entity, want, err)
 	}
-	before.Offset = l.state.Offset
-	if diff := cmp.Diff(before, l.state, cmp.AllowUnexported(State{})); diff != "" {
+	before.Offset, before.Format = l.state.Offset, l.state.Format
+	if diff := cmp.Diff(before, l.state, cmp.AllowUnexported(State{}, seen{})); diff != "" {
 		l.t.Fatalf("a rejected %s changed the state: %s", typ, diff)
 	}
 }
@@ -58,6 +58,22 @@ func (l *log) refuse(want error, typ Type, entity string, expect int64, data any
 func (l *log) model(version string) {
 	l.t.Helper()
 	l.do(ModelRegistered, ModelEntity(version), Model{Version: version, Logical: "prompt"})
+}
+
+// probed registers versions and brings them through their probe.
+func (l *log) probed(versions ...string) {
+	l.t.Helper()
+	for _, v := range versions {
+		l.model(v)
+		l.move(v, ModelLoaded, ModelProbed, ModelShadow)
+	}
+}
+
+func (l *log) move(version string, states ...ModelState) {
+	l.t.Helper()
+	for _, s := range states {
+		l.do(ModelStateChanged, ModelEntity(version), ModelStateChange{State: s})
+	}
 }
 
 func (l *log) promote(version string) {
@@ -68,10 +84,10 @@ func (l *log) promote(version string) {
 func TestPromotionAndRollBack(t *testing.T) {
 	l := newLog(t)
 	l.model("a")
-	l.model("b")
 	l.promote("a")
+	l.probed("b")
 	l.promote("b")
-	if got, want := l.state.Routes["prompt"], (Route{Champion: "b", Previous: "a", Since: time.Unix(1003, 0).UTC()}); got != want {
+	if got, want := l.state.Routes["prompt"], (Route{Champion: "b", Previous: "a", Since: time.Unix(1006, 0).UTC()}); got != want {
 		t.Fatalf("route %+v, want %+v", got, want)
 	}
 	if a, b := l.state.Models["a"].State, l.state.Models["b"].State; a != ModelRetained || b != ModelChampion {
@@ -108,9 +124,9 @@ func TestACommandSentTwiceIsOne(t *testing.T) {
 	l := newLog(t)
 	l.model("a")
 	e := l.event(ModelStateChanged, ModelEntity("a"), 1, ModelStateChange{State: ModelLoaded})
-	for range 2 {
-		if err := l.try(e); err != nil {
-			t.Fatal(err)
+	for _, want := range []Answer{Applied, Repeated} {
+		if got, err := l.state.Apply(l.n, e); err != nil || got != want {
+			t.Fatalf("answer %q, %v, want %q", got, err, want)
 		}
 	}
 	if v := l.state.Versions[ModelEntity("a")]; v != 2 {
@@ -144,8 +160,12 @@ func TestEntityMustMatch(t *testing.T) {
 func TestExperimentLife(t *testing.T) {
 	l := newLog(t)
 	entity := ExperimentEntity("x")
+	l.probed("a", "b", "c")
+	l.promote("a")
 	l.refuse(ErrInvalid, ExperimentCreated, entity, -1, Experiment{ID: "x"})
-	l.do(ExperimentCreated, entity, Experiment{ID: "x", Logical: "prompt", Steps: []float64{0.01, 0.5, 1}, Created: time.Unix(2, 0)})
+	l.do(ExperimentCreated, entity, Experiment{
+		ID: "x", Logical: "prompt", Control: "a", Treatment: "b", Steps: []float64{0.01, 0.5, 1}, Created: time.Unix(2, 0),
+	})
 	l.refuse(ErrInvalid, ExperimentCreated, entity, -1, Experiment{ID: "x", Steps: []float64{1}})
 	if got := l.state.Experiments["x"].Step; got != (Step{Index: 0, Share: 0.01}) {
 		t.Fatalf("first step %+v", got)
@@ -153,7 +173,9 @@ func TestExperimentLife(t *testing.T) {
 	l.do(ExperimentStepped, entity, Step{Index: 1, Share: 0.5})
 	l.refuse(ErrInvalid, ExperimentStepped, entity, -1, Step{Index: 3, Share: 1})
 	l.refuse(ErrInvalid, ExperimentStepped, ExperimentEntity("y"), -1, Step{Index: 1, Share: 0.5})
-	l.do(ExperimentCreated, ExperimentEntity("w"), Experiment{ID: "w", Logical: "prompt", Steps: []float64{1}, Created: time.Unix(1, 0)})
+	l.do(ExperimentCreated, ExperimentEntity("w"), Experiment{
+		ID: "w", Logical: "prompt", Control: "a", Treatment: "c", Steps: []float64{1}, Created: time.Unix(1, 0),
+	})
 	var running []string
 	for _, e := range l.state.Running("prompt") {
 		running = append(running, e.ID)
@@ -208,9 +230,9 @@ func TestFoldIsDeterministicAndClonesAreApart(t *testing.T) {
 				data   any
 			}{
 				ModelRegistered:   {ModelEntity(v), Model{Version: v, Logical: "p"}},
-				ModelStateChanged: {ModelEntity(v), ModelStateChange{State: ModelLoaded}},
+				ModelStateChanged: {ModelEntity(v), ModelStateChange{State: rapid.SampledFrom(servedStates).Draw(t, "state")}},
 				ModelPromoted:     {RouteEntity("p"), Promotion{Logical: "p", Version: v}},
-				ExperimentCreated: {ExperimentEntity(v), Experiment{ID: v, Logical: "p", Steps: []float64{0.1, 1}}},
+				ExperimentCreated: {ExperimentEntity(v), Experiment{ID: v, Logical: "p", Control: "a", Treatment: v, Steps: []float64{0.1, 1}}},
 				ExperimentStepped: {ExperimentEntity(v), Step{Index: 1, Share: 1}},
 				ExperimentDecided: {ExperimentEntity(v), Decision{Outcome: Promote}},
 				JobSubmitted:      {JobEntity(v), Job{ID: v}},
@@ -243,12 +265,13 @@ func TestFoldIsDeterministicAndClonesAreApart(t *testing.T) {
 			copies = append(copies, one.Clone())
 			text, _ := json.Marshal(one)
 			want = append(want, text)
-			a, b := one.Apply(int64(i), e), two.Apply(int64(i), e)
-			if fmt.Sprint(a) != fmt.Sprint(b) {
-				t.Fatalf("two readers disagree: %v, %v", a, b)
+			a, errA := one.Apply(int64(i), e)
+			b, errB := two.Apply(int64(i), e)
+			if fmt.Sprint(a, errA) != fmt.Sprint(b, errB) {
+				t.Fatalf("two readers disagree: %v %v, %v %v", a, errA, b, errB)
 			}
 		}
-		if diff := cmp.Diff(one, two, cmp.AllowUnexported(State{})); diff != "" {
+		if diff := cmp.Diff(one, two, cmp.AllowUnexported(State{}, seen{})); diff != "" {
 			t.Fatal(diff)
 		}
 		for i, c := range copies {
@@ -266,6 +289,7 @@ func TestDraftsPausesAndTheTrail(t *testing.T) {
 	l.model("a")
 	l.model("b")
 	l.promote("a")
+	l.move("b", ModelLoaded, ModelProbed)
 	entity := ExperimentEntity("x")
 	l.do(
 		ExperimentCreated,
@@ -273,7 +297,7 @@ func TestDraftsPausesAndTheTrail(t *testing.T) {
 		Experiment{ID: "x", Logical: "prompt", Control: "a", Treatment: "b", Steps: []float64{0.1, 0.5}, Draft: true},
 	)
 	x := l.state.Experiments["x"]
-	if x.Running() || x.Phase() != PhaseDraft || len(l.state.Running("prompt")) != 0 || l.state.Models["b"].State != ModelFetched {
+	if x.Running() || x.Phase() != PhaseDraft || len(l.state.Running("prompt")) != 0 || l.state.Models["b"].State != ModelProbed {
 		t.Fatalf("a draft runs: %+v, b is %s", x, l.state.Models["b"].State)
 	}
 	for _, typ := range []Type{ExperimentStepped, ExperimentPaused, ExperimentResumed} {
@@ -325,8 +349,8 @@ func TestDraftsPausesAndTheTrail(t *testing.T) {
 // A draft that is thrown away leaves a champion what it is.
 func TestADroppedDraftOfAChampion(t *testing.T) {
 	l := newLog(t)
-	l.model("a")
-	l.model("b")
+	l.probed("a", "b")
+	l.promote("a")
 	l.do(
 		ExperimentCreated,
 		ExperimentEntity("x"),

@@ -65,9 +65,9 @@ FROM
 ) AS served
 LEFT JOIN
 (
-    SELECT JSONExtractString(data, 'version') AS model_version, max(time) AS promoted
+    SELECT JSONExtractString(data, if(type = 'experiment.decided', 'champion', 'version')) AS model_version, max(time) AS promoted
     FROM control_log FINAL
-    WHERE rejected = '' AND type IN ('model.promoted', 'model.rolled_back')
+    WHERE rejected = '' AND type IN ('model.promoted', 'model.rolled_back', 'experiment.decided') AND model_version != ''
     GROUP BY model_version
 ) AS promotion USING (model_version)
 COMMENT 'Which model version served when, and its click-through rate';

@@ -9,12 +9,12 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
+	"ctrloop/internal/controllog/controltest"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/creatives"
@@ -41,24 +41,15 @@ func shop() *creatives.Library {
 
 func assigner(t testing.TB, experiment bool, share float64) *assign.Assigner {
 	t.Helper()
-	st := control.NewState()
-	n := int64(0)
-	put := func(typ control.Type, entity string, data any) {
-		e, err := control.NewEvent(fmt.Sprint(n), typ, entity, -1, "test", "", time.Unix(0, 0), data)
-		if err == nil {
-			err = st.Apply(n, e)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		n++
-	}
+	l := controltest.New()
 	for _, v := range []string{"v-control", "v-treatment"} {
-		put(control.ModelRegistered, control.ModelEntity(v), control.Model{Version: v, Logical: Logical})
+		l.Register(t, control.Model{Version: v, Logical: Logical})
+		l.Shadow(t, v)
 	}
-	put(control.ModelPromoted, control.RouteEntity(Logical), control.Promotion{Logical: Logical, Version: "v-control"})
+	l.Promote(t, "v-control")
 	if experiment {
-		put(
+		l.Put(
+			t,
 			control.ExperimentCreated,
 			control.ExperimentEntity("e"),
 			control.Experiment{
@@ -72,7 +63,7 @@ func assigner(t testing.TB, experiment bool, share float64) *assign.Assigner {
 			},
 		)
 	}
-	return assign.New(st)
+	return assign.New(l.State())
 }
 
 func newService(t testing.TB, epsilon float64, a *assign.Assigner) *Service {

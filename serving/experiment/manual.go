@@ -42,13 +42,17 @@ func (s *Service) command(id string, r Request, noted bool) (*control.State, con
 	if noted && strings.TrimSpace(r.Note) == "" {
 		return nil, control.ExperimentStatus{}, 0, bad("give a note: who reads the log later must see why", "no note")
 	}
+	if len(r.Note) > control.MaxText {
+		return nil, control.ExperimentStatus{}, 0, bad("say it shorter, or name where the rest is", "a note of %d bytes, at most %d",
+			len(r.Note), control.MaxText)
+	}
 	st := s.d.Control.State()
 	x := st.Experiments[id]
 	if x == nil {
 		return nil, control.ExperimentStatus{}, 0, fmt.Errorf("%w: %q", ErrUnknown, id)
 	}
 	at := st.Versions[control.ExperimentEntity(id)]
-	if r.Expect != nil && *r.Expect != at { // before anything is written: a promotion comes in two commands
+	if r.Expect != nil && *r.Expect != at { // the fold would say so too, after the query
 		return nil, control.ExperimentStatus{}, 0, fmt.Errorf(
 			"experiment %s is at version %d, the request expects %d: %w",
 			id,
@@ -164,8 +168,8 @@ func (s *Service) Stop(ctx context.Context, id, who string, r Request) (control.
 	if v, err := s.Analyse(ctx, x); err == nil { // the figures at the stop; without a warehouse it stops all the same
 		d = v.Decision()
 	}
-	d.Outcome, d.Rule = r.Outcome, string(ramp.Manual)
-	return d, s.end(ctx, st, x, at, d, who, r.Note)
+	d.Outcome, d.Rule, d.Champion = r.Outcome, string(ramp.Manual), st.ChampionAfter(&x, r.Outcome)
+	return d, s.append(ctx, control.ExperimentDecided, control.ExperimentEntity(x.ID), at, who, r.Note, d)
 }
 
 // SetHoldout makes, changes or (share 0) ends the holdout group of a logical model.

@@ -52,7 +52,7 @@ func (r *rig) crash(t testing.TB) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := fresh.st.Apply(fresh.offset+1, e); err != nil {
+		if _, err := fresh.st.Apply(fresh.offset+1, e); err != nil {
 			t.Fatalf("replay of %s: %v", e.Type, err)
 		}
 		fresh.offset++
@@ -326,7 +326,7 @@ func TestAnOverrideNeedsALaterEventTime(t *testing.T) {
 func TestSlotsAreExclusive(t *testing.T) {
 	r := newRig(t, 42)
 	r.log.put(t, control.ModelRegistered, control.ModelEntity("prompt-c"), control.Model{Version: "prompt-c", Logical: "prompt"})
-	r.log.put(t, control.ModelStateChanged, control.ModelEntity("prompt-c"), control.ModelStateChange{State: control.ModelShadow})
+	r.log.shadow(t, "prompt-c")
 	h := r.Handler()
 	for _, c := range []struct {
 		body string
@@ -374,6 +374,7 @@ func TestSlotsAreExclusive(t *testing.T) {
 func TestAWinOverAnOldChampionPromotesNothing(t *testing.T) {
 	r := newRig(t, 1, 0.2, 0.5, 1)
 	r.log.put(t, control.ModelRegistered, control.ModelEntity("prompt-c"), control.Model{Version: "prompt-c", Logical: "prompt"})
+	r.log.shadow(t, "prompt-c")
 	r.log.put(t, control.ModelPromoted, control.RouteEntity("prompt"), control.Promotion{Logical: "prompt", Version: "prompt-c"})
 	x := r.run(t, 200, flat(0.04, 0.06))
 	if x.Running() || x.Decision.Outcome != control.Inconclusive || x.Decision.Rule != string(ramp.ChampionChanged) ||

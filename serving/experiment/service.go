@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"ctrloop/internal/controllog"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/experiment/exposure"
 	"ctrloop/serving/experiment/ramp"
@@ -16,13 +17,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 )
-
-// Log is the control log: its fold as of now, and a way to add to it. Append returns once the command is part of
-// the state, or with control.ErrConflict or control.ErrInvalid when the fold refused it.
-type Log interface {
-	State() *control.State
-	Append(ctx context.Context, e control.Event) error
-}
 
 // Span is a part of event time: From <= t < To. Zero times leave that end open.
 type Span struct{ From, To time.Time }
@@ -62,7 +56,8 @@ type Look struct {
 
 // Deps are what the service works with. Health, Metrics, Looks, Reports, Hooks and Exposures may be nil.
 type Deps struct {
-	Control Log
+	Control control.Log       // for the commands of people
+	Lead    controllog.Leader // the claim on control.RoleExperiments: one process looks
 	Source  Source
 	Health  Health
 	Metrics Metrics
@@ -92,18 +87,20 @@ func New(cfg Config, d Deps, log zerolog.Logger, reg prometheus.Registerer) (*Se
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("experiment: %w", err)
 	}
-	if d.Control == nil || d.Source == nil || d.Wall == nil || d.EventNow == nil {
-		return nil, errors.New("experiment: Control, Source, Wall and EventNow must be given")
+	if d.Control == nil || d.Lead == nil || d.Source == nil || d.Wall == nil || d.EventNow == nil {
+		return nil, errors.New("experiment: Control, Lead, Source, Wall and EventNow must be given")
 	}
 	return &Service{cfg: cfg, d: d, log: log, metrics: newMetrics(reg)}, nil
 }
 
-// Run looks at the running experiments until ctx ends.
-func (s *Service) Run(ctx context.Context) error {
+// Run looks at the running experiments until ctx ends, while this process leads.
+func (s *Service) Run(ctx context.Context) error { return s.d.Lead.Lead(ctx, s.run) }
+
+func (s *Service) run(ctx context.Context, log control.Log) error {
 	tick := time.NewTicker(s.cfg.Interval)
 	defer tick.Stop()
 	for {
-		if err := s.LookAll(ctx); err != nil && ctx.Err() == nil {
+		if err := s.lookAll(ctx, log); err != nil && ctx.Err() == nil {
 			s.log.Error().Err(err).Msg("look at the experiments failed; trying again")
 		}
 		select {
@@ -114,17 +111,17 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 }
 
-// LookAll looks once at every running experiment and writes what follows from it.
-func (s *Service) LookAll(ctx context.Context) error {
+// lookAll looks once at every running experiment and writes what follows from it.
+func (s *Service) lookAll(ctx context.Context, log control.Log) error {
 	var errs []error
 	running := s.running()
 	s.metrics.running.Set(float64(len(running)))
 	for _, x := range running {
 		start := time.Now()
-		err := s.look(ctx, x)
+		err := s.look(ctx, log, x)
 		s.metrics.seconds.Observe(time.Since(start).Seconds())
 		switch {
-		case errors.Is(err, control.ErrConflict): // another replica was first: its decision stands
+		case errors.Is(err, control.ErrConflict), errors.Is(err, control.ErrFenced): // a person or another process was first
 			s.log.Debug().Str("experiment", x.ID).Err(err).Msg("decided elsewhere")
 		case err != nil:
 			s.metrics.errors.Inc()
@@ -145,7 +142,7 @@ func (s *Service) running() []control.ExperimentStatus {
 	return out
 }
 
-func (s *Service) look(ctx context.Context, x control.ExperimentStatus) error {
+func (s *Service) look(ctx context.Context, log control.Log, x control.ExperimentStatus) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
 	st := s.d.Control.State()
@@ -162,6 +159,9 @@ func (s *Service) look(ctx context.Context, x control.ExperimentStatus) error {
 	if st.Routes[x.Logical].Champion == x.Treatment && v.Action != ramp.Promote { // by hand, or before a crash
 		v.Action, v.Rule, v.Why, v.Next = ramp.Promote, ramp.AlreadyPromoted, "the treatment is the champion already", nil
 	}
+	if m := st.Models[x.Treatment]; m != nil && m.State == control.ModelFailed {
+		v.Action, v.Rule, v.Why, v.Next = ramp.RollBack, ramp.TreatmentFailed, "the treatment cannot answer any more: "+m.Reason, nil
+	}
 	if c := st.Routes[x.Logical].Champion; v.Action == ramp.Promote && c != x.Control && c != x.Treatment {
 		v.Action, v.Rule = ramp.Inconclusive, ramp.ChampionChanged
 		v.Why = fmt.Sprintf(
@@ -173,7 +173,7 @@ func (s *Service) look(ctx context.Context, x control.ExperimentStatus) error {
 	}
 	s.metrics.looks.WithLabelValues(string(v.Action), string(v.Rule)).Inc()
 	s.record(ctx, x, v)
-	return s.act(ctx, st, x, at, v)
+	return s.act(ctx, log, st, x, at, v)
 }
 
 // Analyse is a look that changes nothing.
@@ -244,10 +244,10 @@ func (s *Service) record(ctx context.Context, x control.ExperimentStatus, v ramp
 	}
 }
 
-// act writes what the verdict asks for. A promotion comes before the decision that ends the experiment: after a
-// crash between the two, the next look finds the treatment promoted and writes the missing decision. The other
-// way round, a promotion that is missing could not be told from one that a person took back.
-func (s *Service) act(ctx context.Context, st *control.State, x control.ExperimentStatus, at int64, v ramp.Verdict) error {
+// act writes what the verdict asks for. A decision is one command: the fold moves the route with it.
+func (s *Service) act(
+	ctx context.Context, log control.Log, st *control.State, x control.ExperimentStatus, at int64, v ramp.Verdict,
+) error {
 	switch v.Action {
 	case ramp.Hold:
 		return nil
@@ -256,9 +256,11 @@ func (s *Service) act(ctx context.Context, st *control.State, x control.Experime
 		if err != nil {
 			return err
 		}
-		return s.append(ctx, control.ExperimentStepped, control.ExperimentEntity(x.ID), at, actor, v.Why, next)
+		return s.write(ctx, log, control.ExperimentStepped, control.ExperimentEntity(x.ID), at, actor, control.Clip(v.Why), next)
 	default: // Promote, RollBack, Inconclusive: each ends the experiment
-		return s.end(ctx, st, x, at, v.Decision(), actor, v.Why)
+		d := v.Decision()
+		d.Champion = st.ChampionAfter(&x, d.Outcome)
+		return s.write(ctx, log, control.ExperimentDecided, control.ExperimentEntity(x.ID), at, actor, control.Clip(v.Why), d)
 	}
 }
 
@@ -278,37 +280,19 @@ func (s *Service) dated(x control.ExperimentStatus, next control.Step) (control.
 	return next, nil
 }
 
-// end writes a decision, and the change of route that it needs.
-func (s *Service) end(
-	ctx context.Context,
-	st *control.State,
-	x control.ExperimentStatus,
-	at int64,
-	d control.Decision,
-	who, note string,
-) error {
-	route, champion := control.RouteEntity(x.Logical), st.Routes[x.Logical].Champion
-	var err error
-	switch {
-	case d.Outcome == control.Promote && champion != x.Treatment:
-		err = s.append(ctx, control.ModelPromoted, route, st.Versions[route], who, note,
-			control.Promotion{Logical: x.Logical, Version: x.Treatment, Previous: champion})
-	case d.Outcome != control.Promote && champion == x.Treatment:
-		err = s.append(ctx, control.ModelRolledBack, route, st.Versions[route], who, note,
-			control.Promotion{Logical: x.Logical, Version: x.Control, Previous: champion})
-	}
-	if err != nil {
-		return err
-	}
-	return s.append(ctx, control.ExperimentDecided, control.ExperimentEntity(x.ID), at, who, note, d)
+// append writes the command of a person.
+func (s *Service) append(ctx context.Context, typ control.Type, entity string, expect int64, who, note string, data any) error {
+	return s.write(ctx, s.d.Control, typ, entity, expect, who, note, data)
 }
 
-func (s *Service) append(ctx context.Context, typ control.Type, entity string, expect int64, who, note string, data any) error {
+func (s *Service) write(
+	ctx context.Context, log control.Log, typ control.Type, entity string, expect int64, who, note string, data any,
+) error {
 	e, err := control.NewEvent(uuid.NewString(), typ, entity, expect, who, note, s.d.Wall(), data)
 	if err != nil {
 		return err
 	}
-	if err := s.d.Control.Append(ctx, e); err != nil {
+	if _, err := log.Append(ctx, e); err != nil { // repeated: its answer was lost and it was sent again below us
 		return fmt.Errorf("append %s: %w", typ, err)
 	}
 	s.log.Info().Str("type", string(typ)).Str("entity", entity).Str("note", note).Msg("control command written")

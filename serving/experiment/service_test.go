@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"ctrloop/internal/controllog"
 	"ctrloop/internal/stats"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/experiment/assign"
@@ -34,22 +35,38 @@ type memoryLog struct {
 
 func (l *memoryLog) State() *control.State { return l.st.Clone() }
 
-func (l *memoryLog) Append(_ context.Context, e control.Event) error {
+func (l *memoryLog) Changed() <-chan struct{} { return nil }
+
+func (l *memoryLog) Append(_ context.Context, e control.Event) (control.Answer, error) {
 	if l.refuse != nil {
 		if err := l.refuse(e); err != nil {
-			return err
+			return "", err
 		}
 	}
 	l.offset++
-	if err := l.st.Apply(l.offset, e); err != nil {
-		return err
+	answer, err := l.st.Apply(l.offset, e)
+	if err != nil {
+		return "", err
 	}
 	l.events = append(l.events, e)
 	if l.lose != nil {
-		return l.lose(e)
+		if err := l.lose(e); err != nil {
+			return "", err
+		}
 	}
-	return nil
+	return answer, nil
 }
+
+// shadow brings a registered version through its probe.
+func (l *memoryLog) shadow(t testing.TB, version string) {
+	t.Helper()
+	for _, s := range []control.ModelState{control.ModelLoaded, control.ModelProbed, control.ModelShadow} {
+		l.put(t, control.ModelStateChanged, control.ModelEntity(version), control.ModelStateChange{State: s})
+	}
+}
+
+// LookAll looks as the leader does.
+func (s *Service) LookAll(ctx context.Context) error { return s.lookAll(ctx, s.d.Lead.Held()) }
 
 func (l *memoryLog) put(t testing.TB, typ control.Type, entity string, data any) {
 	t.Helper()
@@ -57,7 +74,7 @@ func (l *memoryLog) put(t testing.TB, typ control.Type, entity string, data any)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Append(t.Context(), e); err != nil {
+	if _, err := l.Append(t.Context(), e); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -201,7 +218,7 @@ func newRig(t testing.TB, seed uint64, steps ...float64) *rig {
 		world: &traffic{rng: rand.New(rand.NewPCG(seed, 1)), now: time.UnixMilli(1_700_000_000_000), lag: 90 * time.Minute}}
 	for _, v := range []string{"prompt-a", "prompt-b"} {
 		r.log.put(t, control.ModelRegistered, control.ModelEntity(v), control.Model{Version: v, Logical: "prompt"})
-		r.log.put(t, control.ModelStateChanged, control.ModelEntity(v), control.ModelStateChange{State: control.ModelShadow})
+		r.log.shadow(t, v)
 	}
 	r.log.put(t, control.ModelPromoted, control.RouteEntity("prompt"), control.Promotion{Logical: "prompt", Version: "prompt-a"})
 	if len(steps) > 0 {
@@ -217,7 +234,7 @@ func newRig(t testing.TB, seed uint64, steps ...float64) *rig {
 // restart replaces the service by a new one that knows nothing but the control log.
 func (r *rig) restart(t testing.TB, cfg Config) {
 	t.Helper()
-	s, err := New(cfg, Deps{Control: r.log, Source: r.world, Looks: r.looks, Wall: func() time.Time { return time.Unix(1_800_000_000, 0) },
+	s, err := New(cfg, Deps{Control: r.log, Lead: controllog.Alone(r.log), Source: r.world, Looks: r.looks, Wall: func() time.Time { return time.Unix(1_800_000_000, 0) },
 		EventNow: func() time.Time { return r.world.now }}, zerolog.Nop(), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
@@ -368,8 +385,8 @@ func TestWholeRampInDrift(t *testing.T) {
 	}
 }
 
-// A crash between the promotion and the decision: the next look writes what is missing, once.
-func TestCrashBetweenPromotionAndDecision(t *testing.T) {
+// A decision is one command: while it cannot be written nothing of it happens, and then all of it.
+func TestADecisionIsAllOrNothing(t *testing.T) {
 	r := newRig(t, 1, 0.2, 0.5)
 	down := errors.New("broker down")
 	r.log.refuse = func(e control.Event) error {
@@ -385,22 +402,19 @@ func TestCrashBetweenPromotionAndDecision(t *testing.T) {
 			break
 		}
 	}
-	if st := r.log.st; st.Routes["prompt"].Champion != "prompt-b" || !st.Experiments["e"].Running() {
-		t.Fatalf("want promoted and undecided, have %+v, %+v", st.Routes["prompt"], st.Experiments["e"].Decision)
+	if st := r.log.st; st.Routes["prompt"].Champion != "prompt-a" || !st.Experiments["e"].Running() {
+		t.Fatalf("want nothing promoted and undecided, have %+v, %+v", st.Routes["prompt"], st.Experiments["e"].Decision)
 	}
 	r.log.refuse = nil
 	r.restart(t, r.cfg)
 	if x := r.run(t, 1, rates); x.Running() || x.Decision.Outcome != control.Promote {
 		t.Fatalf("after the restart: %+v", x.Decision)
 	}
-	promotions := 0
-	for _, e := range r.log.events[5:] {
-		if e.Type == control.ModelPromoted {
-			promotions++
-		}
+	if st := r.log.st; st.Routes["prompt"].Champion != "prompt-b" || st.Models["prompt-a"].State != control.ModelRetained {
+		t.Errorf("route %+v, the old champion is %s", st.Routes["prompt"], st.Models["prompt-a"].State)
 	}
-	if promotions != 1 {
-		t.Errorf("%d promotions", promotions)
+	if last := r.log.events[len(r.log.events)-1]; last.Type != control.ExperimentDecided {
+		t.Errorf("the last command is %s", last.Type)
 	}
 }
 
@@ -416,7 +430,7 @@ func TestTwoReplicas(t *testing.T) {
 			first = false
 			other := e
 			other.ID = "other"
-			if err := r.log.Append(t.Context(), other); err != nil {
+			if _, err := r.log.Append(t.Context(), other); err != nil {
 				t.Fatal(err)
 			}
 		}

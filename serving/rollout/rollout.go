@@ -14,6 +14,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"ctrloop/internal/controllog"
 	"ctrloop/schemas/control"
 )
 
@@ -78,17 +79,10 @@ type Creatives interface {
 	Ensure(ctx context.Context, version string, n int) error
 }
 
-// ControlLog is the control plane.
-type ControlLog interface {
-	State() *control.State
-	Append(ctx context.Context, e control.Event) error
-	Changed() <-chan struct{}
-}
-
 // Service is the running rollout.
 type Service struct {
 	cfg       Config
-	control   ControlLog
+	lead      controllog.Leader
 	creatives Creatives
 	log       zerolog.Logger
 
@@ -96,19 +90,21 @@ type Service struct {
 	ensured map[string]bool // versions whose creatives are known to be complete
 }
 
-// New checks the configuration.
-func New(cfg Config, cl ControlLog, cr Creatives, log zerolog.Logger) (*Service, error) {
+// New checks the configuration. lead is the claim on control.RoleRollout.
+func New(cfg Config, lead controllog.Leader, cr Creatives, log zerolog.Logger) (*Service, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Service{cfg: cfg, control: cl, creatives: cr, log: log, ensured: map[string]bool{}}, nil
+	return &Service{cfg: cfg, lead: lead, creatives: cr, log: log, ensured: map[string]bool{}}, nil
 }
 
-// Run works until ctx ends; what was interrupted goes on at the next start.
-func (s *Service) Run(ctx context.Context) error {
+// Run works until ctx ends, while this process leads; what was interrupted goes on at the next start, or elsewhere.
+func (s *Service) Run(ctx context.Context) error { return s.lead.Lead(ctx, s.run) }
+
+func (s *Service) run(ctx context.Context, log control.Log) error {
 	for ctx.Err() == nil {
-		changed := s.control.Changed()
-		worked, err := s.step(ctx)
+		changed := log.Changed()
+		worked, err := s.step(ctx, log)
 		if err != nil && ctx.Err() == nil {
 			s.log.Error().Err(err).Msg("rollout step failed; trying again")
 		}
@@ -131,8 +127,9 @@ func (s *Service) Ready(version string) bool {
 	return s.ensured[version]
 }
 
-func (s *Service) step(ctx context.Context) (bool, error) {
-	st := s.control.State()
+// step does the next thing that the control state asks for; worked is false when there is none.
+func (s *Service) step(ctx context.Context, log control.Log) (worked bool, err error) {
+	st := log.State()
 	champion := st.Routes[Logical].Champion
 	if champion == "" {
 		return false, nil
@@ -147,7 +144,7 @@ func (s *Service) step(ctx context.Context) (bool, error) {
 	if !s.Ready(candidate) {
 		return true, s.ensure(ctx, candidate)
 	}
-	return true, s.start(ctx, champion, candidate)
+	return s.start(ctx, log, champion, candidate)
 }
 
 // Candidate is the version that waits for its experiment: in shadow, longest first. One that a person has drafted an
@@ -187,7 +184,8 @@ func (s *Service) ensure(ctx context.Context, version string) error {
 	return nil
 }
 
-func (s *Service) start(ctx context.Context, champion, candidate string) error {
+// start creates the candidate's experiment. A command that changes nothing is no work: it would be sent again and again.
+func (s *Service) start(ctx context.Context, log control.Log, champion, candidate string) (worked bool, err error) {
 	id := "exp-" + candidate
 	now := time.Now()
 	e, err := control.NewEvent(
@@ -204,10 +202,11 @@ func (s *Service) start(ctx context.Context, champion, candidate string) error {
 		},
 	)
 	if err != nil {
-		return err
+		return false, err
 	}
-	if err := s.control.Append(ctx, e); err != nil {
-		return fmt.Errorf("start experiment %s: %w", id, err)
+	answer, err := log.Append(ctx, e)
+	if err != nil {
+		return false, fmt.Errorf("start experiment %s: %w", id, err)
 	}
-	return nil
+	return answer == control.Applied, nil
 }

@@ -3,102 +3,25 @@
 package servingtest
 
 import (
-	"context"
 	"encoding/binary"
 	"encoding/json"
-	"fmt"
 	"math"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"ctrloop/internal/artifact"
+	"ctrloop/internal/controllog/controltest"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/backend"
 	"ctrloop/serving/backend/vllmfake"
 )
 
 // Log is a control log in memory.
-type Log struct {
-	mu      sync.Mutex
-	st      *control.State
-	changed chan struct{}
-	events  []control.Event
-}
+type Log = controltest.Log
 
 // NewLog is empty.
-func NewLog() *Log { return &Log{st: control.NewState(), changed: make(chan struct{})} }
-
-// State is a copy of the fold.
-func (l *Log) State() *control.State {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.st.Clone()
-}
-
-// Changed is closed at the next change.
-func (l *Log) Changed() <-chan struct{} {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.changed
-}
-
-// Append applies a command or rejects it.
-func (l *Log) Append(ctx context.Context, e control.Event) error {
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err := l.st.Apply(l.st.Offset+1, e); err != nil {
-		return err
-	}
-	l.events = append(l.events, e)
-	close(l.changed)
-	l.changed = make(chan struct{})
-	return nil
-}
-
-// Put appends a command and fails the test if it is rejected.
-func (l *Log) Put(t testing.TB, typ control.Type, entity string, data any) {
-	t.Helper()
-	l.mu.Lock()
-	n := len(l.events)
-	l.mu.Unlock()
-	e, err := control.NewEvent(fmt.Sprintf("test-%d-%d", n, rand.Int64()), typ, entity, -1, "test", "", time.Now(), data)
-	if err == nil {
-		err = l.Append(t.Context(), e)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// Await waits until the state satisfies ok.
-func (l *Log) Await(t testing.TB, what string, ok func(*control.State) bool) {
-	t.Helper()
-	deadline := time.After(30 * time.Second)
-	for {
-		ch := l.Changed()
-		st := l.State()
-		if ok(st) {
-			return
-		}
-		select {
-		case <-ch:
-		case <-deadline:
-			var models strings.Builder
-			for v, m := range st.Models {
-				fmt.Fprintf(&models, "%s: %s %s; ", v, m.State, m.Reason)
-			}
-			t.Fatalf("timed out waiting for %s (%s)", what, models.String())
-		}
-	}
-}
+func NewLog() *Log { return controltest.New() }
 
 // Layers of the miniature base, as modules.
 var Layers = map[string][2]int64{
@@ -208,17 +131,12 @@ func Register(t testing.TB, l *Log, store *artifact.Store, dir, base string) str
 		t.Fatal(err)
 	}
 	version := "prompt-" + digest[:12]
-	l.Put(
-		t,
-		control.ModelRegistered,
-		control.ModelEntity(version),
-		control.Model{Version: version, Logical: "prompt", Artifact: digest, Base: base},
-	)
+	l.Register(t, control.Model{Version: version, Logical: "prompt", Artifact: digest, Base: base})
 	return version
 }
 
 // Promote makes a version champion.
 func Promote(t testing.TB, l *Log, version string) {
 	t.Helper()
-	l.Put(t, control.ModelPromoted, control.RouteEntity("prompt"), control.Promotion{Logical: "prompt", Version: version})
+	l.Promote(t, version)
 }

@@ -57,7 +57,9 @@ func (c Config) Validate() error {
 	if c.LogprobTolerance <= 0 {
 		bad("logprob_tolerance", "%v: want more than 0", c.LogprobTolerance)
 	}
-	for path, d := range map[string]time.Duration{"check_interval": c.CheckInterval, "drain_timeout": c.DrainTimeout, "quarantine": c.Quarantine} {
+	for path, d := range map[string]time.Duration{
+		"check_interval": c.CheckInterval, "drain_timeout": c.DrainTimeout, "quarantine": c.Quarantine,
+	} {
 		if d <= 0 {
 			bad(path, "%v: want more than 0", d)
 		}

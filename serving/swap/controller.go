@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ctrloop/internal/artifact"
+	"ctrloop/internal/controllog"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/backend"
 	"ctrloop/serving/route"
@@ -26,17 +27,12 @@ const actor = "swap"
 // ErrNotReady is returned by Promote for a version that is not routable.
 var ErrNotReady = errors.New("the version is not loaded and probed: wait for it, or see why it failed")
 
-// ControlLog is the control plane.
-type ControlLog interface {
-	State() *control.State
-	Append(ctx context.Context, e control.Event) error
-	Changed() <-chan struct{}
-}
-
-// Controller keeps the replicas and the route table as the control log says.
+// Controller keeps the replicas and the route table of this process as the control log says. What it tells the log about
+// versions, it tells only while it holds control.RoleSwap: another process has other replicas, or sees them otherwise.
 type Controller struct {
 	cfg      Config
-	clog     ControlLog
+	clog     control.Log
+	lead     controllog.Leader
 	store    *artifact.Store
 	replicas []*route.Replica
 	table    *route.Table
@@ -52,7 +48,8 @@ type Controller struct {
 	mu         sync.Mutex
 	resident   map[*route.Replica]map[string]bool // loaded and probed
 	quarantine map[*route.Replica]time.Time
-	failed     map[string]time.Time // version -> Since of the state in which it failed: not tried again in that state
+	failed     map[string]failure
+	gone       map[string]bool // unloaded from every replica that answered
 	readyAt    map[string]time.Time
 	retiring   map[string]bool
 	strikes    map[*route.Replica]int // surveys in a row without an answer
@@ -60,10 +57,18 @@ type Controller struct {
 	retired    sync.WaitGroup
 }
 
-// New reads the base's index. The table is this controller's to write.
+// failure of a version on this process's replicas.
+type failure struct {
+	since time.Time // of the version's state in which it failed: once the log has it, it is not tried again in that state
+	until time.Time // it is tried again then, if the log has it not
+	why   string
+}
+
+// New reads the base's index. The table is this controller's to write; lead is the claim on control.RoleSwap.
 func New(
 	cfg Config,
-	clog ControlLog,
+	clog control.Log,
+	lead controllog.Leader,
 	store *artifact.Store,
 	replicas []*route.Replica,
 	table *route.Table,
@@ -81,10 +86,10 @@ func New(
 		return nil, err
 	}
 	return &Controller{
-		cfg: cfg, clog: clog, store: store, replicas: replicas, table: table, base: base, log: log, m: newMetrics(reg),
+		cfg: cfg, clog: clog, lead: lead, store: store, replicas: replicas, table: table, base: base, log: log, m: newMetrics(reg),
 		wake: make(chan struct{}, 1), routed: make(chan struct{}, 1),
 		resident: map[*route.Replica]map[string]bool{}, quarantine: map[*route.Replica]time.Time{},
-		failed: map[string]time.Time{}, readyAt: map[string]time.Time{}, retiring: map[string]bool{},
+		failed: map[string]failure{}, gone: map[string]bool{}, readyAt: map[string]time.Time{}, retiring: map[string]bool{},
 		strikes: map[*route.Replica]int{},
 	}, nil
 }
@@ -164,7 +169,7 @@ func (c *Controller) Promote(ctx context.Context, version string, rollback bool,
 	if err != nil {
 		return err
 	}
-	if err := c.clog.Append(ctx, e); err != nil {
+	if _, err := c.clog.Append(ctx, e); err != nil { // repeated cannot be: the id is new
 		return fmt.Errorf("promote %s: %w", version, err)
 	}
 	c.applyRoutes()
@@ -220,6 +225,7 @@ func (c *Controller) Reconcile(ctx context.Context) {
 		}
 	}
 	c.m.resident.Set(float64(len(c.table.Versions())))
+	c.tell(ctx)
 }
 
 // wanted lists what the log wants resident: champions first, so that a restart serves as soon as it can.
@@ -378,8 +384,8 @@ type candidate struct {
 // bring sees that a version is resident wherever it can be, and routed to.
 func (c *Controller) bring(ctx context.Context, m *control.ModelStatus, up []*route.Replica) {
 	c.mu.Lock()
-	since, failed := c.failed[m.Version]
-	skip := c.retiring[m.Version] || (failed && since.Equal(m.Since))
+	f, failed := c.failed[m.Version]
+	skip := c.retiring[m.Version] || failed && f.since.Equal(m.Since) && (m.State == control.ModelFailed || time.Now().Before(f.until))
 	var missing []*route.Replica
 	for _, r := range up {
 		if !c.resident[r][m.Version] {
@@ -397,6 +403,10 @@ func (c *Controller) bring(ctx context.Context, m *control.ModelStatus, up []*ro
 		}
 		switch {
 		case err == nil:
+			c.mu.Lock()
+			delete(c.failed, m.Version)
+			delete(c.gone, m.Version)
+			c.mu.Unlock()
 		case ctx.Err() != nil:
 			return
 		case backend.Transient(err):
@@ -406,7 +416,7 @@ func (c *Controller) bring(ctx context.Context, m *control.ModelStatus, up []*ro
 			return
 		}
 	}
-	c.publish(ctx, m)
+	c.publish(m)
 }
 
 // open checks a version's artifact; any error is final.
@@ -546,8 +556,8 @@ func (c *Controller) probe(ctx context.Context, v *candidate, r *route.Replica) 
 	return err
 }
 
-// publish routes to a version where it is resident, and tells the log how far it has come.
-func (c *Controller) publish(ctx context.Context, m *control.ModelStatus) {
+// publish routes to a version where it is resident.
+func (c *Controller) publish(m *control.ModelStatus) {
 	var on []*route.Replica
 	c.mu.Lock()
 	for _, r := range c.replicas {
@@ -572,38 +582,95 @@ func (c *Controller) publish(ctx context.Context, m *control.ModelStatus) {
 		c.poke(c.routed)
 		c.log.Info().Str("version", m.Version).Int("replicas", len(on)).Msg("version is routable")
 	}
-	// A base, and a version that serves already, keep the state that they have.
-	steps := []control.ModelState{control.ModelFetched, control.ModelLoaded, control.ModelProbed, control.ModelShadow}
-	at := slices.Index(steps, m.State)
-	if at < 0 {
+}
+
+// tell brings the log to what this process knows of its versions, while it leads. Each command follows from the state and
+// from what is resident, so that one whose append failed is written by a later call.
+func (c *Controller) tell(ctx context.Context) {
+	log := c.lead.Held()
+	if log == nil {
 		return
 	}
-	for _, s := range steps[at+1:] {
-		if err := c.record(ctx, m.Version, s, fmt.Sprintf("on %d of %d replicas", len(on), len(c.replicas))); err != nil {
-			c.log.Error().Err(err).Str("version", m.Version).Msg("state could not be recorded")
-			return
+	for _, version := range slices.Sorted(maps.Keys(log.State().Models)) {
+		for ctx.Err() == nil {
+			st := log.State()
+			next, reason := c.next(st, st.Models[version])
+			if next == "" {
+				break
+			}
+			if next == control.ModelUnloaded { // an earlier run may have left it there
+				c.ensureUnloaded(ctx, version)
+			}
+			if err := c.record(ctx, log, st, version, next, reason); err != nil {
+				if ctx.Err() == nil {
+					c.log.Warn().Err(err).Str("version", version).Str("state", string(next)).Msg("state could not be recorded; trying again")
+				}
+				break
+			}
 		}
 	}
 }
 
-func (c *Controller) record(ctx context.Context, version string, s control.ModelState, reason string) error {
-	e, err := control.NewEvent(
-		uuid.NewString(),
-		control.ModelStateChanged,
-		control.ModelEntity(version),
-		-1,
-		actor,
-		"",
-		time.Now(),
-		control.ModelStateChange{State: s, Reason: reason},
-	)
+// next is the state that the log lacks of a version, "" if none. A base that serves keeps the state that it has.
+func (c *Controller) next(st *control.State, m *control.ModelStatus) (next control.ModelState, reason string) {
+	if !slices.Contains(c.cfg.Logicals, m.Logical) {
+		return "", ""
+	}
+	_, routed := c.table.Version(m.Version)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f, failed := c.failed[m.Version]; failed && f.since.Equal(m.Since) && m.State != control.ModelFailed {
+		return control.ModelFailed, f.why
+	}
+	on := 0
+	for _, r := range c.replicas {
+		if c.resident[r][m.Version] {
+			on++
+		}
+	}
+	switch {
+	case routed && on > 0:
+		steps := []control.ModelState{control.ModelFetched, control.ModelLoaded, control.ModelProbed, control.ModelShadow}
+		if at := slices.Index(steps, m.State); at >= 0 && at+1 < len(steps) {
+			return steps[at+1], fmt.Sprintf("on %d of %d replicas", on, len(c.replicas))
+		}
+	case routed || c.retiring[m.Version] || c.wants(st, m.Version):
+	case m.State == control.ModelRetained:
+		return control.ModelDrained, ""
+	case m.State == control.ModelDrained && on == 0:
+		return control.ModelUnloaded, ""
+	}
+	return "", ""
+}
+
+func (c *Controller) wants(st *control.State, version string) bool {
+	return slices.ContainsFunc(c.wanted(st), func(m *control.ModelStatus) bool { return m.Version == version })
+}
+
+// record appends one state, decided on the version of the model that was seen.
+func (c *Controller) record(
+	ctx context.Context, log control.Log, st *control.State, version string, s control.ModelState, reason string,
+) error {
+	entity := control.ModelEntity(version)
+	e, err := control.NewEvent(uuid.NewString(), control.ModelStateChanged, entity, st.Versions[entity], actor, "", time.Now(),
+		control.ModelStateChange{State: s, Reason: control.Clip(reason)})
+	if err == nil {
+		_, err = log.Append(ctx, e) // repeated cannot be: the id is new
+	}
 	if err != nil {
 		return err
 	}
-	return c.clog.Append(ctx, e)
+	if now := log.State().Models[version]; s == control.ModelFailed && now.State == s { // it is the same failure, now in its own state
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		f := c.failed[version]
+		f.since = now.Since
+		c.failed[version] = f
+	}
+	return nil
 }
 
-// fail takes a version that did not come into service off the replicas and records why. Routing was not touched.
+// fail takes a version that did not come into service off the replicas and keeps why for the log. Routing was not touched.
 func (c *Controller) fail(ctx context.Context, m *control.ModelStatus, why error) {
 	c.log.Error().Err(why).Str("version", m.Version).Msg("version failed; routing is as it was")
 	c.m.failures.Inc()
@@ -611,21 +678,24 @@ func (c *Controller) fail(ctx context.Context, m *control.ModelStatus, why error
 	for _, r := range c.replicas {
 		delete(c.resident[r], m.Version)
 	}
+	c.failed[m.Version] = failure{since: m.Since, until: time.Now().Add(c.cfg.Quarantine), why: why.Error()}
 	c.mu.Unlock()
 	if _, routed := c.table.Version(m.Version); !routed && m.Artifact != c.base.Digest {
 		c.unload(ctx, m.Version)
 	}
-	if err := c.record(ctx, m.Version, control.ModelFailed, why.Error()); err != nil {
-		c.log.Error().Err(err).Str("version", m.Version).Msg("failure could not be recorded")
+}
+
+func (c *Controller) ensureUnloaded(ctx context.Context, version string) {
+	c.mu.Lock()
+	gone := c.gone[version]
+	c.mu.Unlock()
+	if gone {
 		return
 	}
-	now := c.clog.State().Models[m.Version]
+	c.unload(ctx, version)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.failed[m.Version] = m.Since
-	if now != nil && now.State == control.ModelFailed {
-		c.failed[m.Version] = now.Since
-	}
+	c.gone[version] = ctx.Err() == nil
 }
 
 func (c *Controller) unload(ctx context.Context, version string) {
@@ -667,21 +737,8 @@ func (c *Controller) retire(ctx context.Context, version string) {
 }
 
 func (c *Controller) finishRetiring(ctx context.Context, v *route.Version) {
-	retained := func() bool {
-		m := c.clog.State().Models[v.Name]
-		return m != nil && m.State == control.ModelRetained
-	}
-	tell := func(s control.ModelState) {
-		if err := c.record(ctx, v.Name, s, ""); err != nil && ctx.Err() == nil {
-			c.log.Error().Err(err).Str("version", v.Name).Msg("state could not be recorded")
-		}
-	}
-	was := retained()
-	if was {
-		tell(control.ModelDrained)
-	}
 	if v.Model == v.Name {
-		c.unload(ctx, v.Name)
+		c.ensureUnloaded(ctx, v.Name)
 	}
 	c.mu.Lock()
 	for _, r := range c.replicas {
@@ -689,8 +746,5 @@ func (c *Controller) finishRetiring(ctx context.Context, v *route.Version) {
 	}
 	delete(c.retiring, v.Name)
 	c.mu.Unlock()
-	if was {
-		tell(control.ModelUnloaded)
-	}
-	c.poke(c.wake) // it may be wanted again by now
+	c.poke(c.wake) // it may be wanted again by now; and the log is to be told
 }

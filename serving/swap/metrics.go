@@ -26,7 +26,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
 		flips: prometheus.NewCounter(prometheus.CounterOpts(opts("flips_total", "Times that another version became champion."))),
 		flip: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "ctrloop", Subsystem: "swap", Name: "flip_seconds",
-			Help: "From the promotion (or the version's readiness, if later) to the moment that every new request goes to it.", Buckets: prometheus.ExponentialBuckets(1e-5, 2, 18)}),
+			Help:    "From the promotion (or the version's readiness, if later) to the moment that every new request goes to it.",
+			Buckets: prometheus.ExponentialBuckets(1e-5, 2, 18)}),
 		loads: prometheus.NewCounterVec(
 			prometheus.CounterOpts(opts("loads_total", "Adapters sent to a replica, by result.")),
 			[]string{"result"},

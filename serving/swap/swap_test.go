@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"ctrloop/internal/artifact"
+	"ctrloop/internal/controllog"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/backend"
 	"ctrloop/serving/backend/vllmfake"
@@ -73,7 +74,7 @@ func newCluster(t *testing.T, n int) *cluster {
 	if testing.Verbose() {
 		log = zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)
 	}
-	if c.ctrl, err = New(cfg, c.log, c.store, c.replicas, c.table, log, prometheus.NewRegistry()); err != nil {
+	if c.ctrl, err = New(cfg, c.log, controllog.Alone(c.log), c.store, c.replicas, c.table, log, prometheus.NewRegistry()); err != nil {
 		t.Fatal(err)
 	}
 	c.digest = c.ctrl.BaseDigest()
@@ -403,7 +404,7 @@ func TestARestartOfTheControllerFindsEverything(t *testing.T) {
 	servingtest.Promote(t, c.log, v)
 	c.awaitChampion(t, v)
 	table := &route.Table{}
-	again, err := New(c.ctrl.cfg, c.log, c.store, c.replicas, table, zerolog.Nop(), prometheus.NewRegistry())
+	again, err := New(c.ctrl.cfg, c.log, controllog.Alone(c.log), c.store, c.replicas, table, zerolog.Nop(), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -431,20 +432,11 @@ func TestSwapsUnderLoadWithKills(t *testing.T) {
 		c.awaitState(t, v, control.ModelShadow)
 	}
 	// Kept from being retired while other versions hold the two places of champion and previous.
-	c.log.Put(
-		t,
-		control.ExperimentCreated,
-		control.ExperimentEntity("x"),
-		control.Experiment{
-			ID:        "x",
-			Logical:   "prompt",
-			Unit:      "user",
-			Control:   versions[1],
-			Treatment: versions[2],
-			Steps:     []float64{0.5},
-			Created:   time.Now(),
-		},
-	)
+	for i, control := range versions[1:] {
+		treatment := c.adapter(t, float32(3+i))
+		c.awaitState(t, treatment, shadow)
+		pin(t, c.log, fmt.Sprint("pin-", i), control, treatment)
+	}
 	c.awaitChampion(t, c.base)
 	// What each version says, so that an answer proves who gave it.
 	says := map[string]string{}
@@ -518,6 +510,16 @@ func TestSwapsUnderLoadWithKills(t *testing.T) {
 		t.Errorf("%d flips counted, %d made", f.Flips, swaps)
 	}
 	t.Logf("%d swaps, %d requests; flip p50 %v, p99 %v, worst %v", f.Flips, s.Requests, f.FlipP50, f.FlipP99, f.FlipWorst)
+}
+
+const shadow = control.ModelShadow
+
+// pin keeps a version resident as the control of an experiment.
+func pin(t *testing.T, l *servingtest.Log, id, of, treatment string) {
+	t.Helper()
+	l.Put(t, control.ExperimentCreated, control.ExperimentEntity(id), control.Experiment{
+		ID: id, Logical: "prompt", Unit: "user", Control: of, Treatment: treatment, Steps: []float64{0.5}, Created: time.Now(),
+	})
 }
 
 // TestDrainWaitsForAdmittedRequests: a version is unloaded only after its last answer.

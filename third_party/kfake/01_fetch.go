@@ -430,6 +430,7 @@ full:
 		}
 
 		var pbytes, pBatchesAdded int
+		var isFull bool
 		var lastMeta *batchMeta
 		// Walk batches starting from the found position (segIdx, metaIdx).
 		// The first segment starts at metaIdx; subsequent segments start at 0.
@@ -446,7 +447,8 @@ full:
 					break segments
 				}
 				if nbytes += int(m.nbytes); nbytes > int(req.MaxBytes) && batchesAdded > 0 {
-					break full
+					isFull = true
+					break segments // not the outer loop: the aborted transactions of what was added must be listed
 				}
 				if pbytes += int(m.nbytes); pbytes > int(fp.maxBytes) && batchesAdded > 0 {
 					break segments
@@ -482,6 +484,9 @@ full:
 				at.FirstOffset = e.firstOffset
 				sp.AbortedTransactions = append(sp.AbortedTransactions, at)
 			}
+		}
+		if isFull {
+			break full
 		}
 	}
 

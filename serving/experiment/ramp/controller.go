@@ -40,6 +40,7 @@ const (
 	Paused           Rule = "paused"            // a person holds the ramp; guards still roll back
 	AlreadyPromoted  Rule = "already_promoted"  // the treatment became champion by another hand (given by the service)
 	ChampionChanged  Rule = "champion_changed"  // better than its control, which is not the champion any more (given by the service)
+	TreatmentFailed  Rule = "treatment_failed"  // its version cannot answer any more (given by the service)
 	Manual           Rule = "manual"            // a person ended it (given by the service)
 )
 

@@ -44,12 +44,6 @@ const (
 	HeaderEvent     = "X-Ctrloop-Event"     // type of the command
 )
 
-// Log is the control log.
-type Log interface {
-	State() *control.State
-	Changed() <-chan struct{}
-}
-
 // Payload is the body of a delivery. It depends on the command alone, so a replay sends the same bytes.
 type Payload struct {
 	Delivery   string `json:"delivery"`
@@ -92,7 +86,7 @@ type place struct {
 // Dispatcher sends. Safe for concurrent use.
 type Dispatcher struct {
 	cfg    Config
-	log    Log
+	log    control.Reader
 	file   string
 	client *http.Client
 	logger zerolog.Logger
@@ -113,7 +107,7 @@ type metrics struct {
 // new starts with what happens from now on. reg may be nil, transport too.
 func New(
 	cfg Config,
-	log Log,
+	log control.Reader,
 	file string,
 	transport http.RoundTripper,
 	logger zerolog.Logger,

@@ -34,7 +34,27 @@ type memoryLog struct {
 }
 
 func newLog() *memoryLog {
-	return &memoryLog{st: control.NewState(), changed: make(chan struct{})}
+	l := &memoryLog{st: control.NewState(), changed: make(chan struct{})}
+	for _, v := range []string{"a", "b"} {
+		l.apply(control.ModelRegistered, control.ModelEntity(v), control.Model{Version: v, Logical: "prompt"})
+		for _, s := range []control.ModelState{control.ModelLoaded, control.ModelProbed} {
+			l.apply(control.ModelStateChanged, control.ModelEntity(v), control.ModelStateChange{State: s})
+		}
+	}
+	l.apply(control.ModelPromoted, control.RouteEntity("prompt"), control.Promotion{Logical: "prompt", Version: "a"})
+	l.n = 0
+	return l
+}
+
+func (l *memoryLog) apply(typ control.Type, entity string, data any) {
+	l.n--
+	e, err := control.NewEvent(fmt.Sprint(l.n), typ, entity, -1, "ada", "why", time.Unix(1, 0), data)
+	if err == nil {
+		_, err = l.st.Apply(l.n, e)
+	}
+	if err != nil {
+		panic(err)
+	}
 }
 
 func (l *memoryLog) State() *control.State {
@@ -56,7 +76,7 @@ func (l *memoryLog) do(t *testing.T, typ control.Type, id string, data any) {
 	l.n++
 	e, err := control.NewEvent(fmt.Sprint(l.n), typ, control.ExperimentEntity(id), -1, "ada", "why", time.Unix(1000+l.n, 0), data)
 	if err == nil {
-		err = l.st.Apply(l.n, e)
+		_, err = l.st.Apply(l.n, e)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -132,7 +152,7 @@ func (r *receiver) seen() []string {
 	return out
 }
 
-func dispatcher(t *testing.T, l Log, file string, r http.RoundTripper, change func(*Config)) *Dispatcher {
+func dispatcher(t *testing.T, l control.Reader, file string, r http.RoundTripper, change func(*Config)) *Dispatcher {
 	t.Helper()
 	cfg := Default()
 	cfg.Endpoints = []Endpoint{{Name: "hook", URL: "http://receiver/x", Secret: secret}}
