@@ -32,6 +32,7 @@ type stack struct {
 	command []string // docker compose, with the file and the project
 	env     []string
 	ports   map[string]int // by variable of the compose file
+	token   string         // for the published listeners, once there is one
 }
 
 // up brings services up from the images of local/images.env, on free ports and volumes of their own, and takes everything down
@@ -147,13 +148,33 @@ func (s *stack) kill(service string) {
 	})
 }
 
+// authenticate makes a token as a person would, after it has seen that nobody comes in without one.
+func (s *stack) authenticate() {
+	s.t.Helper()
+	edge := "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(s.ports["PORT_EDGE"])) + "/v1/events"
+	if status, body, err := s.ask(http.MethodPost, edge, `{}`); status != http.StatusUnauthorized {
+		s.t.Errorf("the edge without a token: %d %s %v", status, body, err)
+	}
+	out, err := s.run("exec", "-T", "ctrloop", "ctrloop", "token", "create",
+		"--config", "/etc/ctrloop/config.yaml", "--scopes", "events:write,read", "deploy-test")
+	for word := range strings.FieldsSeq(out) { // with words about it
+		if strings.HasPrefix(word, "ctrloop_") {
+			s.token = word
+		}
+	}
+	if err != nil || s.token == "" {
+		s.t.Fatalf("make a token: %v: %s", err, out)
+	}
+}
+
 // send gives an event to the published edge until it is acknowledged.
 func (s *stack) send(event string) {
 	s.t.Helper()
 	url := "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(s.ports["PORT_EDGE"])) + "/v1/events"
 	s.await("event acknowledged", func() (bool, string) {
 		status, body, err := s.ask(http.MethodPost, url, event)
-		if status >= 400 && status < 500 && status != http.StatusTooManyRequests {
+		// A new token counts a second later.
+		if status >= 400 && status < 500 && status != http.StatusTooManyRequests && status != http.StatusUnauthorized {
 			s.t.Fatalf("the edge refuses %s: %d: %s", event, status, body)
 		}
 		return status == http.StatusOK || status == http.StatusAccepted, fmt.Sprint(status, " ", body, " ", err)
@@ -169,6 +190,9 @@ func (s *stack) ask(method, url, body string) (status int, answer string, err er
 		return 0, "", err
 	}
 	rq.Header.Set("Content-Type", "application/json")
+	if s.token != "" {
+		rq.Header.Set("Authorization", "Bearer "+s.token)
+	}
 	r, err := http.DefaultClient.Do(rq)
 	if err != nil {
 		return 0, "", err
@@ -212,6 +236,7 @@ func (s *stack) labelled(impression string) {
 func TestComposeTurnsEventsIntoLabels(t *testing.T) {
 	s := up(t, "ctrloop", "serving")
 	s.healthy("kafka", "clickhouse", "ctrloop")
+	s.authenticate()
 	first, ms := s.impression()
 	s.click(first, ms+300)
 	s.labelled(first)

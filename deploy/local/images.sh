@@ -71,7 +71,7 @@ ctrloop() {
 	local to=$work/ctrloop
 	fresh "$IMAGE_CTRLOOP" "$binary" "$here/Dockerfile" && return
 	glibc "$to/root"
-	mkdir -p "$to/data/artifacts"
+	mkdir -p "$to"/data/{artifacts,tokens}
 	cp "$binary" "$to/ctrloop"
 	docker build -q --label "ctrloop.from=$from" -f "$here/Dockerfile" -t "$IMAGE_CTRLOOP" "$to"
 }
