@@ -346,7 +346,7 @@ func FuzzBody(f *testing.F) {
 	f.Add("application/json", []byte(`[{"type":"watermark","time_ms":5}]`))
 	f.Add("application/x-ndjson", []byte("{\n{}\n"))
 	f.Add("application/x-protobuf", protobufBody(f, 2))
-	e := &Edge{cfg: Default(), decoder: decoder{maxBytes: 16 << 10}}
+	e := &Edge{cfg: Default(), now: time.Now, decoder: decoder{maxBytes: 16 << 10}}
 	f.Fuzz(func(t *testing.T, contentType string, body []byte) {
 		b, err := e.parse(contentType, body)
 		if err != nil {
