@@ -216,11 +216,10 @@ func (r *session) gather(ctx context.Context) error {
 	if r.enough() {
 		interval = time.Millisecond // a look at what is there already
 	}
-	wait, cancel := context.WithTimeout(ctx, interval)
-	defer cancel()
+	deadline := time.Now().Add(interval)
 	for first := true; first || !r.enough(); first = false {
 		started := r.now()
-		b, err := r.tx.Poll(wait)
+		b, err := r.tx.Poll(ctx, time.Until(deadline))
 		if err != nil {
 			return err
 		}
