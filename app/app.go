@@ -355,6 +355,7 @@ func (a *App) openLogs(ctx context.Context) (err error) {
 		return err
 	}
 	a.actors.onStop("control log", a.control.Close)
+	a.actors.start("copy of the control log", a.control.Wait)
 	if !a.needs(Pairer, Trainer, Serving) {
 		return nil // the joiner's circuit breaker needs the control log alone
 	}
@@ -362,6 +363,7 @@ func (a *App) openLogs(ctx context.Context) (err error) {
 		return err
 	}
 	a.actors.onStop("creative log", a.ads.Close)
+	a.actors.start("copy of the creative log", a.ads.Wait)
 	return nil
 }
 

@@ -14,10 +14,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// ErrDataLoss is wrapped by errors that mean that the broker no longer holds what comes next: records
-// were deleted before they were read, or a leader came back shorter than it was.
-var ErrDataLoss = errors.New("the broker lost records that were not read yet")
-
 // Session timing. A transaction must be over before the group may give its partitions away, hence
 // transactionTimeout < sessionTimeout; and both far above the 250-500 ms that a transaction takes.
 const (

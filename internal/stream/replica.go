@@ -18,6 +18,7 @@ type Replica struct {
 	done   chan struct{} // the follower has ended
 
 	mu      sync.Mutex
+	lost    error         // why nothing more is read, nil as long as it is
 	offset  int64         // of the last record that was folded; -1 before the first
 	changed chan struct{} // closed at the next one
 }
@@ -46,6 +47,9 @@ func OpenReplica(ctx context.Context, c Config, topic string, fold func(*Record)
 			return nil
 		}, report)
 		if err != nil {
+			r.mu.Lock()
+			r.lost = err
+			r.mu.Unlock()
 			report(err)
 		}
 	}()
@@ -85,6 +89,22 @@ func (r *Replica) Changed() <-chan struct{} {
 
 // Done returns a channel that is closed when nothing more will be folded.
 func (r *Replica) Done() <-chan struct{} { return r.done }
+
+// Wait returns nil when ctx is done, and before that only when the topic can no longer be followed. A process whose copy of a log
+// stands still must not go on as if nothing were: let it end with this error.
+func (r *Replica) Wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-r.done:
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.lost == nil {
+		return nil // closed
+	}
+	return Final(fmt.Errorf("follow %s: %w", r.topic, r.lost), "start this process again: it reads the log from its start")
+}
 
 // Close stops following.
 func (r *Replica) Close() {

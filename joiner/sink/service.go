@@ -2,7 +2,6 @@ package sink
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -84,36 +83,45 @@ func New(cfg Config, db Warehouse, log zerolog.Logger, reg prometheus.Registerer
 	}, nil
 }
 
-// Run works until ctx is done and returns nil then. Whatever fails is tried again from the last commit;
-// what was read and not inserted is read again by the next run.
+// Run works until ctx is done and returns nil then. Whatever fails is tried again from the last commit, but for what
+// stream.FateOf gives up; what was read and not inserted is read again by the next run.
 func (s *Service) Run(ctx context.Context) error {
-	var g errgroup.Group
+	g, ctx := errgroup.WithContext(ctx)
 	for name, session := range map[string]func(context.Context) (bool, error){"labels": s.labels, "mirror": s.mirror, "control": s.control, "audit": s.audit} {
-		g.Go(func() error { s.keep(ctx, name, session); return nil })
+		g.Go(func() error { return s.keep(ctx, name, session) })
 	}
 	return g.Wait()
 }
 
+// wayOut of records that are gone before they were in the warehouse.
+const wayOut = "what is missing is in no table and no retry finds it: raise the topic's retention above the longest outage of the " +
+	"warehouse, stop the sink, and set its group to the start of that partition to go on without them"
+
 // keep runs sessions one after the other. A session says whether it brought anything into the warehouse.
-func (s *Service) keep(ctx context.Context, name string, session func(context.Context) (progress bool, err error)) {
+func (s *Service) keep(ctx context.Context, name string, session func(context.Context) (progress bool, err error)) error {
 	wait := s.backoff
 	for {
 		progress, err := session(ctx)
-		if ctx.Err() != nil {
-			return
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case stream.FateOf(err) == stream.Refused:
+			return fmt.Errorf("sink of the %s: %w", name, err)
+		case stream.FateOf(err) == stream.Lost:
+			return stream.Final(fmt.Errorf("sink of the %s: %w", name, err), wayOut)
 		}
 		if progress {
 			wait = s.backoff
 		}
 		s.metrics.sessions.Inc()
 		level := zerolog.WarnLevel
-		if warehouse.Permanent(err) || errors.Is(err, stream.ErrDataLoss) {
+		if warehouse.Permanent(err) {
 			level = zerolog.ErrorLevel // will not heal by itself
 		}
 		s.log.WithLevel(level).Err(err).Str("part", name).Dur("retry_in", wait).Msg("sink session ended, starting again at the last commit")
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-time.After(wait):
 		}
 		wait = min(wait*2, maxBackoff)
