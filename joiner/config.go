@@ -19,6 +19,10 @@ type Config struct {
 	TransactionalID string `yaml:"transactional_id"`
 	// InstanceID makes the group member static, so that a restart moves no partitions. Empty: dynamic.
 	InstanceID string `yaml:"instance_id"`
+	// RebalanceTimeout is how long the group waits for an instance that is in the middle of a transaction when others come or
+	// go, 35s to 10m: longer than the 20 s after which the broker ends a transaction and the 15 s that its end may take.
+	// Rebuilds do not count: they run beside.
+	RebalanceTimeout time.Duration `yaml:"rebalance_timeout"`
 	// Window is how long after its impression a click counts, 60 s to 24 h of event time. It cannot be changed
 	// over existing state.
 	Window time.Duration `yaml:"window"`
@@ -72,12 +76,13 @@ func (s Segments) on() bool { return s.Dir != "" && s.Interval > 0 }
 // Default is for one instance beside an embedded broker.
 func Default() Config {
 	return Config{
-		Kafka:           stream.Default(),
-		Group:           "ctrloop-joiner",
-		TransactionalID: "ctrloop-joiner-0",
-		Window:          30 * time.Minute,
-		Lateness:        30 * time.Second,
-		Bucket:          time.Second,
+		Kafka:            stream.Default(),
+		Group:            "ctrloop-joiner",
+		TransactionalID:  "ctrloop-joiner-0",
+		Window:           30 * time.Minute,
+		Lateness:         30 * time.Second,
+		RebalanceTimeout: stream.DefaultRebalanceTimeout,
+		Bucket:           time.Second,
 		// At the default window this adds a sixth to the memory of a backlog that drains unevenly.
 		MaxLead:           5 * time.Minute,
 		KeepOneNegativeIn: 1,
@@ -102,6 +107,9 @@ func (c Config) Validate() error {
 	}
 	if c.TransactionalID == "" {
 		bad("transactional_id: must not be empty, and must be the same after a restart")
+	}
+	if c.RebalanceTimeout < 35*time.Second || c.RebalanceTimeout > 10*time.Minute {
+		bad("rebalance_timeout: %s: want 35s to 10m", c.RebalanceTimeout)
 	}
 	if c.Window < time.Minute || c.Window > 24*time.Hour {
 		bad("window: %s: want 1m to 24h", c.Window)

@@ -257,7 +257,7 @@ func replay(ctx context.Context, cfg Config, w *window.Window, partition int32, 
 			return step()
 		})
 		if errors.Is(err, stream.ErrDataLoss) {
-			return refuse("rebuild of partition %d: %w; %s", partition, err, freshStart)
+			return stream.Final(refuse("rebuild of partition %d: %w", partition, err), freshStart)
 		}
 		if err != nil {
 			return fmt.Errorf("rebuild of partition %d: replay %s from %d to %d: %w", partition, inputTopic[in], from, to, err)

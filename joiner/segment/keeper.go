@@ -120,6 +120,9 @@ func open(d disk, id Identity, opt Options) *Keeper {
 	return &Keeper{disk: d, id: id, opt: opt, written: opt.Now()}
 }
 
+// Limit changes what the partition's state may take, bytes; 0 keeps all in memory.
+func (k *Keeper) Limit(memory int) { k.opt.Memory = memory }
+
 // Keep follows a commit: it writes what was sealed, makes room if the state has outgrown its memory, and starts a
 // manifest when it is time. It never fails: what it cannot do it reports and leaves.
 func (k *Keeper) Keep(w *window.Window, at Place) {
