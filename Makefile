@@ -73,6 +73,10 @@ fuzz: ## each fuzz target for FUZZTIME
 e2e: setup ## tests of the shipped binary only
 	$(GOTEST) -count 1 ./e2e
 
+.PHONY: review-inputs
+review-inputs: setup ## every file that an outside review found to be read wrongly, held against the right value
+	CTRLOOP_REVIEW_INPUTS=all $(GOTEST) -count 1 -run Review -v ./e2e
+
 .PHONY: chaos
 chaos: setup ## kill -9 of a whole demo at KILLS random moments (20), resumed and held against the oracle
 	CTRLOOP_E2E_KILLS=$(or $(KILLS),20) go test -count 1 -timeout 90m -run DemoSurvivesKill -v ./e2e

@@ -16,15 +16,14 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
-	"google.golang.org/protobuf/encoding/protowire"
 
 	"ctrloop/internal/stream"
 	"ctrloop/schemas"
 	"ctrloop/schemas/eventpb"
 )
 
-// maxReported bounds the rejections that one answer spells out; the rest is in the total.
-const maxReported = 1000
+// maxReported bounds the rejections that one answer spells out; the rest is in the total. A batch of a replay is no larger.
+const maxReported = 5000
 
 // Edge is the HTTP door for events.
 type Edge struct {
@@ -358,17 +357,17 @@ func (e *Edge) parseJSON(b *batch, body []byte) error {
 	return nil
 }
 
+// bodyKind is the kind of an event in a protobuf body, by the tag in front of it.
+var bodyKind = map[uint64]kind{eventpb.BodyImpression: impression, eventpb.BodyClick: click, eventpb.BodyWatermark: watermark}
+
 func (e *Edge) parseProtobuf(b *batch, body []byte) error {
 	b.records = make([]stream.Record, 0, len(body)/96+1)
 	b.arena = make([]byte, 0, len(body)+len(body)/16+64)
+	var f eventpb.Field
 	for at := 0; at < len(body); {
-		num, typ, n := protowire.ConsumeTag(body[at:])
-		var message []byte
-		m := -1
-		if n > 0 && typ == protowire.BytesType && num >= eventpb.BodyImpression && num <= eventpb.BodyWatermark {
-			message, m = protowire.ConsumeBytes(body[at+n:])
-		}
-		if m < 0 {
+		n := eventpb.Next(body[at:], &f)
+		k, known := bodyKind[f.Tag]
+		if n == 0 || !known {
 			return refuse(
 				http.StatusBadRequest,
 				outcomeBad,
@@ -377,12 +376,12 @@ func (e *Edge) parseProtobuf(b *batch, body []byte) error {
 				b.index,
 			)
 		}
-		at += n + m
-		if len(message) > e.decoder.maxBytes {
-			b.add(event{}, e.decoder.oversized(message))
+		at += n
+		if len(f.Bytes) > e.decoder.maxBytes {
+			b.add(event{}, e.decoder.oversized(f.Bytes))
 			continue
 		}
-		b.add(checkMessage(kind(num-eventpb.BodyImpression), message))
+		b.add(checkMessage(k, f.Bytes))
 	}
 	return nil
 }

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
@@ -126,38 +125,4 @@ func TestMetadataRoundTrip(t *testing.T) {
 			t.Errorf("%q has watermark %d", s, ms)
 		}
 	}
-}
-
-// TestFieldsMatchProtowire: the short ways through a message accept and refuse what the library does, field by field.
-func TestFieldsMatchProtowire(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		raw := rapid.SliceOfN(
-			rapid.OneOf(rapid.Byte(), rapid.SampledFrom([]byte{0x0a, 0x19, 0x20, 0x05, 0x12, 0x03, 0x80, 0x01, 0x0b, 0x0c})),
-			0,
-			40,
-		).Draw(
-			t,
-			"raw",
-		)
-		var got, want []int
-		err := fields(raw, func(num protowire.Number, typ protowire.Type, v []byte) error {
-			got = append(got, int(num), int(typ), len(v))
-			return nil
-		})
-		bad := false
-		for rest := raw; len(rest) > 0 && !bad; {
-			num, typ, n := protowire.ConsumeTag(rest)
-			if bad = n < 0; bad {
-				break
-			}
-			m := protowire.ConsumeFieldValue(num, typ, rest[n:])
-			if bad = m < 0; !bad {
-				want = append(want, int(num), int(typ), m)
-				rest = rest[n+m:]
-			}
-		}
-		if d := cmp.Diff(want, got); d != "" || (err != nil) != bad {
-			t.Fatalf("%x: %v, bad %v\n%s", raw, err, bad, d)
-		}
-	})
 }

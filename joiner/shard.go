@@ -173,7 +173,7 @@ func apply(w *window.Window, in window.Input, r *stream.Record) (event bool, cat
 		if h.Key == schemas.HeaderPunctuation {
 			var p eventpb.Punctuation
 			if err := proto.Unmarshal(r.Value, &p); err != nil {
-				return false, nil, errRecord{fmt.Errorf("%w: punctuation: %w", errWire, err)}
+				return false, nil, errRecord{fmt.Errorf("%w: punctuation: %w", eventpb.ErrWire, err)}
 			}
 			if err := w.Punctuate(in, window.Promise{Source: p.Source, Covers: p.Covers, Parts: p.Parts, LowMS: p.LowWatermarkMs, Closed: p.Closed}); err != nil {
 				return false, nil, errRecord{err}
