@@ -81,6 +81,12 @@ func (s *shop) feed(to, at int) (opened int) {
 	return opened
 }
 
+// again goes back to a minute: what was read from there on is sent once more, as by somebody who was killed and starts over.
+func (s *shop) again(from int) {
+	s.minute = from
+	clear(s.pending)
+}
+
 // make adds a minute: 300 impressions of each department, every tenth with a click.
 func (s *shop) make(rs *[2][]*stream.Record) {
 	const n = 300
@@ -176,6 +182,32 @@ func TestBreakerHealthy(t *testing.T) {
 				return []string{"garden", "home", "home", "home", "home"}
 			}
 			return s, s.feed(220, 1)
+		}},
+		{"impressions are sent again and again, their clicks are not", func(t *testing.T) (*shop, int) {
+			s := newShop(t, 0)
+			opened := s.feed(120, 1)
+			s.lost = func(int, string) bool { return true }
+			for range 4 {
+				s.again(0)
+				opened = max(opened, s.feed(120, 10))
+			}
+			s.lost = func(int, string) bool { return false }
+			return s, max(opened, s.feed(220, 1))
+		}},
+		{"what was read is sent again", func(t *testing.T) (*shop, int) {
+			s := newShop(t, 0)
+			opened := s.feed(120, 1)
+			s.again(0)
+			return s, max(opened, s.feed(260, 7))
+		}},
+		{"what is still open is sent again and again", func(t *testing.T) (*shop, int) {
+			s := newShop(t, 0)
+			opened := s.feed(120, 1)
+			for range 4 {
+				s.again(100)
+				opened = max(opened, s.feed(120, 1))
+			}
+			return s, max(opened, s.feed(220, 1))
 		}},
 		{"the first impression was missed, of a window of 2 h", func(t *testing.T) (*shop, int) {
 			s := newShop(t, 60)

@@ -334,7 +334,7 @@ func (h *health) of(department []byte) *slice {
 	return s
 }
 
-// impression counts one that was read, whether it is labelled now, later or never.
+// impression counts one that was read for the first time and in time, whether it is labelled now or later.
 func (h *health) impression(ms int64, department []byte) {
 	if h.off {
 		return
@@ -345,15 +345,10 @@ func (h *health) impression(ms int64, department []byte) {
 	}
 }
 
-// click counts one that was read; repeated says that it has joined an impression that had one.
-func (h *health) click(ms int64, repeated bool) {
-	if h.off {
-		return
-	}
-	c := h.at(&h.all, ms)
-	c.Clicks++
-	if repeated {
-		c.Joined++
+// click counts one that was read and is the first of its impression, or waits for it.
+func (h *health) click(ms int64) {
+	if !h.off {
+		h.at(&h.all, ms).Clicks++
 	}
 }
 

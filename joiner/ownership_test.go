@@ -30,7 +30,7 @@ func newCrew(t *testing.T, b *streamtest.Broker, partitions int32) *crew {
 	c := &crew{t: t, cfg: testConfig(b), in: map[string]*instance{}}
 	c.cfg.Workers = int(partitions)
 	c.cfg.CommitInterval = 250 * time.Millisecond
-	c.tr = newTruth(42, c.cfg, partitions, 6000, 20*time.Minute)
+	c.tr = newTruth(42, c.cfg, partitions, 3000, 20*time.Minute)
 	return c
 }
 

@@ -109,14 +109,14 @@ func (s *shard) consume(in window.Input, b stream.PartitionBatch, produce func(*
 				errState,
 			)
 		}
-		repeated := s.w.Ledger().Repeated
+		stale := s.stale()
 		event, category, err := apply(s.w, in, r)
 		switch {
-		case !event:
+		case !event || s.stale() > stale:
 		case in == window.Impressions:
 			s.health.impression(r.Timestamp.UnixMilli(), department(category))
 		default:
-			s.health.click(r.Timestamp.UnixMilli(), s.w.Ledger().Repeated > repeated)
+			s.health.click(r.Timestamp.UnixMilli())
 		}
 		if err != nil {
 			reason, fatal := recordError(err)
@@ -138,6 +138,13 @@ func (s *shard) consume(in window.Input, b stream.PartitionBatch, produce func(*
 	s.stats.records[in] += len(b.Records)
 	s.stats.behind[in] = max(0, b.HighWatermark-s.next[in])
 	return nil
+}
+
+// stale counts the events that change nothing for those who learn, and so are none to the breaker: what is late, and what was
+// there already, as when somebody sends a log again.
+func (s *shard) stale() uint64 {
+	l := s.w.Ledger()
+	return l.Duplicate + l.LateImpressions + l.Repeated + l.LateClicks
 }
 
 // warm prepares the window for the next records.

@@ -17,6 +17,8 @@
 // click is counted at all: impressions are, when they are read. Whether a click is an orphan is known a window later; the
 // minutes of the orphan rule are older by Settle.
 //
+// What is late or repeated counts nowhere: somebody who sends a log again changes no rate.
+//
 // Clicks come after their impressions. So those of the recent minutes are held against the impressions of these minutes
 // and of as many before, whichever explains them better: the traffic may stop, begin again and multiply.
 //
@@ -82,8 +84,8 @@ func (cfg Config) Validate() error {
 
 // Counts of a minute of event time: of what happened in it, whenever that became known.
 type Counts struct {
-	Impressions uint64 // read
-	Clicks      uint64 // read; none for a department
+	Impressions uint64 // read, in time and not before
+	Clicks      uint64 // read, in time and the first of an impression that is known; none for a department
 	Joined      uint64 // clicks that found their impression
 	Orphans     uint64 // clicks that did not
 	Positive    uint64 // clicks that were the first of their impression
