@@ -22,7 +22,8 @@ type holding struct {
 	cancel    context.CancelFunc
 	busy      bool   // a job is running
 	gone      bool   // the partition was taken away, and the job that runs must end first
-	parked    *shard // ready, but given back to the group for the time of a rebalance
+	away      bool   // given back to the group for the time of a rebalance: it may come back
+	parked    *shard // ready, but away
 	since     time.Time
 }
 
@@ -114,7 +115,7 @@ func (se *session) assigned(_ context.Context, partitions map[string][]int32) {
 			h = &holding{partition: p}
 			se.own.held[p] = h
 		}
-		h.gone, h.since = false, time.Now()
+		h.gone, h.away, h.since = false, false, time.Now()
 		se.ledgers.expect(p)
 		if h.parked != nil {
 			kept++
@@ -133,10 +134,13 @@ func (se *session) assigned(_ context.Context, partitions map[string][]int32) {
 func (se *session) lost(_ context.Context, partitions map[string][]int32) {
 	for _, ps := range partitions {
 		for _, p := range ps {
-			if sh := se.shards[p]; sh != nil {
-				delete(se.shards, p)
-				se.own.held[p].parked = sh
+			if h := se.own.held[p]; h != nil {
+				h.away = true
+				if sh := se.shards[p]; sh != nil {
+					h.parked = sh
+				}
 			}
+			delete(se.shards, p)
 			se.ledgers.forget(p)
 		}
 	}
@@ -242,6 +246,8 @@ func (se *session) admit() error {
 		case h.gone:
 			h.parked, h.gone = r.shard, false
 			se.release(h)
+		case h.away:
+			h.parked = r.shard // to be held against the committed offsets when it is back
 		case r.share != se.own.share && (r.err == nil || errors.Is(r.err, context.Canceled)):
 			// It went and came back meanwhile, or the share was dealt out anew: others may have committed.
 			se.ready(h, r.shard, se.lookUp())

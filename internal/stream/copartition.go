@@ -22,11 +22,27 @@ type copartitioned struct {
 	generation int32
 }
 
-// claim notes what was assigned, and in which generation.
+// claim notes what was assigned, and in which generation: what was there before first, so that a member that has to give some
+// away gives those that came last. An instance that was away for a restart so gets back what it had.
 func (c *copartitioned) claim(partitions map[string][]int32, generation int32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.claims, c.generation = partitions, generation
+	claims := map[string][]int32{}
+	for topic, ps := range partitions {
+		var kept, fresh []int32
+		for _, p := range c.claims[topic] {
+			if slices.Contains(ps, p) {
+				kept = append(kept, p)
+			}
+		}
+		for _, p := range slices.Sorted(slices.Values(ps)) {
+			if !slices.Contains(kept, p) {
+				fresh = append(fresh, p)
+			}
+		}
+		claims[topic] = append(kept, fresh...)
+	}
+	c.claims, c.generation = claims, generation
 }
 
 // ProtocolName implements kgo.GroupBalancer; all members of a group must speak it.
@@ -43,7 +59,7 @@ func (c *copartitioned) JoinGroupMetadata(topics []string, _ map[string][]int32,
 	m.Version, m.Topics, m.Generation = 3, topics, c.generation
 	for _, topic := range slices.Sorted(maps.Keys(c.claims)) {
 		own := kmsg.NewConsumerMemberMetadataOwnedPartition()
-		own.Topic, own.Partitions = topic, slices.Sorted(slices.Values(c.claims[topic]))
+		own.Topic, own.Partitions = topic, c.claims[topic]
 		m.OwnedPartitions = append(m.OwnedPartitions, own)
 	}
 	return m.AppendTo(nil)
@@ -94,8 +110,8 @@ type claim struct {
 	generation int32
 }
 
-// share deals n partitions out to members, as evenly as can be, and leaves with each what it had as far as that allows. Two
-// that claim the same were given it in different generations: the later one has it.
+// share deals n partitions out to members, as evenly as can be, and leaves with each what it had as far as that allows, the
+// first that it names before the last. Two that claim the same were given it in different generations: the later one has it.
 func share(n int32, members []claim) [][]int32 {
 	out := make([][]int32, len(members))
 	if len(members) == 0 {
@@ -131,13 +147,20 @@ func share(n int32, members []claim) [][]int32 {
 			room[i]++
 		}
 	}
+	dealt := make([]bool, n)
+	for i, m := range members {
+		for _, p := range m.partitions {
+			if p < n && owner[p] == i && !dealt[p] && room[i] > 0 {
+				dealt[p] = true
+				room[i]--
+				out[i] = append(out[i], p)
+			}
+		}
+	}
 	var free []int32
-	for p, i := range owner {
-		if i >= 0 && room[i] > 0 {
-			room[i]--
-			out[i] = append(out[i], int32(p))
-		} else {
-			free = append(free, int32(p))
+	for p := range n {
+		if !dealt[p] {
+			free = append(free, p)
 		}
 	}
 	for i := range members {
