@@ -26,6 +26,10 @@ type Config struct {
 	// Window is how long after its impression a click counts, 60 s to 24 h of event time. It cannot be changed
 	// over existing state.
 	Window time.Duration `yaml:"window"`
+	// Correction is how long after its window a click still corrects the label of its impression, in event time: the window at
+	// least. What comes within it corrects, what comes later does not, the same on every replay. 0: as long as the window.
+	// The impression is remembered that long; what is beyond its window lies in segments.dir, if there is one.
+	Correction time.Duration `yaml:"correction"`
 	// Lateness is the disorder of event time that is waited for, in each input.
 	Lateness time.Duration `yaml:"lateness"`
 	// Bucket is the width of a time bucket, 1 s to 10 s; a final negative comes at most this much after the
@@ -114,6 +118,9 @@ func (c Config) Validate() error {
 	if c.Window < time.Minute || c.Window > 24*time.Hour {
 		bad("window: %s: want 1m to 24h", c.Window)
 	}
+	if c.Correction != 0 && (c.Correction < c.Window || c.Correction > 7*24*time.Hour) {
+		bad("correction: %s: want 0 (as long as the window) or the window of %s to 168h", c.Correction, c.Window)
+	}
 	if c.Lateness < 0 || c.Lateness > time.Hour {
 		bad("lateness: %s: want 0 to 1h", c.Lateness)
 	}
@@ -159,6 +166,14 @@ func (c Config) Validate() error {
 func (c Config) window(seed uint64) window.Config {
 	return window.Config{
 		WindowMS: c.Window.Milliseconds(), LatenessMS: c.Lateness.Milliseconds(), BucketMS: c.Bucket.Milliseconds(), Seed: seed,
-		ObserveMS: c.Observe.Milliseconds(), NegativeRate: int64(c.KeepOneNegativeIn), SourceExpiryMS: c.SourceExpiry.Milliseconds(),
+		CorrectionMS: c.correction().Milliseconds(), ObserveMS: c.Observe.Milliseconds(), NegativeRate: int64(c.KeepOneNegativeIn), SourceExpiryMS: c.SourceExpiry.Milliseconds(),
 	}
+}
+
+// correction is how long impressions are remembered behind their window.
+func (c Config) correction() time.Duration {
+	if c.Correction == 0 {
+		return c.Window
+	}
+	return c.Correction
 }

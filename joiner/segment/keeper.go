@@ -138,6 +138,7 @@ func (k *Keeper) Keep(w *window.Window, at Place) {
 			return
 		}
 	}
+	k.opt.Count.Spills.Add(float64(w.SpillClosed()))
 	if over {
 		k.opt.Count.Spills.Add(float64(w.Spill(k.opt.Memory)))
 	}
