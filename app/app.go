@@ -244,8 +244,12 @@ func (a *App) startAdmin(context.Context) error {
 	return nil
 }
 
+// clientLogInterval is how often the same line of a Kafka client is written at most.
+const clientLogInterval = 10 * time.Second
+
 func (a *App) startKafka(ctx context.Context) error {
 	a.kafka = a.cfg.Kafka.Config
+	a.kafka.Log, a.kafka.Metrics = telemetry.NewThrottle(a.log, clientLogInterval, time.Now), a.registry
 	if len(a.kafka.Brokers) == 0 {
 		e, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: filepath.Join(a.opt.Dir, KafkaFolder), Port: a.cfg.Kafka.EmbeddedPort})
 		if err != nil {

@@ -48,6 +48,7 @@ func NewConsumer(c Config, cc ConsumerConfig) (*Consumer, error) {
 	k := &Consumer{newMember(c, cc.Group, cc.InstanceID, cc.MaxPoll, cc.OnAssigned, cc.OnLost)}
 	k.cooperative = true
 	opts = append(opts, k.member.options(cc.Topics, cc.RebalanceTimeout)...)
+	opts = append(opts, c.observe(cc.Group)...)
 	k.cl, err = kgo.NewClient(append(opts,
 		kgo.FetchMaxBytes(orDefault(cc.FetchMaxBytes, 16<<20)),
 		kgo.FetchMaxPartitionBytes(orDefault(cc.FetchMaxPartitionBytes, 2<<20)),

@@ -117,6 +117,7 @@ func NewTx(c Config, tc TxConfig) (*Tx, error) {
 		t.balancer = &copartitioned{}
 	}
 	opts = append(opts, t.member.options(tc.Topics, tc.RebalanceTimeout)...)
+	opts = append(opts, c.observe(tc.Group)...)
 	opts = append(opts,
 		kgo.WithHooks(&t.beats),
 		kgo.TransactionalID(tc.TransactionalID),
