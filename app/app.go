@@ -224,12 +224,7 @@ func writeRunFile(path string, v Addresses) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", RunFile, err)
 	}
-	tmp := path + ".tmp"
-	// 0600: the warehouse's address holds its password.
-	if err := os.WriteFile(tmp, append(raw, '\n'), 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", RunFile, err)
-	}
-	return os.Rename(tmp, path)
+	return artifact.WriteFile(path, append(raw, '\n'), 0o600) // the warehouse's address holds its password
 }
 
 func (a *App) startAdmin(context.Context) error {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"image"
 	"image/draw"
-	"image/png"
 	"time"
 
 	"ctrloop/internal/artifact"
@@ -102,7 +101,7 @@ func decodePNG(store *artifact.Store, digest string) (*image.NRGBA, error) {
 	if err != nil {
 		return nil, err
 	}
-	im, err := png.Decode(bytes.NewReader(b))
+	im, err := imaging.DecodePNG(b, imaging.MaxSidePx)
 	if err != nil {
 		return nil, fmt.Errorf("artifact %s is not a PNG: %w", digest, err)
 	}

@@ -47,6 +47,7 @@ type Options struct {
 	API, Edge       string // addresses to listen on; empty: free ports
 	Log             zerolog.Logger
 	Out             io.Writer // progress
+	Board           io.Writer // the scoreboard for people
 	Stay            bool      // leave the system running when done, until ctx ends
 	Report          func(*Scoreboard) error
 }
@@ -123,7 +124,7 @@ func Run(ctx context.Context, opt Options) (*Scoreboard, error) {
 	if err := d.phases(ctx); err != nil {
 		return nil, err
 	}
-	d.board.Print(opt.Out)
+	d.board.Print(opt.Board)
 	if opt.Report != nil {
 		if err := opt.Report(d.board); err != nil {
 			return nil, err
