@@ -100,13 +100,15 @@ func (s *shop) make(rs *[2][]*stream.Record) {
 			id := schemas.NewImpressionID(time.UnixMilli(at), rest)
 			if m >= s.from {
 				rs[window.Impressions] = append(rs[window.Impressions], &stream.Record{
-					Topic: schemas.TopicImpressions, Key: id[:], Timestamp: id.Time(), Value: marshal(&eventpb.Impression{Id: id[:], Category: dept + "/lamps", Schema: 1}),
+					Topic: schemas.TopicImpressions, Key: id[:], Timestamp: id.Time(),
+					Value: marshal(&eventpb.Impression{Id: id[:], Category: dept + "/lamps", Schema: 1}),
 				})
 			}
 			clicked := at + int64(i%50)*s.slow.Milliseconds()/50
 			if minute := int((clicked - epochMS) / minuteMS); i%10 == 0 && !s.lost(minute, dept) {
 				s.pending[minute] = append(s.pending[minute], &stream.Record{
-					Topic: schemas.TopicClicks, Key: id[:], Timestamp: time.UnixMilli(clicked), Value: marshal(&eventpb.Click{ImpressionId: id[:], Id: []byte("c"), TimeMs: clicked, Schema: 1}),
+					Topic: schemas.TopicClicks, Key: id[:], Timestamp: time.UnixMilli(clicked),
+					Value: marshal(&eventpb.Click{ImpressionId: id[:], Id: []byte("c"), TimeMs: clicked, Schema: 1}),
 				})
 			}
 		}

@@ -166,7 +166,8 @@ func (c Config) Validate() error {
 func (c Config) window(seed uint64) window.Config {
 	return window.Config{
 		WindowMS: c.Window.Milliseconds(), LatenessMS: c.Lateness.Milliseconds(), BucketMS: c.Bucket.Milliseconds(), Seed: seed,
-		CorrectionMS: c.correction().Milliseconds(), ObserveMS: c.Observe.Milliseconds(), NegativeRate: int64(c.KeepOneNegativeIn), SourceExpiryMS: c.SourceExpiry.Milliseconds(),
+		CorrectionMS: c.correction().Milliseconds(), ObserveMS: c.Observe.Milliseconds(), NegativeRate: int64(c.KeepOneNegativeIn),
+		SourceExpiryMS: c.SourceExpiry.Milliseconds(),
 	}
 }
 

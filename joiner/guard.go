@@ -91,7 +91,8 @@ type guard struct {
 
 func newGuard(cfg Config, log zerolog.Logger) *guard {
 	g := &guard{log: log, changed: make(chan struct{}, 1), tripped: prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "ctrloop_joiner_breaker_open_slices", Help: "Slices of the traffic whose circuit breaker is open: their labels are marked, no pairs are built and no training starts.",
+		Name: "ctrloop_joiner_breaker_open_slices",
+		Help: "Slices of the traffic whose circuit breaker is open: their labels are marked, no pairs are built and no training starts.",
 	})}
 	if cfg.TransactionalID != Default().TransactionalID {
 		g.instance = cfg.TransactionalID

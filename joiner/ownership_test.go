@@ -94,7 +94,8 @@ func (c *crew) settled(limit time.Duration) time.Duration {
 		if time.Since(began) > limit {
 			for name, i := range c.in {
 				l := i.Ledger()
-				c.t.Logf("%s has %d partitions, rebuilds %v, %v failed sessions", name, len(l.Partitions), l.Rebuilding, testutil.ToFloat64(i.metrics.sessions))
+				failed := testutil.ToFloat64(i.metrics.sessions)
+				c.t.Logf("%s has %d partitions, rebuilds %v, %v failed sessions", name, len(l.Partitions), l.Rebuilding, failed)
 			}
 			c.t.Fatalf("of %d partitions %d are ready after %s", c.tr.partitions, len(c.owners()), limit)
 		}

@@ -182,7 +182,8 @@ func apply(w *window.Window, in window.Input, r *stream.Record) (event bool, cat
 			if err := proto.Unmarshal(r.Value, &p); err != nil {
 				return false, nil, errRecord{fmt.Errorf("%w: punctuation: %w", eventpb.ErrWire, err)}
 			}
-			if err := w.Punctuate(in, window.Promise{Source: p.Source, Covers: p.Covers, Parts: p.Parts, LowMS: p.LowWatermarkMs, Closed: p.Closed}); err != nil {
+			promise := window.Promise{Source: p.Source, Covers: p.Covers, Parts: p.Parts, LowMS: p.LowWatermarkMs, Closed: p.Closed}
+			if err := w.Punctuate(in, promise); err != nil {
 				return false, nil, errRecord{err}
 			}
 			return false, nil, nil
@@ -272,7 +273,8 @@ func (s *shard) propose(cfg Config) (string, bool) {
 		return "", false
 	}
 	s.proposed = metadata{
-		Sequence: s.sequence + 1, WindowMS: cfg.Window.Milliseconds(), BucketMS: cfg.Bucket.Milliseconds(), ObserveMS: cfg.Observe.Milliseconds(), Partitions: s.of,
+		Sequence: s.sequence + 1, WindowMS: cfg.Window.Milliseconds(), BucketMS: cfg.Bucket.Milliseconds(),
+		ObserveMS: cfg.Observe.Milliseconds(), Partitions: s.of,
 		Snapshot: s.w.Snapshot(s.next),
 	}
 	return s.proposed.String(), true

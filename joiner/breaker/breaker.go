@@ -24,7 +24,8 @@
 //
 // Every rule needs a deviation that is both large and far outside of chance. A slice that has tripped closes again after Hold
 // minutes without one. Minutes while it is open are kept out of its trailing baseline, and those of before it tripped
-// are its measure, so that an outage does not become the norm. What is trailing is forgotten in a restart: until Warm minutes have been seen nothing trips.
+// are its measure, so that an outage does not become the norm. What is trailing is forgotten in a restart: until Warm
+// minutes have been seen nothing trips.
 package breaker
 
 import (

@@ -293,7 +293,9 @@ func (k *Keeper) fail(err error) {
 	k.opt.Count.Failures.Inc()
 	k.opt.Log.Error().Err(err).Int32("partition", k.id.Partition).
 		Msg(
-			"segments are off until this partition is taken again: the join goes on in memory, a restart will read the window from the topics; look at the space and the health of the disk under joiner.segments.dir",
+			"segments are off until this partition is taken again: the join goes on in memory, " +
+				"a restart will read the window from the topics; " +
+				"look at the space and the health of the disk under joiner.segments.dir",
 		)
 }
 

@@ -105,7 +105,8 @@ func (o *oracle) verdict(id schemas.ImpressionID) {
 }
 
 func (o *oracle) correct(id schemas.ImpressionID, delay int64, clicks int) {
-	o.say("label %s %x of %d delay %d clicks %d v%d", eventpb.LabelKind_LABEL_KIND_CORRECTED, id, o.imps[id].offset, delay, clicks, o.first()+1)
+	kind := eventpb.LabelKind_LABEL_KIND_CORRECTED
+	o.say("label %s %x of %d delay %d clicks %d v%d", kind, id, o.imps[id].offset, delay, clicks, o.first()+1)
 }
 
 // apply adds a click to an impression; waited: it was there before.
@@ -609,7 +610,12 @@ func TestImageThatIsCut(t *testing.T) {
 	w := New(cfg)
 	for i := range int64(40) {
 		id := schemas.NewImpressionID(time.UnixMilli(i*30), [10]byte{byte(i)})
-		if err := errors.Join(w.Impression(rawImpression(id, int(i)), id, i), w.Click([]byte("c"), id, i*30+(i%3)*2000, 2*i), w.Click([]byte("d"), schemas.ImpressionID{15: byte(i)}, i*30, 2*i+1), w.Advance(0)); err != nil {
+		if err := errors.Join(
+			w.Impression(rawImpression(id, int(i)), id, i),
+			w.Click([]byte("c"), id, i*30+(i%3)*2000, 2*i),
+			w.Click([]byte("d"), schemas.ImpressionID{15: byte(i)}, i*30, 2*i+1),
+			w.Advance(0),
+		); err != nil {
 			t.Fatal(err)
 		}
 	}
