@@ -160,6 +160,7 @@ func Start(ctx context.Context, opt Options) (_ *App, err error) {
 		opt: opt, cfg: opt.Config, log: opt.Log, registry: telemetry.NewRegistry(opt.Version), ready: telemetry.NewReadiness(),
 		actors: newActors(opt.Log), started: time.Now(),
 	}
+	a.cfg.Ingest.UserSalt = a.cfg.Salt()
 	defer func() {
 		if err != nil {
 			a.actors.stop()
@@ -188,6 +189,15 @@ func Start(ctx context.Context, opt Options) (_ *App, err error) {
 			return nil, fmt.Errorf("start %s: %w", t.name, err)
 		}
 		gate.Ready()
+		if t.name == Sink {
+			a.sink.Report(func(trouble string) {
+				if trouble != "" {
+					gate.NotReady(trouble)
+				} else {
+					gate.Ready()
+				}
+			})
+		}
 	}
 	a.addresses.PID = os.Getpid()
 	if err := writeRunFile(filepath.Join(opt.Dir, RunFile), a.addresses); err != nil {
@@ -288,7 +298,10 @@ func (a *App) startWarehouse(ctx context.Context) error {
 		}
 		a.engine, err = warehouse.StartEngine(
 			ctx,
-			warehouse.EngineConfig{Lib: lib, Dir: filepath.Join(a.opt.Dir, EngineFolder), MaxMemoryBytes: a.cfg.ClickHouse.MaxMemoryBytes},
+			warehouse.EngineConfig{
+				Lib: lib, Dir: filepath.Join(a.opt.Dir, EngineFolder), MaxMemoryBytes: a.cfg.ClickHouse.MaxMemoryBytes,
+				TCPPort: a.cfg.ClickHouse.EmbeddedPort, HTTPPort: a.cfg.ClickHouse.EmbeddedHTTPPort,
+			},
 			a.log,
 		)
 		if err != nil {
@@ -313,7 +326,11 @@ func (a *App) startWarehouse(ctx context.Context) error {
 	a.db = db
 	a.actors.onStop("warehouse connections", func() { _ = db.Close() })
 	a.addresses.ClickHouse = a.readDSN
-	if err := db.Migrate(ctx, warehouse.Options{Cluster: a.cfg.ClickHouse.Cluster, Window: a.cfg.Joiner.Window, Bucket: a.cfg.Joiner.Bucket}); err != nil {
+	err = db.Migrate(ctx, warehouse.Options{
+		Cluster: a.cfg.ClickHouse.Cluster, Window: a.cfg.Joiner.Window, Bucket: a.cfg.Joiner.Bucket,
+		SaltCheck: ingest.SaltCheck(a.cfg.Ingest.UserSalt),
+	})
+	if err != nil {
 		return err
 	}
 	if a.engine != nil && !a.runs(Sink) {
@@ -388,13 +405,15 @@ func (a *App) startSink(context.Context) (err error) {
 	if a.sink, err = sink.New(a.sinkConfig(), a.db, a.log, a.registry); err != nil {
 		return err
 	}
+	a.sink.Follow(sink.Join{Group: a.cfg.Joiner.Group, Watermark: joiner.WatermarkOf})
 	a.actors.start("sink", func(ctx context.Context) error {
 		if err := a.refill(ctx, a.sink); err != nil {
 			return err
 		}
 		return a.sink.Run(ctx)
 	})
-	a.actors.start("rollups", func(ctx context.Context) error { return a.db.KeepRolledUp(ctx, rollUpInterval, a.log) })
+	leads := func() bool { return true } // one process: nobody else could
+	a.actors.start("rollups", func(ctx context.Context) error { return a.db.KeepRolledUp(ctx, rollUpInterval, leads, a.log) })
 	return nil
 }
 
@@ -405,13 +424,17 @@ func (a *App) sinkConfig() sink.Config {
 }
 
 func (a *App) startPairer(context.Context) error {
+	px, err := viewPx(a.cfg.Models.Base)
+	if err != nil {
+		return err
+	}
 	producer, err := stream.NewProducer(a.kafka, stream.ProducerConfig{})
 	if err != nil {
 		return err
 	}
 	a.actors.onStop("pair producer", producer.Close)
 	a.pairer, err = pairer.New(a.cfg.Pairer, pairer.Deps{
-		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog}, Control: a.control,
+		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog, px}, Control: a.control,
 		Publisher: pairTopic{producer}, Store: a.store, Log: a.log, Registry: a.registry,
 	})
 	if err != nil {
@@ -424,6 +447,14 @@ func (a *App) startPairer(context.Context) error {
 func (a *App) startTrainer(ctx context.Context) error {
 	if err := a.preparePython(); err != nil {
 		return err
+	}
+	if err := a.prepareBase(); err != nil {
+		return err
+	}
+	if a.cfg.Images.Backend == ImagesDiffusion { // jobs draw with the model itself, whoever paints what is served
+		if err := a.checkImageModel(); err != nil {
+			return err
+		}
 	}
 	digest, err := artifact.DigestDir(a.base)
 	if err != nil {
@@ -440,7 +471,8 @@ func (a *App) startTrainer(ctx context.Context) error {
 	}
 	a.runner = &trainerbridge.Local{
 		Python: a.python, Trainer: a.trainerDir, Dir: work, Base: a.base, Grammar: grammarFile, Catalogue: catalogueFile, Renderer: a.renderer(exe, grammarFile),
-		Threads: a.cfg.Trainer.Threads, Timeout: a.cfg.Trainer.Timeout, StopGrace: a.cfg.Trainer.StopGrace, Store: a.store, Log: a.log,
+		Threads: a.cfg.Trainer.Threads, Placement: a.cfg.Trainer.Placement(), Timeout: a.cfg.Trainer.Timeout,
+		StopGrace: a.cfg.Trainer.StopGrace, Store: a.store, Log: a.log,
 	}
 	bridge, err := trainerbridge.New(a.cfg.Trainer, trainerbridge.Deps{
 		Control: a.control, Runner: a.runner, Store: a.store, Base: digest, Log: a.log, Registry: a.registry,
@@ -452,18 +484,30 @@ func (a *App) startTrainer(ctx context.Context) error {
 	return nil
 }
 
-// preparePython finds the Python environment and unpacks the trainer beside it.
+// preparePython finds the Python environment and unpacks the trainer beside it. Whatever starts Python calls it, and nothing
+// else does: the environment is large, and a machine of other services has none.
 func (a *App) preparePython() (err error) {
-	if a.trainerDir != "" {
-		return nil
+	if a.python == "" {
+		if a.python, err = setup.Python(a.opt.Home, trainerbridge.Lock()); err != nil {
+			return err
+		}
 	}
-	if a.python, err = setup.Python(a.opt.Home, trainerbridge.Lock()); err != nil {
-		return err
+	return a.unpackTrainer()
+}
+
+// unpackTrainer writes out what this binary carries of the trainer: its source and the models that ship. It needs no Python.
+func (a *App) unpackTrainer() (err error) {
+	if a.trainerDir == "" {
+		a.trainerDir, err = trainerbridge.Extract(filepath.Join(a.opt.Home, trainerbridge.Folder))
 	}
-	if a.trainerDir, err = trainerbridge.Extract(filepath.Join(a.opt.Home, "trainer")); err != nil {
-		return err
+	return err
+}
+
+// prepareBase finds the base prompt model.
+func (a *App) prepareBase() (err error) {
+	if a.base == "" {
+		a.base, err = a.pickBase()
 	}
-	a.base, err = a.pickBase()
 	return err
 }
 
@@ -473,8 +517,10 @@ func (a *App) pickBase() (string, error) {
 	if a.cfg.Models.Base != "" {
 		return a.cfg.Models.Base, nil
 	}
-	shipped := trainerbridge.BaseModel(a.trainerDir)
-	digest, err := a.store.PutDir(shipped)
+	if err := a.unpackTrainer(); err != nil {
+		return "", err
+	}
+	digest, err := a.store.PutDir(trainerbridge.BaseModel(a.trainerDir))
 	if err != nil {
 		return "", err
 	}

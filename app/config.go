@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -60,6 +61,27 @@ type Config struct {
 	Console console.Config `yaml:"console"`
 }
 
+// outageAllowance is how long everything may stand still without a record being deleted before it was read.
+const outageAllowance = time.Hour
+
+// Validate returns the problems between sections.
+func (c Config) Validate() error {
+	var errs []error
+	if need := c.Joiner.Window + c.Joiner.Lateness + outageAllowance; c.Kafka.Retention > 0 && c.Kafka.Retention < need {
+		errs = append(errs, fmt.Errorf("kafka.retention: %s: want at least %s, joiner.window, joiner.lateness and %s for an outage: "+
+			"a restart of the join reads its open windows from the topics", c.Kafka.Retention, need, outageAllowance))
+	}
+	if len(c.Kafka.Brokers) > 0 && c.Ingest.UserSalt == "" {
+		errs = append(errs, errors.New("ingest.user_salt: is not set, and kafka.brokers is: users would be hashed under a public salt, "+
+			"which hides nobody. Draw one (openssl rand -hex 32), give it to every process and keep it: ${CTRLOOP_USER_SALT} or "+
+			"${file:/run/secrets/user-salt}. An instance that has run without one goes on with \""+ingest.Default().UserSalt+"\""))
+	}
+	return errors.Join(errs...)
+}
+
+// Salt is ingest.user_salt, or the public one of embedded runs.
+func (c Config) Salt() string { return cmp.Or(c.Ingest.UserSalt, ingest.Default().UserSalt) }
+
 // Kafka says where the topics are.
 type Kafka struct {
 	stream.Config `yaml:",inline"`
@@ -70,7 +92,7 @@ type Kafka struct {
 	// latest, because brokers delete whole segments. Negative keeps everything, the hashes of erased users too; virtual
 	// time needs it: brokers judge age by record time.
 	Retention time.Duration `yaml:"retention"`
-	// EmbeddedPort of the embedded broker on loopback; 0 takes a free one.
+	// EmbeddedPort of the embedded broker on loopback; 0 takes the one that it had in this folder, or a free one.
 	EmbeddedPort int `yaml:"embedded_port"`
 }
 
@@ -99,6 +121,10 @@ type ClickHouse struct {
 	Cluster string `yaml:"cluster"`
 	// MaxMemoryBytes of the embedded engine.
 	MaxMemoryBytes int64 `yaml:"max_memory_bytes"`
+	// EmbeddedPort and EmbeddedHTTPPort of the embedded engine on loopback; 0 takes the ones that it had in this folder, so
+	// that other processes find it again, or free ones.
+	EmbeddedPort     int `yaml:"embedded_port"`
+	EmbeddedHTTPPort int `yaml:"embedded_http_port"`
 }
 
 // Models says where prompt models are served.
@@ -222,6 +248,8 @@ func (l Listen) Validate() error {
 
 // Default is an embedded run on live traffic.
 func Default() Config {
+	edge := ingest.Default()
+	edge.UserSalt = "" // of embedded runs alone: see Config.Salt
 	return Config{
 		// A week: the longest window is a day, and an outage must be survivable.
 		Kafka:      Kafka{Config: stream.Config{ClientID: "ctrloop"}, Partitions: 4, Retention: 7 * 24 * time.Hour},
@@ -230,7 +258,7 @@ func Default() Config {
 		Images:     defaultImages(),
 		Listen:     Listen{API: "127.0.0.1:0", Edge: "127.0.0.1:0"},
 		Admin:      telemetry.DefaultAdminConfig(),
-		Ingest:     ingest.Default(),
+		Ingest:     edge,
 		Joiner:     joiner.Default(),
 		Sink:       sink.Default(),
 		Pairer:     pairer.Default(),

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 
 	"ctrloop/ingest"
 	"ctrloop/internal/stream"
+	"ctrloop/internal/warehouse/query"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/console"
@@ -39,7 +41,9 @@ type refreshed[T any] struct {
 	mu    sync.Mutex
 	key   string // of what was loaded; another key is loaded at once
 	value T
-	err   error // of the last load; value is then that of an earlier one
+	err   error         // of the last load; value is then that of an earlier one
+	good  time.Time     // start of the last load that went well
+	span  time.Duration // that its value is meant to be shown for
 	next  time.Time
 	done  chan struct{} // of the load in progress
 }
@@ -81,13 +85,61 @@ func (r *refreshed[T]) load(key string, pace time.Duration, rest int, load func(
 	v, err := load(ctx)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.err = err; err == nil {
-		r.value = v
-	}
 	took := time.Since(start)
+	if r.err = err; err == nil {
+		r.value, r.good, r.span = v, start, took+max(pace, time.Duration(rest)*took)
+	}
 	r.key, r.next = key, start.Add(took+max(pace, time.Duration(rest)*took))
 	close(r.done)
 	r.done = nil
+}
+
+// stale says how old the value is, where that is older than it is meant to be shown.
+func (r *refreshed[T]) stale(now time.Time, part string) []console.Stale {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.good.IsZero() && r.err == nil { // not asked for yet, or the first load is under way
+		return nil
+	}
+	age := now.Sub(r.good)
+	if !r.good.IsZero() && age <= r.span+tooOld {
+		return nil
+	}
+	s := console.Stale{Part: part, AgeSeconds: age.Seconds()}
+	if r.good.IsZero() {
+		s.AgeSeconds = 0
+	}
+	if r.err != nil {
+		s.Why = clip(r.err.Error())
+	}
+	return []console.Stale{s}
+}
+
+// stale lists the parts of the page whose figures are old.
+func (o *overview) stale(now time.Time) []console.Stale {
+	out := slices.Concat(
+		o.traffic.stale(now, "rates and creatives"), o.history.stale(now, "control log"), o.verdict.stale(now, "rollout"),
+		o.backlog.stale(now, "what waits"), o.audit.stale(now, "audit"),
+	)
+	slices.SortStableFunc(out, func(a, b console.Stale) int { return cmp.Compare(b.AgeSeconds, a.AgeSeconds) })
+	return out
+}
+
+// whole leaves out the last point of a series while its stretch of time is not mature as a whole: a part of it looks like
+// an outage.
+func whole(series []console.CTRPoint, horizonMS int64) []console.CTRPoint {
+	n := len(series)
+	if n < 3 {
+		return series
+	}
+	width := series[n-1].Time.Sub(series[n-2].Time)
+	for i := 1; i < n; i++ {
+		width = min(width, series[i].Time.Sub(series[i-1].Time))
+	}
+	if series[n-1].Time.Add(width).UnixMilli() > horizonMS {
+		return series[:n-1]
+	}
+	return series
 }
 
 // background is what comes from there, as of now.
@@ -219,7 +271,7 @@ func (a *App) readTraffic(ctx context.Context, st *control.State) (traffic, erro
 	var from int64
 	err := a.db.QueryRow(
 		ctx,
-		`SELECT toInt64(toUnixTimestamp64Milli(min(event_time))), toInt64(toUnixTimestamp64Milli(max(event_time))), toInt64((SELECT horizon_ms FROM label_horizon)) FROM labels`+oneThread,
+		query.Text("span")+oneThread,
 	).
 		Scan(
 			&from,
@@ -245,11 +297,7 @@ func (a *App) readTraffic(ctx context.Context, st *control.State) (traffic, erro
 		LiveN    uint64 `ch:"live_n"`
 		LiveK    uint64 `ch:"live_k"`
 	}
-	err = a.db.Select(ctx, &rows, `
-		SELECT toString(creative) AS ad, intDiv(toInt64(toUnixTimestamp64Milli(event_time)), toInt64(?)) AS slot, toUInt8(grouping(ad)) AS is_slot,
-			count() AS n, toUInt64(sum(clicked)) AS k, countIf(live) AS live_n, toUInt64(sumIf(clicked, live)) AS live_k
-		FROM (SELECT creative, event_time, clicked, model_version = ? AND event_time >= fromUnixTimestamp64Milli(toInt64(?), 'UTC') AS live FROM labels_mature)
-		GROUP BY GROUPING SETS ((ad), (slot)) ORDER BY slot`+oneThread, width, route.Champion, since)
+	err = a.db.Select(ctx, &rows, query.Text("traffic")+oneThread, width, route.Champion, since)
 	if err != nil {
 		return t, err
 	}
@@ -276,7 +324,7 @@ func (a *App) eventTimeAt(ctx context.Context, wall time.Time) (int64, error) {
 	var ms int64
 	err := a.db.QueryRow(
 		ctx,
-		`SELECT toInt64(toUnixTimestamp64Milli(max(event_time))) FROM labels WHERE inserted_at <= toDateTime(?, 'UTC')`+oneThread,
+		query.Text("event_time_at")+oneThread,
 		wall.Unix(),
 	).Scan(
 		&ms,
@@ -307,16 +355,14 @@ type command struct {
 
 func (a *App) readHistory(ctx context.Context, st *control.State) (history, error) {
 	h := history{decided: map[string]string{}}
-	const query = `SELECT toString(type) AS type, entity, toString(actor) AS actor, note, time, JSONExtractString(data, 'version') AS version FROM control_log FINAL WHERE rejected = ''`
-	const newest = ` ORDER BY time DESC, offset DESC LIMIT 50` + oneThread
 	var last, turns []command
-	if err := a.db.Select(ctx, &last, query+newest); err != nil {
+	if err := a.db.Select(ctx, &last, query.Text("commands")+oneThread); err != nil {
 		return h, err
 	}
 	for _, r := range last {
 		h.events = append(h.events, console.Event{Time: r.Time, Type: r.Type, Entity: r.Entity, Actor: r.Actor, Note: r.Note})
 	}
-	if err := a.db.Select(ctx, &turns, query+` AND type IN ('model.promoted', 'model.rolled_back', 'experiment.decided')`+newest); err != nil {
+	if err := a.db.Select(ctx, &turns, query.Text("turns")+oneThread); err != nil {
 		return h, err
 	}
 	marks := stepMarks(st)
@@ -332,7 +378,7 @@ func (a *App) readHistory(ctx context.Context, st *control.State) (history, erro
 		return h, err
 	}
 	var pairs uint64
-	err = a.db.QueryRow(ctx, `SELECT count() FROM pairs FINAL`+oneThread).Scan(&pairs)
+	err = a.db.QueryRow(ctx, query.Text("pairs")+oneThread).Scan(&pairs)
 	h.pairs = int64(pairs)
 	return h, err
 }
@@ -440,5 +486,5 @@ func (a *App) readBacklog(ctx context.Context, up map[Target]bool) (b backlog, e
 // readAudit counts the minutes in which the labels here are not those that the joiner says it made. Younger
 // minutes than the horizon's are still being filled.
 func (a *App) readAudit(ctx context.Context, horizonMS int64) (int64, error) {
-	return a.Count(ctx, `SELECT count() FROM audit_mismatch WHERE minute < toDateTime(?, 'UTC')`+oneThread, horizonMS/1000-60)
+	return a.Count(ctx, query.Text("audit_before")+oneThread, horizonMS/1000-60)
 }

@@ -15,8 +15,10 @@ import (
 	"ctrloop/internal/imaging"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
+	"ctrloop/internal/warehouse/query"
 	"ctrloop/pairer/pairs"
 	"ctrloop/schemas"
+	"ctrloop/serving/creatives"
 )
 
 // evidence reads the pairer's evidence from the warehouse.
@@ -34,8 +36,7 @@ func (e evidence) Evidence(ctx context.Context) ([]pairs.Evidence, pairs.Span, e
 		From        time.Time `ch:"from_time"`
 		To          time.Time `ch:"to_time"`
 	}
-	const query = `SELECT product, category, placement, creative, toUInt64(impressions) AS impressions, toUInt64(clicks) AS clicks, from_time, to_time FROM pair_evidence`
-	if err := e.db.Select(ctx, &rows, query); err != nil {
+	if err := e.db.Select(ctx, &rows, query.Text("evidence")); err != nil {
 		return nil, pairs.Span{}, err
 	}
 	out := make([]pairs.Evidence, len(rows))
@@ -46,6 +47,7 @@ func (e evidence) Evidence(ctx context.Context) ([]pairs.Evidence, pairs.Span, e
 			Impressions: int64(r.Impressions), Clicks: int64(r.Clicks),
 		}
 		from, to := r.From.UnixMilli(), r.To.UnixMilli()
+		out[i].Span = pairs.Span{FromMS: from, ToMS: to}
 		if i == 0 || from < span.FromMS {
 			span.FromMS = from
 		}
@@ -59,6 +61,7 @@ type pairCreatives struct {
 	log     *creativelog.Log
 	store   *artifact.Store
 	catalog *catalogue.Catalogue
+	px      int // side of a view
 }
 
 // Creative implements pairer.Creatives.
@@ -70,15 +73,25 @@ func (c pairCreatives) View(cr schemas.Creative) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return View(im)
+	return View(im, c.px)
 }
 
-// View is a picture as the embedded models see it, PNG.
-func View(im *image.NRGBA) ([]byte, error) {
-	px := imaging.View(im, viewPx)
-	view := image.NewNRGBA(image.Rect(0, 0, viewPx, viewPx))
-	for i := range viewPx * viewPx {
-		copy(view.Pix[4*i:], px[3*i:3*i+3])
+// viewPx is the side of the view of a base model in its folder (empty: the shipped one). Data sets hold views of that
+// size, which is also what training draws and serving sends: prompting.json is the one place that says it.
+func viewPx(base string) (int, error) {
+	if base == "" {
+		return EmbeddedViewPx, nil
+	}
+	p, err := creatives.ReadPrompting(base)
+	return p.ViewPx, err
+}
+
+// View is a picture as models see it, px pixels square, PNG.
+func View(im *image.NRGBA, px int) ([]byte, error) {
+	rgb := imaging.View(im, px)
+	view := image.NewNRGBA(image.Rect(0, 0, px, px))
+	for i := range px * px {
+		copy(view.Pix[4*i:], rgb[3*i:3*i+3])
 		view.Pix[4*i+3] = 255
 	}
 	var buf bytes.Buffer

@@ -10,8 +10,8 @@ import (
 	"io"
 	"mime"
 	"net/http"
-	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/prometheus/client_golang/prometheus"
@@ -33,10 +33,8 @@ type Edge struct {
 	kafka    stream.Config
 	log      zerolog.Logger
 	metrics  *edgeMetrics
+	now      func() time.Time
 	inFlight atomic.Int64 // bytes
-
-	mu         sync.Mutex
-	partitions map[string]int32 // of the raw topics, looked up for the first watermark
 }
 
 // NewEdge builds the edge; it owns a producer of its own until Close.
@@ -48,7 +46,7 @@ func NewEdge(cfg Config, kafka stream.Config, log zerolog.Logger, reg prometheus
 	if err != nil {
 		return nil, fmt.Errorf("edge: %w", err)
 	}
-	e := &Edge{cfg: cfg, kafka: kafka, log: log, producer: p, decoder: decoder{[]byte(cfg.UserSalt), cfg.MaxEventBytes}}
+	e := &Edge{cfg: cfg, kafka: kafka, log: log, producer: p, now: time.Now, decoder: decoder{[]byte(cfg.UserSalt), cfg.MaxEventBytes}}
 	e.metrics = newEdgeMetrics(reg, func() float64 { return float64(e.inFlight.Load()) })
 	return e, nil
 }
@@ -238,7 +236,8 @@ func (e *Edge) readError(err error) error {
 
 // batch gathers the events of one request as records of the raw topics.
 type batch struct {
-	index         int // of the next event
+	index         int       // of the next event
+	latest        time.Time // an event may be; zero: at any time
 	records       []stream.Record
 	kinds         [3]int
 	watermark     []byte // the last one; it goes behind the records
@@ -253,6 +252,9 @@ func (b *batch) accepted() int { return b.kinds[0] + b.kinds[1] + b.kinds[2] }
 func (b *batch) add(e event, p *problem) {
 	i := b.index
 	b.index++
+	if p == nil && !b.latest.IsZero() && e.kind != click { // a click is set back behind the raw topics
+		e, p = limitFuture(e, b.latest)
+	}
 	if p == nil && b.watermark != nil && e.kind != watermark {
 		p = reject(schemas.DeadBadField, "an event behind a watermark in the same body: the watermark promises that none follows")
 	}
@@ -289,6 +291,9 @@ func (e *Edge) parse(contentType string, body []byte) (*batch, error) {
 		return nil, refuse(http.StatusUnsupportedMediaType, outcomeBad, "Content-Type %q: %v", contentType, err)
 	}
 	b := &batch{reasons: map[schemas.DeadLetterReason]int{}}
+	if e.cfg.Clock == ClockWall {
+		b.latest = e.now().Add(e.cfg.AllowedSkew)
+	}
 	switch media {
 	case "application/x-protobuf", "application/protobuf":
 		err = e.parseProtobuf(b, body)
@@ -402,7 +407,8 @@ func (e *Edge) produce(ctx context.Context, b *batch) error {
 	if b.watermark == nil {
 		return nil
 	}
-	counts, err := e.rawPartitions(ctx)
+	// Asked for each watermark: one that misses a partition that was added holds up all that follow it.
+	counts, err := stream.PartitionCounts(ctx, e.kafka, rawTopics()...)
 	if err != nil {
 		return err
 	}
@@ -413,17 +419,4 @@ func (e *Edge) produce(ctx context.Context, b *batch) error {
 		}
 	}
 	return e.producer.Produce(ctx, rs...)
-}
-
-func (e *Edge) rawPartitions(ctx context.Context) (map[string]int32, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.partitions == nil {
-		counts, err := stream.PartitionCounts(ctx, e.kafka, schemas.TopicRawImpressions, schemas.TopicRawClicks)
-		if err != nil {
-			return nil, err
-		}
-		e.partitions = counts
-	}
-	return e.partitions, nil
 }

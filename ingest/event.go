@@ -14,7 +14,10 @@ import (
 const (
 	schemaVersion = 1
 	maxName       = 128 // bytes of a name in an impression
-	maxOpaque     = 32  // bytes of request_id and click id, see event.proto
+	maxOpaque     = 128 // bytes of request_id and click id, see event.proto
+	// minPropensity: the weight of an impression is 1/propensity, and a thousand million times the weight of its neighbours is
+	// a unit mistaken or a decision that never happens.
+	minPropensity = 1e-9
 	// maxTimeMS is the year 2100: a time beyond it is a unit mistaken, not an event.
 	maxTimeMS = 4_102_444_800_000
 	// maxBeforeMS is how far before its impression a click may claim to be. Clocks differ by seconds, which
@@ -102,8 +105,8 @@ func checkFields(v *eventpb.ImpressionView) *problem {
 		return reject(schemas.DeadUnknownSchema, "impression of schema %d, this version reads up to %d", v.Schema, schemaVersion)
 	case len(v.RequestID) > maxOpaque:
 		return reject(schemas.DeadBadField, "request_id has %d bytes: at most %d", len(v.RequestID), maxOpaque)
-	case v.Propensity != 0 && !(v.Propensity > 0 && v.Propensity <= 1): // NaN is neither
-		return reject(schemas.DeadBadField, "propensity is %v: want a probability in (0,1], or leave it out", v.Propensity)
+	case v.Propensity != 0 && !(v.Propensity >= minPropensity && v.Propensity <= 1): // NaN is neither
+		return badPropensity(v.Propensity)
 	case len(v.Product) == 0:
 		return reject(schemas.DeadBadField, "product is empty")
 	case len(v.Creative) == 0:
@@ -124,6 +127,10 @@ func checkFields(v *eventpb.ImpressionView) *problem {
 		}
 	}
 	return nil
+}
+
+func badPropensity(p float64) *problem {
+	return reject(schemas.DeadBadField, "propensity is %v: want a probability, %v to 1, or leave it out", p, minPropensity)
 }
 
 func checkClick(b []byte) (event, *problem) {
@@ -209,10 +216,10 @@ func limitFuture(e event, latest time.Time) (event, *problem) {
 	if e.kind != click {
 		return event{}, reject(
 			schemas.DeadBadTime,
-			"%v at %v is beyond the allowed skew, %v",
+			"%v at %v is later than %v, now and the allowed skew: is the clock of its writer right?",
 			e.kind,
 			time.UnixMilli(e.timeMS).UTC(),
-			latest.UTC(),
+			latest.UTC().Round(time.Millisecond),
 		)
 	}
 	var m eventpb.Click

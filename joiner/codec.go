@@ -63,6 +63,9 @@ func appendLabel(b []byte, l *window.Label, suspect bool) []byte {
 	if suspect {
 		b = append(b, byte(eventpb.LabelSuspect), 1)
 	}
+	if l.Bot {
+		b = append(b, byte(eventpb.LabelBot), 1)
+	}
 	return b
 }
 

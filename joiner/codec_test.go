@@ -22,9 +22,10 @@ func TestCodecMatchesProto(t *testing.T) {
 		l.DelayMS, l.Clicks, l.Version = rapid.Int64().Draw(t, "delay"), rapid.Uint32().Draw(t, "clicks"), rapid.Uint32().Draw(t, "version")
 		l.Weight = float64(rapid.IntRange(1, 1000).Draw(t, "weight"))
 		l.WatermarkMS = rapid.SampledFrom([]int64{window.None, 0, 1, 1_790_000_000_000, -5}).Draw(t, "watermark")
+		l.Bot = rapid.Bool().Draw(t, "bot")
 		want := &eventpb.Label{
 			Impression: raw, Kind: l.Kind, Clicked: l.Clicked, ClickDelayMs: l.DelayMS, Clicks: l.Clicks,
-			WatermarkMs: knownTime(l.WatermarkMS), Version: l.Version, Weight: l.Weight, Suspect: rapid.Bool().Draw(t, "suspect"),
+			WatermarkMs: knownTime(l.WatermarkMS), Version: l.Version, Weight: l.Weight, Suspect: rapid.Bool().Draw(t, "suspect"), Bot: l.Bot,
 		}
 		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(want)
 		if err != nil {

@@ -125,7 +125,8 @@ func (s *shard) consume(in window.Input, b stream.PartitionBatch, produce func(*
 			}
 			s.stats.dead[reason]++
 			produce(&stream.Record{
-				Topic: schemas.TopicDeadLetters, Partition: r.Partition, Key: r.Key, Timestamp: r.Timestamp,
+				// Keyed, though it be by nothing: a record without a key is one for a partition, which dlq.v1 may not have.
+				Topic: schemas.TopicDeadLetters, Key: append([]byte{}, r.Key...), Timestamp: r.Timestamp,
 				Value: marshal(deadLetter(reason, err, r.Topic, r.Partition, r.Offset, r.Key, r.Value)),
 			})
 		}

@@ -52,7 +52,7 @@ func OpenTrainer(opt TrainerOptions) (*Trainer, error) {
 	if err != nil {
 		return nil, err
 	}
-	unpacked, err := trainerbridge.Extract(filepath.Join(opt.Home, "trainer"))
+	unpacked, err := trainerbridge.Extract(filepath.Join(opt.Home, trainerbridge.Folder))
 	if err != nil {
 		return nil, err
 	}

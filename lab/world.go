@@ -132,7 +132,7 @@ func (w *World) draw(ctx context.Context, tell func(float64, string)) error {
 			p, _ := w.Catalogue.Get(a.Product)
 			im, _ := imaging.Render(p, a.Description, a.Seed, creativePx)
 			a.ctr = w.TrueCTR(p, im)
-			a.view, err = app.View(im)
+			a.view, err = app.View(im, app.EmbeddedViewPx)
 			return err
 		})
 	}
@@ -295,9 +295,9 @@ func (w *World) WriteDataset(dir string, rule PairRule) (dataset.Manifest, error
 			policy,
 		)
 	}
-	rows, err := pairer.CreativeRows(ps, trained, w)
-	if err != nil {
-		return dataset.Manifest{}, err
+	rows, left := pairer.CreativeRows(ps, trained, w)
+	if len(left) > 0 {
+		return dataset.Manifest{}, fmt.Errorf("the world does not know its own creatives: %v", left)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return dataset.Manifest{}, fmt.Errorf("write data set: %w", err)

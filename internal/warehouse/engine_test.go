@@ -346,3 +346,45 @@ func hello(user, password string) []byte {
 	text(password)
 	return b.Bytes()
 }
+
+// TestGivenPassword: the password that somebody else names replaces the drawn one, on a new directory and on an old one, and
+// stays when it is named no more.
+func TestGivenPassword(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "credentials.json")
+	drawn, err := loadCredentials(path, "")
+	if err != nil || drawn.App == "" || drawn.ReadOnly == "" {
+		t.Fatal(drawn, err)
+	}
+	for _, given := range []string{"known", "known", ""} {
+		c, err := loadCredentials(path, given)
+		if err != nil || c.App != "known" || c.ReadOnly != drawn.ReadOnly {
+			t.Errorf("given %q: %+v, %v; want the password known and the other one as drawn", given, c, err)
+		}
+	}
+	if c, err := loadCredentials(filepath.Join(t.TempDir(), "new.json"), "known"); err != nil || c.App != "known" || c.ReadOnly == "" {
+		t.Errorf("a new directory: %+v, %v", c, err)
+	}
+}
+
+// R7: other processes know the engine by its address, so it comes back on the ports that it had, and on others only where those
+// are taken.
+func TestEngineComesBackOnItsPorts(t *testing.T) {
+	dir := t.TempDir()
+	first := startEngine(t, EngineConfig{Dir: dir})
+	was := first.DSN()
+	stop(t, first)
+	second := startEngine(t, EngineConfig{Dir: dir})
+	if second.DSN() != was {
+		t.Errorf("the engine was at %s and is at %s", was, second.DSN())
+	}
+	port := second.cfg.TCPPort
+	stop(t, second)
+	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if third := startEngine(t, EngineConfig{Dir: dir}); third.cfg.TCPPort == port {
+		t.Error("two servers on one port")
+	}
+}

@@ -19,7 +19,7 @@ func decodeLabel(value []byte, row *warehouse.Label, block *warehouse.LabelBlock
 		return fmt.Errorf("label: unknown kind %d: this sink is older than the joiner", l.Kind)
 	}
 	row.Kind, row.Clicked, row.ClickDelayMS, row.Clicks = int8(l.Kind), l.Clicked, l.ClickDelayMS, l.Clicks
-	row.WatermarkMS, row.Version, row.Weight, row.Suspect = l.WatermarkMS, l.Version, l.Weight, l.Suspect
+	row.WatermarkMS, row.Version, row.Weight, row.Suspect, row.Bot = l.WatermarkMS, l.Version, l.Weight, l.Suspect, l.Bot
 	if err := decodeImpression(l.Impression, row, block); err != nil {
 		return fmt.Errorf("impression of a label: %w", err)
 	}
@@ -35,7 +35,7 @@ func decodeImpression(b []byte, row *warehouse.Label, block *warehouse.LabelBloc
 	if row.Impression, err = schemas.ImpressionIDFromBytes(v.ID); err != nil {
 		return err
 	}
-	row.User, row.Position, row.Propensity, row.Bot = v.User, warehouse.ClampPosition(uint64(v.Position)), v.Propensity, v.Bot
+	row.User, row.Position, row.Propensity, row.Bot = v.User, warehouse.ClampPosition(uint64(v.Position)), v.Propensity, row.Bot || v.Bot
 	row.Names = [...]uint32{
 		warehouse.Product:      block.Name(warehouse.Product, v.Product),
 		warehouse.Creative:     block.Name(warehouse.Creative, v.Creative),

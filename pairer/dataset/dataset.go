@@ -3,10 +3,13 @@
 package dataset
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -19,6 +22,8 @@ const (
 	PairsFile     = "pairs.arrow"
 	CreativesFile = "creatives.arrow"
 	ManifestFile  = "manifest.json"
+	// RecordsFile has the pairs as they are published on pairs.v1, one JSON object a line, where the pairer made the data set.
+	RecordsFile = "pairs.jsonl"
 )
 
 // PairRow is a row of pairs.arrow: two creatives of one product, side by side.
@@ -57,8 +62,9 @@ type Manifest struct {
 	Pairs     int               `json:"pairs"`
 	Train     int               `json:"train"`
 	Test      int               `json:"test"`
-	Later     int               `json:"later,omitempty"` // pairs of training products on evidence after the training span
-	Effective float64           `json:"effective"`       // sum of training weights
+	Later     int               `json:"later,omitempty"`  // pairs of training products on evidence after the training span
+	Leaked    int               `json:"leaked,omitempty"` // test pairs left out: a training product has one of their pictures
+	Effective float64           `json:"effective"`        // sum of training weights
 	Creatives int               `json:"creatives"`
 	Products  int               `json:"products"`
 	FromMS    int64             `json:"from_ms"` // span of the evidence, event time
@@ -84,8 +90,13 @@ func Rows(pairs []schemas.Pair) []PairRow {
 	return rows
 }
 
-// Write fills an empty folder; m's counts and checksums are computed here.
+// Write fills an empty folder; m's counts and checksums are computed here. Pairs that lie are an error, see honest.
 func Write(dir string, pairs []schemas.Pair, creatives []CreativeRow, m Manifest) (Manifest, error) {
+	pairs, leaked, err := honest(pairs, creatives)
+	if err != nil {
+		return m, err
+	}
+	m.Leaked = leaked
 	m.Schema, m.Pairs, m.Creatives, m.SHA256 = 1, len(pairs), len(creatives), map[string]string{}
 	m.Train, m.Test, m.Later, m.Effective = 0, 0, 0, 0
 	products := map[string]bool{}
@@ -126,4 +137,36 @@ func Write(dir string, pairs []schemas.Pair, creatives []CreativeRow, m Manifest
 // Pairs reads the pair table of a data set.
 func Pairs(dir string) ([]PairRow, error) {
 	return columnar.Read[PairRow](filepath.Join(dir, PairsFile))
+}
+
+// WriteRecords adds the pairs as they are published.
+func WriteRecords(dir string, pairs []schemas.Pair) error {
+	var b bytes.Buffer
+	lines := json.NewEncoder(&b)
+	for _, p := range pairs {
+		if err := lines.Encode(p); err != nil {
+			return fmt.Errorf("write data set: pair %s: %w", p.ID, err)
+		}
+	}
+	return os.WriteFile(filepath.Join(dir, RecordsFile), b.Bytes(), 0o644)
+}
+
+// Records reads what WriteRecords wrote; none of a data set that was made elsewhere.
+func Records(dir string) ([]schemas.Pair, error) {
+	raw, err := os.ReadFile(filepath.Join(dir, RecordsFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read data set: %w", err)
+	}
+	var out []schemas.Pair
+	for lines := json.NewDecoder(bytes.NewReader(raw)); lines.More(); {
+		var p schemas.Pair
+		if err := lines.Decode(&p); err != nil {
+			return nil, fmt.Errorf("read data set: %s: %w", RecordsFile, err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
 }

@@ -41,6 +41,7 @@ const (
 	ClickID           = 2<<3 | text
 	ClickTime         = 3<<3 | varint
 	ClickSchema       = 4<<3 | varint
+	ClickBot          = 5<<3 | varint
 
 	LabelImpression = 1<<3 | text
 	LabelVerdict    = 2<<3 | varint
@@ -51,13 +52,14 @@ const (
 	LabelVersion    = 7<<3 | varint
 	LabelWeight     = 8<<3 | fixed64
 	LabelSuspect    = 9<<3 | varint
+	LabelBot        = 10<<3 | varint
 )
 
 // The last tag of each message.
 const (
 	lastOfImpression = ImpressionBot
-	lastOfClick      = ClickSchema
-	lastOfLabel      = LabelSuspect
+	lastOfClick      = ClickBot
+	lastOfLabel      = LabelBot
 )
 
 // ErrWire says that bytes are not a message of event.proto.
@@ -204,6 +206,7 @@ type ClickView struct {
 	ImpressionID, ID []byte
 	TimeMS           int64
 	Schema           uint32
+	Bot              bool
 	Canonical        bool // as in ImpressionView
 }
 
@@ -229,6 +232,8 @@ func (v *ClickView) Read(b []byte) error {
 			v.TimeMS = int64(f.Number)
 		case ClickSchema:
 			v.Schema = uint32(f.Number)
+		case ClickBot:
+			v.Bot = f.Number != 0
 		default:
 			if f.Tag>>3 <= lastOfClick>>3 {
 				return wrongType("click", f.Tag)
@@ -250,6 +255,7 @@ type LabelView struct {
 	Version      uint32
 	Clicked      bool
 	Suspect      bool
+	Bot          bool
 }
 
 // Read reads a whole message, see ImpressionView.Read.
@@ -281,6 +287,8 @@ func (v *LabelView) Read(b []byte) error {
 			v.Weight = math.Float64frombits(f.Number)
 		case LabelSuspect:
 			v.Suspect = f.Number != 0
+		case LabelBot:
+			v.Bot = f.Number != 0
 		default:
 			if f.Tag>>3 <= lastOfLabel>>3 {
 				return wrongType("label", f.Tag)

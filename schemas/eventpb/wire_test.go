@@ -24,9 +24,10 @@ func TestTags(t *testing.T) {
 			ImpressionPosition, ImpressionCampaign, ImpressionCategory, ImpressionExperiment, ImpressionVariant,
 			ImpressionModelVersion, ImpressionPolicy, ImpressionPropensity, ImpressionSchema, ImpressionBot,
 		}},
-		{&Click{}, []uint64{ClickImpressionID, ClickID, ClickTime, ClickSchema}},
+		{&Click{}, []uint64{ClickImpressionID, ClickID, ClickTime, ClickSchema, ClickBot}},
 		{&Label{}, []uint64{
-			LabelImpression, LabelVerdict, LabelClicked, LabelClickDelay, LabelClicks, LabelWatermark, LabelVersion, LabelWeight, LabelSuspect,
+			LabelImpression, LabelVerdict, LabelClicked, LabelClickDelay, LabelClicks, LabelWatermark, LabelVersion, LabelWeight,
+			LabelSuspect, LabelBot,
 		}},
 	} {
 		fields := c.message.ProtoReflect().Descriptor().Fields()
@@ -85,13 +86,14 @@ func FuzzRead(f *testing.F) {
 
 		var clk ClickView
 		ours = clk.Read(b)
-		check(t, b, ours, &Click{}, &Click{ImpressionId: clk.ImpressionID, Id: clk.ID, TimeMs: clk.TimeMS, Schema: clk.Schema}, clk.Canonical)
+		check(t, b, ours, &Click{}, &Click{ImpressionId: clk.ImpressionID, Id: clk.ID, TimeMs: clk.TimeMS, Schema: clk.Schema, Bot: clk.Bot},
+			clk.Canonical)
 
 		var l LabelView
 		ours = l.Read(b)
 		check(t, b, ours, &Label{}, &Label{
 			Impression: l.Impression, Kind: l.Kind, Clicked: l.Clicked, ClickDelayMs: l.ClickDelayMS, Clicks: l.Clicks,
-			WatermarkMs: l.WatermarkMS, Version: l.Version, Weight: l.Weight, Suspect: l.Suspect,
+			WatermarkMs: l.WatermarkMS, Version: l.Version, Weight: l.Weight, Suspect: l.Suspect, Bot: l.Bot,
 		}, false)
 	})
 }
@@ -145,10 +147,12 @@ func samples() []proto.Message {
 	return []proto.Message{
 		&Impression{
 			Id: id, RequestId: []byte("r"), User: 7, Product: "p", Creative: "c", Placement: "feed", Position: 300, Campaign: "spring",
-			Category: "home/lamps", Experiment: "e7", Variant: "treatment", ModelVersion: "pm-12", Policy: "s-33", Propensity: 0.125, Schema: 1, Bot: true,
+			Category: "home/lamps", Experiment: "e7", Variant: "treatment", ModelVersion: "pm-12", Policy: "s-33", Propensity: 0.125,
+			Schema: 1, Bot: true,
 		},
-		&Click{ImpressionId: id, Id: []byte("k"), TimeMs: 1_790_000_000_000, Schema: 1},
-		&Label{Impression: id, Kind: LabelKind_LABEL_KIND_POSITIVE, Clicked: true, ClickDelayMs: 5, Clicks: 1, WatermarkMs: 9, Version: 1, Weight: 1, Suspect: true},
+		&Click{ImpressionId: id, Id: []byte("k"), TimeMs: 1_790_000_000_000, Schema: 1, Bot: true},
+		&Label{Impression: id, Kind: LabelKind_LABEL_KIND_POSITIVE, Clicked: true, ClickDelayMs: 5, Clicks: 1,
+			WatermarkMs: 9, Version: 1, Weight: 1, Suspect: true, Bot: true},
 	}
 }
 
