@@ -218,7 +218,7 @@ func (se *session) prepare(ctx context.Context, p int32, of int, kept *shard, at
 		if kept.stands(plan) {
 			return kept, nil
 		}
-		kept.leave(false) // somebody else has gone on from here
+		kept.leave(false) // somebody else has gone on
 	}
 	select {
 	case se.own.slots <- struct{}{}:
