@@ -258,8 +258,12 @@ func (a *App) adminRoutes() []httpapi.Route {
 		httpapi.Route{Method: http.MethodPost, Path: BackupPath, Scope: access.Admin, Handle: a.backup})
 }
 
+// clientLogInterval is how often the same line of a Kafka client is written at most.
+const clientLogInterval = 10 * time.Second
+
 func (a *App) startKafka(ctx context.Context) error {
 	a.kafka = a.cfg.Kafka.Config
+	a.kafka.Log, a.kafka.Metrics = telemetry.NewThrottle(a.log, clientLogInterval, time.Now), a.registry
 	if len(a.kafka.Brokers) == 0 {
 		e, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: filepath.Join(a.opt.Dir, KafkaFolder), Port: a.cfg.Kafka.EmbeddedPort})
 		if err != nil {
@@ -378,6 +382,7 @@ func (a *App) openLogs(ctx context.Context) (err error) {
 	}
 	a.actors.onStop("control log", a.control.Close)
 	a.follow("control log", a.control)
+	a.actors.start("copy of the control log", a.control.Wait)
 	if !a.needs(Pairer, Trainer, Serving) {
 		return nil // the joiner's circuit breaker and the sink's leases need the control log alone
 	}
@@ -386,6 +391,7 @@ func (a *App) openLogs(ctx context.Context) (err error) {
 	}
 	a.actors.onStop("creative log", a.ads.Close)
 	a.follow("creative log", a.ads)
+	a.actors.start("copy of the creative log", a.ads.Wait)
 	return nil
 }
 

@@ -139,7 +139,7 @@ func (l *live) read(ctx context.Context, c stream.Config) error {
 	}
 	defer consumer.Close()
 	for {
-		batch, err := consumer.Poll(ctx)
+		batch, err := consumer.Poll(ctx, time.Minute)
 		if err != nil {
 			return err
 		}

@@ -220,7 +220,7 @@ func TestReplaySurvivesKill(t *testing.T) {
 	log := banditLog(t, rows, clicks, 11)
 	dir := t.TempDir()
 	r := rand.New(rand.NewPCG(5, 5))
-	killed := 0
+	killed, longest := 0, 5*time.Second
 	for range 5 {
 		cmd := exec.Command(binary, "replay", "--dir", dir, log)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -230,12 +230,16 @@ func TestReplaySurvivesKill(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- cmd.Wait() }()
 		select {
-		case <-done: // it was faster than the kill
-		case <-time.After(time.Duration(500+r.IntN(5000)) * time.Millisecond):
+		case <-done:
+			longest /= 4 // it was faster than the kill
+		case <-time.After(100*time.Millisecond + time.Duration(r.Int64N(int64(longest)))):
 			killed++
 			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 			<-done
 		}
+	}
+	if killed == 0 {
+		t.Fatal("nobody was killed: every run was faster, and nothing was tested")
 	}
 	last := replay(t, "--dir", dir, log)
 	if last.WarehouseRows != rows || last.AuditMismatch != 0 || !last.LedgerOK {

@@ -55,8 +55,12 @@ func New(cfg Config, kafka stream.Config, log zerolog.Logger, reg prometheus.Reg
 	}, nil
 }
 
+// wayOut of raw events that are gone.
+const wayOut = "their partition is not skipped without your word: stop ingest and set the group " + Group +
+	" to the start of that partition to go on without them"
+
 // Run works until ctx is done. A failed transaction client is replaced by a new one, which fences the old
-// and goes on at the last commit; only lost input data ends the service.
+// and goes on at the last commit; only lost input data, or topics that do not fit, end the service.
 func (s *Service) Run(ctx context.Context) error {
 	const longest = 5 * time.Second
 	wait := 100 * time.Millisecond
@@ -66,13 +70,11 @@ func (s *Service) Run(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, stream.ErrDataLoss):
-			return fmt.Errorf(
-				"ingest: raw events were deleted before they were read, or the committed offset was set by hand beyond what is there; "+
-					"nothing is skipped silently: set the group %s to the start of the partition to go on without them: %w",
-				Group,
-				err,
-			)
+		case stream.FateOf(err) == stream.Refused:
+			return fmt.Errorf("ingest: %w", err)
+		case stream.FateOf(err) == stream.Lost:
+			return stream.Final(fmt.Errorf("ingest: raw events were deleted before they were read, "+
+				"or the committed offset was set by hand beyond what is there: %w", err), wayOut)
 		}
 		if s.now().Sub(started) > longest {
 			wait = 100 * time.Millisecond
@@ -301,10 +303,9 @@ func (r *session) gather(ctx context.Context) error {
 	if r.enough() {
 		interval = time.Millisecond // a look at what is there already
 	}
-	wait, cancel := context.WithTimeout(ctx, interval)
-	defer cancel()
+	deadline := time.Now().Add(interval)
 	for first := true; first || !r.enough(); first = false {
-		b, err := r.tx.Poll(wait)
+		b, err := r.tx.Poll(ctx, time.Until(deadline))
 		if err != nil {
 			return err
 		}

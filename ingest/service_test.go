@@ -73,6 +73,20 @@ func watermarks(t testing.TB, partitions int32, ms int64) []*stream.Record {
 	return rs
 }
 
+// A context may end by its deadline as well as by being cancelled.
+func TestRunEndsAtADeadline(t *testing.T) {
+	b := streamtest.Start(t, 1)
+	s, err := New(testConfig(), b.Config, zerolog.Nop(), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := s.Run(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
 func testConfig() Config {
 	c := Default()
 	c.Clock = ClockEvent

@@ -118,7 +118,7 @@ func TestMetadataRoundTrip(t *testing.T) {
 			t.Fatalf("%d bytes of metadata: brokers keep 4096 by default", n)
 		}
 	})
-	for _, s := range []string{"", "j9 1", "j3", "j3 x", "j2 1 2", "client-member-id-0123"} {
+	for _, s := range []string{"", "j9 1", "j4", "j4 x", "j3", "j3 x", "j2 1 2", "client-member-id-0123"} {
 		if _, err := parseMetadata(s); !errors.Is(err, errMetadata) {
 			t.Errorf("%q: %v", s, err)
 		}

@@ -81,6 +81,12 @@ func (s *shop) feed(to, at int) (opened int) {
 	return opened
 }
 
+// again goes back to a minute: what was read from there on is sent once more, as by somebody who was killed and starts over.
+func (s *shop) again(from int) {
+	s.minute = from
+	clear(s.pending)
+}
+
 // make adds a minute: 300 impressions of each department, every tenth with a click.
 func (s *shop) make(rs *[2][]*stream.Record) {
 	const n = 300
@@ -94,13 +100,15 @@ func (s *shop) make(rs *[2][]*stream.Record) {
 			id := schemas.NewImpressionID(time.UnixMilli(at), rest)
 			if m >= s.from {
 				rs[window.Impressions] = append(rs[window.Impressions], &stream.Record{
-					Topic: schemas.TopicImpressions, Key: id[:], Timestamp: id.Time(), Value: marshal(&eventpb.Impression{Id: id[:], Category: dept + "/lamps", Schema: 1}),
+					Topic: schemas.TopicImpressions, Key: id[:], Timestamp: id.Time(),
+					Value: marshal(&eventpb.Impression{Id: id[:], Category: dept + "/lamps", Schema: 1}),
 				})
 			}
 			clicked := at + int64(i%50)*s.slow.Milliseconds()/50
 			if minute := int((clicked - epochMS) / minuteMS); i%10 == 0 && !s.lost(minute, dept) {
 				s.pending[minute] = append(s.pending[minute], &stream.Record{
-					Topic: schemas.TopicClicks, Key: id[:], Timestamp: time.UnixMilli(clicked), Value: marshal(&eventpb.Click{ImpressionId: id[:], Id: []byte("c"), TimeMs: clicked, Schema: 1}),
+					Topic: schemas.TopicClicks, Key: id[:], Timestamp: time.UnixMilli(clicked),
+					Value: marshal(&eventpb.Click{ImpressionId: id[:], Id: []byte("c"), TimeMs: clicked, Schema: 1}),
 				})
 			}
 		}
@@ -176,6 +184,32 @@ func TestBreakerHealthy(t *testing.T) {
 				return []string{"garden", "home", "home", "home", "home"}
 			}
 			return s, s.feed(220, 1)
+		}},
+		{"impressions are sent again and again, their clicks are not", func(t *testing.T) (*shop, int) {
+			s := newShop(t, 0)
+			opened := s.feed(120, 1)
+			s.lost = func(int, string) bool { return true }
+			for range 4 {
+				s.again(0)
+				opened = max(opened, s.feed(120, 10))
+			}
+			s.lost = func(int, string) bool { return false }
+			return s, max(opened, s.feed(220, 1))
+		}},
+		{"what was read is sent again", func(t *testing.T) (*shop, int) {
+			s := newShop(t, 0)
+			opened := s.feed(120, 1)
+			s.again(0)
+			return s, max(opened, s.feed(260, 7))
+		}},
+		{"what is still open is sent again and again", func(t *testing.T) (*shop, int) {
+			s := newShop(t, 0)
+			opened := s.feed(120, 1)
+			for range 4 {
+				s.again(100)
+				opened = max(opened, s.feed(120, 1))
+			}
+			return s, max(opened, s.feed(220, 1))
 		}},
 		{"the first impression was missed, of a window of 2 h", func(t *testing.T) (*shop, int) {
 			s := newShop(t, 60)

@@ -19,9 +19,17 @@ type Config struct {
 	TransactionalID string `yaml:"transactional_id"`
 	// InstanceID makes the group member static, so that a restart moves no partitions. Empty: dynamic.
 	InstanceID string `yaml:"instance_id"`
+	// RebalanceTimeout is how long the group waits for an instance that is in the middle of a transaction when others come or
+	// go, 35s to 10m: longer than the 20 s after which the broker ends a transaction and the 15 s that its end may take.
+	// Rebuilds do not count: they run beside.
+	RebalanceTimeout time.Duration `yaml:"rebalance_timeout"`
 	// Window is how long after its impression a click counts, 60 s to 24 h of event time. It cannot be changed
 	// over existing state.
 	Window time.Duration `yaml:"window"`
+	// Correction is how long after its window a click still corrects the label of its impression, in event time: the window at
+	// least. What comes within it corrects, what comes later does not, the same on every replay. 0: as long as the window.
+	// The impression is remembered that long; what is beyond its window lies in segments.dir, if there is one.
+	Correction time.Duration `yaml:"correction"`
 	// Lateness is the disorder of event time that is waited for, in each input.
 	Lateness time.Duration `yaml:"lateness"`
 	// Bucket is the width of a time bucket, 1 s to 10 s; a final negative comes at most this much after the
@@ -69,12 +77,13 @@ func (s Segments) on() bool { return s.Dir != "" && s.Interval > 0 }
 // Default is for one instance beside an embedded broker.
 func Default() Config {
 	return Config{
-		Kafka:           stream.Default(),
-		Group:           "ctrloop-joiner",
-		TransactionalID: "ctrloop-joiner-0",
-		Window:          30 * time.Minute,
-		Lateness:        30 * time.Second,
-		Bucket:          time.Second,
+		Kafka:            stream.Default(),
+		Group:            "ctrloop-joiner",
+		TransactionalID:  "ctrloop-joiner-0",
+		Window:           30 * time.Minute,
+		Lateness:         30 * time.Second,
+		RebalanceTimeout: stream.DefaultRebalanceTimeout,
+		Bucket:           time.Second,
 		// At the default window this adds a sixth to the memory of a backlog that drains unevenly.
 		MaxLead:           5 * time.Minute,
 		KeepOneNegativeIn: 1,
@@ -99,8 +108,14 @@ func (c Config) Validate() error {
 	if c.TransactionalID == "" {
 		bad("transactional_id: must not be empty, and must be the same after a restart")
 	}
+	if c.RebalanceTimeout < 35*time.Second || c.RebalanceTimeout > 10*time.Minute {
+		bad("rebalance_timeout: %s: want 35s to 10m", c.RebalanceTimeout)
+	}
 	if c.Window < time.Minute || c.Window > 24*time.Hour {
 		bad("window: %s: want 1m to 24h", c.Window)
+	}
+	if c.Correction != 0 && (c.Correction < c.Window || c.Correction > 7*24*time.Hour) {
+		bad("correction: %s: want 0 (as long as the window) or the window of %s to 168h", c.Correction, c.Window)
 	}
 	if c.Lateness < 0 || c.Lateness > time.Hour {
 		bad("lateness: %s: want 0 to 1h", c.Lateness)
@@ -144,6 +159,14 @@ func (c Config) Validate() error {
 func (c Config) window(seed uint64) window.Config {
 	return window.Config{
 		WindowMS: c.Window.Milliseconds(), LatenessMS: c.Lateness.Milliseconds(), BucketMS: c.Bucket.Milliseconds(), Seed: seed,
-		ObserveMS: c.Observe.Milliseconds(), NegativeRate: int64(c.KeepOneNegativeIn),
+		CorrectionMS: c.correction().Milliseconds(), ObserveMS: c.Observe.Milliseconds(), NegativeRate: int64(c.KeepOneNegativeIn),
 	}
+}
+
+// correction is how long impressions are remembered behind their window.
+func (c Config) correction() time.Duration {
+	if c.Correction == 0 {
+		return c.Window
+	}
+	return c.Correction
 }

@@ -48,8 +48,8 @@ func TestLeadersAndCoordinatorsMove(t *testing.T) {
 	}
 }
 
-// TestStaticMembersBounce: of two static members one stops and starts again several times; its partitions come back to it,
-// and the other one is not disturbed.
+// TestStaticMembersBounce: of two static members one stops in good order and starts again several times; the other one works for
+// both meanwhile, and gives back then what it has taken over, which is what the first one has segments of.
 func TestStaticMembersBounce(t *testing.T) {
 	const partitions = 5
 	b := streamtest.Start(t, partitions)
@@ -66,7 +66,7 @@ func TestStaticMembersBounce(t *testing.T) {
 		streamtest.Produce(t, b.Config, tr.clks[k*len(tr.clks)/parts:(k+1)*len(tr.clks)/parts]...)
 		settle(t, b.Config, steady, bounced)
 		for _, p := range steady.Ledger().Partitions {
-			if k > 0 && !taken[p.Partition] {
+			if k > 1 && !taken[p.Partition] { // at first the larger share may change sides
 				t.Errorf("partition %d moved over bounce %d", p.Partition, k)
 			}
 			taken[p.Partition] = true

@@ -85,7 +85,8 @@ type guard struct {
 
 func newGuard(cfg Config, log zerolog.Logger) *guard {
 	g := &guard{log: log, changed: make(chan struct{}, 1), tripped: prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "ctrloop_joiner_breaker_open_slices", Help: "Slices of the traffic whose circuit breaker is open: their labels are marked, no pairs are built and no training starts.",
+		Name: "ctrloop_joiner_breaker_open_slices",
+		Help: "Slices of the traffic whose circuit breaker is open: their labels are marked, no pairs are built and no training starts.",
 	})}
 	if cfg.TransactionalID != Default().TransactionalID {
 		g.instance = cfg.TransactionalID
@@ -328,7 +329,7 @@ func (h *health) of(department []byte) *slice {
 	return s
 }
 
-// impression counts one that was read, whether it is labelled now, later or never.
+// impression counts one that was read for the first time and in time, whether it is labelled now or later.
 func (h *health) impression(ms int64, department []byte) {
 	if h.off {
 		return
@@ -339,15 +340,10 @@ func (h *health) impression(ms int64, department []byte) {
 	}
 }
 
-// click counts one that was read; repeated says that it has joined an impression that had one.
-func (h *health) click(ms int64, repeated bool) {
-	if h.off {
-		return
-	}
-	c := h.at(&h.all, ms)
-	c.Clicks++
-	if repeated {
-		c.Joined++
+// click counts one that was read and is the first of its impression, or waits for it.
+func (h *health) click(ms int64) {
+	if !h.off {
+		h.at(&h.all, ms).Clicks++
 	}
 }
 

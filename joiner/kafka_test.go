@@ -408,7 +408,10 @@ func TestBinaryZombieIsFenced(t *testing.T) {
 
 // fencedIn says whether a log tells of being fenced, by the group or by the transaction coordinator.
 func fencedIn(log string) bool {
-	for _, word := range []string{"FENCED_INSTANCE_ID", "INVALID_PRODUCER_EPOCH", "PRODUCER_FENCED", "INVALID_PRODUCER_ID_MAPPING", "ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID"} {
+	for _, word := range []string{
+		"FENCED_INSTANCE_ID", "INVALID_PRODUCER_EPOCH", "PRODUCER_FENCED", "INVALID_PRODUCER_ID_MAPPING", "ILLEGAL_GENERATION",
+		"UNKNOWN_MEMBER_ID",
+	} {
 		if strings.Contains(log, word) {
 			return true
 		}

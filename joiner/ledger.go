@@ -34,14 +34,18 @@ type PartitionLedger struct {
 type Ledger struct {
 	Partitions []PartitionLedger `json:"partitions"`
 	Total      window.Ledger     `json:"total"`
+	// Rebuilding are the partitions that the group has given to this instance and that are not joined yet: their state is on
+	// its way.
+	Rebuilding []int32 `json:"rebuilding,omitempty"`
 	// Balanced says that every equation of every partition closes.
 	Balanced bool `json:"balanced"`
 }
 
 // ledgers holds what was published at the last commit of each partition.
 type ledgers struct {
-	mu sync.Mutex
-	at map[int32]PartitionLedger
+	mu      sync.Mutex
+	at      map[int32]PartitionLedger
+	waiting map[int32]bool // assigned, and not ready
 }
 
 func (l *ledgers) publish(s *shard) {
@@ -66,18 +70,31 @@ func (l *ledgers) publish(s *shard) {
 		l.at = map[int32]PartitionLedger{}
 	}
 	l.at[s.partition] = p
+	delete(l.waiting, s.partition)
+}
+
+// expect notes a partition that was assigned and is not ready.
+func (l *ledgers) expect(partition int32) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.waiting == nil {
+		l.waiting = map[int32]bool{}
+	}
+	l.waiting[partition] = true
 }
 
 func (l *ledgers) forget(partition int32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.at, partition)
+	delete(l.waiting, partition)
 }
 
 func (l *ledgers) drop() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	clear(l.at)
+	clear(l.waiting)
 }
 
 func (l *ledgers) snapshot() Ledger {
@@ -85,6 +102,7 @@ func (l *ledgers) snapshot() Ledger {
 	defer l.mu.Unlock()
 	out := Ledger{
 		Partitions: slices.SortedFunc(maps.Values(l.at), func(a, b PartitionLedger) int { return cmp.Compare(a.Partition, b.Partition) }),
+		Rebuilding: slices.Sorted(maps.Keys(l.waiting)),
 		Balanced:   true,
 	}
 	for _, p := range out.Partitions {
@@ -143,6 +161,12 @@ var (
 		[]string{"partition"},
 		nil,
 	)
+	descRebuilding = prometheus.NewDesc(
+		"ctrloop_joiner_rebuilding_partitions",
+		"Partitions that the group has given to this instance and that are not joined yet: their state is being rebuilt.",
+		nil,
+		nil,
+	)
 	descBroken = prometheus.NewDesc(
 		"ctrloop_joiner_ledger_broken_partitions",
 		"Partitions whose ledger does not close. Anything but 0 is a bug.",
@@ -153,7 +177,9 @@ var (
 
 // Describe implements prometheus.Collector.
 func (l *ledgers) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descImpressions, descClicks, descOpen, descPending, descWatermark, descLag, descState, descSpilled, descBroken} {
+	for _, d := range []*prometheus.Desc{
+		descImpressions, descClicks, descOpen, descPending, descWatermark, descLag, descState, descSpilled, descRebuilding, descBroken,
+	} {
 		ch <- d
 	}
 }
@@ -164,7 +190,9 @@ func (l *ledgers) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, t, v, labels...)
 	}
 	broken := 0
-	for _, p := range l.snapshot().Partitions {
+	now := l.snapshot()
+	send(descRebuilding, prometheus.GaugeValue, float64(len(now.Rebuilding)))
+	for _, p := range now.Partitions {
 		name, g := strconv.Itoa(int(p.Partition)), p.Ledger
 		for outcome, n := range map[string]uint64{
 			"in": g.ImpressionsIn, "positive": g.Positive, "final_negative": g.FinalNegative, "duplicate": g.Duplicate, "late": g.LateImpressions,

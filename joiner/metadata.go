@@ -11,7 +11,10 @@ import (
 
 // metadataVersion leads the text; another form gets another number. Brokers keep 4096 bytes of metadata
 // (offset.metadata.max.bytes); this is about 300, and 3500 with the most sources that the window keeps apart.
-const metadataVersion = "j3"
+const metadataVersion = "j4"
+
+// beforeCorrection is the form of releases that forgot an impression with its window.
+const beforeCorrection = "j3"
 
 // metadata is what is committed with the offsets of a partition's inputs.
 type metadata struct {
@@ -31,7 +34,7 @@ var errMetadata = errors.New("offset-commit metadata is not readable")
 func (m *metadata) ints() []*int64 {
 	return []*int64{
 		&m.Sequence, &m.WindowMS, &m.BucketMS, &m.ObserveMS, &m.Partitions, &m.WatermarkMS, &m.MaxTimeMS[0], &m.MaxTimeMS[1],
-		&m.NextOffset[0], &m.NextOffset[1], &m.RewindOffset[0], &m.RewindOffset[1],
+		&m.NextOffset[0], &m.NextOffset[1], &m.RewindOffset[0], &m.RewindOffset[1], &m.FloorMS,
 	}
 }
 
@@ -43,7 +46,7 @@ func (m *metadata) counts() []*uint64 {
 	}
 }
 
-// String is the compact form: "j3 <numbers> / <counts> / <sources> <sources> <hash>", an unknown time as "-", and so an
+// String is the compact form: "j4 <numbers> / <counts> / <sources> <sources> <hash>", an unknown time as "-", and so an
 // input without sources.
 func (m metadata) String() string {
 	b := make([]byte, 0, 256)
@@ -73,7 +76,11 @@ func (m metadata) String() string {
 func parseMetadata(s string) (m metadata, err error) {
 	f := strings.Fields(s)
 	ints, counts := m.ints(), m.counts()
-	if len(f) == 0 || f[0] != metadataVersion {
+	switch {
+	case len(f) > 0 && f[0] == metadataVersion:
+	case len(f) > 0 && f[0] == beforeCorrection:
+		ints = ints[:len(ints)-1]
+	default:
 		return m, fmt.Errorf("%w: %q does not begin with %q", errMetadata, s, metadataVersion)
 	}
 	if want := 1 + len(ints) + 1 + len(counts) + 4; len(f) != want {
@@ -96,6 +103,11 @@ func parseMetadata(s string) (m metadata, err error) {
 	for in := range m.Sources {
 		if s := f[len(counts)+1+in]; s != "-" {
 			m.Sources[in] = s
+		}
+	}
+	if len(ints) < len(m.ints()) {
+		if m.FloorMS = window.None; m.WatermarkMS != window.None {
+			m.FloorMS = m.WatermarkMS - m.WindowMS
 		}
 	}
 	if m.Hash, err = strconv.ParseUint(f[len(f)-1], 16, 64); err != nil {

@@ -66,7 +66,9 @@ func newMetrics(reg prometheus.Registerer, l *ledgers) (*metrics, error) {
 		m.lates.WithLabelValues(string(r)) // closed list: every series exists from the start
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{m.records, m.labels, m.lates, m.dead, m.pauses, m.behind, m.transaction, m.rebuild, m.aborts, m.slices, m.sessions, l} {
+	for _, c := range []prometheus.Collector{
+		m.records, m.labels, m.lates, m.dead, m.pauses, m.behind, m.transaction, m.rebuild, m.aborts, m.slices, m.sessions, l,
+	} {
 		errs = append(errs, reg.Register(c))
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -201,7 +201,9 @@ func (tr *truth) impression1(t *testing.T, v verdicts, id schemas.ImpressionID, 
 			t.Errorf("%s came in time, reported late", id)
 		}
 	}
-	var inside, beyond []int64 // delays
+	// Delays of clicks: that made it positive, or may correct it, or may if it is remembered still.
+	var joined, beyond, after []int64
+	horizon := (tr.cfg.Window + tr.cfg.correction()).Milliseconds()
 	for _, r := range clicks {
 		at := new(eventpb.Click)
 		if err := proto.Unmarshal(r.Value, at); err != nil {
@@ -210,47 +212,67 @@ func (tr *truth) impression1(t *testing.T, v verdicts, id schemas.ImpressionID, 
 		delay := max(at.TimeMs-id.UnixMilli(), 0)
 		outside := delay > tr.cfg.Window.Milliseconds()
 		switch reason, late := v.late[place{r.Topic, r.Partition, r.Offset}]; {
-		case !late && (outside || len(accepted) == 0):
-			t.Errorf("click on %s after %d ms (%d impressions) is not reported", id, delay, len(accepted))
+		case !late && !outside && len(accepted) > 0:
+			joined = append(joined, delay)
 		case !late:
-			inside = append(inside, delay)
+			t.Errorf("click on %s after %d ms (%d impressions) is not reported", id, delay, len(accepted))
+		case reason == schemas.LateOrphan && len(accepted) == 0:
+		case reason == schemas.LateOrphan && !tr.orderly[id]: // its impression came when its window was over, and found it
+			want.OrphanExpired--
+			if !outside {
+				joined = append(joined, delay)
+			} else {
+				want.LateClicks++
+				beyond = append(beyond, delay)
+			}
 		case reason == schemas.LateClick && outside && len(accepted) > 0:
 			beyond = append(beyond, delay)
-		case reason == schemas.LateOrphan && len(accepted) == 0:
-		case reason == schemas.LateClickAfterClose && (outside || !tr.orderly[id]):
+		case reason == schemas.LateClickAfterClose && (delay > horizon || !tr.orderly[id]):
+			after = append(after, delay)
 		default:
 			t.Errorf("click on %s after %d ms (%d impressions, orderly %v) reported as %s", id, delay, len(accepted), tr.orderly[id], reason)
 		}
 	}
+	inHorizon := func(delays []int64) []int64 {
+		return slices.DeleteFunc(slices.Clone(delays), func(d int64) bool { return d > horizon })
+	}
+	beyond, after = inHorizon(beyond), inHorizon(after)
 	var labels []*eventpb.Label
+	got := v.labels[id]
 	if len(accepted) > 0 {
 		want.Duplicate += uint64(len(accepted) - 1)
 		l := &eventpb.Label{Impression: accepted[0].Value, Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, Version: 1, Weight: 1}
-		if len(inside) > 0 {
-			l.Kind, l.Clicked, l.ClickDelayMs = eventpb.LabelKind_LABEL_KIND_POSITIVE, true, inside[0]
+		if len(joined) > 0 {
+			l.Kind, l.Clicked, l.ClickDelayMs = eventpb.LabelKind_LABEL_KIND_POSITIVE, true, joined[0]
 			want.Positive++
 			want.Joined++
-			want.Repeated += uint64(len(inside) - 1)
+			want.Repeated += uint64(len(joined) - 1)
 		} else {
 			want.FinalNegative++
 		}
 		labels = append(labels, l)
-		if len(inside) == 0 && len(beyond) > 0 {
-			labels = append(labels, &eventpb.Label{
-				Impression: accepted[0].Value, Kind: eventpb.LabelKind_LABEL_KIND_CORRECTED, Clicked: true,
-				ClickDelayMs: beyond[0], Clicks: uint32(len(beyond)), Version: 2, Weight: 1,
-			})
+		if len(joined) == 0 && (len(beyond) > 0 || len(after) > 0 && len(got) > 1) {
+			corrected := &eventpb.Label{
+				Impression: accepted[0].Value, Kind: eventpb.LabelKind_LABEL_KIND_CORRECTED, Clicked: true, Version: 2, Weight: 1,
+			}
+			// Which of its clicks, and how many of them, depends on whether they came before the window was over.
+			if len(got) > 1 && slices.Contains(append(beyond, after...), got[1].ClickDelayMs) {
+				corrected.ClickDelayMs = got[1].ClickDelayMs
+			}
+			if len(got) > 1 && got[1].Clicks >= 1 && int(got[1].Clicks) <= len(beyond)+len(after) {
+				corrected.Clicks = got[1].Clicks
+			}
+			labels = append(labels, corrected)
 			want.Corrected++
 		}
 	}
-	got := v.labels[id]
 	if len(got) != len(labels) {
 		t.Errorf("%s: %d labels, want %d: %v", id, len(got), len(labels), got)
 		return
 	}
 	for i, l := range labels {
 		// Two things depend on how the inputs interleaved: how many clicks had come, and the watermark.
-		if n := got[i].Clicks; l.Kind == eventpb.LabelKind_LABEL_KIND_POSITIVE && n >= 1 && n <= uint32(len(inside)) {
+		if n := got[i].Clicks; l.Kind == eventpb.LabelKind_LABEL_KIND_POSITIVE && n >= 1 && n <= uint32(len(joined)) {
 			l.Clicks = n
 		}
 		l.WatermarkMs = got[i].WatermarkMs

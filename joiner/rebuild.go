@@ -23,7 +23,9 @@ func refuse(format string, args ...any) error {
 }
 
 // freshStart is the way out of every refusal that has no better one.
-const freshStart = "to give up the old state, stop the joiner, empty labels.v1, audit.v1 and late.v1 (or point everything at fresh topics) and set another joiner.group: all labels are then made again from the start of the inputs"
+const freshStart = "to give up the old state, stop the joiner, empty labels.v1, audit.v1 and late.v1 " +
+	"(or point everything at fresh topics) and set another joiner.group: " +
+	"all labels are then made again from the start of the inputs"
 
 // checkTopics makes sure that partition p means the same in both inputs and the output.
 func checkTopics(ctx context.Context, c stream.Config) error {
@@ -39,7 +41,8 @@ func checkTopics(ctx context.Context, c stream.Config) error {
 	a, b, l := n[topics[0]], n[topics[1]], n[topics[2]]
 	if a == 0 || b == 0 || l == 0 || a != b || a != l {
 		return refuse(
-			"%s has %d partitions, %s %d, %s %d: the join is partition by partition, so they must be the same: create the topics with one count (`ctrloop migrate`)",
+			"%s has %d partitions, %s %d, %s %d: the join is partition by partition, so they must be the same: "+
+				"create the topics with one count (`ctrloop migrate`)",
 			topics[0],
 			a,
 			topics[1],
@@ -118,7 +121,8 @@ func planRebuild(
 		}
 		if p.meta.RewindOffset[in] < p.meta.NextOffset[in] && start[tp] > p.meta.RewindOffset[in] {
 			return p, refuse(
-				"%s starts at offset %d, but open windows need it from %d on: the topic's retention is shorter than window + lateness + outage; raise retention.ms above that for the next time, and %s",
+				"%s starts at offset %d, but open windows need it from %d on: the topic's retention is shorter than window + correction + outage; "+
+					"raise retention.ms above that for the next time, and %s",
 				tp,
 				start[tp],
 				p.meta.RewindOffset[in],
@@ -139,7 +143,8 @@ func checkCount(cfg Config, of int64, committed map[stream.TopicPartition]stream
 			continue // what cannot be read is judged with its partition
 		}
 		return refuse(
-			"%s and %s have %d partitions each, the state of group %s was made with %d (%s): impressions that are open and their clicks would no longer meet; make topics with %d partitions again, or %s",
+			"%s and %s have %d partitions each, the state of group %s was made with %d (%s): "+
+				"impressions that are open and their clicks would no longer meet; make topics with %d partitions again, or %s",
 			inputTopic[0],
 			inputTopic[1],
 			of,
@@ -157,7 +162,8 @@ func checkCount(cfg Config, of int64, committed map[stream.TopicPartition]stream
 func (m metadata) matches(cfg Config) error {
 	if was := time.Duration(m.WindowMS) * time.Millisecond; was != cfg.Window {
 		return refuse(
-			"the window is %s, the state was made with %s: open impressions would close too early or be forgotten; set joiner.window back to %s, or %s",
+			"the window is %s, the state was made with %s: open impressions would close too early or be forgotten; "+
+				"set joiner.window back to %s, or %s",
 			cfg.Window,
 			was,
 			was,
@@ -195,7 +201,8 @@ func checkUnlabelled(ctx context.Context, cfg Config, partition int32) error {
 	// Offsets alone do not tell: what a crash before the first commit left is aborted and invisible.
 	err = stream.ReadRange(ctx, cfg.Kafka, tp.Topic, partition, start[tp], end[tp], func(r *stream.Record) error {
 		return refuse(
-			"%s holds labels (one at offset %d), but group %s has no committed offsets: they have expired (offsets.retention.minutes), or the group was renamed: set joiner.group back to the old name, or %s",
+			"%s holds labels (one at offset %d), but group %s has no committed offsets: "+
+				"they have expired (offsets.retention.minutes), or the group was renamed: set joiner.group back to the old name, or %s",
 			tp,
 			r.Offset,
 			cfg.Group,
@@ -257,7 +264,7 @@ func replay(ctx context.Context, cfg Config, w *window.Window, partition int32, 
 			return step()
 		})
 		if errors.Is(err, stream.ErrDataLoss) {
-			return refuse("rebuild of partition %d: %w; %s", partition, err, freshStart)
+			return stream.Final(refuse("rebuild of partition %d: %w", partition, err), freshStart)
 		}
 		if err != nil {
 			return fmt.Errorf("rebuild of partition %d: replay %s from %d to %d: %w", partition, inputTopic[in], from, to, err)

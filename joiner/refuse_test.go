@@ -207,8 +207,8 @@ func TestLedgerPageAndMetrics(t *testing.T) {
 		t.Errorf("lint: %v, %v", problems, err)
 	}
 	n, err := testutil.GatherAndCount(reg)
-	if err != nil || n != 17 {
-		t.Errorf("%d series of the ledger, want 5 + 5 outcomes, open, pending, watermark, lag, state, spilled, broken: %v", n, err)
+	if err != nil || n != 18 {
+		t.Errorf("%d series of the ledger, want 5 + 5 outcomes, open, pending, watermark, lag, state, spilled, rebuilding, broken: %v", n, err)
 	}
 	if got := testutil.ToFloat64(i.metrics.labels.WithLabelValues("positive")); got != float64(l.Total.Positive) {
 		t.Errorf("labels_total of positives is %v, the ledger says %d", got, l.Total.Positive)
@@ -216,4 +216,29 @@ func TestLedgerPageAndMetrics(t *testing.T) {
 	if got := testutil.ToFloat64(i.metrics.lates.WithLabelValues(string(schemas.LateOrphan))); got != float64(l.Total.OrphanExpired) {
 		t.Errorf("late_total of orphans is %v, the ledger says %d", got, l.Total.OrphanExpired)
 	}
+}
+
+// Records are deleted before they were read while no window is open, so that no rebuild notices: the joiner ends and says what to
+// do, instead of starting over for ever.
+func TestRefusesInputThatIsGone(t *testing.T) {
+	streamtest.NeedFake(t)
+	b := streamtest.Start(t, 1)
+	cfg := testConfig(b)
+	tr := newTruth(3, cfg, 1, 300, 3*time.Minute)
+	streamtest.Produce(t, b.Config, append(append(tr.imps, tr.clks...), tr.punctuation(tr.endMS)...)...)
+	i := start(t, cfg, nil)
+	if l := settle(t, b.Config, i); l.Total.Open != 0 {
+		t.Fatalf("%d impressions are open", l.Total.Open)
+	}
+	i.close(t)
+	more := newTruth(4, cfg, 1, 300, 3*time.Minute)
+	streamtest.Produce(t, b.Config, append(more.imps, more.clks...)...)
+	ends, err := stream.EndOffsets(t.Context(), b.Config, inputTopic[:]...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, topic := range inputTopic {
+		streamtest.DeleteRecords(t, b.Config, topic, 0, ends[stream.TopicPartition{Topic: topic}]-1)
+	}
+	wantWords(t, refusal(t, cfg), "lost records that were not read yet", "set another joiner.group")
 }

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -95,8 +93,8 @@ func New(cfg Config, log zerolog.Logger, reg prometheus.Registerer) (*Service, e
 	return s, nil
 }
 
-// Run joins until ctx is done. It returns nil then, and otherwise an error that wraps ErrRefused or
-// stream.ErrBroker; whatever else fails is tried again from the last commit.
+// Run joins until ctx is done. It returns nil then, and otherwise an error that wraps ErrRefused, or one that stream.FateOf
+// gives up; whatever else fails is tried again from the last commit.
 func (s *Service) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	told := make(chan struct{})
@@ -114,8 +112,10 @@ func (s *Service) Run(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, ErrRefused), errors.Is(err, stream.ErrBroker):
+		case errors.Is(err, ErrRefused), stream.FateOf(err) == stream.Refused:
 			return fmt.Errorf("joiner: %w", err)
+		case stream.FateOf(err) == stream.Lost:
+			return stream.Final(fmt.Errorf("joiner: %w: %w", ErrRefused, err), freshStart)
 		}
 		if progress {
 			backoff = s.backoff
@@ -136,15 +136,18 @@ func (s *Service) Run(ctx context.Context) error {
 type session struct {
 	*Service
 	tx     *stream.Tx
-	shards map[int32]*shard
+	own    *ownership
+	shards map[int32]*shard // of the partitions that are ready
 
 	open     bool  // a transaction is
 	progress bool  // something was committed
 	aborts   int   // since the last commit
 	failed   error // of a rebalance callback, which cannot return one
-	cancel   context.CancelCauseFunc
 	topicIDs map[string]string
 }
+
+// leaveTimeout bounds the good-bye to the group, after which its other members find out by themselves.
+const leaveTimeout = 5 * time.Second
 
 func (s *Service) session(ctx context.Context) (progress bool, err error) {
 	if err := stream.CheckBroker(ctx, s.cfg.Kafka); err != nil {
@@ -153,37 +156,50 @@ func (s *Service) session(ctx context.Context) (progress bool, err error) {
 	if err := checkTopics(ctx, s.cfg.Kafka); err != nil {
 		return false, err
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	se := &session{Service: s, shards: map[int32]*shard{}, cancel: cancel}
-	defer s.ledgers.drop()
-	defer func() {
-		for _, sh := range se.shards {
-			sh.leave(ctx.Err() != nil && !se.open)
+	se := &session{Service: s, shards: map[int32]*shard{}}
+	if s.cfg.Segments.on() {
+		if se.topicIDs, err = stream.TopicIDs(ctx, s.cfg.Kafka, inputTopic[:]...); err != nil {
+			return false, err
 		}
-	}()
+	}
+	se.own = newOwnership(ctx, s.workers())
+	defer se.own.cancel()
+	defer s.ledgers.drop()
 	se.tx, err = stream.NewTx(s.cfg.Kafka, stream.TxConfig{
 		Group: s.cfg.Group, TransactionalID: s.cfg.TransactionalID, InstanceID: s.cfg.InstanceID,
-		Topics: inputTopic[:], MaxPoll: s.cfg.MaxPoll, FetchMaxPartitionBytes: fetchPartition, OnAssigned: se.assigned, OnLost: se.lost,
+		Topics: inputTopic[:], MaxPoll: s.cfg.MaxPoll, FetchMaxPartitionBytes: fetchPartition,
+		RebalanceTimeout: s.cfg.RebalanceTimeout, CoPartitioned: true, Held: true, OnAssigned: se.assigned, OnLost: se.lost,
 	})
 	if err != nil {
 		return false, err
 	}
-	defer se.tx.Close()
-	for {
-		if err := se.cycle(ctx); err != nil {
-			if cause := context.Cause(ctx); cause != nil {
-				err = cause
-			}
-			return se.progress, err
+	for err == nil {
+		err = se.cycle(ctx)
+	}
+	se.end(ctx)
+	return se.progress, err
+}
+
+// end lets go of the group first, so that others take over while the segments are being written.
+func (se *session) end(ctx context.Context) {
+	se.own.cancel()
+	orderly := ctx.Err() != nil && !se.open
+	if !orderly {
+		se.tx.Close() // back in a moment
+	} else {
+		within, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+		defer cancel()
+		if err := se.tx.Leave(within); err != nil {
+			se.log.Warn().Err(err).Msg("the group could not be left: it waits for this instance until its session times out")
 		}
 	}
+	se.disband(orderly)
 }
 
 // cycle is one transaction: poll, join, produce, commit.
 func (se *session) cycle(ctx context.Context) error {
 	batch, err := se.poll(ctx)
-	if err != nil || len(batch.Partitions) == 0 {
+	if err != nil {
 		return err
 	}
 	if err := se.fault(stepPolled); err != nil {
@@ -197,7 +213,7 @@ func (se *session) cycle(ctx context.Context) error {
 	if err := se.process(batch); err != nil {
 		return err // the transaction stays open: the next session's client fences it
 	}
-	if err := se.end(ctx); err != nil {
+	if err := se.commit(ctx); err != nil {
 		return err
 	}
 	se.open = false
@@ -224,25 +240,28 @@ const (
 	lastLook  = 2 * time.Second
 )
 
-// poll waits for records, or for the partitions whose watermark is on its way: they go on without records.
+// poll waits for records, or for the partitions whose watermark is on its way: they go on without records. Partitions that
+// have become ready meanwhile are taken in.
 func (se *session) poll(ctx context.Context) (stream.Batch, error) {
 	for look := firstLook; ; {
+		if err := se.admit(); err != nil {
+			return stream.Batch{}, err
+		}
 		wait := lastLook
 		if se.behind() {
 			wait, look = look, min(2*look, lastLook)
 		}
-		within, cancel := context.WithTimeout(ctx, wait)
-		batch, err := se.tx.Poll(within)
-		cancel()
+		batch, err := se.tx.Poll(ctx, wait)
 		switch {
 		case err != nil:
 			return batch, fmt.Errorf("poll: %w", err)
 		case se.failed != nil:
 			return batch, se.failed
-		case len(batch.Partitions) > 0 || ctx.Err() != nil:
+		case len(batch.Partitions) > 0:
 			return batch, nil
 		}
 		se.nudge()
+		se.reportSlow(time.Now())
 	}
 }
 
@@ -314,15 +333,15 @@ func (se *session) process(batch stream.Batch) error {
 	return g.Wait()
 }
 
-func (se *session) workers() int {
-	if se.cfg.Workers > 0 {
-		return se.cfg.Workers
+func (s *Service) workers() int {
+	if s.cfg.Workers > 0 {
+		return s.cfg.Workers
 	}
 	return runtime.GOMAXPROCS(0)
 }
 
-// end commits. It goes on when ctx is done: a transaction that is complete is worth its second.
-func (se *session) end(ctx context.Context) error {
+// commit ends the transaction. It goes on when ctx is done: a transaction that is complete is worth its second.
+func (se *session) commit(ctx context.Context) error {
 	if err := se.fault(stepCommit); err != nil {
 		return err
 	}
@@ -408,81 +427,10 @@ func (se *session) align() {
 	}
 }
 
-// assigned rebuilds the partitions that came.
-func (se *session) assigned(ctx context.Context, partitions map[string][]int32) {
-	if err := se.adopt(ctx, partitions); err != nil && se.failed == nil {
-		se.failed = err
-		se.cancel(err) // wakes Poll
-	}
-}
-
-func (se *session) adopt(ctx context.Context, partitions map[string][]int32) error {
-	ps, clicks := slices.Clone(partitions[inputTopic[0]]), slices.Clone(partitions[inputTopic[1]])
-	slices.Sort(ps)
-	slices.Sort(clicks)
-	if !slices.Equal(ps, clicks) {
-		return fmt.Errorf(
-			"the group gave partitions %v of %s and %v of %s: every member must use range assignment, so that both sides of the join meet",
-			ps,
-			inputTopic[0],
-			clicks,
-			inputTopic[1],
-		)
-	}
-	committed, err := stream.CommittedOffsets(ctx, se.cfg.Kafka, se.cfg.Group, inputTopic[:]...)
-	if err != nil {
-		return err
-	}
-	start, err := stream.StartOffsets(ctx, se.cfg.Kafka, inputTopic[:]...)
-	if err != nil {
-		return err
-	}
-	if se.cfg.Segments.on() && se.topicIDs == nil {
-		if se.topicIDs, err = stream.TopicIDs(ctx, se.cfg.Kafka, inputTopic[:]...); err != nil {
-			return err
-		}
-	}
-	share := len(ps) + len(se.shards) // of the memory: those that are there keep theirs until they are taken anew
-	var mu sync.Mutex
-	var g errgroup.Group
-	g.SetLimit(se.workers())
-	for _, p := range ps {
-		g.Go(func() error {
-			sh, err := se.rebuild(ctx, p, share, committed, start)
-			if err != nil {
-				return err
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			se.shards[p] = sh
-			return nil
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	for _, p := range ps {
-		se.ledgers.publish(se.shards[p])
-	}
-	if se.behind() { // the poll that this is part of would wait for records; where this comes too early, for lastLook
-		se.nudge()
-	}
-	return nil
-}
-
-func (se *session) rebuild(
-	ctx context.Context,
-	p int32,
-	share int,
-	committed map[stream.TopicPartition]stream.Committed,
-	start map[stream.TopicPartition]int64,
-) (*shard, error) {
-	plan, err := planRebuild(se.cfg, p, committed, start)
-	if err != nil {
-		return nil, err
-	}
+// rebuild makes the state of a partition, one of so many of this instance.
+func (se *session) rebuild(ctx context.Context, p int32, of int, plan plan) (*shard, error) {
 	began := time.Now()
-	sh, err := se.restore(ctx, p, share, plan)
+	sh, err := se.restore(ctx, p, of, plan)
 	if err != nil {
 		return nil, err
 	}
@@ -492,29 +440,4 @@ func (se *session) rebuild(
 	se.log.Info().Int32("partition", p).Bool("fresh", plan.fresh).Int64("impressions_at", plan.next[0]).Int64("clicks_at", plan.next[1]).
 		Uint64("open", l.Open).Uint64("pending", l.Pending).Dur("took", time.Since(began)).Msg("partition taken")
 	return sh, nil
-}
-
-// lost forgets partitions. Another instance may have committed for them already.
-func (se *session) lost(_ context.Context, partitions map[string][]int32) {
-	for topic, ps := range partitions {
-		for _, p := range ps {
-			sh := se.shards[p]
-			if sh == nil {
-				continue
-			}
-			if sh.paused[inputOf(topic)] {
-				se.tx.Resume(topic, p) // the client remembers pauses over assignments
-				sh.paused[inputOf(topic)] = false
-			}
-		}
-	}
-	for _, ps := range partitions {
-		for _, p := range ps {
-			if sh := se.shards[p]; sh != nil {
-				sh.leave(true)
-			}
-			delete(se.shards, p)
-			se.ledgers.forget(p)
-		}
-	}
 }

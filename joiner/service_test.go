@@ -131,6 +131,17 @@ func settleWithin(t testing.TB, kafka stream.Config, patience time.Duration, is 
 	return Ledger{}
 }
 
+// A context may end by its deadline as well as by being cancelled.
+func TestRunEndsAtADeadline(t *testing.T) {
+	b := streamtest.Start(t, 1)
+	i := prepare(t, testConfig(b), nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := i.Run(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestJoinsABacklog(t *testing.T) {
 	b := streamtest.Start(t, 3)
 	cfg := testConfig(b)

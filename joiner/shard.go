@@ -109,14 +109,14 @@ func (s *shard) consume(in window.Input, b stream.PartitionBatch, produce func(*
 				errState,
 			)
 		}
-		repeated := s.w.Ledger().Repeated
+		stale := s.stale()
 		event, category, err := apply(s.w, in, r)
 		switch {
-		case !event:
+		case !event || s.stale() > stale:
 		case in == window.Impressions:
 			s.health.impression(r.Timestamp.UnixMilli(), department(category))
 		default:
-			s.health.click(r.Timestamp.UnixMilli(), s.w.Ledger().Repeated > repeated)
+			s.health.click(r.Timestamp.UnixMilli())
 		}
 		if err != nil {
 			reason, fatal := recordError(err)
@@ -139,6 +139,13 @@ func (s *shard) consume(in window.Input, b stream.PartitionBatch, produce func(*
 	s.stats.records[in] += len(b.Records)
 	s.stats.behind[in] = max(0, b.HighWatermark-s.next[in])
 	return nil
+}
+
+// stale counts the events that change nothing for those who learn, and so are none to the breaker: what is late, and what was
+// there already, as when somebody sends a log again.
+func (s *shard) stale() uint64 {
+	l := s.w.Ledger()
+	return l.Duplicate + l.LateImpressions + l.Repeated + l.LateClicks
 }
 
 // warm prepares the window for the next records.
@@ -176,7 +183,8 @@ func apply(w *window.Window, in window.Input, r *stream.Record) (event bool, cat
 			if err := proto.Unmarshal(r.Value, &p); err != nil {
 				return false, nil, errRecord{fmt.Errorf("%w: punctuation: %w", eventpb.ErrWire, err)}
 			}
-			if err := w.Punctuate(in, window.Promise{Source: p.Source, Covers: p.Covers, Parts: p.Parts, LowMS: p.LowWatermarkMs, Closed: p.Closed}); err != nil {
+			promise := window.Promise{Source: p.Source, Covers: p.Covers, Parts: p.Parts, LowMS: p.LowWatermarkMs, Closed: p.Closed}
+			if err := w.Punctuate(in, promise); err != nil {
 				return false, nil, errRecord{err}
 			}
 			return false, nil, nil
@@ -266,7 +274,8 @@ func (s *shard) propose(cfg Config) (string, bool) {
 		return "", false
 	}
 	s.proposed = metadata{
-		Sequence: s.sequence + 1, WindowMS: cfg.Window.Milliseconds(), BucketMS: cfg.Bucket.Milliseconds(), ObserveMS: cfg.Observe.Milliseconds(), Partitions: s.of,
+		Sequence: s.sequence + 1, WindowMS: cfg.Window.Milliseconds(), BucketMS: cfg.Bucket.Milliseconds(),
+		ObserveMS: cfg.Observe.Milliseconds(), Partitions: s.of,
 		Snapshot: s.w.Snapshot(s.next),
 	}
 	return s.proposed.String(), true

@@ -156,7 +156,7 @@ func TestJumpClosesInSlices(t *testing.T) {
 					most = max(most, outputs)
 				case stepRebuild:
 				case stepCommit, stepCommitted:
-					if transactions++; transactions%5 == 0 && crashes < 4 {
+					if transactions++; transactions == 3+4*crashes && crashes < 4 { // before a commit, and after one
 						crashes++
 						return errCrash
 					}

@@ -162,7 +162,7 @@ func TestOpen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := k.Poll(ctx); err != nil {
+	if _, err := k.Poll(ctx, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	ends, err := stream.EndOffsets(ctx, kafka, schemas.TopicImpressions)

@@ -115,7 +115,7 @@ func (l *Log) Hold(role control.Role) *Holder { return l.keeper.Hold(role) }
 
 func (l *Log) report(err error) {
 	if errors.Is(err, stream.ErrDataLoss) {
-		l.log.Error().Err(err).Msg("control log: cannot be followed any more; restart to read it from its start")
+		l.log.Error().Err(err).Msg("control log: cannot be followed any more")
 		return
 	}
 	l.log.Warn().Err(err).Msg("control log: reading again")
@@ -172,6 +172,9 @@ func (l *Log) State() *control.State {
 	}
 	return l.view
 }
+
+// Wait returns nil when ctx is done, and before that only when the log can no longer be followed.
+func (l *Log) Wait(ctx context.Context) error { return l.replica.Wait(ctx) }
 
 // Changed returns a channel that is closed when the state next changes. To miss nothing, take the
 // channel first and then State.

@@ -55,9 +55,12 @@ func Open(ctx context.Context, c stream.Config, log zerolog.Logger, reg promethe
 	return l, nil
 }
 
+// Wait returns nil when ctx is done, and before that only when the log can no longer be followed.
+func (l *Log) Wait(ctx context.Context) error { return l.replica.Wait(ctx) }
+
 func (l *Log) report(err error) {
 	if errors.Is(err, stream.ErrDataLoss) {
-		l.log.Error().Err(err).Msg("creative log: cannot be followed any more; restart to read it from its start")
+		l.log.Error().Err(err).Msg("creative log: cannot be followed any more")
 		return
 	}
 	l.log.Warn().Err(err).Msg("creative log: reading again")

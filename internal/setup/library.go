@@ -63,7 +63,7 @@ func (e *UnsupportedError) Error() string {
 
 // Hint says what to do about it.
 func (e *UnsupportedError) Hint() string {
-	return "run a ClickHouse server and set warehouse.dsn, or set LIBCHDB to a libchdb of your own"
+	return "run a ClickHouse server and set clickhouse.dsn, or set LIBCHDB to a libchdb of your own"
 }
 
 // ExitCode is that of a missing set-up.

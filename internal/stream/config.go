@@ -11,8 +11,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/sasl/scram"
+
+	"ctrloop/internal/telemetry"
 )
 
 // Record is one record of a topic.
@@ -31,6 +34,10 @@ type Config struct {
 	SASL     SASL   `yaml:"sasl"`
 	// Dial replaces the network, for tests under virtual time. Nil dials TCP.
 	Dial func(ctx context.Context, network, host string) (net.Conn, error) `yaml:"-"`
+	// Log gets what the clients say, each kind of line at most as often as it lets through. Nil drops it.
+	Log *telemetry.Throttle `yaml:"-"`
+	// Metrics gets the figures of the clients that stay: ctrloop_kafka_*, with the label client. Nil: none.
+	Metrics prometheus.Registerer `yaml:"-"`
 }
 
 // TLS of the connection to the brokers.
@@ -101,6 +108,9 @@ func (c Config) options() ([]kgo.Opt, error) {
 		// Snappy costs little of the two cores that an embedded run shares and halves what is stored;
 		// clients that cannot read it do not exist any more.
 		kgo.ProducerBatchCompression(kgo.SnappyCompression()),
+	}
+	if c.Log != nil {
+		opts = append(opts, kgo.WithLogger(clientLog{c.Log}))
 	}
 	if c.Dial != nil {
 		opts = append(opts, kgo.Dialer(c.Dial))

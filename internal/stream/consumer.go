@@ -20,12 +20,16 @@ type ConsumerConfig struct {
 	// FetchMaxBytes bounds one fetch from one broker, FetchMaxPartitionBytes each partition in it.
 	FetchMaxBytes          int32
 	FetchMaxPartitionBytes int32
-	OnAssigned             AssignedFunc
-	OnLost                 LostFunc
+	// RebalanceTimeout is how long the group waits for this member when others come or go. Default
+	// DefaultRebalanceTimeout; more than the time between two polls.
+	RebalanceTimeout time.Duration
+	OnAssigned       AssignedFunc
+	OnLost           LostFunc
 }
 
 // Consumer is a member of a group that commits by hand, with metadata: for sinks whose other side is not
-// Kafka. All methods belong to one goroutine.
+// Kafka. Its group is cooperative: a rebalance takes only the partitions that move, and each topic is spread by itself. All
+// methods but Wake belong to one goroutine.
 type Consumer struct{ member }
 
 // ErrRebalanced is returned by Commit when the partitions no longer belong to this member: another one
@@ -41,8 +45,10 @@ func NewConsumer(c Config, cc ConsumerConfig) (*Consumer, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Consumer{member{max: cc.MaxPoll, assigned: cc.OnAssigned, lost: cc.OnLost, positions: map[TopicPartition]*position{}}}
-	opts = append(opts, k.member.options(cc.Group, cc.InstanceID, cc.Topics)...)
+	k := &Consumer{newMember(c, cc.Group, cc.InstanceID, cc.MaxPoll, cc.OnAssigned, cc.OnLost)}
+	k.cooperative = true
+	opts = append(opts, k.member.options(cc.Topics, cc.RebalanceTimeout)...)
+	opts = append(opts, c.observe(cc.Group)...)
 	k.cl, err = kgo.NewClient(append(opts,
 		kgo.FetchMaxBytes(orDefault(cc.FetchMaxBytes, 16<<20)),
 		kgo.FetchMaxPartitionBytes(orDefault(cc.FetchMaxPartitionBytes, 2<<20)),
@@ -55,10 +61,15 @@ func NewConsumer(c Config, cc ConsumerConfig) (*Consumer, error) {
 }
 
 // Poll waits for records; see Tx.Poll.
-func (k *Consumer) Poll(ctx context.Context) (Batch, error) { return k.poll(ctx, nil) }
+func (k *Consumer) Poll(ctx context.Context, wait time.Duration) (Batch, error) {
+	return k.poll(ctx, wait, nil)
+}
 
-// Commit commits exactly these places and texts; other partitions stay as they are. The broker checks
-// that this member still owns them. It returns when the broker has answered.
+// Commit commits exactly these places and texts; other partitions stay as they are. It returns when the broker has answered,
+// and refuses with ErrRebalanced what is not this member's. The broker alone would not: it checks that the member is
+// one of the group's present generation, not which partitions are its own. So both are checked here, in this order: the
+// generation that the request carries, by the broker; the partition, by this client, which loses it before the
+// next generation begins.
 func (k *Consumer) Commit(ctx context.Context, places map[TopicPartition]Committed) error {
 	offsets := map[string]map[int32]kgo.EpochOffset{}
 	for tp, p := range places {
@@ -68,6 +79,9 @@ func (k *Consumer) Commit(ctx context.Context, places map[TopicPartition]Committ
 		offsets[tp.Topic][tp.Partition] = kgo.EpochOffset{Epoch: p.LeaderEpoch, Offset: p.Offset}
 	}
 	ctx = kgo.PreCommitFnContext(ctx, func(r *kmsg.OffsetCommitRequest) error {
+		if err := k.mine(places); err != nil {
+			return err
+		}
 		for i := range r.Topics {
 			for j := range r.Topics[i].Partitions {
 				p := &r.Topics[i].Partitions[j]
@@ -95,10 +109,24 @@ func (k *Consumer) Commit(ctx context.Context, places map[TopicPartition]Committ
 	case err == nil:
 		k.committed(places)
 		return nil
+	case errors.Is(err, ErrRebalanced):
+		return err
 	case errors.Is(err, kerr.IllegalGeneration), errors.Is(err, kerr.UnknownMemberID), errors.Is(err, kerr.RebalanceInProgress):
 		return fmt.Errorf("%w: %w", ErrRebalanced, err)
 	}
 	return fmt.Errorf("commit offsets: %w", err)
+}
+
+// mine fails when one of the partitions has gone.
+func (k *Consumer) mine(places map[TopicPartition]Committed) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for tp := range places {
+		if !k.owned[tp] {
+			return fmt.Errorf("%w: %s belongs to another member", ErrRebalanced, tp)
+		}
+	}
+	return nil
 }
 
 func (k *Consumer) committed(places map[TopicPartition]Committed) {
@@ -114,5 +142,8 @@ func (k *Consumer) committed(places map[TopicPartition]Committed) {
 // Rewind sets every partition back to its last commit.
 func (k *Consumer) Rewind() { k.rewind() }
 
-// Close leaves the group; nothing is committed.
+// Close ends this member; nothing is committed. A dynamic one leaves the group, a static one keeps its place for its next life.
 func (k *Consumer) Close() { k.cl.CloseAllowingRebalance() }
+
+// Leave is Close for a member that is not expected back soon; see Tx.Leave.
+func (k *Consumer) Leave(ctx context.Context) error { return k.leave(ctx) }

@@ -80,7 +80,8 @@ func CheckCopies(ctx context.Context, c Config, topics ...string) (warning strin
 			warning = "the cluster has one broker: what it acknowledges is on one disk"
 		case len(few) > 0:
 			return fmt.Errorf(
-				"%w: topics %s: have three copies of each and set min.insync.replicas to 2 (`kafka-configs.sh --alter --entity-type topics --entity-name NAME --add-config min.insync.replicas=2`; docs/operations.md)",
+				"%w: topics %s: have three copies of each and set min.insync.replicas to 2 "+
+					"(`kafka-configs.sh --alter --entity-type topics --entity-name NAME --add-config min.insync.replicas=2`; docs/operations.md)",
 				ErrCopies,
 				strings.Join(few, ", "),
 			)

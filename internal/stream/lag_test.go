@@ -3,6 +3,7 @@ package stream_test
 import (
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -32,7 +33,7 @@ func TestLag(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := k.Poll(ctx); err != nil { // joins the group
+	if _, err := k.Poll(ctx, time.Minute); err != nil { // joins the group
 		t.Fatal(err)
 	}
 	defer k.Close()

@@ -4,25 +4,27 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
-
-// ErrDataLoss is wrapped by errors that mean that the broker no longer holds what comes next: records
-// were deleted before they were read, or a leader came back shorter than it was.
-var ErrDataLoss = errors.New("the broker lost records that were not read yet")
 
 // Session timing. A transaction must be over before the group may give its partitions away, hence
 // transactionTimeout < sessionTimeout; and both far above the 250-500 ms that a transaction takes.
 const (
 	transactionTimeout = 20 * time.Second
 	sessionTimeout     = 30 * time.Second
-	rebalanceTimeout   = 20 * time.Second
 	heartbeatInterval  = time.Second
 )
+
+// DefaultRebalanceTimeout is how long the group waits for a member that is busy: a transaction may take 20 s until the broker
+// ends it, and its owner 15 s more to find out. Nothing else blocks a rebalance.
+const DefaultRebalanceTimeout = 45 * time.Second
 
 // Batch is what one Poll returns.
 type Batch struct{ Partitions []PartitionBatch }
@@ -54,11 +56,11 @@ func (b Batch) Len() int {
 	return n
 }
 
-// Rebalance callbacks. They run inside Poll on the caller's goroutine, never while a transaction is open.
+// Rebalance callbacks. They run inside Poll on the caller's goroutine, never while a transaction is open, and while the
+// group may go on rebalancing: what they hear of may be past already, which the next call then says.
 type (
-	// AssignedFunc hears of partitions that came, before the first record of them. ctx does not have the
-	// deadline of the Poll that it runs in; it is cancelled with that Poll, unless its deadline had passed:
-	// long work should watch the context of its service too.
+	// AssignedFunc hears of partitions that came, before the first record of them. ctx is that of the Poll. In a group that
+	// is cooperative they are those that are new; in any other, all that this member now has, perhaps none.
 	AssignedFunc func(ctx context.Context, partitions map[string][]int32)
 	// LostFunc hears of partitions that went, by a revoke or because the group threw this member out.
 	// Nothing can be committed for them any more.
@@ -80,68 +82,164 @@ type change struct {
 // member is one consumer of a group: polling, rebalances, positions.
 type member struct {
 	cl       *kgo.Client
+	conf     Config
+	group    string
+	instance string // "" for a dynamic member
 	max      int
-	assigned AssignedFunc
-	lost     LostFunc
+	// cooperative: a rebalance takes only what moves. Otherwise everything is given back and the share is handed out anew.
+	cooperative bool
+	balancer    *copartitioned // nil: another one
+	held        bool           // partitions arrive paused
+	assigned    AssignedFunc
+	lost        LostFunc
 
 	mu        sync.Mutex
 	positions map[TopicPartition]*position
 	nudged    map[TopicPartition]int64 // offsets that are fetched again and dropped
+	owned     map[TopicPartition]bool  // as the group has it now, told to the owner or not
 	changes   []change                 // not told to the owner yet
 	fenced    bool                     // partitions went since the last end of a transaction
+	awake     bool                     // Wake was called
 	wake      context.CancelFunc
 }
 
-func (m *member) options(group, instance string, topics []string) []kgo.Opt {
+func newMember(c Config, group, instance string, maxPoll int, assigned AssignedFunc, lost LostFunc) member {
+	return member{
+		conf: c, group: group, instance: instance, max: maxPoll, assigned: assigned, lost: lost,
+		positions: map[TopicPartition]*position{}, nudged: map[TopicPartition]int64{}, owned: map[TopicPartition]bool{},
+	}
+}
+
+func (m *member) options(topics []string, rebalanceTimeout time.Duration) []kgo.Opt {
 	opts := []kgo.Opt{
-		kgo.ConsumerGroup(group),
+		kgo.ConsumerGroup(m.group),
 		kgo.ConsumeTopics(topics...),
-		// Range gives partition p of every topic to one member, which the join needs; sticky and
-		// uniform assignors do not.
-		kgo.Balancers(kgo.RangeBalancer()),
 		kgo.BlockRebalanceOnPoll(),
 		kgo.DisableAutoCommit(),
 		kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()),
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		kgo.SessionTimeout(sessionTimeout),
-		kgo.RebalanceTimeout(rebalanceTimeout),
+		kgo.RebalanceTimeout(orDefault(rebalanceTimeout, DefaultRebalanceTimeout)),
 		kgo.HeartbeatInterval(heartbeatInterval),
-		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, p map[string][]int32) { m.rebalanced(true, p) }),
-		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, p map[string][]int32) { m.rebalanced(false, p) }),
-		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, p map[string][]int32) { m.rebalanced(false, p) }),
+		kgo.OnPartitionsAssigned(func(_ context.Context, cl *kgo.Client, p map[string][]int32) { m.came(cl, p) }),
+		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, p map[string][]int32) { m.went(p) }),
+		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, p map[string][]int32) { m.went(p) }),
 	}
-	if instance != "" {
-		opts = append(opts, kgo.InstanceID(instance))
+	switch {
+	case m.cooperative:
+		opts = append(opts, kgo.Balancers(kgo.CooperativeStickyBalancer()))
+	case m.balancer != nil:
+		// The second is what members of an earlier release speak.
+		opts = append(opts, kgo.Balancers(m.balancer, kgo.RangeBalancer()))
+	default:
+		opts = append(opts, kgo.Balancers(kgo.RangeBalancer()))
+	}
+	if m.instance != "" {
+		opts = append(opts, kgo.InstanceID(m.instance))
 	}
 	return opts
 }
 
-// rebalanced runs in the client's goroutine: it notes the change and wakes Poll.
-func (m *member) rebalanced(assigned bool, partitions map[string][]int32) {
+// came runs in the client's goroutine, before anything is fetched of the partitions: it notes the change and wakes Poll.
+func (m *member) came(cl *kgo.Client, partitions map[string][]int32) {
+	own := clonePartitions(partitions)
+	if m.held && len(own) > 0 {
+		cl.PauseFetchPartitions(own)
+	}
+	if m.balancer != nil {
+		_, generation := cl.GroupMetadata()
+		m.balancer.claim(own, generation)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	n := 0
-	own := make(map[string][]int32, len(partitions))
-	for topic, ps := range partitions {
-		own[topic] = append([]int32(nil), ps...)
-		n += len(ps)
-		if !assigned {
-			for _, p := range ps {
-				delete(m.positions, TopicPartition{topic, p})
-				delete(m.nudged, TopicPartition{topic, p})
-			}
+	if !m.cooperative {
+		// A transactional session does not tell of a second revoke before a transaction has ended. What comes now is all
+		// there is.
+		m.forget(m.ownedPartitions())
+	}
+	for topic, ps := range own {
+		for _, p := range ps {
+			m.owned[TopicPartition{topic, p}] = true
 		}
 	}
-	if !assigned {
-		m.fenced = true
+	if len(own) > 0 || !m.cooperative {
+		m.changes = append(m.changes, change{true, own})
 	}
-	if n > 0 {
-		m.changes = append(m.changes, change{assigned, own})
+	m.rouse()
+}
+
+// went is came for partitions that went.
+func (m *member) went(partitions map[string][]int32) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.forget(clonePartitions(partitions))
+	m.fenced = true
+	m.rouse()
+}
+
+// forget takes partitions away. An owner that has not heard yet that they had come does not hear it any more: it would work
+// for partitions that are somebody else's.
+func (m *member) forget(gone map[string][]int32) {
+	for topic, ps := range gone {
+		for _, p := range ps {
+			tp := TopicPartition{topic, p}
+			delete(m.positions, tp)
+			delete(m.nudged, tp)
+			delete(m.owned, tp)
+		}
 	}
+	m.changes = slices.DeleteFunc(m.changes, func(c change) bool {
+		if !c.assigned {
+			return false
+		}
+		if !m.cooperative {
+			return true // the share that is handed out next takes its place
+		}
+		for topic, ps := range gone {
+			c.partitions[topic] = slices.DeleteFunc(c.partitions[topic], func(p int32) bool { return slices.Contains(ps, p) })
+			if len(c.partitions[topic]) == 0 {
+				delete(c.partitions, topic)
+			}
+		}
+		return len(c.partitions) == 0
+	})
+	if len(gone) > 0 {
+		m.changes = append(m.changes, change{false, gone})
+	}
+}
+
+func (m *member) ownedPartitions() map[string][]int32 {
+	out := map[string][]int32{}
+	for tp := range m.owned {
+		out[tp.Topic] = append(out[tp.Topic], tp.Partition)
+	}
+	return out
+}
+
+func clonePartitions(partitions map[string][]int32) map[string][]int32 {
+	out := map[string][]int32{}
+	for topic, ps := range partitions {
+		if len(ps) > 0 {
+			out[topic] = slices.Clone(ps)
+		}
+	}
+	return out
+}
+
+// rouse ends a wait for records.
+func (m *member) rouse() {
 	if m.wake != nil {
 		m.wake()
 	}
+}
+
+// Wake ends the wait of a Poll, of the running one or else of the next. It may be called by any goroutine.
+func (m *member) Wake() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.awake = true
+	m.rouse()
 }
 
 // deliver tells the owner of rebalances, in order.
@@ -170,55 +268,52 @@ func (m *member) pending() bool {
 	return m.fenced || len(m.changes) > 0
 }
 
-// poll returns what arrived, or an empty batch at ctx's deadline. clear is called, with no rebalance
-// callback running late, when partitions have gone since the last poll.
-func (m *member) poll(ctx context.Context, clear func(context.Context) error) (Batch, error) {
+// poll returns what arrived, or an empty batch when the wait is over or Wake was called. It fails with ctx's error when ctx
+// is done, cancelled or at its deadline. clear is called when partitions have gone since the last poll.
+//
+// The group may rebalance while the owner hears of changes, and is blocked from the first record on until the next poll.
+func (m *member) poll(ctx context.Context, wait time.Duration, clear func(context.Context) error) (Batch, error) {
+	within, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
 	for {
 		m.cl.AllowRebalance()
 		if err := m.settle(ctx, clear); err != nil {
 			return Batch{}, err
 		}
-		fetches, err := m.fetch(ctx)
+		fetches, err := m.fetch(within)
 		if err != nil {
 			return Batch{}, err
 		}
-		// Rebalances are blocked from here if there are records. A change that came while we waited
-		// must be heard first; the records belong to the new assignment and are read again after it.
-		if m.pending() {
-			m.note(fetches)
-			if err := m.settle(ctx, clear); err != nil {
-				return Batch{}, err
-			}
-			m.rewind()
-			continue
-		}
 		batch := m.note(fetches)
-		if len(batch.Partitions) == 0 {
-			switch {
-			case errors.Is(ctx.Err(), context.DeadlineExceeded):
-				return Batch{}, nil
-			case ctx.Err() != nil:
-				return Batch{}, ctx.Err()
-			}
-			continue
+		switch {
+		case m.pending():
+			// A change that came while we waited must be heard first. What was fetched belongs to the new assignment and is
+			// read again after it.
+			m.rewind()
+		case len(batch.Partitions) > 0:
+			return batch, nil
+		case ctx.Err() != nil:
+			return Batch{}, ctx.Err()
+		case m.woken(), within.Err() != nil:
+			return Batch{}, nil
 		}
-		return batch, nil
 	}
 }
 
-// settle tells the owner of rebalances and clears the session. Neither may be cut off by the deadline of
-// one poll, which says how long to wait for records: they end early only when the poll is cancelled.
-func (m *member) settle(poll context.Context, clear func(context.Context) error) error {
+// woken says whether Wake was called, once.
+func (m *member) woken() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	was := m.awake
+	m.awake = false
+	return was
+}
+
+// settle tells the owner of rebalances and clears the session.
+func (m *member) settle(ctx context.Context, clear func(context.Context) error) error {
 	if !m.pending() {
 		return nil
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(poll))
-	defer cancel()
-	defer context.AfterFunc(poll, func() {
-		if errors.Is(poll.Err(), context.Canceled) {
-			cancel()
-		}
-	})()
 	m.deliver(ctx)
 	return m.unfence(ctx, clear)
 }
@@ -239,7 +334,7 @@ func (m *member) fetch(ctx context.Context) (kgo.Fetches, error) {
 	defer cancel()
 	m.mu.Lock()
 	m.wake = cancel
-	late := len(m.changes) > 0 // came between deliver and here
+	late := len(m.changes) > 0 || m.awake // came between deliver and here
 	m.mu.Unlock()
 	if late {
 		cancel()
@@ -315,8 +410,9 @@ func (m *member) note(fetches kgo.Fetches) Batch {
 	return b
 }
 
-// rewind sets every partition back to its last commit; nudges that have not been answered stay. It holds the lock that the rebalance callbacks
-// take, so that it cannot touch a partition which went away and came back further on.
+// rewind sets every partition back to its last commit; nudges that have not been answered stay. The caller has polled, so that
+// the group cannot rebalance meanwhile; and it holds the lock that the rebalance callbacks take, so that it cannot touch a
+// partition which went away and came back further on.
 func (m *member) rewind() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -340,7 +436,44 @@ func (m *member) Pause(topic string, partitions ...int32) {
 	m.cl.PauseFetchPartitions(map[string][]int32{topic: partitions})
 }
 
-// Resume undoes Pause.
+// Resume undoes Pause. A pause outlives the assignment: the client remembers it when the partition comes back.
 func (m *member) Resume(topic string, partitions ...int32) {
 	m.cl.ResumeFetchPartitions(map[string][]int32{topic: partitions})
+}
+
+// leave closes the client and gives the partitions to the other members at once. A static member keeps its place when it is
+// closed, for its next life, and the group would wait for it until its session times out; so it is taken out by name, unless
+// nobody else is there who could take over.
+func (m *member) leave(ctx context.Context) error {
+	id, _ := m.cl.GroupMetadata()
+	m.cl.CloseAllowingRebalance()
+	if m.instance == "" || id == "" {
+		return nil // a dynamic member leaves when it is closed
+	}
+	return connect(ctx, m.conf, func(ctx context.Context, cl *kgo.Client) error {
+		group, err := kadm.NewClient(cl).DescribeGroups(ctx, m.group)
+		if err != nil {
+			return fmt.Errorf("leave group %s: %w", m.group, err)
+		}
+		if others := len(group[m.group].Members); others < 2 {
+			return nil
+		}
+		r := kmsg.NewPtrLeaveGroupRequest()
+		r.Group = m.group
+		one := kmsg.NewLeaveGroupRequestMember()
+		one.MemberID, one.InstanceID, one.Reason = id, new(m.instance), new("stopped in good order")
+		r.Members = append(r.Members, one)
+		answer, err := r.RequestWith(ctx, cl)
+		if err != nil {
+			return fmt.Errorf("leave group %s: %w", m.group, err)
+		}
+		errs := []error{kerr.ErrorForCode(answer.ErrorCode)}
+		for _, a := range answer.Members {
+			errs = append(errs, kerr.ErrorForCode(a.ErrorCode))
+		}
+		if err := errors.Join(errs...); err != nil && !errors.Is(err, kerr.UnknownMemberID) && !errors.Is(err, kerr.FencedInstanceID) {
+			return fmt.Errorf("leave group %s as %s: %w", m.group, m.instance, err)
+		}
+		return nil // not there any more, or its successor is
+	})
 }

@@ -31,6 +31,7 @@ func NewProducer(c Config, pc ProducerConfig) (*Producer, error) {
 	if err != nil {
 		return nil, err
 	}
+	opts = append(opts, c.observe("producer")...)
 	cl, err := kgo.NewClient(append(opts,
 		kgo.ProducerLinger(orDefault(pc.Linger, 2*time.Millisecond)),
 		kgo.MaxBufferedRecords(orDefault(pc.MaxBufferedRecords, 100_000)),

@@ -148,6 +148,22 @@ func (r *Replica) Lost() error {
 	return r.lost
 }
 
+// Wait returns nil when ctx is done, and before that only when the topic can no longer be followed. A process whose copy of a log
+// stands still must not go on as if nothing were: let it end with this error.
+func (r *Replica) Wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-r.done:
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.lost == nil {
+		return nil // closed
+	}
+	return Final(fmt.Errorf("follow %s: %w", r.topic, r.lost), "start this process again: it reads the log from its start")
+}
+
 // Close stops following.
 func (r *Replica) Close() {
 	r.cancel()

@@ -178,7 +178,7 @@ func (c copier) run(ctx context.Context, n int) (commits, aborts int, err error)
 	}
 	defer tx.Close()
 	for done := 0; done < n; {
-		batch, err := tx.Poll(ctx)
+		batch, err := tx.Poll(ctx, time.Minute)
 		if err != nil {
 			return commits, aborts, err
 		}
@@ -323,7 +323,7 @@ func TestTxKeepsPolledRecordsForLater(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	batch, err := tx.Poll(ctx)
+	batch, err := tx.Poll(ctx, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -346,7 +346,7 @@ func TestTxKeepsPolledRecordsForLater(t *testing.T) {
 	if err := tx.Abort(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if batch, err = tx.Poll(ctx); err != nil {
+	if batch, err = tx.Poll(ctx, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	if got := batch.Partitions[0].Records[0].Offset; got != 10 {
@@ -438,9 +438,7 @@ func runLife(ctx context.Context, conf stream.Config, id string, batches int) bo
 	}
 	defer tx.Close()
 	for ; batches > 0; batches-- {
-		wait, cancel := context.WithTimeout(ctx, 2*time.Second)
-		batch, err := tx.Poll(wait)
-		cancel()
+		batch, err := tx.Poll(ctx, 2*time.Second)
 		if err == nil && batch.Len() == 0 {
 			return false
 		}
@@ -470,7 +468,7 @@ func TestReadRangeEndsAtAbortedBatches(t *testing.T) {
 	}
 	defer tx.Close()
 	write := func(from, to int, commit bool) {
-		if _, err := tx.Poll(ctx); err != nil {
+		if _, err := tx.Poll(ctx, time.Minute); err != nil {
 			t.Fatal(err)
 		}
 		if err := tx.Begin(); err != nil {
@@ -538,7 +536,7 @@ func TestConsumerCommitsPlaceAndMetadata(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	batch, err := k.Poll(ctx)
+	batch, err := k.Poll(ctx, time.Minute)
 	if err != nil || batch.Len() != 10 {
 		t.Fatal(batch.Len(), err)
 	}
@@ -554,11 +552,11 @@ func TestConsumerCommitsPlaceAndMetadata(t *testing.T) {
 			t.Fatal(diff)
 		}
 	}
-	if batch, err = k.Poll(ctx); err != nil || batch.Partitions[0].Records[0].Offset != 10 {
+	if batch, err = k.Poll(ctx, time.Minute); err != nil || batch.Partitions[0].Records[0].Offset != 10 {
 		t.Fatal("the commit moved the reader", batch, err)
 	}
 	k.Rewind()
-	if batch, err = k.Poll(ctx); err != nil || batch.Partitions[0].Records[0].Offset != 10 {
+	if batch, err = k.Poll(ctx, time.Minute); err != nil || batch.Partitions[0].Records[0].Offset != 10 {
 		t.Fatal("rewind must go to the commit", batch, err)
 	}
 	k.Close()
@@ -580,11 +578,9 @@ func TestCallbacksOutliveThePollsDeadline(t *testing.T) {
 	}
 	defer tx.Close()
 	for calls == 0 && ctx.Err() == nil {
-		poll, cancel := context.WithTimeout(ctx, 5*time.Millisecond)
-		if _, err := tx.Poll(poll); err != nil {
+		if _, err := tx.Poll(ctx, 5*time.Millisecond); err != nil {
 			t.Fatal(err)
 		}
-		cancel()
 	}
 	if failed != nil || calls != 1 {
 		t.Fatalf("%d calls, %v", calls, failed)
@@ -625,7 +621,7 @@ func TestDeletedRecordsAreFatal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := k.Poll(ctx); err != nil {
+	if _, err := k.Poll(ctx, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	tp := stream.TopicPartition{Topic: "in"}
@@ -638,7 +634,7 @@ func TestDeletedRecordsAreFatal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer k.Close()
-	batch, err := k.Poll(ctx)
+	batch, err := k.Poll(ctx, time.Minute)
 	if !errors.Is(err, stream.ErrDataLoss) {
 		t.Fatalf("want ErrDataLoss, got %d records, %v", batch.Len(), err)
 	}
@@ -663,7 +659,7 @@ func TestTxNudge(t *testing.T) {
 	}
 	poll := func(want int) {
 		t.Helper()
-		batch, err := tx.Poll(ctx)
+		batch, err := tx.Poll(ctx, time.Minute)
 		if err != nil || len(batch.Partitions) != 1 || batch.Len() != want {
 			t.Fatalf("%v, %v, want %d records of one partition", batch, err, want)
 		}
@@ -699,9 +695,7 @@ func TestTxNudge(t *testing.T) {
 	begin()
 	defer func() { tx.Close() }()
 	for again := true; again; { // the client may not have its place in the partition yet
-		within, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-		batch, err := tx.Poll(within)
-		cancel()
+		batch, err := tx.Poll(ctx, 100*time.Millisecond)
 		if err != nil || batch.Len() != 0 || ctx.Err() != nil {
 			t.Fatalf("%v, %v, want no records", batch, err)
 		}
@@ -716,7 +710,7 @@ func TestTxNudge(t *testing.T) {
 	tx.Nudge(map[stream.TopicPartition]int64{tp: n + 2})
 	streamtest.Produce(t, b.Config, inputs("in", n+2, n+5)...)
 	for got := 0; got < 3; {
-		batch, err := tx.Poll(ctx)
+		batch, err := tx.Poll(ctx, time.Minute)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -36,6 +36,14 @@ type TxConfig struct {
 	KeepMarkers bool
 	// Linger of the producer; default 2 ms. The commit flushes, so it bounds small batches only.
 	Linger time.Duration
+	// RebalanceTimeout is how long the group waits for this member when others come or go. Default
+	// DefaultRebalanceTimeout; more than a transaction takes.
+	RebalanceTimeout time.Duration
+	// CoPartitioned gives partition p of every topic to the same member and, when members come or go, moves as few as can
+	// be. Without it, range assignment does the first alone.
+	CoPartitioned bool
+	// Held makes every partition that is assigned arrive paused: the owner resumes it when it is ready for its records.
+	Held bool
 	// OnAssigned and OnLost hear of rebalances, inside Poll.
 	OnAssigned AssignedFunc
 	OnLost     LostFunc
@@ -57,7 +65,8 @@ func (c TxConfig) Validate() error {
 }
 
 // Tx consumes, processes and produces in transactions. The cycle is Poll, Begin, Produce..., Commit or
-// Abort, all from one goroutine; package documentation has the commit rule. Any error of Poll, Begin,
+// Abort. One goroutine calls them; Produce may be called by several, which must be done before Commit or Abort is; Wake by any.
+// Package documentation has the commit rule. Any error of Poll, Begin,
 // Commit or Abort ends the Tx: Close it and start a new one, which fences the old and continues at the
 // last commit. (Commit returning false without an error is an abort and no such end.)
 type Tx struct {
@@ -104,16 +113,15 @@ func NewTx(c Config, tc TxConfig) (*Tx, error) {
 		return nil, err
 	}
 	t := &Tx{
-		member: member{
-			max:       tc.MaxPoll,
-			assigned:  tc.OnAssigned,
-			lost:      tc.OnLost,
-			positions: map[TopicPartition]*position{},
-			nudged:    map[TopicPartition]int64{},
-		},
+		member:   newMember(c, tc.Group, tc.InstanceID, tc.MaxPoll, tc.OnAssigned, tc.OnLost),
 		topicIDs: map[string][16]byte{},
 	}
-	opts = append(opts, t.member.options(tc.Group, tc.InstanceID, tc.Topics)...)
+	t.held = tc.Held
+	if tc.CoPartitioned {
+		t.balancer = &copartitioned{}
+	}
+	opts = append(opts, t.member.options(tc.Topics, tc.RebalanceTimeout)...)
+	opts = append(opts, c.observe(tc.Group)...)
 	opts = append(opts,
 		kgo.WithHooks(&t.beats),
 		kgo.TransactionalID(tc.TransactionalID),
@@ -135,22 +143,24 @@ func NewTx(c Config, tc TxConfig) (*Tx, error) {
 	return t, nil
 }
 
-// Poll waits for records. It returns an empty batch when ctx reaches its deadline and ctx's error when
-// it is cancelled. It runs OnAssigned and OnLost.
-func (t *Tx) Poll(ctx context.Context) (Batch, error) {
+// Poll waits for records. It returns an empty batch when the wait is over and ctx's error when ctx is done, cancelled or at
+// its deadline. It runs OnAssigned and OnLost.
+func (t *Tx) Poll(ctx context.Context, wait time.Duration) (Batch, error) {
 	if !t.identified {
 		// The client would take its producer id with the first record only. Taking it now fences what
 		// died under this id: otherwise its open transaction would hold up our own committed offsets,
 		// and so this very poll, until the broker times it out.
-		if _, _, err := t.cl.ProducerID(ctx); err != nil {
-			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		within, cancel := context.WithTimeout(ctx, wait)
+		defer cancel()
+		if _, _, err := t.cl.ProducerID(within); err != nil {
+			if ctx.Err() == nil && within.Err() != nil {
 				return Batch{}, nil
 			}
 			return Batch{}, fmt.Errorf("take transactional id: %w", err)
 		}
 		t.identified = true
 	}
-	return t.poll(ctx, t.clear)
+	return t.poll(ctx, wait, t.clear)
 }
 
 // clear ends an empty transaction: the session remembers a revoke until the next end and would turn the
@@ -344,6 +354,10 @@ func (t *Tx) abort(ctx context.Context) error {
 	return nil
 }
 
-// Close leaves the group. An open transaction is left to the next Tx with the same id, or to the
-// broker's timeout.
+// Close ends this member: a dynamic one leaves the group, a static one keeps its place for its next life. An open transaction
+// is left to the next Tx with the same id, or to the broker's timeout.
 func (t *Tx) Close() { t.session.CloseAllowingRebalance() }
+
+// Leave is Close for a member that is not expected back soon: a static one gives its partitions to the others at once, if
+// there are any. No transaction may be open.
+func (t *Tx) Leave(ctx context.Context) error { return t.leave(ctx) }

@@ -17,12 +17,15 @@
 // click is counted at all: impressions are, when they are read. Whether a click is an orphan is known a window later; the
 // minutes of the orphan rule are older by Settle.
 //
+// What is late or repeated counts nowhere: somebody who sends a log again changes no rate.
+//
 // Clicks come after their impressions. So those of the recent minutes are held against the impressions of these minutes
 // and of as many before, whichever explains them better: the traffic may stop, begin again and multiply.
 //
 // Every rule needs a deviation that is both large and far outside of chance. A slice that has tripped closes again after Hold
 // minutes without one. Minutes while it is open are kept out of its trailing baseline, and those of before it tripped
-// are its measure, so that an outage does not become the norm. What is trailing is forgotten in a restart: until Warm minutes have been seen nothing trips.
+// are its measure, so that an outage does not become the norm. What is trailing is forgotten in a restart: until Warm
+// minutes have been seen nothing trips.
 package breaker
 
 import (
@@ -82,8 +85,8 @@ func (cfg Config) Validate() error {
 
 // Counts of a minute of event time: of what happened in it, whenever that became known.
 type Counts struct {
-	Impressions uint64 // read
-	Clicks      uint64 // read; none for a department
+	Impressions uint64 // read, in time and not before
+	Clicks      uint64 // read, in time and the first of an impression that is known; none for a department
 	Joined      uint64 // clicks that found their impression
 	Orphans     uint64 // clicks that did not
 	Positive    uint64 // clicks that were the first of their impression

@@ -120,6 +120,9 @@ func open(d disk, id Identity, opt Options) *Keeper {
 	return &Keeper{disk: d, id: id, opt: opt, written: opt.Now()}
 }
 
+// Limit changes what the partition's state may take, bytes; 0 keeps all in memory.
+func (k *Keeper) Limit(memory int) { k.opt.Memory = memory }
+
 // Keep follows a commit: it writes what was sealed, makes room if the state has outgrown its memory, and starts a
 // manifest when it is time. It never fails: what it cannot do it reports and leaves.
 func (k *Keeper) Keep(w *window.Window, at Place) {
@@ -135,6 +138,7 @@ func (k *Keeper) Keep(w *window.Window, at Place) {
 			return
 		}
 	}
+	k.opt.Count.Spills.Add(float64(w.SpillClosed()))
 	if over {
 		k.opt.Count.Spills.Add(float64(w.Spill(k.opt.Memory)))
 	}
@@ -289,7 +293,9 @@ func (k *Keeper) fail(err error) {
 	k.opt.Count.Failures.Inc()
 	k.opt.Log.Error().Err(err).Int32("partition", k.id.Partition).
 		Msg(
-			"segments are off until this partition is taken again: the join goes on in memory, a restart will read the window from the topics; look at the space and the health of the disk under joiner.segments.dir",
+			"segments are off until this partition is taken again: the join goes on in memory, " +
+				"a restart will read the window from the topics; " +
+				"look at the space and the health of the disk under joiner.segments.dir",
 		)
 }
 

@@ -21,17 +21,19 @@ import (
 // commitWatermark is a joiner that commits its watermark.
 func commitWatermark(t *testing.T, b *streamtest.Broker, partition int32, metadata string) {
 	t.Helper()
+	assigned := false
 	c, err := stream.NewConsumer(b.Config, stream.ConsumerConfig{
 		Group: "joiner", Topics: []string{schemas.TopicImpressions}, MaxPoll: 1,
+		OnAssigned: func(context.Context, map[string][]int32) { assigned = true },
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	if _, err := c.Poll(ctx); err != nil { // joins the group
-		t.Fatal(err)
+	for !assigned {
+		if _, err := c.Poll(t.Context(), 100*time.Millisecond); err != nil {
+			t.Fatal(err)
+		}
 	}
 	tp := stream.TopicPartition{Topic: schemas.TopicImpressions, Partition: partition}
 	if err := c.Commit(t.Context(), map[stream.TopicPartition]stream.Committed{tp: {LeaderEpoch: -1, Metadata: metadata}}); err != nil {

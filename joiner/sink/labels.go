@@ -87,9 +87,7 @@ func (w *session) rows() (n int) {
 
 // step polls once and inserts what is due.
 func (w *session) step(ctx context.Context) error {
-	pctx, cancel := context.WithTimeout(ctx, w.cfg.FlushInterval/4)
-	batch, err := w.consumer.Poll(pctx)
-	cancel()
+	batch, err := w.consumer.Poll(ctx, w.cfg.FlushInterval/4)
 	if err != nil {
 		return err
 	}

@@ -45,9 +45,7 @@ func (s *Service) mirror(ctx context.Context) (progress bool, err error) {
 	}
 	defer consumer.Close()
 	for {
-		pctx, cancel := context.WithTimeout(ctx, s.cfg.FlushInterval)
-		batch, err := consumer.Poll(pctx)
-		cancel()
+		batch, err := consumer.Poll(ctx, s.cfg.FlushInterval)
 		if err != nil {
 			return progress, err
 		}

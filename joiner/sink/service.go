@@ -2,7 +2,6 @@ package sink
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -127,7 +126,7 @@ func (s *Service) supervise(ctx context.Context, name string, session func(conte
 		s.health.fails(name, err, time.Now())
 		pause, level := wait, zerolog.WarnLevel
 		switch {
-		case errors.Is(err, stream.ErrDataLoss):
+		case stream.FateOf(err) == stream.Lost:
 			err = fmt.Errorf("%w; %s", err, s.lostAdvice())
 			s.metrics.lost.Inc()
 			pause, level = s.lostPause, zerolog.ErrorLevel

@@ -20,7 +20,7 @@ type base struct {
 	file   io.ReaderAt // nil: not written
 	at     int64       // of data in the file
 
-	closing []byte // the records, while the bucket's close may still be undone
+	closing []byte // the records, while the bucket's end may still be undone
 }
 
 // readAhead is what is read of a spilled record at first: hardly any is longer.

@@ -33,7 +33,7 @@ func TestClicksOfRobots(t *testing.T) {
 		{"a person's, late", false, false, 1500, eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, true},
 		{"a robot's, late", true, false, 1500, eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, false},
 	} {
-		w := New(Config{WindowMS: 1000, BucketMS: 1000})
+		w := New(Config{WindowMS: 1000, BucketMS: 1000, CorrectionMS: 1000})
 		id := schemas.ImpressionID{15: 1}
 		raw := click(id, c.delay, c.bot)
 		show := func() error { return w.Impression([]byte("i"), id, 0) }

@@ -12,18 +12,20 @@
 //   - A click with click time - t <= Window that meets an open impression joins it, whichever came first: the
 //     first one makes a positive label at once, further ones only count. A click before its impression's time
 //     (two clocks) joins with delay 0.
-//   - A click with a longer delay that meets an open impression is late (click_after_window). If nothing else
-//     labels the impression, its bucket's close emits the final negative and, right behind it, a corrected
-//     label (version 2) with that click.
+//   - A click with a longer delay is late (click_after_window). Up to Window + Correction it corrects: if nothing else
+//     labels the impression, its final negative is followed by a corrected label (version 2) with that click, at the close
+//     or, after it, at once. What counts is the click's delay alone, not when it came.
 //   - When a bucket closes, every impression in it without a joined click becomes a final negative, and every
 //     click still waiting for its impression becomes late (click_without_impression).
-//   - After the close the bucket is gone: an impression is late (impression_after_close), and so is a click
+//   - A closed bucket is remembered for Correction. A click inside of its window that comes then is late
+//     (click_after_close) and corrects; an impression that comes then is labelled at once, with the clicks that had come.
+//   - Then the bucket is gone: an impression is late (impression_after_close), and so is a click
 //     (click_after_close), of which nobody can tell any more whether its impression existed. Nothing is
 //     dropped without a record.
 //   - With Config.ObserveMS an impression without a click gets a provisional negative (version 1) when its bucket has been
 //     watched that long; all other versions are then one higher. An impression that comes later gets none.
 //   - With Config.NegativeRate negatives are a sample by id, with its weight; positives and corrections all stay.
-//   - An impression id seen twice while its bucket is open is a duplicate; the first bytes win.
+//   - An impression id seen twice while its bucket is remembered is a duplicate; the first bytes win.
 //
 // # State
 //
@@ -36,9 +38,10 @@
 //
 // # What a restart may rely on
 //
-// State is a pure function of (offsets consumed of both inputs, watermark): an event lives in the state exactly
-// if its bucket is open at the watermark, because a bucket that is open now was open when the event came. The
-// interleaving of the two inputs does not matter, because click counts and flags do not depend on which side
+// State is a pure function of (offsets consumed of both inputs, watermark, floor): an event lives in the state exactly
+// if its bucket is not gone at the floor, because a bucket that is there now was there when the event came; and what
+// it does to the state does not depend on whether the bucket was closed then. The interleaving of the two inputs does not matter, because
+// click counts and flags do not depend on which side
 // came first. So a fresh Window, given the watermark (Restore) and the input from the rewind offsets on (Replay,
 // either input first), has the same Hash. The rewind offsets are kept per bucket instead of being looked up by
 // record time: that is exact for any disorder and any broker timestamp.

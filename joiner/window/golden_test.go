@@ -165,6 +165,8 @@ func (s *scenario) configure(args []string) {
 			s.cfg.LatenessMS = s.number(v)
 		case "bucket":
 			s.cfg.BucketMS = s.number(v)
+		case "correction":
+			s.cfg.CorrectionMS = s.number(v)
 		case "observe":
 			s.cfg.ObserveMS = s.number(v)
 		case "negatives":

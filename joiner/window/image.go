@@ -41,7 +41,7 @@ func (w *Window) Saved(number int64, file io.ReaderAt, at int64) {
 	x.file, x.at = file, at
 }
 
-// Holds says whether the bucket is open and its base is the one in this file.
+// Holds says whether the bucket is there and its base is the one in this file.
 func (w *Window) Holds(number int64, file io.ReaderAt) bool {
 	b := w.buckets[number]
 	return b != nil && b.base != nil && b.base.file == file
@@ -74,16 +74,33 @@ func (w *Window) Spill(limit int) (buckets int) {
 		if have <= limit {
 			break
 		}
-		x := b.base
-		if x == nil || x.file == nil || x.data == nil {
-			continue
+		if b.spillable() {
+			have -= cap(b.base.data)
+			b.base.spill()
+			buckets++
 		}
-		x.keepStates()
-		have -= cap(x.data)
-		x.data = nil
-		buckets++
 	}
 	return buckets
+}
+
+// SpillClosed is Spill for all that is kept for corrections only: few of its records are ever read again.
+func (w *Window) SpillClosed() (buckets int) {
+	for _, b := range w.order[:w.firstOpen(w.watermark)] {
+		if b.spillable() {
+			b.base.spill()
+			buckets++
+		}
+	}
+	return buckets
+}
+
+func (b *bucket) spillable() bool {
+	return b.base != nil && b.base.file != nil && b.base.data != nil
+}
+
+func (x *base) spill() {
+	x.keepStates()
+	x.data = nil
 }
 
 // Spilled is how many buckets and bytes are on disk only.
@@ -204,7 +221,7 @@ func Load(cfg Config, s Snapshot, image []byte, bases Bases, keep bool) (*Window
 		if b == nil {
 			break
 		}
-		if w.closed(b.number) {
+		if w.gone(b.number) {
 			err = w.discard(b)
 		} else {
 			w.adopt(b)
@@ -239,8 +256,10 @@ func (w *Window) adopt(b *bucket) {
 	if b.base == nil {
 		w.unsealed = append(w.unsealed, b)
 	}
-	w.ledger.Open += uint64(b.open)
-	w.ledger.Pending += uint64(b.waiting)
+	if !w.closed(b.number) {
+		w.ledger.Open += uint64(b.open)
+		w.ledger.Pending += uint64(b.waiting)
+	}
 	w.hash += b.hash
 }
 
@@ -311,7 +330,7 @@ func (w *Window) loadBucket(r *reader, bases Bases, keep bool) (*bucket, error) 
 			heads++
 		}
 	}
-	if err := w.loadBase(b, r, bases, keep); err != nil || r.failed {
+	if err := w.loadBase(b, r, bases, keep && !w.closed(number)); err != nil || r.failed {
 		return nil, err
 	}
 	if n := countRecords(b.arena); n > 0 {

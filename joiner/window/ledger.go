@@ -11,14 +11,14 @@ type Ledger struct {
 	ImpressionsIn   uint64 `json:"impressions_in"`   // impressions read, duplicates and late ones included
 	Positive        uint64 `json:"positive"`         // labelled positive
 	FinalNegative   uint64 `json:"final_negative"`   // labelled negative at the close of their bucket
-	Duplicate       uint64 `json:"duplicate"`        // seen again while their bucket was open
-	LateImpressions uint64 `json:"late_impressions"` // came after their bucket had closed
+	Duplicate       uint64 `json:"duplicate"`        // seen again while their bucket was remembered
+	LateImpressions uint64 `json:"late_impressions"` // came after their bucket had been forgotten
 	Open            uint64 `json:"open"`             // in an open bucket and without a label
 
 	ClicksIn      uint64 `json:"clicks_in"`      // clicks read
 	Joined        uint64 `json:"joined"`         // made a positive label
 	Repeated      uint64 `json:"repeated"`       // further clicks inside the window
-	OrphanExpired uint64 `json:"orphan_expired"` // their bucket closed before an impression came
+	OrphanExpired uint64 `json:"orphan_expired"` // their bucket closed before an impression came; one that comes after all takes them back
 	LateClicks    uint64 `json:"late_clicks"`    // beyond the window, or after the close
 	Pending       uint64 `json:"pending"`        // waiting for their impression
 

@@ -24,6 +24,7 @@ import (
 type oracle struct {
 	cfg      Config
 	wm       int64
+	floor    int64
 	max      [2]int64
 	imps     map[schemas.ImpressionID]oracleImp
 	waiting  []oracleClick
@@ -54,11 +55,17 @@ func (o *oracle) closeTime(id schemas.ImpressionID) int64 {
 
 func (o *oracle) closed(id schemas.ImpressionID) bool { return o.closeTime(id) <= o.wm }
 
+func (o *oracle) gone(id schemas.ImpressionID) bool { return o.closeTime(id)-o.cfg.WindowMS <= o.floor }
+
+func (o *oracle) clicked(s oracleImp) bool {
+	return s.clicks > 0 || s.late > 0 && s.lateDelay <= o.cfg.WindowMS+o.cfg.CorrectionMS
+}
+
 func (o *oracle) say(format string, args ...any) { o.out = append(o.out, fmt.Sprintf(format, args...)) }
 
 func (o *oracle) impression(id schemas.ImpressionID, offset int64) {
 	o.max[0] = max(o.max[0], id.UnixMilli())
-	if o.closed(id) {
+	if o.gone(id) {
 		o.say("late %s %x %d", schemas.LateImpression, id, offset)
 		return
 	}
@@ -76,38 +83,78 @@ func (o *oracle) impression(id schemas.ImpressionID, offset int64) {
 		}
 	}
 	for _, c := range mine {
-		o.apply(c, inside)
+		o.apply(c, inside, true)
+	}
+	if o.closed(id) {
+		o.verdict(id)
 	}
 }
 
-func (o *oracle) apply(c oracleClick, count int) {
-	s := o.imps[c.id]
+func (o *oracle) first() int64 { return 1 + min(o.cfg.ObserveMS, 1) }
+
+// verdict on an impression whose window is over.
+func (o *oracle) verdict(id schemas.ImpressionID) {
+	s := o.imps[id]
+	if s.clicks > 0 {
+		return
+	}
+	o.say("label %s %x of %d delay 0 clicks 0 v%d", eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, id, s.offset, o.first())
+	if o.clicked(s) {
+		o.correct(id, s.lateDelay, s.late)
+	}
+}
+
+func (o *oracle) correct(id schemas.ImpressionID, delay int64, clicks int) {
+	kind := eventpb.LabelKind_LABEL_KIND_CORRECTED
+	o.say("label %s %x of %d delay %d clicks %d v%d", kind, id, o.imps[id].offset, delay, clicks, o.first()+1)
+}
+
+// apply adds a click to an impression; waited: it was there before.
+func (o *oracle) apply(c oracleClick, count int, waited bool) {
+	was := o.imps[c.id]
+	s := was
 	delay := max(c.time-c.id.UnixMilli(), 0)
-	if delay > o.cfg.WindowMS {
-		if s.late == 0 {
+	inside := delay <= o.cfg.WindowMS
+	if inside {
+		s.clicks++
+	} else {
+		if s.late == 0 || delay < s.lateDelay {
 			s.lateDelay = delay
 		}
 		s.late++
-		o.say("late %s %x %d", schemas.LateClick, c.id, c.offset)
-	} else {
-		s.clicks++
-		if s.clicks == 1 {
-			o.say("label %s %x of %d delay %d clicks %d v%d", eventpb.LabelKind_LABEL_KIND_POSITIVE, c.id, s.offset, delay, count, 1+min(o.cfg.ObserveMS, 1))
-		}
 	}
 	o.imps[c.id] = s
+	switch {
+	case inside && (waited || !o.closed(c.id)):
+		if s.clicks == 1 {
+			o.say("label %s %x of %d delay %d clicks %d v%d", eventpb.LabelKind_LABEL_KIND_POSITIVE, c.id, s.offset, delay, count, o.first())
+		}
+		return
+	case waited && o.closed(c.id):
+		return
+	case inside:
+		o.say("late %s %x %d", schemas.LateClickAfterClose, c.id, c.offset)
+	default:
+		o.say("late %s %x %d", schemas.LateClick, c.id, c.offset)
+	}
+	if o.closed(c.id) && !o.clicked(was) && delay <= o.cfg.WindowMS+o.cfg.CorrectionMS {
+		o.correct(c.id, delay, 1)
+	}
 }
 
 func (o *oracle) click(id schemas.ImpressionID, t, offset int64) {
 	o.max[1] = max(o.max[1], t)
 	c := oracleClick{id, t, offset}
 	switch _, known := o.imps[id]; {
-	case o.closed(id):
+	case o.gone(id):
 		o.say("late %s %x %d", schemas.LateClickAfterClose, id, offset)
 	case known:
-		o.apply(c, 1)
+		o.apply(c, 1, false)
 	default:
 		o.waiting = append(o.waiting, c)
+		if o.closed(id) {
+			o.say("late %s %x %d", schemas.LateOrphan, id, offset)
+		}
 	}
 }
 
@@ -123,35 +170,27 @@ func (o *oracle) allowed() int64 {
 func (o *oracle) advance(wm int64) {
 	before, target := o.wm, o.allowed()
 	o.wm = wm
-	first := 1
-	if o.cfg.ObserveMS > 0 {
-		first = 2
-	}
-	keep := o.impOrder[:0]
+	over := func(id schemas.ImpressionID) bool { return o.closed(id) && o.closeTime(id) > before }
 	for _, id := range o.impOrder {
-		if !o.closed(id) {
-			keep = append(keep, id)
-			seen := o.closeTime(id) - o.cfg.WindowMS + o.cfg.ObserveMS
-			if s := o.imps[id]; first == 2 && s.clicks == 0 && before < seen && seen <= o.wm && o.closeTime(id) > target {
-				o.say("label %s %x of %d delay 0 clicks 0 v1", eventpb.LabelKind_LABEL_KIND_PROVISIONAL_NEGATIVE, id, s.offset)
-			}
-			continue
+		if over(id) {
+			o.verdict(id)
 		}
-		if s := o.imps[id]; s.clicks == 0 {
-			o.say("label %s %x of %d delay 0 clicks 0 v%d", eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, id, s.offset, first)
-			if s.late > 0 {
-				o.say("label %s %x of %d delay %d clicks %d v%d", eventpb.LabelKind_LABEL_KIND_CORRECTED, id, s.offset, s.lateDelay, s.late, first+1)
-			}
+		seen := o.closeTime(id) - o.cfg.WindowMS + o.cfg.ObserveMS
+		if s := o.imps[id]; o.cfg.ObserveMS > 0 && s.clicks == 0 && before < seen && seen <= o.wm && o.closeTime(id) > target {
+			o.say("label %s %x of %d delay 0 clicks 0 v1", eventpb.LabelKind_LABEL_KIND_PROVISIONAL_NEGATIVE, id, s.offset)
 		}
-		delete(o.imps, id)
 	}
-	o.impOrder = keep
-	o.waiting = slices.DeleteFunc(o.waiting, func(c oracleClick) bool {
-		if o.closed(c.id) {
+	for _, c := range o.waiting {
+		if over(c.id) {
 			o.say("late %s %x %d", schemas.LateOrphan, c.id, c.offset)
 		}
-		return o.closed(c.id)
-	})
+	}
+	if wm > before {
+		o.floor = max(o.floor, wm-o.cfg.WindowMS-o.cfg.CorrectionMS)
+	}
+	o.impOrder = slices.DeleteFunc(o.impOrder, o.gone)
+	maps.DeleteFunc(o.imps, func(id schemas.ImpressionID, _ oracleImp) bool { return o.gone(id) })
+	o.waiting = slices.DeleteFunc(o.waiting, func(c oracleClick) bool { return o.gone(c.id) })
 }
 
 // said is a window's output in the oracle's words. A label's bytes are found among the impressions' own.
@@ -230,11 +269,12 @@ func TestAgainstOracle(t *testing.T) {
 			BucketMS:   rapid.Int64Range(1, 40).Draw(t, "bucket"),
 			Seed:       rapid.Uint64().Draw(t, "seed"),
 		}
+		cfg.CorrectionMS = rapid.Int64Range(0, 2*cfg.WindowMS).Draw(t, "correction")
 		if rapid.Bool().Draw(t, "observe") {
 			cfg.ObserveMS = rapid.Int64Range(0, cfg.WindowMS-1).Draw(t, "observation")
 		}
 		run := &crashing{t: t, cfg: cfg, log: history(t, cfg), w: New(cfg)}
-		run.committed = &oracle{cfg: cfg, wm: None, max: [2]int64{None, None}, imps: map[schemas.ImpressionID]oracleImp{}}
+		run.committed = &oracle{cfg: cfg, wm: None, floor: None, max: [2]int64{None, None}, imps: map[schemas.ImpressionID]oracleImp{}}
 		for range 200 {
 			if run.transaction() {
 				break
@@ -263,6 +303,9 @@ func (r *crashing) disk() {
 			before := []byte("something before it")
 			r.w.Saved(n, bytes.NewReader(r.w.AppendBase(before, n)), int64(len(before)))
 		}
+	}
+	if rapid.Bool().Draw(r.t, "spill what is closed") {
+		r.w.SpillClosed()
 	}
 	if rapid.Bool().Draw(r.t, "spill") {
 		r.w.Spill(rapid.SampledFrom([]int{0, r.w.Memory() - 100}).Draw(r.t, "limit"))
@@ -371,6 +414,10 @@ func (r *crashing) commit(o *oracle, next [2]int64) {
 // rebuild makes a second window from the snapshot and the inputs, holds it against the first and, after a
 // crash, goes on with it.
 func (r *crashing) rebuild(keep bool) {
+	if keep && rapid.IntRange(0, 3).Draw(r.t, "another correction") == 0 { // it may be changed in a restart
+		r.cfg.CorrectionMS = rapid.Int64Range(0, 2*r.cfg.WindowMS).Draw(r.t, "correction from now on")
+		r.committed.cfg.CorrectionMS = r.cfg.CorrectionMS
+	}
 	snap := r.w.Snapshot(r.next)
 	w, from := Restore(r.cfg, snap), snap.RewindOffset
 	if r.image != nil && rapid.Bool().Draw(r.t, "from the image") {
@@ -563,7 +610,12 @@ func TestImageThatIsCut(t *testing.T) {
 	w := New(cfg)
 	for i := range int64(40) {
 		id := schemas.NewImpressionID(time.UnixMilli(i*30), [10]byte{byte(i)})
-		if err := errors.Join(w.Impression(rawImpression(id, int(i)), id, i), w.Click([]byte("c"), id, i*30+(i%3)*2000, 2*i), w.Click([]byte("d"), schemas.ImpressionID{15: byte(i)}, i*30, 2*i+1), w.Advance(0)); err != nil {
+		if err := errors.Join(
+			w.Impression(rawImpression(id, int(i)), id, i),
+			w.Click([]byte("c"), id, i*30+(i%3)*2000, 2*i),
+			w.Click([]byte("d"), schemas.ImpressionID{15: byte(i)}, i*30, 2*i+1),
+			w.Advance(0),
+		); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -12,13 +12,14 @@ import (
 type transaction struct {
 	epoch     uint64
 	watermark int64
+	floor     int64
 	max       [2]int64
 	sources   [2]sources
 	ledger    Ledger
 	hash      uint64
 
 	touched []*bucket // each with its mark
-	dropped []*bucket // closed; kept until Commit, because labels still point into their arenas
+	dropped []*bucket // gone; kept until Commit, because labels still point into their arenas
 	states  []savedState
 	clicks  []savedClick
 }
@@ -41,7 +42,7 @@ type savedClick struct {
 func (w *Window) begin() {
 	tx := &w.tx
 	tx.epoch++
-	tx.watermark, tx.max, tx.sources, tx.ledger, tx.hash = w.watermark, w.max, w.sources, w.ledger, w.hash
+	tx.watermark, tx.floor, tx.max, tx.sources, tx.ledger, tx.hash = w.watermark, w.floor, w.max, w.sources, w.ledger, w.hash
 	clear(tx.touched)
 	clear(tx.dropped)
 	clear(tx.states)
@@ -163,7 +164,7 @@ func (w *Window) Rollback() {
 	w.order = slices.AppendSeq(w.order[:0], maps.Values(w.buckets))
 	slices.SortFunc(w.order, func(a, b *bucket) int { return cmp.Compare(a.number, b.number) })
 	w.last = nil
-	w.watermark, w.max, w.sources, w.ledger, w.hash = tx.watermark, tx.max, tx.sources, tx.ledger, tx.hash
+	w.watermark, w.floor, w.max, w.sources, w.ledger, w.hash = tx.watermark, tx.floor, tx.max, tx.sources, tx.ledger, tx.hash
 	w.ResetOutput()
 	w.begin()
 }
@@ -200,6 +201,7 @@ func (w *Window) unindex(b *bucket, from int) {
 // Snapshot is all that a restart needs besides the inputs themselves.
 type Snapshot struct {
 	WatermarkMS  int64
+	FloorMS      int64    // event time before which every bucket is forgotten
 	MaxTimeMS    [2]int64 // by Input
 	NextOffset   [2]int64 // by Input: the first offset not consumed
 	RewindOffset [2]int64 // by Input: no earlier offset shapes the state
@@ -210,7 +212,9 @@ type Snapshot struct {
 
 // Snapshot describes the state, given the first offset of each input that was not consumed.
 func (w *Window) Snapshot(next [2]int64) Snapshot {
-	s := Snapshot{WatermarkMS: w.watermark, MaxTimeMS: w.max, NextOffset: next, RewindOffset: next, Ledger: w.ledger, Hash: w.Hash()}
+	s := Snapshot{
+		WatermarkMS: w.watermark, FloorMS: w.floor, MaxTimeMS: w.max, NextOffset: next, RewindOffset: next, Ledger: w.ledger, Hash: w.Hash(),
+	}
 	for in := range s.Sources {
 		s.Sources[in] = w.sources[in].String()
 	}
@@ -233,7 +237,7 @@ func Restore(cfg Config, s Snapshot) *Window {
 	for in := range s.Sources {
 		w.sources[in] = parseSources(s.Sources[in])
 	}
-	w.watermark, w.max, w.ledger = s.WatermarkMS, s.MaxTimeMS, s.Ledger
+	w.watermark, w.floor, w.max, w.ledger = s.WatermarkMS, s.FloorMS, s.MaxTimeMS, s.Ledger
 	w.ledger.Open, w.ledger.Pending = 0, 0
 	w.replaying, w.replayedMS = true, None
 	return w

@@ -33,6 +33,9 @@ type Config struct {
 	WindowMS   int64 // a click counts until this long after its impression, ms
 	LatenessMS int64 // allowed disorder: the watermark stays this far behind, ms
 	BucketMS   int64 // width of a time bucket, ms; a final negative comes at most this much late
+	// CorrectionMS is how long after its window an impression is remembered, ms: a click up to then corrects its label, and the
+	// impression itself, if it comes only now, still gets one. 0: it is forgotten with its window.
+	CorrectionMS int64
 	// ObserveMS after the end of its bucket an impression without a click gets a provisional negative, ms. 0: none. With
 	// it, provisional labels are version 1 and all others count from 2.
 	ObserveMS int64
@@ -56,8 +59,8 @@ func (c Config) Validate() error {
 	if c.ObserveMS < 0 || c.ObserveMS >= c.WindowMS {
 		errs = append(errs, fmt.Errorf("observation of %d ms: want 0 (none) or less than the window", c.ObserveMS))
 	}
-	if c.NegativeRate < 0 {
-		errs = append(errs, fmt.Errorf("negative rate %d: want 0 or more", c.NegativeRate))
+	if c.CorrectionMS < 0 || c.NegativeRate < 0 {
+		errs = append(errs, fmt.Errorf("correction of %d ms and negative rate %d: want 0 or more", c.CorrectionMS, c.NegativeRate))
 	}
 	return errors.Join(errs...)
 }
@@ -127,6 +130,7 @@ type Window struct {
 	head      [recordHead]byte
 
 	watermark int64
+	floor     int64    // event time before which every bucket is gone, ms, or None; it never falls
 	max       [2]int64 // by Input
 	sources   [2]sources
 	ledger    Ledger
@@ -148,7 +152,7 @@ func New(cfg Config) *Window {
 	if err := cfg.Validate(); err != nil {
 		panic("window: " + err.Error())
 	}
-	w := &Window{cfg: cfg, buckets: map[int64]*bucket{}, watermark: None, max: [2]int64{None, None}, names: newDictionary(cfg.Seed)}
+	w := &Window{cfg: cfg, buckets: map[int64]*bucket{}, watermark: None, floor: None, max: [2]int64{None, None}, names: newDictionary(cfg.Seed)}
 	w.begin()
 	return w
 }
@@ -174,10 +178,18 @@ func (w *Window) Known() int {
 // ResetOutput forgets Labels and Lates.
 func (w *Window) ResetOutput() { w.Labels, w.Lates = w.Labels[:0], w.Lates[:0] }
 
-// closed says whether the bucket of an event time is gone.
+// closed says whether the window of a bucket's impressions is over.
 func (w *Window) closed(number int64) bool {
 	return w.watermark != None && (number+1)*w.cfg.BucketMS+w.cfg.WindowMS <= w.watermark
 }
+
+// gone says whether a bucket is forgotten.
+func (w *Window) gone(number int64) bool {
+	return w.floor != None && (number+1)*w.cfg.BucketMS <= w.floor
+}
+
+// horizon is the longest delay of a click that still says something of its impression, ms.
+func (w *Window) horizon() int64 { return w.cfg.WindowMS + w.cfg.CorrectionMS }
 
 func (w *Window) hashID(hi, lo uint64) uint64 {
 	return mix(hi ^ w.cfg.Seed ^ mix(lo+0x9e3779b97f4a7c15))
@@ -197,7 +209,7 @@ func (w *Window) Insert(parts *Parts, id schemas.ImpressionID, offset int64) err
 		w.ledger.ImpressionsIn++
 	}
 	number := t / w.cfg.BucketMS
-	if w.closed(number) {
+	if w.gone(number) {
 		if !w.replaying {
 			w.ledger.LateImpressions++
 			w.late(schemas.LateImpression, id, t, Impressions, offset, slices.Clone(parts.raw))
@@ -229,7 +241,12 @@ func (w *Window) Insert(parts *Parts, id schemas.ImpressionID, offset int64) err
 	w.touch(b)
 	off := w.insert(b, parts, h, slot, id, rid, offset)
 	if b.waiting > 0 {
-		return w.settle(b, h, rid, off, t)
+		if err := w.settle(b, h, rid, off); err != nil {
+			return err
+		}
+	}
+	if !w.replaying && w.closed(number) {
+		w.label(b, b.arena[off:], b.clicksOf(b.state(ref{false, off}))) // there is nothing more to wait for
 	}
 	return nil
 }
@@ -248,7 +265,9 @@ func (w *Window) insert(b *bucket, parts *Parts, h, place uint64, id schemas.Imp
 	b.arena = w.names.appendRecord(b.arena, rid, parts)
 	w.rehash(b, mix(id.Hi()^mix(id.Lo()^mix(uint64(offset)))))
 	b.open++
-	w.ledger.Open++
+	if !w.closed(b.number) {
+		w.ledger.Open++
+	}
 	return off
 }
 
@@ -284,7 +303,7 @@ func (w *Window) Click(raw []byte, id schemas.ImpressionID, timeMS, offset int64
 	}
 	t := id.UnixMilli()
 	number := t / w.cfg.BucketMS
-	if w.closed(number) {
+	if w.gone(number) {
 		if !w.replaying {
 			w.ledger.LateClicks++
 			w.late(schemas.LateClickAfterClose, id, timeMS, Clicks, offset, slices.Clone(raw))
@@ -310,7 +329,7 @@ func (w *Window) Click(raw []byte, id schemas.ImpressionID, timeMS, offset int64
 	case err != nil:
 		return err
 	case found:
-		return w.join(b, r, id, timeMS, offset, raw, true)
+		return w.join(b, r, id, timeMS, offset, raw, arrived)
 	}
 	w.wait(b, raw, h, rid, timeMS, offset)
 	return nil
@@ -339,7 +358,18 @@ func (w *Window) wait(b *bucket, raw []byte, h uint64, id recordID, timeMS, offs
 	}
 	w.rehash(b, b.hashPending(&b.clicks[i]))
 	b.waiting++
-	w.ledger.Pending++
+	switch {
+	case !w.closed(b.number):
+		w.ledger.Pending++
+	case !w.replaying:
+		w.orphan(b, &b.clicks[i])
+	}
+}
+
+// orphan gives up a click: its window is over, and its impression has not come. If it comes after all, it finds the click.
+func (w *Window) orphan(b *bucket, c *pendingClick) {
+	w.late(schemas.LateOrphan, c.id.of(b.startMS), c.timeMS, Clicks, c.offset, b.rawClick(c))
+	w.ledger.OrphanExpired++
 }
 
 func (b *bucket) hashPending(c *pendingClick) uint64 {
@@ -349,9 +379,10 @@ func (b *bucket) hashPending(c *pendingClick) uint64 {
 
 // settle joins the clicks that waited for the impression at off, in their order of arrival. The label that
 // comes of it counts all of them.
-func (w *Window) settle(b *bucket, h uint64, rid recordID, off uint32, t int64) error {
+func (w *Window) settle(b *bucket, h uint64, rid recordID, off uint32) error {
 	n := b.findClick(h, rid)
 	first := len(w.Labels)
+	closed := w.closed(b.number)
 	id := rid.of(b.startMS)
 	for n >= 0 {
 		w.saveClick(b, n)
@@ -359,8 +390,12 @@ func (w *Window) settle(b *bucket, h uint64, rid recordID, off uint32, t int64) 
 		c.settled = true
 		w.rehash(b, -b.hashPending(c))
 		b.waiting--
-		w.ledger.Pending--
-		if err := w.join(b, ref{false, off}, id, c.timeMS, c.offset, b.rawClick(c), false); err != nil {
+		if !closed {
+			w.ledger.Pending--
+		} else if !w.replaying {
+			w.ledger.OrphanExpired-- // it was reported as one
+		}
+		if err := w.join(b, ref{false, off}, id, c.timeMS, c.offset, b.rawClick(c), waited); err != nil {
 			return err
 		}
 		n = int(c.next) - 1
@@ -371,40 +406,67 @@ func (w *Window) settle(b *bucket, h uint64, rid recordID, off uint32, t int64) 
 	return nil
 }
 
-// join applies one click to the impression at r. copyRaw: raw is the caller's memory.
-func (w *Window) join(b *bucket, r ref, id schemas.ImpressionID, timeMS, offset int64, raw []byte, copyRaw bool) error {
+// How a click comes to its impression.
+const (
+	arrived = false // the impression was there, raw is the caller's memory
+	waited  = true  // the click was
+)
+
+// join applies one click to the impression at r. What it does to the state does not depend on whether the window is over, so
+// that a rebuild need not know which came first.
+func (w *Window) join(b *bucket, r ref, id schemas.ImpressionID, timeMS, offset int64, raw []byte, waiting bool) error {
 	w.saveState(b, r)
 	state := b.state(r)
-	now := b.clicksOf(state)
-	before := hashClicks(id, now)
+	was := b.clicksOf(state)
+	now := was
 	delay := max(timeMS-id.UnixMilli(), 0)
-	inside := delay <= w.cfg.WindowMS
+	inside, closed := delay <= w.cfg.WindowMS, w.closed(b.number)
 	if inside {
 		now.clicks++
 		if now.clicks == 1 {
 			b.open--
-			w.ledger.Open--
+			if !closed {
+				w.ledger.Open--
+			}
 		}
 	} else if !botClick(raw) { // a robot's late click corrects nothing
-		if now.late++; now.late == 1 {
+		if now.late++; now.late == 1 || delay < now.delay {
 			now.delay = delay
 		}
 	}
 	w.store(b, r, state, now)
-	w.rehash(b, hashClicks(id, now)-before)
+	w.rehash(b, hashClicks(id, now)-hashClicks(id, was))
 	switch {
 	case w.replaying:
-	case inside:
+		return nil
+	case inside && (!closed || waiting):
 		return w.joined(b, r, id, now.clicks, delay, raw)
-	default:
-		if copyRaw {
-			raw = slices.Clone(raw)
+	}
+	w.ledger.LateClicks++
+	if closed && waiting {
+		return nil // reported already, and judged with its impression
+	}
+	reason := schemas.LateClick
+	if inside {
+		reason = schemas.LateClickAfterClose
+	}
+	corrects := closed && delay <= w.horizon() && !w.clicked(was) && !botClick(raw)
+	if !waiting {
+		raw = slices.Clone(raw)
+	}
+	w.late(reason, id, timeMS, Clicks, offset, raw)
+	if corrects {
+		rec, err := b.record(r)
+		if err != nil {
+			return err
 		}
-		w.ledger.LateClicks++
-		w.late(schemas.LateClick, id, timeMS, Clicks, offset, raw)
+		w.correct(b, rec, delay, 1)
 	}
 	return nil
 }
+
+// clicked says whether an impression was clicked, as far as anybody is told.
+func (w *Window) clicked(e extra) bool { return e.clicks > 0 || e.late > 0 && e.delay <= w.horizon() }
 
 // store keeps what is known of an impression's clicks.
 func (w *Window) store(b *bucket, r ref, state uint32, now extra) {
@@ -513,9 +575,15 @@ func (w *Window) Advance(limit int) error {
 	}
 	before := w.watermark
 	w.watermark = w.reach(target, limit)
+	for i := w.firstOpen(before); i < len(w.order) && w.closed(w.order[i].number); i++ {
+		if err := w.close(w.order[i]); err != nil {
+			return err
+		}
+	}
+	w.floor = max(w.floor, w.watermark-w.horizon())
 	n := 0
-	for n < len(w.order) && w.closed(w.order[n].number) {
-		if err := w.close(w.order[n]); err != nil {
+	for n < len(w.order) && w.gone(w.order[n].number) {
+		if err := w.drop(w.order[n]); err != nil {
 			return err
 		}
 		n++
@@ -528,6 +596,11 @@ func (w *Window) Advance(limit int) error {
 		invariant.NoError("ledger after Advance", w.Check())
 	}
 	return nil
+}
+
+// firstOpen is the place of the first bucket that a watermark leaves open.
+func (w *Window) firstOpen(watermark int64) int {
+	return sort.Search(len(w.order), func(i int) bool { return w.closeTime(w.order[i]) > watermark })
 }
 
 // Behind says whether the inputs allow a higher watermark than the one that Advance got to.
@@ -550,7 +623,7 @@ func (w *Window) reach(target int64, limit int) int64 {
 	due := func(at func(*bucket) int64, ms int64) int {
 		return sort.Search(len(w.order), func(i int) bool { return at(w.order[i]) > ms })
 	}
-	c, closing := 0, due(w.closeTime, target)
+	c, closing := w.firstOpen(w.watermark), due(w.closeTime, target)
 	o, observed := 0, 0
 	if w.cfg.ObserveMS > 0 { // what target closes is not observed any more
 		o, observed = max(closing, due(w.observeTime, w.watermark)), due(w.observeTime, target)
@@ -629,26 +702,36 @@ func (w *Window) negative(b *bucket, rec []byte, kind eventpb.LabelKind, version
 	return l
 }
 
-// close labels what is left in a bucket and drops it.
+// close labels what is left in a bucket whose window is over, and gives up the clicks that wait in it.
 func (w *Window) close(b *bucket) error {
-	w.touch(b)
 	if b.base != nil {
 		data, err := b.base.load()
 		if err != nil {
 			return fmt.Errorf("window: close bucket at %d ms: %w", b.startMS, err)
 		}
-		b.base.closing = data
 		w.closeArena(b, true, data)
 	}
 	w.closeArena(b, false, b.arena)
 	for i := range b.clicks {
 		if c := &b.clicks[i]; !c.settled {
-			w.late(schemas.LateOrphan, c.id.of(b.startMS), c.timeMS, Clicks, c.offset, b.rawClick(c))
-			w.ledger.OrphanExpired++
+			w.orphan(b, c)
 		}
 	}
 	w.ledger.Open -= uint64(b.open)
 	w.ledger.Pending -= uint64(b.waiting)
+	return nil
+}
+
+// drop forgets a bucket that nothing is to be corrected in any more.
+func (w *Window) drop(b *bucket) error {
+	w.touch(b)
+	if b.base != nil {
+		data, err := b.base.load()
+		if err != nil {
+			return fmt.Errorf("window: forget bucket at %d ms: %w", b.startMS, err)
+		}
+		b.base.closing = data
+	}
 	w.hash -= b.hash
 	delete(w.buckets, b.number)
 	if w.last == b {
@@ -665,23 +748,35 @@ func (w *Window) closeArena(b *bucket, inBase bool, arena []byte) {
 		rec := arena[off : off+size : off+size]
 		now := b.clicksOf(b.state(ref{inBase, uint32(off)}))
 		off += size
-		if now.clicks > 0 {
-			continue
-		}
-		l := w.negative(b, rec, eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, w.first())
-		w.ledger.FinalNegative++
-		if l.Weight > 0 {
-			w.Labels = append(w.Labels, l)
-		} else {
-			w.ledger.SampledOut++
-		}
-		if now.late != 0 {
-			l.Kind, l.Clicked, l.DelayMS, l.Clicks, l.Version = eventpb.LabelKind_LABEL_KIND_CORRECTED, true, now.delay, now.late, w.first()+1
-			l.Weight = 1
-			w.Labels = append(w.Labels, l)
-			w.ledger.Corrected++
-		}
+		w.label(b, rec, now)
 	}
+}
+
+// label gives the verdict on an impression without a click in its window, which is over, and corrects it at once if a later
+// click came before.
+func (w *Window) label(b *bucket, rec []byte, now extra) {
+	if now.clicks > 0 {
+		return
+	}
+	l := w.negative(b, rec, eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, w.first())
+	w.ledger.FinalNegative++
+	if l.Weight > 0 {
+		w.Labels = append(w.Labels, l)
+	} else {
+		w.ledger.SampledOut++
+	}
+	if w.clicked(now) {
+		w.correct(b, rec, now.delay, now.late)
+	}
+}
+
+// correct takes a final negative back.
+func (w *Window) correct(b *bucket, rec []byte, delay int64, clicks uint32) {
+	w.Labels = append(w.Labels, Label{
+		ID: idAt(rec).of(b.startMS), Kind: eventpb.LabelKind_LABEL_KIND_CORRECTED, Clicked: true, DelayMS: delay, Clicks: clicks,
+		WatermarkMS: w.watermark, Version: w.first() + 1, Weight: 1, record: rec, names: w.names,
+	})
+	w.ledger.Corrected++
 }
 
 func (w *Window) late(reason schemas.LateReason, id schemas.ImpressionID, timeMS int64, in Input, offset int64, raw []byte) {
@@ -725,9 +820,11 @@ func (w *Window) Check() error {
 	open, waiting := uint64(0), uint64(0)
 	sum := uint64(0)
 	for _, b := range w.order {
+		sum += b.hash
+	}
+	for _, b := range w.order[w.firstOpen(w.watermark):] {
 		open += uint64(b.open)
 		waiting += uint64(b.waiting)
-		sum += b.hash
 	}
 	if sum != w.hash || len(w.order) != len(w.buckets) {
 		return fmt.Errorf("window: hash %x and %d buckets in order, but the state has %x and %d", w.hash, len(w.order), sum, len(w.buckets))

@@ -5,6 +5,7 @@ package streamtest
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -68,6 +69,42 @@ func start(t testing.TB, nodes int, partitions int32, topics []schemas.Topic) *B
 	return b
 }
 
+// StartVirtual starts a broker for a bubble of testing/synctest, with every topic of schemas.Topics: nothing of it waits for the
+// machine's clock or network. Call it inside of the bubble; stop it there too.
+func StartVirtual(t testing.TB, partitions int32) (b *Broker, stop func()) {
+	t.Helper()
+	var network kfake.VirtualNetwork
+	c, err := kfake.NewCluster(
+		kfake.NumBrokers(1),
+		kfake.ListenFn(network.Listen),
+		kfake.Ports(9092),
+		kfake.BrokerConfigs(map[string]string{"log.retention.ms": "-1"}),
+	)
+	if err != nil {
+		t.Fatalf("start broker: %v", err)
+	}
+	b = &Broker{Config: stream.Default(), Cluster: c}
+	b.Config.Brokers, b.Config.Dial = []string{"localhost:9092"}, network.DialContext
+	if err := stream.EnsureTopics(t.Context(), b.Config, schemas.Topics(), partitions, -1); err != nil {
+		t.Fatal(err)
+	}
+	return b, c.Close
+}
+
+// client is a bare client of the broker.
+func client(t testing.TB, c stream.Config) *kgo.Client {
+	t.Helper()
+	opts := []kgo.Opt{kgo.SeedBrokers(c.Brokers...)}
+	if c.Dial != nil {
+		opts = append(opts, kgo.Dialer(c.Dial))
+	}
+	cl, err := kgo.NewClient(opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cl
+}
+
 // Records reads everything committed in a topic, by partition.
 func Records(t testing.TB, c stream.Config, topic string) map[int32][]*stream.Record {
 	t.Helper()
@@ -99,10 +136,7 @@ func Records(t testing.TB, c stream.Config, topic string) map[int32][]*stream.Re
 // to the broker's timeout (20 s); until then nobody reads what lies behind it.
 func AwaitNoTransaction(t testing.TB, c stream.Config, topics ...string) {
 	t.Helper()
-	cl, err := kgo.NewClient(kgo.SeedBrokers(c.Brokers...))
-	if err != nil {
-		t.Fatal(err)
-	}
+	cl := client(t, c)
 	defer cl.Close()
 	adm := kadm.NewClient(cl)
 	for deadline := time.Now().Add(time.Minute); ; {
@@ -145,13 +179,32 @@ func Produce(t testing.TB, c stream.Config, rs ...*stream.Record) {
 	}
 }
 
-// DeleteRecords makes a partition begin at an offset, as retention does.
-func DeleteRecords(t testing.TB, c stream.Config, topic string, partition int32, before int64) {
+// Members are the instance ids of a group, in order; dynamic members have none and count as "".
+func Members(t testing.TB, c stream.Config, group string) (ids []string) {
 	t.Helper()
-	cl, err := kgo.NewClient(kgo.SeedBrokers(c.Brokers...))
+	cl := client(t, c)
+	defer cl.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	groups, err := kadm.NewClient(cl).DescribeGroups(ctx, group)
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, m := range groups[group].Members {
+		id := ""
+		if m.InstanceID != nil {
+			id = *m.InstanceID
+		}
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// DeleteRecords makes a partition begin at an offset, as retention does.
+func DeleteRecords(t testing.TB, c stream.Config, topic string, partition int32, before int64) {
+	t.Helper()
+	cl := client(t, c)
 	defer cl.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
