@@ -108,7 +108,7 @@ func figures(cfg Config, x control.ExperimentStatus, step control.Step, s Sums, 
 	f.Lift, f.LiftLow, f.LiftHigh, f.P = Num(l.Absolute), Num(l.Interval.Low), Num(l.Interval.High), Num(l.P)
 	f.Relative, f.RelativeLow, f.RelativeHigh = Num(l.Relative), Num(l.RelativeI.Low), Num(l.RelativeI.High)
 	f.GuardLow, f.Guard = Num(g.Low), Num(g.High)
-	if !l.Uninformative {
+	if l.Unknown == "" {
 		f.MDE = Num(stats.MDE(q, l.Units, l.SE*math.Sqrt(l.Units), 0.8))
 	}
 	return f
