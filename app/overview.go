@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -647,6 +648,13 @@ func (o *overview) alerts(st *control.State, l joiner.Ledger, bg background) []c
 	if s := o.app.serving; s != nil {
 		if version, replicas := s.service.Live(rollout.Logical); replicas == 0 && time.Since(o.app.started) > time.Minute {
 			add(page, "No model server answers for %s", cmp.Or(version, rollout.Logical))
+		}
+	}
+	if s := o.app.serving; s != nil && s.experiment != nil {
+		for _, id := range slices.Sorted(maps.Keys(st.Experiments)) {
+			if seen := s.experiment.Seen(id); seen.Alarm && st.Experiments[id].Running() {
+				add(page, "%s", clip(fmt.Sprintf("Nobody sees what experiment %s does: %d looks in a row failed: %s", id, seen.Failed, seen.Error)))
+			}
 		}
 	}
 	if bg.warehouseErr != nil {

@@ -12,23 +12,24 @@ type Unit struct{ M, D float64 }
 // ErrExact is returned for units that an exact interval cannot be made from.
 var ErrExact = errors.New("exact interval")
 
-// betting is the capital of two gamblers who bet on the mean of a sequence in [0, 1], one that it lies above m, the
+// Bets is the capital of two gamblers who bet on the mean of a sequence in [0, 1], one that it lies above m, the
 // other below, each with half of the stake ([WSR] section 4, the hedged capital process with predictable plug-in bets of
 // section B.1). If the mean is m, given what came before, the capital is a martingale: it ever reaches 1/alpha with
 // probability alpha at most, from the first value on, whatever the distribution.
-type betting struct {
+type Bets struct {
 	up, down float64 // logarithms of the capitals
 	n        float64
 	bet      float64 // sqrt(2 ln(2/alpha)): larger for a smaller error
 	mean, s2 float64 // of what came before, with one made-up value at 1/2 of variance 1/4
 }
 
-func newBetting(alpha float64) betting {
-	return betting{bet: math.Sqrt(2 * math.Log(2/alpha)), mean: 0.5, s2: 0.25}
+// NewBets begins bets that are tuned to an error alpha.
+func NewBets(alpha float64) *Bets {
+	return &Bets{bet: math.Sqrt(2 * math.Log(2/alpha)), mean: 0.5, s2: 0.25}
 }
 
-// see plays one round about the mean m.
-func (b *betting) see(x, m float64) {
+// See plays one round about the mean m with the next value x.
+func (b *Bets) See(x, m float64) {
 	t := b.n + 1
 	lambda := b.bet / math.Sqrt(t*math.Log1p(t)*b.s2)
 	if x != m { // at m = 0 or 1 a bet may be without bound: nothing is won or lost by it where x is m
@@ -40,8 +41,8 @@ func (b *betting) see(x, m float64) {
 	b.n = t
 }
 
-// logE is the logarithm of the mean of both capitals, each from 1.
-func (b *betting) logE() float64 {
+// LogE is the logarithm of the mean of both capitals, each from 1.
+func (b *Bets) LogE() float64 {
 	most, least := max(b.up, b.down), min(b.up, b.down)
 	return most + math.Log1p(math.Exp(least-most)) - math.Ln2
 }
@@ -49,11 +50,11 @@ func (b *betting) logE() float64 {
 // logExact is the logarithm of the e-value against the rate r after all units: with most the largest number of impressions
 // that a unit can have, (m + r (most - d)) / most lies in [0, 1] and has the mean r if the rate is r.
 func logExact(units []Unit, most, alpha, r float64) float64 {
-	b := newBetting(alpha)
+	b := NewBets(alpha)
 	for _, u := range units {
-		b.see(min(1, (u.M+r*(most-u.D))/most), r)
+		b.See(min(1, (u.M+r*(most-u.D))/most), r)
 	}
-	return b.logE()
+	return b.LogE()
 }
 
 // ExactRate is an interval of the rate sum m / sum d that holds at every look from the first unit on with probability

@@ -27,12 +27,12 @@ func TestBetsEqualConfseq(t *testing.T) {
 			t.Fatalf("%s: %d capitals", c.Name, len(c.Capital))
 		}
 		for _, k := range c.Capital {
-			b := newBetting(k.Alpha)
+			b := NewBets(k.Alpha)
 			for i, x := range c.X {
-				b.see(x, k.M)
+				b.See(x, k.M)
 				for j, n := range k.After {
 					if n == i+1 {
-						same(t, c.Name, b.logE(), k.Log[j])
+						same(t, c.Name, b.LogE(), k.Log[j])
 					}
 				}
 			}
@@ -57,10 +57,10 @@ func TestExactRateHoldsFromTheFirstUnit(t *testing.T) {
 	missed := 0
 	for run := range runs {
 		units := unitsAt(rand.New(rand.NewPCG(31, uint64(run))), 500, rate)
-		b := newBetting(alpha)
+		b := NewBets(alpha)
 		for _, u := range units {
-			b.see((u.M+rate*(20-u.D))/20, rate)
-			if b.logE() >= -math.Log(alpha) {
+			b.See((u.M+rate*(20-u.D))/20, rate)
+			if b.LogE() >= -math.Log(alpha) {
 				missed++
 				break
 			}

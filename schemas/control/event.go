@@ -271,6 +271,8 @@ type Decision struct {
 	P           float64 `json:"p"`
 	SRMP        float64 `json:"srm_p"`
 	Impressions int64   `json:"impressions"`
+	// Unknown says why the data bound the lift not at all; the figures of it are then 0 in [-1, 1], p 1, and mean nothing.
+	Unknown string `json:"unknown,omitempty"`
 }
 
 // JobState is where a training job is.
