@@ -224,12 +224,7 @@ func writeRunFile(path string, v Addresses) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", RunFile, err)
 	}
-	tmp := path + ".tmp"
-	// 0600: the warehouse's address holds its password.
-	if err := os.WriteFile(tmp, append(raw, '\n'), 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", RunFile, err)
-	}
-	return os.Rename(tmp, path)
+	return artifact.WriteFile(path, append(raw, '\n'), 0o600) // the warehouse's address holds its password
 }
 
 func (a *App) startAdmin(context.Context) error {
@@ -404,13 +399,17 @@ func (a *App) sinkConfig() sink.Config {
 }
 
 func (a *App) startPairer(context.Context) error {
+	px, err := viewPx(a.cfg.Models.Base)
+	if err != nil {
+		return err
+	}
 	producer, err := stream.NewProducer(a.kafka, stream.ProducerConfig{})
 	if err != nil {
 		return err
 	}
 	a.actors.onStop("pair producer", producer.Close)
 	a.pairer, err = pairer.New(a.cfg.Pairer, pairer.Deps{
-		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog}, Control: a.control,
+		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog, px}, Control: a.control,
 		Publisher: pairTopic{producer}, Store: a.store, Log: a.log, Registry: a.registry,
 	})
 	if err != nil {
@@ -423,6 +422,14 @@ func (a *App) startPairer(context.Context) error {
 func (a *App) startTrainer(ctx context.Context) error {
 	if err := a.preparePython(); err != nil {
 		return err
+	}
+	if err := a.prepareBase(); err != nil {
+		return err
+	}
+	if a.cfg.Images.Backend == ImagesDiffusion { // jobs draw with the model itself, whoever paints what is served
+		if err := a.checkImageModel(); err != nil {
+			return err
+		}
 	}
 	digest, err := artifact.DigestDir(a.base)
 	if err != nil {
@@ -439,7 +446,8 @@ func (a *App) startTrainer(ctx context.Context) error {
 	}
 	a.runner = &trainerbridge.Local{
 		Python: a.python, Trainer: a.trainerDir, Dir: work, Base: a.base, Grammar: grammarFile, Catalogue: catalogueFile, Renderer: a.renderer(exe, grammarFile),
-		Threads: a.cfg.Trainer.Threads, Timeout: a.cfg.Trainer.Timeout, StopGrace: a.cfg.Trainer.StopGrace, Store: a.store, Log: a.log,
+		Threads: a.cfg.Trainer.Threads, Placement: a.cfg.Trainer.Placement(), Timeout: a.cfg.Trainer.Timeout,
+		StopGrace: a.cfg.Trainer.StopGrace, Store: a.store, Log: a.log,
 	}
 	bridge, err := trainerbridge.New(a.cfg.Trainer, trainerbridge.Deps{
 		Control: a.control, Runner: a.runner, Store: a.store, Base: digest, Log: a.log, Registry: a.registry,
@@ -451,18 +459,30 @@ func (a *App) startTrainer(ctx context.Context) error {
 	return nil
 }
 
-// preparePython finds the Python environment and unpacks the trainer beside it.
+// preparePython finds the Python environment and unpacks the trainer beside it. Whatever starts Python calls it, and nothing
+// else does: the environment is large, and a machine of other services has none.
 func (a *App) preparePython() (err error) {
-	if a.trainerDir != "" {
-		return nil
+	if a.python == "" {
+		if a.python, err = setup.Python(a.opt.Home, trainerbridge.Lock()); err != nil {
+			return err
+		}
 	}
-	if a.python, err = setup.Python(a.opt.Home, trainerbridge.Lock()); err != nil {
-		return err
+	return a.unpackTrainer()
+}
+
+// unpackTrainer writes out what this binary carries of the trainer: its source and the models that ship. It needs no Python.
+func (a *App) unpackTrainer() (err error) {
+	if a.trainerDir == "" {
+		a.trainerDir, err = trainerbridge.Extract(filepath.Join(a.opt.Home, trainerbridge.Folder))
 	}
-	if a.trainerDir, err = trainerbridge.Extract(filepath.Join(a.opt.Home, "trainer")); err != nil {
-		return err
+	return err
+}
+
+// prepareBase finds the base prompt model.
+func (a *App) prepareBase() (err error) {
+	if a.base == "" {
+		a.base, err = a.pickBase()
 	}
-	a.base, err = a.pickBase()
 	return err
 }
 
@@ -472,8 +492,10 @@ func (a *App) pickBase() (string, error) {
 	if a.cfg.Models.Base != "" {
 		return a.cfg.Models.Base, nil
 	}
-	shipped := trainerbridge.BaseModel(a.trainerDir)
-	digest, err := a.store.PutDir(shipped)
+	if err := a.unpackTrainer(); err != nil {
+		return "", err
+	}
+	digest, err := a.store.PutDir(trainerbridge.BaseModel(a.trainerDir))
 	if err != nil {
 		return "", err
 	}

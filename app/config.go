@@ -13,6 +13,7 @@ import (
 	"ctrloop/joiner/sink"
 	"ctrloop/pairer"
 	"ctrloop/serving"
+	"ctrloop/serving/backend"
 	"ctrloop/serving/console"
 	"ctrloop/serving/creatives"
 	"ctrloop/serving/experiment"
@@ -57,6 +58,23 @@ type Config struct {
 	Webhooks webhook.Config `yaml:"webhooks"`
 	// Console: the web page.
 	Console console.Config `yaml:"console"`
+}
+
+// outageAllowance is how long everything may stand still without a record being deleted before it was read.
+const outageAllowance = time.Hour
+
+// Validate returns the problems between sections.
+func (c Config) Validate() error {
+	need := c.Joiner.Window + c.Joiner.Lateness + outageAllowance
+	if c.Kafka.Retention > 0 && c.Kafka.Retention < need {
+		return fmt.Errorf(
+			"kafka.retention: %s: want at least %s, joiner.window, joiner.lateness and %s for an outage: a restart of the join reads its open windows from the topics",
+			c.Kafka.Retention,
+			need,
+			outageAllowance,
+		)
+	}
+	return nil
 }
 
 // Kafka says where the topics are.
@@ -112,10 +130,16 @@ type Models struct {
 
 // Validate returns every problem of the section.
 func (m Models) Validate() error {
+	var errs []error
 	if m.Threads < 1 {
-		return fmt.Errorf("threads: %d: want at least 1", m.Threads)
+		errs = append(errs, fmt.Errorf("threads: %d: want at least 1", m.Threads))
 	}
-	return nil
+	for i, server := range m.Servers {
+		if err := backend.CheckAddress(server); err != nil {
+			errs = append(errs, fmt.Errorf("servers[%d]: %w", i, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // ImageBackend names what draws creatives. The list is closed.
@@ -154,6 +178,11 @@ func (i Images) Validate() error {
 	var errs []error
 	if i.Backend != ImagesScene && i.Backend != ImagesDiffusion {
 		errs = append(errs, fmt.Errorf("backend: %q: want %s or %s", i.Backend, ImagesScene, ImagesDiffusion))
+	}
+	if i.Server != "" {
+		if err := backend.CheckAddress(i.Server); err != nil {
+			errs = append(errs, fmt.Errorf("server: %w", err))
+		}
 	}
 	if i.Device == "" {
 		errs = append(errs, errors.New("device: want cpu, cuda or cuda:N"))

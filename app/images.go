@@ -16,12 +16,9 @@ func (a *App) openDrawer() (creatives.Drawer, error) {
 	if im.Backend != ImagesDiffusion {
 		return creatives.Scene{}, nil
 	}
-	if err := a.checkImageModel(); err != nil {
-		return nil, err
-	}
 	server := im.Server
 	if server == "" {
-		address, err := a.startPythonServer("image", im.Threads, "ctrloop_trainer.diffusion.serve", a.painter()...)
+		address, err := a.startImageServer()
 		if err != nil {
 			return nil, err
 		}
@@ -35,7 +32,18 @@ func (a *App) openDrawer() (creatives.Drawer, error) {
 	return d, nil
 }
 
-// imageModel is the folder of the image model.
+// startImageServer starts the embedded image server and returns its address.
+func (a *App) startImageServer() (string, error) {
+	if err := a.preparePython(); err != nil { // the model that ships is unpacked with the trainer
+		return "", err
+	}
+	if err := a.checkImageModel(); err != nil {
+		return "", err
+	}
+	return a.startPythonServer("image", a.cfg.Images.Threads, "ctrloop_trainer.diffusion.serve", a.painter()...)
+}
+
+// imageModel is the folder of the image model; the trainer must be unpacked.
 func (a *App) imageModel() string {
 	if a.cfg.Images.Model != "" {
 		return a.cfg.Images.Model

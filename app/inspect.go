@@ -70,6 +70,9 @@ func (a *App) Drained(ctx context.Context) (bool, error) {
 // SinkLag is the number of records that are not in the warehouse yet.
 func (a *App) SinkLag(ctx context.Context) (int64, error) { return a.sink.Lag(ctx) }
 
+// Kafka is the broker of the services.
+func (a *App) Kafka() stream.Config { return a.kafka }
+
 // Warehouse is the connection of the services.
 func (a *App) Warehouse() *warehouse.DB { return a.db }
 

@@ -38,6 +38,8 @@ type overview struct {
 	curves  map[string]int64     // lines of the training curves of ended jobs
 	badRuns int                  // audits in a row that found a difference
 
+	answered bool // a model server has answered since the start
+
 	latest  refreshed[[]schemas.Creative]
 	history refreshed[history]
 	traffic refreshed[traffic]
@@ -45,6 +47,9 @@ type overview struct {
 	backlog refreshed[backlog]
 	audit   refreshed[int64]
 }
+
+// slowStart is how long a model server may take to its first answer before somebody should look.
+const slowStart = 5 * time.Minute
 
 // firstWait is how long the first look at the page waits for what comes from the background.
 const firstWait = 2 * time.Second
@@ -79,10 +84,11 @@ func (o *overview) Overview(ctx context.Context) (console.Overview, error) {
 			a.stage(console.Train, Trainer, up, func() console.Stage { return o.trainStage(c, st, now) }),
 			a.stage(console.Serve, Serving, up, func() console.Stage { return o.serveStage(c) }),
 		},
-		Freshness: freshness(st, newest), Champion: champion(st, bg.traffic), Rollout: o.rollout(bg), CTR: bg.traffic.series,
+		Freshness: freshness(st, newest), Champion: champion(st, bg.traffic), Rollout: o.rollout(bg), CTR: whole(bg.traffic.series, bg.traffic.horizonMS),
 		Marks: bg.history.marks, Creatives: o.creatives(st, bg), Events: bg.history.events,
 	}
 	out.Alerts = o.since(now, o.alerts(st, ledger, bg))
+	out.Stale = o.stale(now)
 	return out, nil
 }
 
@@ -206,10 +212,16 @@ type counted struct {
 
 func (c counted) rate(of streamName) *float64 { return rate(c.samples, of) }
 
-// moving says whether something was counted in the span of the rates.
-func (c counted) moving(of streamName) bool {
+// state of a stage by what it counts: with one reading alone nobody can say whether it is at work.
+func (c counted) state(of streamName) console.StageState {
 	r := c.rate(of)
-	return r != nil && *r > 0
+	switch {
+	case r == nil:
+		return console.Starting
+	case *r > 0:
+		return console.Running
+	}
+	return console.Idle
 }
 
 func (o *overview) count(l joiner.Ledger, bg background) counted {
@@ -243,14 +255,6 @@ func (o *overview) steps(st *control.State) (total int64) {
 	return total
 }
 
-// state of a stage that has nothing wrong with it.
-func state(moving bool) console.StageState {
-	if moving {
-		return console.Running
-	}
-	return console.Idle
-}
-
 // up says which services have started. The page is there before the last of them are: what they are built of
 // may be looked at only when their gate is open.
 func (a *App) up() map[Target]bool {
@@ -268,7 +272,7 @@ func (a *App) stage(name console.StageName, t Target, up map[Target]bool, of fun
 	case up[t]:
 		return of()
 	case a.runs(t):
-		return console.Stage{Name: name, State: console.Idle, Detail: "starting"}
+		return console.Stage{Name: name, State: console.Starting, Detail: "starting"}
 	}
 	return console.Stage{Name: name, State: console.Stopped, Detail: "not in this process"}
 }
@@ -291,7 +295,7 @@ func reasons(of map[string]float64) string {
 func (o *overview) ingestStage(c counted, bg background) console.Stage {
 	a := o.app
 	s := console.Stage{
-		Name: console.Ingest, State: state(c.moving(impressions)), Rate: c.rate(impressions), RateOf: "impressions",
+		Name: console.Ingest, State: c.state(impressions), Rate: c.rate(impressions), RateOf: "impressions",
 		Dropped: int64(sum(c.metrics[metricDropped]) + sum(c.metrics[metricRejected])), Detail: "everything is read",
 	}
 	// The counter begins with the process, the join's ledger with the data; the counter is ahead by what is on
@@ -330,7 +334,7 @@ func (o *overview) joinStage(c counted, l joiner.Ledger, newest int64, bg backgr
 	a := o.app
 	t := l.Total
 	s := console.Stage{
-		Name: console.Join, State: state(c.moving(labels)), Rate: c.rate(labels), RateOf: "labels", Total: int64(c.n[labels]),
+		Name: console.Join, State: c.state(labels), Rate: c.rate(labels), RateOf: "labels", Total: int64(c.n[labels]),
 		// A late click that corrected its negative took part after all.
 		Dropped: int64(t.Duplicate+t.LateImpressions+t.Repeated+t.OrphanExpired+t.LateClicks) - int64(t.Corrected),
 		Detail:  fmt.Sprintf("%d open in a window of %s", t.Open, brief(a.cfg.Joiner.Window)),
@@ -494,7 +498,7 @@ func (o *overview) serveStage(c counted) console.Stage {
 	s.Rate, s.RateOf, s.Total = c.rate(decisions), "decisions", int64(c.n[decisions])
 	s.Dropped = int64(c.metrics[metricDecisions]["error"])
 	if s.State != console.Degraded {
-		s.State = state(c.moving(decisions))
+		s.State = c.state(decisions)
 	}
 	return s
 }
@@ -646,8 +650,15 @@ func (o *overview) alerts(st *control.State, l joiner.Ledger, bg background) []c
 		)
 	}
 	if s := o.app.serving; s != nil {
-		if version, replicas := s.service.Live(rollout.Logical); replicas == 0 && time.Since(o.app.started) > time.Minute {
+		version, replicas := s.service.Live(rollout.Logical)
+		up := time.Since(o.app.started)
+		switch {
+		case replicas > 0:
+			o.answered = true
+		case o.answered || up > slowStart:
 			add(page, "No model server answers for %s", cmp.Or(version, rollout.Logical))
+		case up > time.Minute: // a model server that starts is no emergency
+			add(warn, "No model server has answered for %s yet", cmp.Or(version, rollout.Logical))
 		}
 	}
 	if s := o.app.serving; s != nil && s.experiment != nil {

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,7 +40,9 @@ type refreshed[T any] struct {
 	mu    sync.Mutex
 	key   string // of what was loaded; another key is loaded at once
 	value T
-	err   error // of the last load; value is then that of an earlier one
+	err   error         // of the last load; value is then that of an earlier one
+	good  time.Time     // start of the last load that went well
+	span  time.Duration // that its value is meant to be shown for
 	next  time.Time
 	done  chan struct{} // of the load in progress
 }
@@ -81,13 +84,61 @@ func (r *refreshed[T]) load(key string, pace time.Duration, rest int, load func(
 	v, err := load(ctx)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.err = err; err == nil {
-		r.value = v
-	}
 	took := time.Since(start)
+	if r.err = err; err == nil {
+		r.value, r.good, r.span = v, start, took+max(pace, time.Duration(rest)*took)
+	}
 	r.key, r.next = key, start.Add(took+max(pace, time.Duration(rest)*took))
 	close(r.done)
 	r.done = nil
+}
+
+// stale says how old the value is, where that is older than it is meant to be shown.
+func (r *refreshed[T]) stale(now time.Time, part string) []console.Stale {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.good.IsZero() && r.err == nil { // not asked for yet, or the first load is under way
+		return nil
+	}
+	age := now.Sub(r.good)
+	if !r.good.IsZero() && age <= r.span+tooOld {
+		return nil
+	}
+	s := console.Stale{Part: part, AgeSeconds: age.Seconds()}
+	if r.good.IsZero() {
+		s.AgeSeconds = 0
+	}
+	if r.err != nil {
+		s.Why = clip(r.err.Error())
+	}
+	return []console.Stale{s}
+}
+
+// stale lists the parts of the page whose figures are old.
+func (o *overview) stale(now time.Time) []console.Stale {
+	out := slices.Concat(
+		o.traffic.stale(now, "rates and creatives"), o.history.stale(now, "control log"), o.verdict.stale(now, "rollout"),
+		o.backlog.stale(now, "what waits"), o.audit.stale(now, "audit"),
+	)
+	slices.SortStableFunc(out, func(a, b console.Stale) int { return cmp.Compare(b.AgeSeconds, a.AgeSeconds) })
+	return out
+}
+
+// whole leaves out the last point of a series while its stretch of time is not mature as a whole: a part of it looks like
+// an outage.
+func whole(series []console.CTRPoint, horizonMS int64) []console.CTRPoint {
+	n := len(series)
+	if n < 3 {
+		return series
+	}
+	width := series[n-1].Time.Sub(series[n-2].Time)
+	for i := 1; i < n; i++ {
+		width = min(width, series[i].Time.Sub(series[i-1].Time))
+	}
+	if series[n-1].Time.Add(width).UnixMilli() > horizonMS {
+		return series[:n-1]
+	}
+	return series
 }
 
 // background is what comes from there, as of now.

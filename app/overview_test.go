@@ -480,6 +480,58 @@ func TestRefreshed(t *testing.T) {
 
 var _ console.Source = (*overview)(nil)
 
+// TestOldFiguresSayThatTheyAreOld: the page is gathered anew each second, its figures are not (review N12).
+func TestOldFiguresSayThatTheyAreOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r refreshed[int]
+		broken := errors.New("no answer")
+		var mu sync.Mutex
+		var fail error
+		get := func() {
+			_, _ = r.get(t.Context(), "", 5*time.Second, 0, func(context.Context) (int, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				return 1, fail
+			})
+			synctest.Wait()
+		}
+		if got := r.stale(time.Now(), "x"); got != nil {
+			t.Errorf("before anybody asked: %v", got)
+		}
+		get()
+		time.Sleep(5*time.Second + tooOld)
+		if got := r.stale(time.Now(), "x"); got != nil {
+			t.Errorf("fresh: %v", got)
+		}
+		mu.Lock()
+		fail = broken
+		mu.Unlock()
+		time.Sleep(5 * time.Minute)
+		get()
+		want := []console.Stale{{Part: "x", AgeSeconds: (5*time.Minute + 5*time.Second + tooOld).Seconds(), Why: "no answer"}}
+		if d := cmp.Diff(want, r.stale(time.Now(), "x")); d != "" {
+			t.Error(d)
+		}
+	})
+}
+
+// TestAPartOfABucketIsNoOutage: the last point is left out until all of its time is mature (review N12).
+func TestAPartOfABucketIsNoOutage(t *testing.T) {
+	var series []console.CTRPoint
+	for i := range 4 {
+		series = append(series, console.CTRPoint{Time: time.UnixMilli(int64(i) * 60_000)})
+	}
+	if got := whole(series, 239_000); len(got) != 3 {
+		t.Errorf("%d points while the last is open", len(got))
+	}
+	if got := whole(series, 240_000); len(got) != 4 {
+		t.Errorf("%d points when it is whole", len(got))
+	}
+	if got := whole(series[:2], 0); len(got) != 2 {
+		t.Errorf("%d points of two", len(got))
+	}
+}
+
 func TestCurve(t *testing.T) {
 	for progress, want := range map[string]string{
 		"arm pcpo chosen -0.05 epoch 1 loss 3.48 seconds 127 stage rounds step 5": "pcpo epoch 1 step 5 loss 3.48",
@@ -497,7 +549,9 @@ func TestStagesOfOtherProcesses(t *testing.T) {
 	a.ready.Gate(string(Serving)).Ready()
 	a.ready.Gate(string(Pairer)).NotReady("starting")
 	working := func() console.Stage { return console.Stage{State: console.Running} }
-	for target, want := range map[Target]console.StageState{Serving: console.Running, Pairer: console.Idle, Trainer: console.Idle, Ingest: console.Stopped} {
+	for target, want := range map[Target]console.StageState{
+		Serving: console.Running, Pairer: console.Starting, Trainer: console.Starting, Ingest: console.Stopped,
+	} {
 		if s := a.stage("x", target, a.up(), working); s.State != want {
 			t.Errorf("%s: %+v, want %s", target, s, want)
 		}

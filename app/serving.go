@@ -47,7 +47,7 @@ func (c countedLooks) Look(ctx context.Context, l experiment.Look) error {
 }
 
 func (a *App) startServing(ctx context.Context) error {
-	if err := a.preparePython(); err != nil {
+	if err := a.prepareBase(); err != nil {
 		return err
 	}
 	replicas := a.cfg.Models.Servers
@@ -182,6 +182,9 @@ func (a *App) startModelServer() (string, error) {
 // startPythonServer starts a supervised server of the trainer's package and returns its address, which stays the
 // same when the server is restarted. It does not wait: whoever uses it is patient.
 func (a *App) startPythonServer(name string, threads int, module string, args ...string) (string, error) {
+	if err := a.preparePython(); err != nil {
+		return "", err
+	}
 	// Should another process take the port before the server binds it, the server fails and the supervisor
 	// says so.
 	port, err := loopback.FreePort()

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"image"
 	"image/draw"
-	"image/png"
 	"time"
 
 	"ctrloop/internal/artifact"
@@ -18,6 +17,7 @@ import (
 	"ctrloop/internal/warehouse"
 	"ctrloop/pairer/pairs"
 	"ctrloop/schemas"
+	"ctrloop/serving/creatives"
 )
 
 // evidence reads the pairer's evidence from the warehouse.
@@ -60,6 +60,7 @@ type pairCreatives struct {
 	log     *creativelog.Log
 	store   *artifact.Store
 	catalog *catalogue.Catalogue
+	px      int // side of a view
 }
 
 // Creative implements pairer.Creatives.
@@ -71,15 +72,25 @@ func (c pairCreatives) View(cr schemas.Creative) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return View(im)
+	return View(im, c.px)
 }
 
-// View is a picture as the embedded models see it, PNG.
-func View(im *image.NRGBA) ([]byte, error) {
-	px := imaging.View(im, viewPx)
-	view := image.NewNRGBA(image.Rect(0, 0, viewPx, viewPx))
-	for i := range viewPx * viewPx {
-		copy(view.Pix[4*i:], px[3*i:3*i+3])
+// viewPx is the side of the view of a base model in its folder (empty: the shipped one). Data sets hold views of that
+// size, which is also what training draws and serving sends: prompting.json is the one place that says it.
+func viewPx(base string) (int, error) {
+	if base == "" {
+		return EmbeddedViewPx, nil
+	}
+	p, err := creatives.ReadPrompting(base)
+	return p.ViewPx, err
+}
+
+// View is a picture as models see it, px pixels square, PNG.
+func View(im *image.NRGBA, px int) ([]byte, error) {
+	rgb := imaging.View(im, px)
+	view := image.NewNRGBA(image.Rect(0, 0, px, px))
+	for i := range px * px {
+		copy(view.Pix[4*i:], rgb[3*i:3*i+3])
 		view.Pix[4*i+3] = 255
 	}
 	var buf bytes.Buffer
@@ -102,7 +113,7 @@ func decodePNG(store *artifact.Store, digest string) (*image.NRGBA, error) {
 	if err != nil {
 		return nil, err
 	}
-	im, err := png.Decode(bytes.NewReader(b))
+	im, err := imaging.DecodePNG(b, imaging.MaxSidePx)
 	if err != nil {
 		return nil, fmt.Errorf("artifact %s is not a PNG: %w", digest, err)
 	}

@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// viewPx is the side of the square view in which the embedded models see pictures.
-	viewPx = 64
+	// EmbeddedViewPx is the side of the square view in which the embedded models see pictures.
+	EmbeddedViewPx = 64
 	// hueVariants of each product that training may use, as in the pre-training of the shipped base.
 	hueVariants = 5
 )

@@ -1,8 +1,6 @@
 package bench
 
 import (
-	"google.golang.org/protobuf/encoding/protowire"
-
 	"ctrloop/internal/stream"
 	"ctrloop/schemas"
 	"ctrloop/schemas/eventpb"
@@ -75,23 +73,16 @@ func (o *oracle) label(r *stream.Record) {
 
 // labelKind reads one field of an eventpb.Label: the oracle runs inside the measured time.
 func labelKind(b []byte) eventpb.LabelKind {
-	for len(b) > 0 {
-		num, typ, n := protowire.ConsumeTag(b)
-		if n < 0 {
+	var f eventpb.Field
+	for at := 0; at < len(b); {
+		n := eventpb.Next(b[at:], &f)
+		if n == 0 {
 			break
 		}
-		b = b[n:]
-		if num == 2 && typ == protowire.VarintType {
-			v, n := protowire.ConsumeVarint(b)
-			if n < 0 {
-				break
-			}
-			return eventpb.LabelKind(v)
+		if f.Tag == eventpb.LabelVerdict {
+			return eventpb.LabelKind(f.Number)
 		}
-		if n = protowire.ConsumeFieldValue(num, typ, b); n < 0 {
-			break
-		}
-		b = b[n:]
+		at += n
 	}
 	return eventpb.LabelKind_LABEL_KIND_UNSPECIFIED
 }

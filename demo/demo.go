@@ -47,6 +47,7 @@ type Options struct {
 	API, Edge       string // addresses to listen on; empty: free ports
 	Log             zerolog.Logger
 	Out             io.Writer // progress
+	Board           io.Writer // the scoreboard for people
 	Stay            bool      // leave the system running when done, until ctx ends
 	Report          func(*Scoreboard) error
 }
@@ -60,7 +61,7 @@ type plan struct {
 	chunk       int64 // impressions between two looks
 	perProduct  int   // creatives
 	config      func(*app.Config)
-	jobPatience time.Duration
+	jobPatience time.Duration // with a training job that stands still
 }
 
 func planOf(quick bool) plan {
@@ -71,7 +72,7 @@ func planOf(quick bool) plan {
 				c.Pairer.MinImpressions = 50
 				// A reward model on this little evidence is sure of nothing: it may not abstain.
 				c.Trainer.Reward = map[string]any{"tau": 0.0}
-				c.Trainer.Rounds = map[string]any{"epochs": 2, "products": 160, "held_samples": 4}
+				c.Trainer.Rounds = map[string]any{"epochs": 2, "products": 160, "held_samples": 8}
 				c.Experiment.Ramp.MinImpressions = 1500
 				c.Experiment.Ramp.MaxImpressions = 60_000
 			}}
@@ -123,7 +124,7 @@ func Run(ctx context.Context, opt Options) (*Scoreboard, error) {
 	if err := d.phases(ctx); err != nil {
 		return nil, err
 	}
-	d.board.Print(opt.Out)
+	d.board.Print(opt.Board)
 	if opt.Report != nil {
 		if err := opt.Report(d.board); err != nil {
 			return nil, err
@@ -311,6 +312,21 @@ func (d *demo) learn(ctx context.Context) error {
 	}
 }
 
+// stillness knows since when a note has said the same.
+type stillness struct {
+	limit time.Duration
+	since time.Time
+	note  string
+}
+
+// over is told the note of now, and whether it has not changed for the limit.
+func (s *stillness) over(now time.Time, note string) bool {
+	if note != s.note {
+		s.note, s.since = note, now
+	}
+	return now.Sub(s.since) >= s.limit
+}
+
 // train waits for the candidate of the first cycle, with a trickle of traffic as on any quiet day.
 func (d *demo) train(ctx context.Context) error {
 	if v := d.candidate(); v != nil {
@@ -321,17 +337,20 @@ func (d *demo) train(ctx context.Context) error {
 	ended := make(chan error, 1)
 	go func() { ended <- d.traffic(trickle, "", 0, d.opt.Speed, func() bool { return d.candidate() != nil }) }()
 	bar := progress.Start(d.opt.Out, "train", "")
-	deadline := time.Now().Add(d.plan.jobPatience)
+	// A job that goes on learning may take as long as it takes: only one that stands still has failed.
+	still := stillness{limit: d.plan.jobPatience, since: time.Now()}
 	err := d.until(ctx, func() (bool, error) {
 		for _, j := range d.app.Control().Jobs {
 			if j.State == control.JobBroken {
 				return false, stop{fmt.Sprintf("training job %s failed (%s): %s", j.ID, j.Update.Class, j.Update.Error)}
 			}
 		}
-		if time.Now().After(deadline) {
-			return false, fmt.Errorf("training has not ended after %v; see the logs under %s", d.plan.jobPatience, filepath.Join(d.opt.Dir, "jobs"))
+		note := d.app.TrainingNote()
+		if still.over(time.Now(), note) {
+			logs := filepath.Join(d.opt.Dir, "jobs")
+			return false, fmt.Errorf("training has made no progress for %v; see the logs under %s", d.plan.jobPatience, logs)
 		}
-		bar.Set(0, -1, d.app.TrainingNote())
+		bar.Set(0, -1, note)
 		return d.candidate() != nil, nil
 	})
 	cancel()

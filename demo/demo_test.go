@@ -2,6 +2,7 @@ package demo
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -59,6 +60,29 @@ func TestScoreboardHidesNoFailure(t *testing.T) {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is not on the scoreboard:\n%s", want, out.String())
 		}
+	}
+}
+
+// TestWithoutAnExperimentThereIsNoLift: zeros would be measurements (review N8).
+func TestWithoutAnExperimentThereIsNoLift(t *testing.T) {
+	var out bytes.Buffer
+	board := &Scoreboard{Seed: 1, Outcome: "no model was good enough", Freshness: 60}
+	board.Print(&out)
+	if !strings.Contains(out.String(), "has learned from no click") {
+		t.Errorf("of the base:\n%s", out.String())
+	}
+	raw, err := json.Marshal(board)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`"lift":null`, `"lift_low":null`, `"true_lift":null`, `"srm_p":null`, `"live_has_learned":false`} {
+		if !bytes.Contains(raw, []byte(want)) {
+			t.Errorf("no %s in %s", want, raw)
+		}
+	}
+	board.Experiment = Experiment{ID: "x", Decision: "promote", Lift: 0.1}
+	if raw, err = json.Marshal(board); err != nil || !bytes.Contains(raw, []byte(`"lift":0.1`)) {
+		t.Errorf("%v: %s", err, raw)
 	}
 }
 

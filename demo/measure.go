@@ -343,7 +343,7 @@ func (d *demo) measureServing(ctx context.Context) error {
 	b.Generation.ProductPixelMaxError = int64(worst)
 	live := st.Models[st.Routes[rollout.Logical].Champion]
 	if live != nil && live.LabelsTo > 0 {
-		b.Freshness = float64(d.clock.Now().UnixMilli()-live.LabelsTo) / 1000
+		b.Freshness, b.Learned = float64(d.clock.Now().UnixMilli()-live.LabelsTo)/1000, true
 	} else { // the live model has learned from no click of this world: its age is the whole run
 		b.Freshness = float64(d.clock.Now().UnixMilli()-lab.StartMS) / 1000
 	}

@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"sort"
@@ -31,7 +32,10 @@ type Scoreboard struct {
 	Generation Generation     `json:"generation"`
 	Swap       Swap           `json:"swap"`
 	Experiment Experiment     `json:"experiment"`
-	Freshness  float64        `json:"freshness_seconds"` // event time between the newest click and the newest one the live model learned from
+	// Freshness is the event time between the newest click and the newest one that the live model learned from, in
+	// seconds; of a model that has learned from none (Learned), the age of the whole run.
+	Freshness float64 `json:"freshness_seconds"`
+	Learned   bool    `json:"live_has_learned"`
 	Versions   []Version      `json:"versions"`
 	Phases     []Phase        `json:"phases"`
 }
@@ -113,6 +117,22 @@ type Experiment struct {
 	Impressions int64   `json:"impressions"`
 	SRMP        float64 `json:"srm_p"`
 	Categories  int64   `json:"categories"`
+}
+
+// MarshalJSON writes null for what there is only after an experiment: a lift of 0 would be a measurement.
+func (e Experiment) MarshalJSON() ([]byte, error) {
+	type plain Experiment
+	if e.ID != "" {
+		return json.Marshal(plain(e))
+	}
+	return json.Marshal(struct {
+		plain
+		Lift     *float64 `json:"lift"`
+		LiftLow  *float64 `json:"lift_low"`
+		LiftHigh *float64 `json:"lift_high"`
+		TrueLift *float64 `json:"true_lift"`
+		SRMP     *float64 `json:"srm_p"`
+	}{plain: plain(e)})
 }
 
 // Version of the prompt model.
@@ -204,11 +224,12 @@ func (s *Scoreboard) Print(w io.Writer) {
 			s.Experiment.Categories,
 		)
 	}
-	line(
-		"freshness",
-		"the live model has learned from clicks up to %s (event time) before the newest",
-		time.Duration(s.Freshness*float64(time.Second)).Round(time.Second),
-	)
+	age := time.Duration(s.Freshness * float64(time.Second)).Round(time.Second)
+	if s.Learned {
+		line("freshness", "the live model has learned from clicks up to %s (event time) before the newest", age)
+	} else {
+		line("freshness", "the live model has learned from no click of this shop yet, %s (event time) after its start", age)
+	}
 	for _, v := range s.Versions {
 		line("version", "%s %s %s", v.Version, v.State, v.Reason)
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ctrloop/app"
+	"ctrloop/internal/artifact"
 )
 
 // state is what a demo remembers between attempts, besides what the system and the world's journal remember.
@@ -75,9 +76,5 @@ func (s *state) save() error {
 	if err != nil {
 		return fmt.Errorf("save the demo's state: %w", err)
 	}
-	tmp := s.file + ".tmp"
-	if err := os.WriteFile(tmp, raw, 0o644); err != nil {
-		return fmt.Errorf("save the demo's state: %w", err)
-	}
-	return os.Rename(tmp, s.file)
+	return artifact.WriteFile(s.file, raw, 0o644)
 }

@@ -337,6 +337,95 @@ func TestServicesInProcessesOfTheirOwn(t *testing.T) {
 	t.Errorf("labels/clicks are %s, want 200/20", got)
 }
 
+// TestStarvedIngestLosesNothing: one of two instances of ingest is stopped before it has read anything, the other one gets a
+// promise three hours ahead. Nothing is late because a process was slow; what it holds comes when it goes on.
+func TestStarvedIngestLosesNothing(t *testing.T) {
+	needEngine(t)
+	one, two, three, four := t.TempDir(), t.TempDir(), t.TempDir(), t.TempDir()
+	front := up(t, one, "--target", "ingest", "--config", write(t, "ingest: {clock: event}\nkafka: {retention: -1s}\n"))
+	kafka := "kafka: {retention: -1s, brokers: ['" + front.Kafka + "']}\n"
+	back := up(t, two, "--target", "pairer", "--config", write(t, kafka))
+	up(t, three, "--target", "joiner,sink", "--config", write(t, kafka+"clickhouse: {dsn: '"+writerDSN(t, two, back.ClickHouse)+"'}\n"))
+	beside := up(t, four, "--target", "ingest", "--config", write(t, kafka+"ingest: {clock: event, instance: ingest-1}\n"))
+	waitFor(t, time.Minute, "the second ingest to have its partitions", func() bool {
+		return metric(t, beside.Admin, "ctrloop_ingest_partitions") > 0
+	})
+	var stopped struct{ Pid int }
+	raw, err := os.ReadFile(filepath.Join(four, "run.json"))
+	if err == nil {
+		err = json.Unmarshal(raw, &stopped)
+	}
+	if err == nil {
+		err = syscall.Kill(stopped.Pid, syscall.SIGSTOP)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = syscall.Kill(stopped.Pid, syscall.SIGCONT) }() // a stopped process cannot be stopped in order
+	base := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli()
+	for from := 0; from < 200; from += 10 {
+		var events strings.Builder
+		for i := from; i < from+10; i++ {
+			id := uuid7(base+int64(i)*1000, i)
+			fmt.Fprintf(&events, `{"type":"impression","id":%q,"product":"p","creative":"c","user":"u%d","propensity":1}`+"\n", id, i)
+			if i%10 == 0 {
+				fmt.Fprintf(&events, `{"type":"click","id":"k%d","impression_id":%q,"time_ms":%d}`+"\n", i, id, base+int64(i)*1000+900)
+			}
+		}
+		post(t, front.Edge, events.String())
+	}
+	post(t, front.Edge, fmt.Sprintf(`{"type":"watermark","time_ms":%d}`, base+(3*time.Hour).Milliseconds()))
+	waitFor(t, time.Minute, "the first ingest to be three hours ahead", func() bool {
+		return metric(t, front.Admin, "ctrloop_ingest_low_watermark_seconds") >= float64(base/1000+3*3600)
+	})
+	if err := syscall.Kill(stopped.Pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	got := ""
+	waitFor(t, 2*time.Minute, "every label", func() bool {
+		got = sql(t, two, "SELECT concat(toString(count()), '/', toString(sum(clicked))) FROM labels_latest")
+		return got == "200/20"
+	})
+	if late := sql(t, two, "SELECT toString(count()) FROM late"); got != "200/20" || late != "0" {
+		t.Errorf("labels/clicks are %s, want 200/20; %s events were late", got, late)
+	}
+}
+
+// metric is the value of a metric without labels, 0 where it is not there.
+func metric(t *testing.T, admin, name string) float64 {
+	t.Helper()
+	resp, err := http.Get("http://" + admin + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(raw)) {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
+			v, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return v
+		}
+	}
+	return 0
+}
+
+// waitFor asks again and again whether something has happened.
+func waitFor(t *testing.T, most time.Duration, what string, happened func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(most); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		if happened() {
+			return
+		}
+	}
+	t.Errorf("waited %v for %s", most, what)
+}
+
 // writerDSN is the address of an instance's warehouse for its own user, as an operator would write it.
 func writerDSN(t *testing.T, dir, readOnly string) string {
 	t.Helper()

@@ -40,11 +40,11 @@ func BenchmarkDecode(b *testing.B) {
 // BenchmarkMerge is the merge alone: 16 partitions, decoded already.
 func BenchmarkMerge(b *testing.B) {
 	const sources, chunk = 16, 1000
-	m := newMerger(time.Second, false)
+	m := testMerger(ClockWall)
 	var at []*source
 	for p := range int32(sources) {
 		tp := stream.TopicPartition{Topic: schemas.TopicRawImpressions, Partition: p}
-		m.assign(tp, 0, 1<<40, 0, 0)
+		m.assign(tp, 0, 1<<40, noon, 0, 0)
 		at = append(at, m.sources[tp])
 	}
 	items := make([]item, chunk)

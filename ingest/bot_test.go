@@ -36,7 +36,7 @@ func TestBotsAreMarked(t *testing.T) {
 		`{"bot":true,"user_agent":"Mozilla/5.0"}`:    true,
 		`{}`: false,
 	} {
-		j := jsonEvent{ID: "018bcfe5-6800-7000-8000-000000000001", Product: "p", Creative: "c", Propensity: 1}
+		j := jsonEvent{ID: "018bcfe5-6800-7000-8000-000000000001", Product: "p", Creative: "c"}
 		if err := json.Unmarshal([]byte(body), &j); err != nil {
 			t.Fatal(err)
 		}

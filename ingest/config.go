@@ -52,8 +52,8 @@ type Merge struct {
 	// TransactionEvents bounds one transaction; CommitInterval is how long one gathers.
 	TransactionEvents int           `yaml:"transaction_events"`
 	CommitInterval    time.Duration `yaml:"commit_interval"`
-	// IdleAfter is how long a partition that gives nothing holds up the others while it does not look
-	// drained (a transactional writer's end markers hide the end).
+	// IdleAfter is how old a broker's word may be that a partition ends where it was read to. A partition that gives nothing
+	// and of which no broker has said that within this time holds up the others.
 	IdleAfter time.Duration `yaml:"idle_after"`
 	// PunctuateEvery is the longest time, by the clock on the wall, between an advance of the low
 	// watermark and its punctuation.

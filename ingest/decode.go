@@ -7,8 +7,11 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"reflect"
 	"strconv"
 	"strings"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 
@@ -32,7 +35,7 @@ type jsonEvent struct {
 	Variant      string          `json:"variant"`
 	ModelVersion string          `json:"model_version"`
 	Policy       string          `json:"policy"`
-	Propensity   float64         `json:"propensity"`
+	Propensity   *float64        `json:"propensity"`
 	Schema       uint32          `json:"schema"`
 	Bot          bool            `json:"bot"`
 	UserAgent    string          `json:"user_agent"` // judged by IsBot and not kept
@@ -51,6 +54,9 @@ func (d decoder) json(b []byte, strict bool, fallback string) (event, *problem) 
 	if len(b) > d.maxBytes {
 		return event{}, d.oversized(b)
 	}
+	if p := unchanged(b); p != nil {
+		return event{}, p
+	}
 	var j jsonEvent
 	dec := json.NewDecoder(bytes.NewReader(b))
 	if strict {
@@ -61,6 +67,9 @@ func (d decoder) json(b []byte, strict bool, fallback string) (event, *problem) 
 	}
 	if rest := bytes.TrimSpace(b[dec.InputOffset():]); len(rest) > 0 {
 		return event{}, reject(schemas.DeadMalformed, "something follows the object")
+	}
+	if p := exactNames(b); p != nil {
+		return event{}, p
 	}
 	if j.Type == "" {
 		j.Type = fallback
@@ -74,6 +83,103 @@ func (d decoder) json(b []byte, strict bool, fallback string) (event, *problem) 
 		return encode(watermark, &eventpb.Punctuation{LowWatermarkMs: j.TimeMS})
 	}
 	return event{}, reject(schemas.DeadUnknownSchema, "type is %q: want impression, click or watermark", j.Type)
+}
+
+// unchanged refuses text that the JSON decoder would change without a word: what is no UTF-8 and halves of characters
+// become U+FFFD, and two names become one.
+func unchanged(b []byte) *problem {
+	if !utf8.Valid(b) {
+		return reject(schemas.DeadMalformed, "not UTF-8: names in another encoding would become one another")
+	}
+	unit := func(at int) (rune, bool) { // of UTF-16, as an escape at b[at:]
+		if at+6 > len(b) || b[at] != '\\' || b[at+1] != 'u' {
+			return 0, false
+		}
+		n, err := strconv.ParseUint(string(b[at+2:at+6]), 16, 16)
+		return rune(n), err == nil
+	}
+	for at := bytes.IndexByte(b, '\\'); at >= 0 && at < len(b); at++ {
+		if b[at] != '\\' {
+			continue
+		}
+		if r, ok := unit(at); ok && utf16.IsSurrogate(r) {
+			second, _ := unit(at + 6)
+			if utf16.DecodeRune(r, second) == utf8.RuneError {
+				return reject(schemas.DeadMalformed, "half a character (%s): it would be changed", b[at:at+6])
+			}
+			at += 6
+		}
+		at++ // what is escaped
+	}
+	return nil
+}
+
+// names are those of jsonEvent, each with a bit.
+var names = func() map[string]uint64 {
+	out := map[string]uint64{}
+	for f := range reflect.TypeFor[jsonEvent]().Fields() {
+		out[f.Tag.Get("json")] = 1 << len(out)
+	}
+	return out
+}()
+
+// exactNames refuses an object with one of our names twice, or in another case: the decoder would take the last of them. b is
+// an object that has been decoded.
+func exactNames(b []byte) *problem {
+	depth, expect := 0, false // whether a text is a name
+	var seen uint64
+	for i := 0; i < len(b); i++ {
+		switch b[i] {
+		case '{', '[':
+			depth++
+			expect = depth == 1
+		case '}', ']':
+			depth--
+		case ',':
+			expect = depth == 1
+		case '"':
+			from := i
+			for i++; b[i] != '"'; i++ {
+				if b[i] == '\\' {
+					i++
+				}
+			}
+			if !expect {
+				continue
+			}
+			expect = false
+			bit, p := exactName(b[from : i+1])
+			if p == nil && seen&bit != 0 {
+				p = reject(schemas.DeadBadField, "%s is there twice", b[from:i+1])
+			}
+			if p != nil {
+				return p
+			}
+			seen |= bit
+		}
+	}
+	return nil
+}
+
+// exactName returns the bit of a name in quotes, 0 for one that is not ours.
+func exactName(quoted []byte) (uint64, *problem) {
+	name := quoted[1 : len(quoted)-1]
+	if bytes.IndexByte(name, '\\') >= 0 {
+		var s string
+		if err := json.Unmarshal(quoted, &s); err != nil {
+			return 0, reject(schemas.DeadMalformed, "%v", err)
+		}
+		name = []byte(s)
+	}
+	if bit, ours := names[string(name)]; ours {
+		return bit, nil
+	}
+	for ours := range names {
+		if strings.EqualFold(ours, string(name)) {
+			return 0, reject(schemas.DeadBadField, "%q: the name is %q", name, ours)
+		}
+	}
+	return 0, nil
 }
 
 func jsonProblem(err error) *problem {
@@ -99,11 +205,17 @@ func (d decoder) jsonImpression(j *jsonEvent) (event, *problem) {
 	if p != nil {
 		return event{}, p
 	}
+	var propensity float64
+	if j.Propensity != nil {
+		if propensity = *j.Propensity; propensity == 0 {
+			return event{}, badPropensity(propensity)
+		}
+	}
 	return encode(impression, &eventpb.Impression{
 		Id: id[:], RequestId: []byte(j.RequestID), User: user, Product: j.Product, Creative: j.Creative,
 		Placement: j.Placement, Position: j.Position, Campaign: j.Campaign, Category: j.Category,
 		Experiment: j.Experiment, Variant: j.Variant, ModelVersion: j.ModelVersion, Policy: j.Policy,
-		Propensity: j.Propensity, Schema: orOne(j.Schema), Bot: j.Bot || IsBot(j.UserAgent),
+		Propensity: propensity, Schema: orOne(j.Schema), Bot: j.Bot || IsBot(j.UserAgent),
 	})
 }
 
@@ -112,7 +224,7 @@ func (d decoder) jsonClick(j *jsonEvent) (event, *problem) {
 	if err != nil {
 		return event{}, reject(schemas.DeadBadID, "impression_id: %v", err)
 	}
-	return encode(click, &eventpb.Click{ImpressionId: id[:], Id: []byte(j.ID), TimeMs: j.TimeMS, Schema: orOne(j.Schema)})
+	return encode(click, &eventpb.Click{ImpressionId: id[:], Id: []byte(j.ID), TimeMs: j.TimeMS, Schema: orOne(j.Schema), Bot: j.Bot || IsBot(j.UserAgent)})
 }
 
 func orOne(schema uint32) uint32 { return max(schema, 1) }
@@ -133,7 +245,8 @@ func HashUser(salt, user string) uint64 {
 	return binary.BigEndian.Uint64(h.Sum(nil))
 }
 
-// user is the number given, or the salted hash of the string given.
+// user is the number given, or the salted hash of the string given. The empty string is nobody, as null is: hashed, it would
+// make one user of all those without a name.
 func (d decoder) user(raw json.RawMessage) (uint64, *problem) {
 	switch {
 	case len(raw) == 0 || string(raw) == "null":
@@ -142,6 +255,9 @@ func (d decoder) user(raw json.RawMessage) (uint64, *problem) {
 		var s string
 		if err := json.Unmarshal(raw, &s); err != nil {
 			return 0, reject(schemas.DeadBadField, "user: %v", err)
+		}
+		if s == "" {
+			return 0, nil
 		}
 		return HashUser(string(d.salt), s), nil
 	}

@@ -17,11 +17,13 @@
 //	{"type":"click","impression_id":"0190...","id":"any","time_ms":1700000000000}
 //	{"type":"watermark","time_ms":1700000000000}
 //
-// Ids are UUIDv7 (or ULID) text; request_id and a click's id are any text of at most 32 bytes. user is a
-// number, taken as it is, or a string, which is hashed with the configured salt. Unknown fields are
-// refused here (a misspelt field would be lost silently) and ignored in the raw topics.
+// Ids are UUIDv7 (or ULID) text; request_id and a click's id are any text of at most 128 bytes. user is a
+// number, taken as it is, or a string, which is hashed with the configured salt; null, 0 and "" are nobody. Unknown fields are
+// refused here (a misspelt field would be lost silently) and ignored in the raw topics. What the decoder would change
+// is refused in both: bytes that are no UTF-8, halves of characters, our names in another case or twice.
 //
-// An impression is marked as a bot's by "bot":true, or by its "user_agent", which is judged (IsBot) and not kept.
+// An impression or a click is marked as a bot's by "bot":true, or by its "user_agent", which is judged (IsBot) and not kept.
+// A click's mark reaches the label that rests on it.
 // What is marked is joined and stored like all else, and left out of every rate.
 //
 // A watermark promises that no event older than time_ms will follow: the end of a replay, or of a batch of one. It
@@ -47,7 +49,8 @@
 // In one transaction per step, exactly once: read, validate, merge, write. The merge (see merger) takes
 // the oldest event over all raw partitions next, because partitions that are read at different speed would
 // otherwise be minutes of event time apart and the laggard's events late. A partition that has been read to
-// its end does not hold up the others, unless clock is "event" and watermarks have been seen: then it is as far as
+// its end, by the word of a broker that is not older than IdleAfter, holds up nobody, unless clock is
+// "event" and watermarks have been seen: then it is as far as
 // its last watermark, and newer events wait until it gives something, without end.
 //
 // Events go to imp.v1 and clk.v1 by impression id, with record time = event time. What cannot be used goes
@@ -58,7 +61,12 @@
 // With clock "wall", an event from the future beyond the allowed skew would drag the join's watermark with
 // it and make everything else late: a click's time is set back to now plus skew; an impression cannot be
 // set back, its id carries its time and its clicks name that id, so it goes to dlq.v1. With clock "event"
-// times are not compared with the wall clock at all.
+// times are not compared with the wall clock at all. The edge refuses such an impression at once.
+//
+// With clock "wall" and everything read to its end, the low watermark follows the wall clock, less the allowed skew, from
+// the first event on: the windows of a quiet shop close.
+//
+// A session says how many raw partitions there are before its first event, so that the join waits for all of them.
 //
 // Several instances share the raw partitions, in one group under different instance names. Punctuation names the raw
 // partitions that it is a promise for, and how many there are, so the join waits for those of every instance, and for

@@ -10,21 +10,20 @@ import (
 	"io"
 	"mime"
 	"net/http"
-	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
-	"google.golang.org/protobuf/encoding/protowire"
 
 	"ctrloop/internal/stream"
 	"ctrloop/schemas"
 	"ctrloop/schemas/eventpb"
 )
 
-// maxReported bounds the rejections that one answer spells out; the rest is in the total.
-const maxReported = 1000
+// maxReported bounds the rejections that one answer spells out; the rest is in the total. A batch of a replay is no larger.
+const maxReported = 5000
 
 // Edge is the HTTP door for events.
 type Edge struct {
@@ -34,10 +33,8 @@ type Edge struct {
 	kafka    stream.Config
 	log      zerolog.Logger
 	metrics  *edgeMetrics
+	now      func() time.Time
 	inFlight atomic.Int64 // bytes
-
-	mu         sync.Mutex
-	partitions map[string]int32 // of the raw topics, looked up for the first watermark
 }
 
 // NewEdge builds the edge; it owns a producer of its own until Close.
@@ -49,7 +46,7 @@ func NewEdge(cfg Config, kafka stream.Config, log zerolog.Logger, reg prometheus
 	if err != nil {
 		return nil, fmt.Errorf("edge: %w", err)
 	}
-	e := &Edge{cfg: cfg, kafka: kafka, log: log, producer: p, decoder: decoder{[]byte(cfg.UserSalt), cfg.MaxEventBytes}}
+	e := &Edge{cfg: cfg, kafka: kafka, log: log, producer: p, now: time.Now, decoder: decoder{[]byte(cfg.UserSalt), cfg.MaxEventBytes}}
 	e.metrics = newEdgeMetrics(reg, func() float64 { return float64(e.inFlight.Load()) })
 	return e, nil
 }
@@ -239,7 +236,8 @@ func (e *Edge) readError(err error) error {
 
 // batch gathers the events of one request as records of the raw topics.
 type batch struct {
-	index         int // of the next event
+	index         int       // of the next event
+	latest        time.Time // an event may be; zero: at any time
 	records       []stream.Record
 	kinds         [3]int
 	watermark     []byte // the last one; it goes behind the records
@@ -254,6 +252,9 @@ func (b *batch) accepted() int { return b.kinds[0] + b.kinds[1] + b.kinds[2] }
 func (b *batch) add(e event, p *problem) {
 	i := b.index
 	b.index++
+	if p == nil && !b.latest.IsZero() && e.kind != click { // a click is set back behind the raw topics
+		e, p = limitFuture(e, b.latest)
+	}
 	if p == nil && b.watermark != nil && e.kind != watermark {
 		p = reject(schemas.DeadBadField, "an event behind a watermark in the same body: the watermark promises that none follows")
 	}
@@ -290,6 +291,9 @@ func (e *Edge) parse(contentType string, body []byte) (*batch, error) {
 		return nil, refuse(http.StatusUnsupportedMediaType, outcomeBad, "Content-Type %q: %v", contentType, err)
 	}
 	b := &batch{reasons: map[schemas.DeadLetterReason]int{}}
+	if e.cfg.Clock == ClockWall {
+		b.latest = e.now().Add(e.cfg.AllowedSkew)
+	}
 	switch media {
 	case "application/x-protobuf", "application/protobuf":
 		err = e.parseProtobuf(b, body)
@@ -358,17 +362,17 @@ func (e *Edge) parseJSON(b *batch, body []byte) error {
 	return nil
 }
 
+// bodyKind is the kind of an event in a protobuf body, by the tag in front of it.
+var bodyKind = map[uint64]kind{eventpb.BodyImpression: impression, eventpb.BodyClick: click, eventpb.BodyWatermark: watermark}
+
 func (e *Edge) parseProtobuf(b *batch, body []byte) error {
 	b.records = make([]stream.Record, 0, len(body)/96+1)
 	b.arena = make([]byte, 0, len(body)+len(body)/16+64)
+	var f eventpb.Field
 	for at := 0; at < len(body); {
-		num, typ, n := protowire.ConsumeTag(body[at:])
-		var message []byte
-		m := -1
-		if n > 0 && typ == protowire.BytesType && num >= eventpb.BodyImpression && num <= eventpb.BodyWatermark {
-			message, m = protowire.ConsumeBytes(body[at+n:])
-		}
-		if m < 0 {
+		n := eventpb.Next(body[at:], &f)
+		k, known := bodyKind[f.Tag]
+		if n == 0 || !known {
 			return refuse(
 				http.StatusBadRequest,
 				outcomeBad,
@@ -377,12 +381,12 @@ func (e *Edge) parseProtobuf(b *batch, body []byte) error {
 				b.index,
 			)
 		}
-		at += n + m
-		if len(message) > e.decoder.maxBytes {
-			b.add(event{}, e.decoder.oversized(message))
+		at += n
+		if len(f.Bytes) > e.decoder.maxBytes {
+			b.add(event{}, e.decoder.oversized(f.Bytes))
 			continue
 		}
-		b.add(checkMessage(kind(num-eventpb.BodyImpression), message))
+		b.add(checkMessage(k, f.Bytes))
 	}
 	return nil
 }
@@ -403,7 +407,8 @@ func (e *Edge) produce(ctx context.Context, b *batch) error {
 	if b.watermark == nil {
 		return nil
 	}
-	counts, err := e.rawPartitions(ctx)
+	// Asked for each watermark: one that misses a partition that was added holds up all that follow it.
+	counts, err := stream.PartitionCounts(ctx, e.kafka, rawTopics()...)
 	if err != nil {
 		return err
 	}
@@ -414,17 +419,4 @@ func (e *Edge) produce(ctx context.Context, b *batch) error {
 		}
 	}
 	return e.producer.Produce(ctx, rs...)
-}
-
-func (e *Edge) rawPartitions(ctx context.Context) (map[string]int32, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.partitions == nil {
-		counts, err := stream.PartitionCounts(ctx, e.kafka, schemas.TopicRawImpressions, schemas.TopicRawClicks)
-		if err != nil {
-			return nil, err
-		}
-		e.partitions = counts
-	}
-	return e.partitions, nil
 }

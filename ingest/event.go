@@ -2,11 +2,9 @@ package ingest
 
 import (
 	"fmt"
-	"math"
 	"time"
 	"unicode/utf8"
 
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"ctrloop/schemas"
@@ -16,7 +14,10 @@ import (
 const (
 	schemaVersion = 1
 	maxName       = 128 // bytes of a name in an impression
-	maxOpaque     = 32  // bytes of request_id and click id, see event.proto
+	maxOpaque     = 128 // bytes of request_id and click id, see event.proto
+	// minPropensity: the weight of an impression is 1/propensity, and a thousand million times the weight of its neighbours is
+	// a unit mistaken or a decision that never happens.
+	minPropensity = 1e-9
 	// maxTimeMS is the year 2100: a time beyond it is a unit mistaken, not an event.
 	maxTimeMS = 4_102_444_800_000
 	// maxBeforeMS is how far before its impression a click may claim to be. Clocks differ by seconds, which
@@ -75,157 +76,95 @@ func checkMessage(k kind, b []byte) (event, *problem) {
 	}
 }
 
-// consumeField reads the field at the start of b: its text or its number, by its wire type, and its whole
-// length; a negative length is an error of protowire.
-func consumeField(b []byte) (num protowire.Number, typ protowire.Type, text []byte, v uint64, n int) {
-	num, typ, tag := protowire.ConsumeTag(b)
-	if tag < 0 {
-		return num, typ, nil, 0, tag
-	}
-	switch value := b[tag:]; typ {
-	case protowire.BytesType:
-		text, n = protowire.ConsumeBytes(value)
-	case protowire.VarintType:
-		v, n = protowire.ConsumeVarint(value)
-	case protowire.Fixed64Type:
-		v, n = protowire.ConsumeFixed64(value)
-	default:
-		n = protowire.ConsumeFieldValue(num, typ, value)
-	}
-	if n < 0 {
-		return num, typ, nil, 0, n
-	}
-	return num, typ, text, v, tag + n
-}
-
 func checkImpression(b []byte) (event, *problem) {
-	var id, product, creative []byte
-	var schema uint64
-	canonical, last := true, protowire.Number(0)
-	for rest := b; len(rest) > 0; {
-		num, typ, text, v, n := consumeField(rest)
-		if n < 0 {
-			return event{}, malformed("impression", n)
-		}
-		rest = rest[n:]
-		canonical = canonical && num > last
-		last = num
-		want := protowire.BytesType
-		switch num {
-		case 1:
-			id = text
-		case 2:
-			if len(text) > maxOpaque {
-				return event{}, reject(schemas.DeadBadField, "request_id has %d bytes: at most %d", len(text), maxOpaque)
-			}
-		case 3, 14:
-			want = protowire.Fixed64Type
-			if p := math.Float64frombits(v); num == 14 && !(p > 0 && p <= 1) {
-				return event{}, reject(schemas.DeadBadField, "propensity is %v: want a probability in (0,1], or leave it out", p)
-			}
-		case 4, 5, 6, 8, 9, 10, 11, 12, 13:
-			if len(text) > maxName {
-				return event{}, reject(schemas.DeadBadField, "field %d (%s) has %d bytes: at most %d", num, impressionField(num), len(text), maxName)
-			}
-			if !utf8.Valid(text) {
-				return event{}, reject(schemas.DeadBadField, "field %d (%s) is not UTF-8", num, impressionField(num))
-			}
-			switch num {
-			case 4:
-				product = text
-			case 5:
-				creative = text
-			}
-		case 7, 16:
-			want = protowire.VarintType
-		case 15:
-			want, schema = protowire.VarintType, v
-		default:
-			want, canonical = typ, false // a field of a newer writer: dropped when written again
-		}
-		if typ != want {
-			return event{}, reject(schemas.DeadMalformed, "field %d of an impression has wire type %d, want %d", num, typ, want)
-		}
+	var v eventpb.ImpressionView
+	if err := v.Read(b); err != nil {
+		return event{}, reject(schemas.DeadMalformed, "%v", err)
 	}
-	t, p := checkID(id)
-	switch {
-	case p != nil:
-		return event{}, p
-	case schema > schemaVersion:
-		return event{}, reject(schemas.DeadUnknownSchema, "impression of schema %d, this version reads up to %d", schema, schemaVersion)
-	case len(product) == 0:
-		return event{}, reject(schemas.DeadBadField, "product is empty")
-	case len(creative) == 0:
-		return event{}, reject(schemas.DeadBadField, "creative is empty")
-	}
-	if !canonical || schema != schemaVersion {
-		var m eventpb.Impression
-		if p := rewrite(b, &m, func() { m.Schema = schemaVersion }, &b); p != nil {
-			return event{}, p
-		}
-		id = m.Id
-	}
-	return event{impression, t, id, b}, nil
-}
-
-func impressionField(n protowire.Number) string {
-	return string((&eventpb.Impression{}).ProtoReflect().Descriptor().Fields().ByNumber(n).Name())
-}
-
-func checkClick(b []byte) (event, *problem) {
-	var id []byte
-	var t int64
-	var schema uint64
-	canonical, last := true, protowire.Number(0)
-	for rest := b; len(rest) > 0; {
-		num, typ, text, v, n := consumeField(rest)
-		if n < 0 {
-			return event{}, malformed("click", n)
-		}
-		rest = rest[n:]
-		canonical = canonical && num > last
-		last = num
-		want := protowire.VarintType
-		switch num {
-		case 1:
-			want, id = protowire.BytesType, text
-		case 2:
-			want = protowire.BytesType
-			if len(text) > maxOpaque {
-				return event{}, reject(schemas.DeadBadField, "click id has %d bytes: at most %d", len(text), maxOpaque)
-			}
-		case 3:
-			t = int64(v)
-		case 4:
-			schema = v
-		default:
-			want, canonical = typ, false
-		}
-		if typ != want {
-			return event{}, reject(schemas.DeadMalformed, "field %d of a click has wire type %d, want %d", num, typ, want)
-		}
-	}
-	shown, p := checkID(id)
+	t, p := checkID(v.ID)
 	if p == nil {
-		p = checkTime(t)
-	}
-	if p == nil && t < shown-maxBeforeMS {
-		p = reject(schemas.DeadBadTime, "click at %d, a day or more before its impression at %d: is it in Unix milliseconds?", t, shown)
+		p = checkFields(&v)
 	}
 	if p != nil {
 		return event{}, p
 	}
-	if schema > schemaVersion {
-		return event{}, reject(schemas.DeadUnknownSchema, "click of schema %d, this version reads up to %d", schema, schemaVersion)
+	if !v.Canonical || v.Schema != schemaVersion {
+		var m eventpb.Impression
+		if p := rewrite(b, &m, func() { m.Schema = schemaVersion }, &b); p != nil {
+			return event{}, p
+		}
+		v.ID = m.Id
 	}
-	if !canonical || schema != schemaVersion {
+	return event{impression, t, v.ID, b}, nil
+}
+
+// checkFields checks all of an impression but its id.
+func checkFields(v *eventpb.ImpressionView) *problem {
+	switch {
+	case v.Schema > schemaVersion:
+		return reject(schemas.DeadUnknownSchema, "impression of schema %d, this version reads up to %d", v.Schema, schemaVersion)
+	case len(v.RequestID) > maxOpaque:
+		return reject(schemas.DeadBadField, "request_id has %d bytes: at most %d", len(v.RequestID), maxOpaque)
+	case v.Propensity != 0 && !(v.Propensity >= minPropensity && v.Propensity <= 1): // NaN is neither
+		return badPropensity(v.Propensity)
+	case len(v.Product) == 0:
+		return reject(schemas.DeadBadField, "product is empty")
+	case len(v.Creative) == 0:
+		return reject(schemas.DeadBadField, "creative is empty")
+	}
+	for _, n := range [...]struct {
+		field string
+		value []byte
+	}{
+		{"product", v.Product}, {"creative", v.Creative}, {"placement", v.Placement}, {"campaign", v.Campaign}, {"category", v.Category},
+		{"experiment", v.Experiment}, {"variant", v.Variant}, {"model_version", v.ModelVersion}, {"policy", v.Policy},
+	} {
+		switch {
+		case len(n.value) > maxName:
+			return reject(schemas.DeadBadField, "%s has %d bytes: at most %d", n.field, len(n.value), maxName)
+		case !utf8.Valid(n.value):
+			return reject(schemas.DeadBadField, "%s is not UTF-8", n.field)
+		}
+	}
+	return nil
+}
+
+func badPropensity(p float64) *problem {
+	return reject(schemas.DeadBadField, "propensity is %v: want a probability, %v to 1, or leave it out", p, minPropensity)
+}
+
+func checkClick(b []byte) (event, *problem) {
+	var v eventpb.ClickView
+	if err := v.Read(b); err != nil {
+		return event{}, reject(schemas.DeadMalformed, "%v", err)
+	}
+	shown, p := checkID(v.ImpressionID)
+	if p == nil {
+		p = checkTime(v.TimeMS)
+	}
+	switch {
+	case p != nil:
+		return event{}, p
+	case v.TimeMS < shown-maxBeforeMS:
+		return event{}, reject(
+			schemas.DeadBadTime,
+			"click at %d, a day or more before its impression at %d: is it in Unix milliseconds?",
+			v.TimeMS,
+			shown,
+		)
+	case len(v.ID) > maxOpaque:
+		return event{}, reject(schemas.DeadBadField, "click id has %d bytes: at most %d", len(v.ID), maxOpaque)
+	case v.Schema > schemaVersion:
+		return event{}, reject(schemas.DeadUnknownSchema, "click of schema %d, this version reads up to %d", v.Schema, schemaVersion)
+	}
+	if !v.Canonical || v.Schema != schemaVersion {
 		var m eventpb.Click
 		if p := rewrite(b, &m, func() { m.Schema = schemaVersion }, &b); p != nil {
 			return event{}, p
 		}
-		id = m.ImpressionId
+		v.ImpressionID = m.ImpressionId
 	}
-	return event{click, t, id, b}, nil
+	return event{click, v.TimeMS, v.ImpressionID, b}, nil
 }
 
 func checkWatermark(b []byte) (event, *problem) {
@@ -254,10 +193,6 @@ func checkTime(ms int64) *problem {
 	return nil
 }
 
-func malformed(what string, n int) *problem {
-	return reject(schemas.DeadMalformed, "%s: %v", what, protowire.ParseError(n))
-}
-
 // rewrite brings a message into the form that we write ourselves.
 func rewrite(b []byte, m proto.Message, change func(), out *[]byte) *problem {
 	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, m); err != nil {
@@ -281,10 +216,10 @@ func limitFuture(e event, latest time.Time) (event, *problem) {
 	if e.kind != click {
 		return event{}, reject(
 			schemas.DeadBadTime,
-			"%v at %v is beyond the allowed skew, %v",
+			"%v at %v is later than %v, now and the allowed skew: is the clock of its writer right?",
 			e.kind,
 			time.UnixMilli(e.timeMS).UTC(),
-			latest.UTC(),
+			latest.UTC().Round(time.Millisecond),
 		)
 	}
 	var m eventpb.Click

@@ -21,29 +21,49 @@ type source struct {
 	at       stream.TopicPartition
 	items    []item // items[head:] wait
 	head     int
-	next     int64         // offset behind the last record read
-	end      int64         // end of the partition, as last heard
-	waited   time.Duration // spent waiting for it since it last gave something
-	lastMS   int64         // event time of the last item, given to items that have none
-	promised int64         // the greatest watermark event taken, Unix ms; 0: none
-	floor    int64         // place of the merge of whoever read this partition before, Unix ms
-	position int64         // offset of the next record to take
-	dirty    bool          // taken from since the last commit
+	next     int64     // offset behind the last record read
+	end      int64     // end of the partition, as last heard
+	asked    time.Time // when the broker was asked for that end: all that came since may be unread
+	lastMS   int64     // event time of the last item, given to items that have none
+	promised int64     // the greatest watermark event taken, Unix ms; 0: none
+	floor    int64     // place of the merge of whoever read this partition before, Unix ms
+	position int64     // offset of the next record to take
+	dirty    bool      // taken from since the last commit
 	paused   bool
 	index    int // in the heap, -1: not there
 }
 
 func (s *source) len() int { return len(s.items) - s.head }
 
-// drained says whether the others need not wait for this source.
-func (s *source) drained(idleAfter time.Duration) bool {
-	return s.next >= s.end || s.waited > idleAfter
+// drained says whether the others need not wait for this source: it was read to its end, and that end is news. Whoever
+// gives nothing and cannot be asked proves nothing by it, however long it lasts: the network may be broken, or this
+// process may have been stopped.
+func (m *merger) drained(s *source) bool {
+	return s.len() == 0 && s.next >= s.end && age(m.now, s.asked) <= m.cfg.IdleAfter
+}
+
+// unproven counts the sources that hold up the others without having anything.
+func (m *merger) unproven() (n int) {
+	for s := range m.empty {
+		if !m.drained(s) {
+			n++
+		}
+	}
+	return n
+}
+
+// age is how long ago a moment was. A machine that was suspended has lost time on its monotonic clock, not on the wall.
+func age(now, then time.Time) time.Duration {
+	return max(now.Sub(then), now.Round(0).Sub(then.Round(0)))
 }
 
 // merger takes the oldest item over all sources: a k-way merge of the heads of the partitions. It waits
-// for a source that is empty while what it will give may be older than every other head (see limit). It is pure: the time that was spent waiting comes in as an argument.
+// for a source that is empty while what it will give may be older than every other head (see limit). It is pure: the time
+// comes in by tick.
 type merger struct {
-	idleAfter time.Duration
+	cfg  Merge
+	skew time.Duration // allowed skew, with clock wall; negative: time is no matter of the wall clock
+	now  time.Time
 	// promises says that watermark events, once there are any, are all that tells how far a source is: see limit.
 	promises bool
 	sources  map[stream.TopicPartition]*source
@@ -52,18 +72,60 @@ type merger struct {
 	// until caches limit while known is set; every change of the sources clears it.
 	until int64
 	known bool
-	// position is the greatest event time taken, Unix ms.
-	position int64
-	buffered int
+	// position is the greatest event time taken, quiet how far the wall clock has come with nothing left to read, Unix ms.
+	position, quiet int64
+	buffered        int
 }
 
-func newMerger(idleAfter time.Duration, promises bool) *merger {
-	return &merger{idleAfter: idleAfter, promises: promises, sources: map[stream.TopicPartition]*source{}, empty: map[*source]bool{}}
+// newMerger makes the merger for a clock.
+func newMerger(cfg Config) *merger {
+	m := &merger{
+		cfg: cfg.Merge, skew: cfg.AllowedSkew, promises: cfg.Clock == ClockEvent,
+		sources: map[stream.TopicPartition]*source{}, empty: map[*source]bool{},
+	}
+	if m.promises {
+		m.skew = -1
+	}
+	return m
 }
 
-// assign adds a partition that will be read from offset next and presently ends at end.
-func (m *merger) assign(at stream.TopicPartition, next, end, promised, position int64) {
-	s := &source{at: at, next: next, position: next, end: end, promised: promised, floor: position, index: -1}
+// tick says what time it is.
+func (m *merger) tick(now time.Time) {
+	m.now, m.known = now, false
+	m.rest()
+}
+
+// rest moves the time on where nothing is left to read: with clock wall, what was written after the brokers were asked for
+// the ends of all partitions happened then, but for the allowed skew (and for disorder, which is the join's business).
+// It begins with the first event, so that a log of the past may be the first thing that ever comes.
+func (m *merger) rest() {
+	if m.skew < 0 || m.position == 0 && m.quiet == 0 || len(m.ready) > 0 || len(m.sources) == 0 {
+		return
+	}
+	oldest := m.now
+	for s := range m.empty {
+		if !m.drained(s) {
+			return
+		}
+		if s.asked.Before(oldest) {
+			oldest = s.asked
+		}
+	}
+	m.quiet = max(m.quiet, oldest.Add(-m.skew).UnixMilli())
+}
+
+// ended notes the end of a partition, as the broker saw it when it was asked or later.
+func (m *merger) ended(s *source, end int64, asked time.Time) {
+	m.known = false
+	s.end = max(s.end, end)
+	if asked.After(s.asked) {
+		s.asked = asked
+	}
+}
+
+// assign adds a partition that will be read from offset next and ended at end when the broker was asked.
+func (m *merger) assign(at stream.TopicPartition, next, end int64, asked time.Time, promised, position int64) {
+	s := &source{at: at, next: next, position: next, end: end, asked: asked, promised: promised, floor: position, index: -1}
 	m.known = false
 	m.sources[at] = s
 	m.empty[s] = true
@@ -88,8 +150,11 @@ func (m *merger) drop(at stream.TopicPartition) {
 // add appends what was read of a source.
 func (m *merger) add(s *source, items []item, next, end int64) {
 	m.known = false
-	s.waited, s.end, s.next = 0, end, next
-	if len(items) == 0 {
+	s.end, s.next = max(s.end, end), next
+	if len(items) == 0 { // markers of transactions
+		if s.len() == 0 {
+			s.position = next
+		}
 		return
 	}
 	for i := range items {
@@ -110,17 +175,9 @@ func (m *merger) add(s *source, items []item, next, end int64) {
 	}
 }
 
-// waiting tells the merger that d was spent waiting for sources.
-func (m *merger) waiting(d time.Duration) {
-	for s := range m.empty {
-		s.waited += d
-	}
-	m.known = false
-}
-
 // limit is the event time up to which nothing that empty sources will give can be older than what is there.
 //
-// A source that has been read to its end as last heard has nothing to give, by the wall clock: what it gets from now on
+// A source that has been read to an end that is news has nothing to give, by the wall clock: what it gets from now on
 // is new, within the disorder that the join allows. In a replay it is not so: the partitions of one batch, which may be
 // hours of event time, become visible one after the other, and what a killed sender had written of a batch waits for
 // the rest of it until somebody sends it again. There, a source is as far as it has promised, however long that takes.
@@ -139,7 +196,7 @@ func (m *merger) limit() int64 {
 		switch {
 		case promising:
 			m.until = min(m.until, s.promised)
-		case !s.drained(m.idleAfter):
+		case !m.drained(s):
 			m.until = -1
 		}
 	}
@@ -190,7 +247,7 @@ func (m *merger) low() int64 {
 			promised = s.promised
 		}
 	}
-	return max(m.position, promised)
+	return max(m.position, promised, m.quiet)
 }
 
 // promise is the low watermark of one source alone: that of the merge, but for a source that this instance has just
@@ -199,7 +256,7 @@ func (m *merger) promise(s *source) int64 {
 	switch {
 	case s.len() > 0:
 		return min(m.low(), s.items[s.head].timeMS)
-	case !s.drained(m.idleAfter):
+	case !m.drained(s):
 		return min(m.low(), max(s.floor, s.lastMS))
 	}
 	return m.low()

@@ -36,12 +36,12 @@ func takeAll(m *merger) []int64 {
 }
 
 func TestMergeWaitsForWhatIsNotDrained(t *testing.T) {
-	m := newMerger(time.Second, false)
+	m := testMerger(ClockWall)
 	for p := range int32(2) {
-		m.assign(sourceAt(p), 0, 10, 0, 0)
+		m.assign(sourceAt(p), 0, 2, noon, 0, 0)
 	}
 	a, b := m.sources[sourceAt(0)], m.sources[sourceAt(1)]
-	m.add(a, timed(0, 5, 6), 2, 10)
+	m.add(a, timed(0, 5, 6), 2, 2)
 	if got := takeAll(m); got != nil {
 		t.Fatalf("took %v although partition 1 has not been read", got)
 	}
@@ -49,6 +49,7 @@ func TestMergeWaitsForWhatIsNotDrained(t *testing.T) {
 	if got := takeAll(m); !slices.Equal(got, []int64{1, 5, 5, 6}) {
 		t.Fatalf("got %v", got)
 	}
+	m.ended(a, 3, noon)
 	m.add(b, timed(2, 4), 3, 3) // late, from a partition that had been drained
 	if got := takeAll(m); got != nil {
 		t.Fatalf("took %v although partition 0 has more to give", got)
@@ -62,23 +63,126 @@ func TestMergeWaitsForWhatIsNotDrained(t *testing.T) {
 	}
 	a.end = 9 // it has more, as another partition's answer showed
 	m.add(b, timed(3, 9), 4, 4)
-	m.waiting(500 * time.Millisecond)
+	m.tick(noon.Add(time.Hour))
 	if got := takeAll(m); got != nil {
-		t.Fatalf("took %v before the wait was over", got)
+		t.Fatalf("took %v although partition 0 has something that nobody has read", got)
 	}
-	m.waiting(501 * time.Millisecond) // a gives nothing: an end marker, perhaps
+	m.add(a, nil, 9, 9) // the end of somebody's transaction
+	m.ended(a, 9, noon.Add(time.Hour))
+	m.ended(b, 4, noon.Add(time.Hour))
 	if got := takeAll(m); !slices.Equal(got, []int64{9}) {
 		t.Fatalf("got %v", got)
 	}
 }
 
+// noon is when these tests begin.
+var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+
+func testMerger(c Clock) *merger {
+	cfg := Default()
+	cfg.Clock = c
+	m := newMerger(cfg)
+	m.tick(noon)
+	return m
+}
+
+// TestUnheardPartitionHolds: a partition that was read to its end long ago, and of which no broker says since whether it
+// still ends there, holds up the others for as long as that lasts: producers may reach it.
+func TestUnheardPartitionHolds(t *testing.T) {
+	m := testMerger(ClockWall)
+	m.assign(sourceAt(0), 0, 0, noon, 0, 0)
+	m.assign(sourceAt(1), 0, 0, noon, 0, 0)
+	a, b := m.sources[sourceAt(0)], m.sources[sourceAt(1)]
+	for s := range int64(40) {
+		now := noon.Add(time.Duration(s) * time.Second)
+		m.tick(now)
+		m.add(b, timed(s, now.UnixMilli()), s+1, s+1)
+		m.ended(b, s+1, now)
+		if got := len(takeAll(m)); (got > 0) != (s <= 5) {
+			t.Fatalf("second %d: %d taken", s, got)
+		}
+	}
+	if low, last := m.promise(a), noon.Add(5*time.Second).UnixMilli(); low > last {
+		t.Errorf("%d promised for a partition that is silent since %d", low, last)
+	}
+	late := noon.Add(7 * time.Second).UnixMilli()
+	m.add(a, timed(0, late), 1, 1)
+	m.ended(a, 1, noon.Add(40*time.Second))
+	m.tick(noon.Add(40 * time.Second))
+	got := takeAll(m)
+	if len(got) != 35 || !slices.IsSorted(got) || !slices.Contains(got, late) {
+		t.Errorf("%d came out: %v", len(got), got)
+	}
+}
+
+// TestStopIsNoWaiting: a process that was stopped in the middle of a poll knows nothing of what was written meanwhile.
+func TestStopIsNoWaiting(t *testing.T) {
+	m := testMerger(ClockEvent)
+	m.assign(sourceAt(0), 0, 1000, noon, 0, 0)
+	m.assign(sourceAt(1), 0, 0, noon, 0, 0)
+	m.tick(noon.Add(time.Hour))
+	m.add(m.sources[sourceAt(1)], timed(0, 7_200_000), 1, 1)
+	if got := takeAll(m); got != nil {
+		t.Fatalf("took %v before anything of partition 0 was read", got)
+	}
+	m.add(m.sources[sourceAt(0)], timed(0, 1, 2), 1000, 1000)
+	for p := range int32(2) {
+		m.ended(m.sources[sourceAt(p)], 0, noon.Add(time.Hour))
+	}
+	if got := takeAll(m); !slices.Equal(got, []int64{1, 2, 7_200_000}) {
+		t.Fatalf("got %v", got)
+	}
+}
+
+// TestSuspendedMachine: the monotonic clock stands still while a machine sleeps, the one on the wall does not.
+func TestSuspendedMachine(t *testing.T) {
+	then := time.Now()
+	woken := then.Add(time.Second)
+	if got := age(woken, then); got != time.Second {
+		t.Errorf("%v, want 1 s", got)
+	}
+	if got := age(woken.Round(0).Add(time.Hour), then); got != time.Hour+time.Second {
+		t.Errorf("%v, want an hour more", got)
+	}
+}
+
+// TestQuietFollowsTheWall: with clock wall and nothing left to read, time goes on with the wall clock, less the allowed skew.
+func TestQuietFollowsTheWall(t *testing.T) {
+	m := testMerger(ClockWall)
+	m.assign(sourceAt(0), 0, 0, noon, 0, 0)
+	m.assign(sourceAt(1), 0, 0, noon, 0, 0)
+	a, b := m.sources[sourceAt(0)], m.sources[sourceAt(1)]
+	hear := func(at time.Time) {
+		m.ended(a, a.next, at)
+		m.ended(b, b.next, at)
+		m.tick(at.Add(time.Second))
+	}
+	hear(noon.Add(time.Minute))
+	if low := m.low(); low != 0 {
+		t.Fatalf("low watermark %d before the first event: a log of the past could not be read any more", low)
+	}
+	shown := noon.Add(time.Minute).UnixMilli()
+	m.add(a, timed(0, shown), 1, 1)
+	takeAll(m)
+	hear(noon.Add(2 * time.Minute))
+	if low, want := m.low(), noon.Add(2*time.Minute-10*time.Second).UnixMilli(); low != want {
+		t.Errorf("low watermark %d, want %d", low, want)
+	}
+	m.ended(a, 2, noon.Add(3*time.Minute)) // something came and was not read yet
+	m.ended(b, 0, noon.Add(3*time.Minute))
+	m.tick(noon.Add(3 * time.Minute))
+	if low, want := m.low(), noon.Add(2*time.Minute-10*time.Second).UnixMilli(); low != want {
+		t.Errorf("low watermark %d with something to read, want %d still", low, want)
+	}
+}
+
 func TestWatermarkCountsWhenAllPartitionsGaveIt(t *testing.T) {
-	m := newMerger(time.Second, false)
+	m := testMerger(ClockWall)
 	mark := func(ms int64) []item { return []item{{event: event{kind: watermark, timeMS: ms}}} }
 	for p := range int32(2) {
-		m.assign(sourceAt(p), 0, 1, 0, 0)
+		m.assign(sourceAt(p), 0, 1, noon, 0, 0)
 	}
-	m.assign(sourceAt(2), 1, 1, 100, 50) // its watermark was taken before a restart
+	m.assign(sourceAt(2), 1, 1, noon, 100, 50) // its watermark was taken before a restart
 	m.add(m.sources[sourceAt(0)], mark(100), 1, 1)
 	m.sources[sourceAt(1)].end = 0
 	takeAll(m)
@@ -102,7 +206,7 @@ func TestWatermarkCountsWhenAllPartitionsGaveIt(t *testing.T) {
 // order, and the position of a partition is always behind what was taken of it.
 func TestMergeIsASort(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		m := newMerger(time.Second, false)
+		m := testMerger(ClockWall)
 		k := rapid.IntRange(1, 5).Draw(t, "partitions")
 		var input [][]item
 		var want []int64
@@ -111,7 +215,7 @@ func TestMergeIsASort(t *testing.T) {
 			slices.Sort(times)
 			input = append(input, timed(0, times...))
 			want = append(want, times...)
-			m.assign(sourceAt(int32(p)), 0, int64(len(times)), 0, 0)
+			m.assign(sourceAt(int32(p)), 0, int64(len(times)), noon, 0, 0)
 		}
 		slices.Sort(want)
 		var got []int64
@@ -156,7 +260,7 @@ func TestMergeIsASort(t *testing.T) {
 // TestPromiseOfALaggard: an instance that takes over a partition minutes behind its own promises for it only what is
 // true of it, until it has caught up.
 func TestPromiseOfALaggard(t *testing.T) {
-	m := newMerger(time.Second, false)
+	m := testMerger(ClockWall)
 	mine, taken := stream.TopicPartition{Topic: schemas.TopicRawClicks}, stream.TopicPartition{Topic: schemas.TopicRawClicks, Partition: 1}
 	at := func(ms ...int64) (items []item) {
 		for i, t := range ms {
@@ -170,10 +274,10 @@ func TestPromiseOfALaggard(t *testing.T) {
 			t.Errorf("%s: promises %d and %d, want %d and %d", when, x, y, a, b)
 		}
 	}
-	m.assign(mine, 0, 1, 0, 0)
+	m.assign(mine, 0, 1, noon, 0, 0)
 	m.add(m.sources[mine], at(600_000), 1, 1)
 	m.take()
-	m.assign(taken, 7, 9, 0, 60_000) // read up to minute 1 by whoever had it
+	m.assign(taken, 7, 9, noon, 0, 60_000) // read up to minute 1 by whoever had it
 	want("nothing read yet", 600_000, 60_000)
 	m.add(m.sources[taken], at(61_000, 62_000), 9, 9)
 	want("read", 600_000, 61_000)
@@ -190,10 +294,10 @@ func TestMergeIsASortByPromises(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		k := rapid.IntRange(2, 4).Draw(t, "partitions")
 		batches := rapid.IntRange(1, 4).Draw(t, "batches")
-		m := newMerger(time.Nanosecond, true)
+		m := testMerger(ClockEvent)
 		written, read := make([][]item, k), make([]int, k)
 		for p := range k {
-			m.assign(sourceAt(int32(p)), 0, 0, 0, 0)
+			m.assign(sourceAt(int32(p)), 0, 0, noon, 0, 0)
 		}
 		write := func(p int, it item) {
 			it.offset = int64(len(written[p]))
@@ -206,7 +310,6 @@ func TestMergeIsASortByPromises(t *testing.T) {
 			n := len(written[p])
 			m.add(s, written[p][read[p]:n], int64(n), int64(n))
 			read[p] = n
-			m.waiting(time.Second)
 			for {
 				_, it, ok := m.take()
 				if !ok {

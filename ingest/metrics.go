@@ -71,6 +71,8 @@ type serviceMetrics struct {
 	lowWatermark prometheus.Gauge
 	buffered     prometheus.Gauge
 	paused       prometheus.Gauge
+	owned        prometheus.Gauge
+	unproven     prometheus.Gauge
 }
 
 func newServiceMetrics(reg prometheus.Registerer) *serviceMetrics {
@@ -112,12 +114,21 @@ func newServiceMetrics(reg prometheus.Registerer) *serviceMetrics {
 		paused: prometheus.NewGauge(
 			prometheus.GaugeOpts{Name: "ctrloop_ingest_paused_partitions", Help: "Raw partitions paused because they are ahead of the merge."},
 		),
+		owned: prometheus.NewGauge(
+			prometheus.GaugeOpts{Name: "ctrloop_ingest_partitions", Help: "Raw partitions that this instance reads."},
+		),
+		unproven: prometheus.NewGauge(
+			prometheus.GaugeOpts{
+				Name: "ctrloop_ingest_unproven_partitions",
+				Help: "Raw partitions that give nothing and of which no broker says that they end there: they hold up the others.",
+			},
+		),
 	}
 	for _, r := range deadReasons() {
 		m.dropped.WithLabelValues(string(r))
 	}
 	if reg != nil {
-		reg.MustRegister(m.read, m.routed, m.dropped, m.clamped, m.transactions, m.punctuations, m.lowWatermark, m.buffered, m.paused)
+		reg.MustRegister(m.read, m.routed, m.dropped, m.clamped, m.transactions, m.punctuations, m.lowWatermark, m.buffered, m.paused, m.owned, m.unproven)
 	}
 	return m
 }

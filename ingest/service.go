@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -67,7 +68,8 @@ func (s *Service) Run(ctx context.Context) error {
 			return nil
 		case errors.Is(err, stream.ErrDataLoss):
 			return fmt.Errorf(
-				"ingest: raw events were deleted before they were read; their partition must not be skipped silently: set the group %s to the start of the partition to go on without them: %w",
+				"ingest: raw events were deleted before they were read, or the committed offset was set by hand beyond what is there; "+
+					"nothing is skipped silently: set the group %s to the start of the partition to go on without them: %w",
 				Group,
 				err,
 			)
@@ -94,9 +96,28 @@ type session struct {
 	parts      map[string]int32                // of the raw topics
 	sent       map[stream.TopicPartition]int64 // promises of the last committed punctuation
 	sentAt     time.Time
+	began      time.Time
+	announced  bool  // the join has heard how many raw partitions there are
+	repeated   bool  // what was promised has been said a second time
 	failed     error // of a rebalance callback
 	slab       []stream.Record
+
+	mu   sync.Mutex
+	news map[stream.TopicPartition]news // of watchEnds, to be taken by gather
 }
+
+// news is where a partition ended at some time after the broker was asked.
+type news struct {
+	end   int64
+	asked time.Time
+}
+
+// repeatAfter is when a session says again what it has promised. The join starts anew with promises when raw partitions
+// were added, and what another instance said before it had seen that counts for nothing: it looks within seconds.
+const repeatAfter = 15 * time.Second
+
+// errRecut makes the session start over: promises name raw partitions by numbers that have changed.
+var errRecut = errors.New("the raw topics have other partitions than before")
 
 func (s *Service) session(ctx context.Context) error {
 	partitions, err := stream.PartitionCounts(ctx, s.kafka, schemas.TopicImpressions, schemas.TopicClicks)
@@ -122,14 +143,17 @@ func (s *Service) session(ctx context.Context) error {
 		partitions: partitions,
 		parts:      parts,
 		sent:       map[stream.TopicPartition]int64{},
-		merge:      newMerger(s.cfg.Merge.IdleAfter, s.cfg.Clock == ClockEvent),
+		merge:      newMerger(s.cfg),
+		began:      s.now(),
+		news:       map[stream.TopicPartition]news{},
 	}
 	r.tx, err = stream.NewTx(s.kafka, stream.TxConfig{
 		Group: Group, TransactionalID: "ctrloop-ingest-" + s.instance, InstanceID: s.instance,
-		Topics:     []string{schemas.TopicRawImpressions, schemas.TopicRawClicks},
-		MaxPoll:    0, // everything fetched: a bounded poll would show some partitions empty that are not
-		OnAssigned: func(_ context.Context, parts map[string][]int32) { r.assigned(ctx, parts) },
-		OnLost:     r.lost,
+		Topics:      []string{schemas.TopicRawImpressions, schemas.TopicRawClicks},
+		KeepMarkers: true, // or the end of a partition that transactions were written to would never be reached
+		MaxPoll:     0,    // everything fetched: a bounded poll would show some partitions empty that are not
+		OnAssigned:  func(_ context.Context, parts map[string][]int32) { r.assigned(ctx, parts) },
+		OnLost:      r.lost,
 		// 64 partitions at their full megabyte, so that a partition that is missing in an answer of a
 		// broker had nothing to give and was not just crowded out.
 		FetchMaxPartitionBytes: 1 << 20,
@@ -139,6 +163,16 @@ func (s *Service) session(ctx context.Context) error {
 		return err
 	}
 	defer r.tx.Close()
+	watch, stop := context.WithCancel(ctx)
+	watching := make(chan struct{})
+	go func() {
+		defer close(watching)
+		r.watchEnds(watch)
+	}()
+	defer func() {
+		stop()
+		<-watching
+	}()
 	for {
 		if err := r.step(ctx); err != nil {
 			return err
@@ -146,9 +180,53 @@ func (s *Service) session(ctx context.Context) error {
 	}
 }
 
+// watchEnds asks again and again where the raw partitions end. It is a goroutine of its own, so that a broker that does not
+// answer holds up nothing but the news of its partitions.
+func (r *session) watchEnds(ctx context.Context) {
+	const longest = 5 * time.Second // for one question
+	for {
+		asked := r.now()
+		question, cancel := context.WithTimeout(ctx, longest)
+		ends, err := r.tx.Ends(question, rawTopics()...)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			r.log.Debug().Err(err).Msg("ingest: where do the raw partitions end?")
+		}
+		r.mu.Lock()
+		for tp, end := range ends {
+			r.news[tp] = news{end, asked}
+		}
+		r.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(r.cfg.Merge.PunctuateEvery):
+		}
+	}
+}
+
+// hear takes what watchEnds has found out.
+func (r *session) hear() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for tp, n := range r.news {
+		if tp.Partition >= r.parts[tp.Topic] {
+			return errRecut
+		}
+		if s := r.merge.sources[tp]; s != nil {
+			r.merge.ended(s, n.end, n.asked)
+		}
+	}
+	clear(r.news)
+	return nil
+}
+
+func rawTopics() []string { return []string{schemas.TopicRawImpressions, schemas.TopicRawClicks} }
+
 func (r *session) assigned(ctx context.Context, parts map[string][]int32) {
-	topics := []string{schemas.TopicRawImpressions, schemas.TopicRawClicks}
-	ends, err := stream.EndOffsets(ctx, r.kafka, topics...)
+	topics := rawTopics()
+	asked := r.now()
+	ends, err := stream.WrittenOffsets(ctx, r.kafka, topics...)
 	if err == nil {
 		var starts map[stream.TopicPartition]int64
 		var committed map[stream.TopicPartition]stream.Committed
@@ -164,7 +242,10 @@ func (r *session) assigned(ctx context.Context, parts map[string][]int32) {
 					next = at.Offset
 					promised, position = parsePlace(at.Metadata)
 				}
-				r.merge.assign(tp, next, ends[tp], promised, position)
+				if p >= r.parts[topic] {
+					err = errRecut
+				}
+				r.merge.assign(tp, next, ends[tp], asked, promised, position)
 			}
 		}
 	}
@@ -202,6 +283,10 @@ func (r *session) step(ctx context.Context) error {
 		return err
 	}
 	now := r.now()
+	if err := r.hear(); err != nil {
+		return err
+	}
+	r.merge.tick(now)
 	source, it, ok := r.merge.take()
 	if !ok && !r.punctuationDue(now) {
 		return nil
@@ -219,7 +304,6 @@ func (r *session) gather(ctx context.Context) error {
 	wait, cancel := context.WithTimeout(ctx, interval)
 	defer cancel()
 	for first := true; first || !r.enough(); first = false {
-		started := r.now()
 		b, err := r.tx.Poll(wait)
 		if err != nil {
 			return err
@@ -228,7 +312,7 @@ func (r *session) gather(ctx context.Context) error {
 			return r.failed
 		}
 		now := r.now()
-		r.merge.waiting(now.Sub(started))
+		r.merge.tick(now)
 		if b.Len() == 0 {
 			break
 		}
@@ -254,8 +338,11 @@ func (r *session) read(p stream.PartitionBatch, now time.Time) {
 		return // cannot happen: OnAssigned runs first
 	}
 	latest := now.Add(r.cfg.AllowedSkew)
-	items := make([]item, len(p.Records))
-	for i, rec := range p.Records {
+	items := make([]item, 0, len(p.Records))
+	for _, rec := range p.Records {
+		if rec.Attrs.IsControl() {
+			continue // the end of somebody's transaction
+		}
 		e, problem := r.decoder.raw(rec.Topic, rec.Value)
 		if problem == nil && r.cfg.Clock == ClockWall {
 			before := e.timeMS
@@ -263,10 +350,11 @@ func (r *session) read(p stream.PartitionBatch, now time.Time) {
 				r.metrics.clamped.Inc()
 			}
 		}
-		items[i] = item{event: e, problem: problem, offset: rec.Offset}
+		it := item{event: e, problem: problem, offset: rec.Offset}
 		if problem != nil {
-			items[i].record = rec
+			it.record = rec
 		}
+		items = append(items, it)
 	}
 	r.merge.add(s, items, p.Records[len(p.Records)-1].Offset+1, p.HighWatermark)
 }
@@ -288,10 +376,16 @@ func (r *session) balance() {
 		}
 	}
 	r.metrics.paused.Set(float64(n))
+	r.metrics.owned.Set(float64(len(r.merge.sources)))
+	r.metrics.unproven.Set(float64(r.merge.unproven()))
 }
 
 func (r *session) punctuationDue(now time.Time) bool {
-	return now.Sub(r.sentAt) >= r.cfg.Merge.PunctuateEvery && r.advanced()
+	return now.Sub(r.sentAt) >= r.cfg.Merge.PunctuateEvery && r.advanced() || r.repeatDue(now)
+}
+
+func (r *session) repeatDue(now time.Time) bool {
+	return !r.repeated && len(r.sent) > 0 && now.Sub(r.began) >= repeatAfter
 }
 
 // advanced says whether some promise is greater than the last one that was sent.
@@ -317,6 +411,9 @@ func (r *session) transaction(ctx context.Context, now time.Time, from *source, 
 		return err
 	}
 	c := counts{read: map[string]int{}, dropped: map[schemas.DeadLetterReason]int{}}
+	if err := r.announce(now, it); err != nil {
+		return err
+	}
 	promise := false
 	for n := 0; it != nil; n++ {
 		c.read[from.at.Topic]++
@@ -351,8 +448,9 @@ func (r *session) transaction(ctx context.Context, now time.Time, from *source, 
 		// The client is back at the last commit; what we hold was read after it.
 		return errAborted
 	}
+	r.announced = true
 	if sent != nil {
-		r.sent, r.sentAt = sent, now
+		r.sent, r.sentAt, r.repeated = sent, now, r.repeated || r.repeatDue(now)
 		r.metrics.punctuations.Inc()
 		r.metrics.lowWatermark.Set(float64(r.merge.low()) / 1000)
 	}
@@ -406,6 +504,40 @@ func (r *session) routed(it *item) *stream.Record {
 	return rec
 }
 
+// announce says how many raw partitions there are, before the first event of this session: the join must not take events of
+// one that is read already for the time of those that nobody has read yet.
+func (r *session) announce(now time.Time, first *item) error {
+	if r.announced {
+		return nil
+	}
+	if first != nil && first.timeMS > 0 {
+		now = time.UnixMilli(first.timeMS) // record time is event time
+	}
+	return r.broadcast(&eventpb.Punctuation{Source: r.instance, Parts: r.all()}, now)
+}
+
+// all is the number of raw partitions.
+func (r *session) all() uint32 {
+	return uint32(r.parts[schemas.TopicRawImpressions] + r.parts[schemas.TopicRawClicks])
+}
+
+// broadcast writes a punctuation into every partition of both topics.
+func (r *session) broadcast(p *eventpb.Punctuation, at time.Time) error {
+	value, err := proto.Marshal(p)
+	if err != nil {
+		return fmt.Errorf("encode punctuation: %w", err)
+	}
+	for topic, n := range r.partitions {
+		for p := range n {
+			r.tx.Produce(&stream.Record{
+				Topic: topic, Partition: p, Value: value, Timestamp: at,
+				Headers: []stream.RecordHeader{{Key: schemas.HeaderPunctuation}},
+			})
+		}
+	}
+	return nil
+}
+
 // punctuate writes what this instance promises into every partition of both topics. A promise is for raw partitions, not
 // for the instance: when they move to another one, nobody has to say good-bye and nobody is missed. Nearly always it
 // is one promise for all that the instance reads.
@@ -424,20 +556,11 @@ func (r *session) punctuate() (map[stream.TopicPartition]int64, error) {
 		}
 		covers[low] = append(covers[low], part)
 	}
-	all := uint32(r.parts[schemas.TopicRawImpressions] + r.parts[schemas.TopicRawClicks])
 	for _, low := range slices.Sorted(maps.Keys(covers)) {
 		slices.Sort(covers[low])
-		value, err := proto.Marshal(&eventpb.Punctuation{Source: r.instance, LowWatermarkMs: low, Covers: covers[low], Parts: all})
-		if err != nil {
-			return nil, fmt.Errorf("encode punctuation: %w", err)
-		}
-		for topic, n := range r.partitions {
-			for p := range n {
-				r.tx.Produce(&stream.Record{
-					Topic: topic, Partition: p, Value: value, Timestamp: time.UnixMilli(low),
-					Headers: []stream.RecordHeader{{Key: schemas.HeaderPunctuation}},
-				})
-			}
+		p := &eventpb.Punctuation{Source: r.instance, LowWatermarkMs: low, Covers: covers[low], Parts: r.all()}
+		if err := r.broadcast(p, time.UnixMilli(low)); err != nil {
+			return nil, err
 		}
 	}
 	return sent, nil

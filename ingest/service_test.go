@@ -116,6 +116,9 @@ func punctuation(t *testing.T, r *stream.Record) (int64, bool) {
 			if err := proto.Unmarshal(r.Value, &p); err != nil {
 				t.Fatal(err)
 			}
+			if p.Parts > 0 && len(p.Covers) == 0 {
+				return 0, true // the session says how many raw partitions there are
+			}
 			if p.Source == "" || p.Parts == 0 || len(p.Covers) != int(p.Parts) {
 				t.Errorf("%v: want a promise of every raw partition, there is one instance", &p)
 			}

@@ -35,9 +35,6 @@ type Config struct {
 	// weight. 1 keeps all. ctrloop's own figures, pairs and experiments count rows, not weights: anything but 1 is for
 	// deployments in which other programs read labels.v1.
 	KeepOneNegativeIn int `yaml:"keep_one_negative_in"`
-	// SourceExpiry is how far a source of punctuation may fall behind the furthest one, in event time, before it no longer
-	// holds up the join: it has left without saying so. What it sends after all may then be late. 0: it holds for ever.
-	SourceExpiry time.Duration `yaml:"source_expiry"`
 	// MaxLead is how far one input may run ahead of the other in event time before it is paused.
 	MaxLead time.Duration `yaml:"max_lead"`
 	// CommitInterval is the pace of transactions under light load; a backlog is not held up by it.
@@ -83,7 +80,6 @@ func Default() Config {
 		KeepOneNegativeIn: 1,
 		Breaker:           defaultBreaker(),
 		// Longer than an instance of ingest is away for a restart, a rebalance or a bad night's page.
-		SourceExpiry:   time.Hour,
 		CommitInterval: 250 * time.Millisecond,
 		MaxPoll:        50_000,
 		Segments:       Segments{Interval: 30 * time.Second},
@@ -121,9 +117,6 @@ func (c Config) Validate() error {
 	if c.KeepOneNegativeIn < 1 || c.KeepOneNegativeIn > 1000 {
 		bad("keep_one_negative_in: %d: want 1 (all) to 1000", c.KeepOneNegativeIn)
 	}
-	if c.SourceExpiry < 0 {
-		bad("source_expiry: %s: want 0 (never) or more", c.SourceExpiry)
-	}
 	if c.MaxLead < time.Second {
 		bad("max_lead: %s: want 1s or more", c.MaxLead)
 	}
@@ -151,6 +144,6 @@ func (c Config) Validate() error {
 func (c Config) window(seed uint64) window.Config {
 	return window.Config{
 		WindowMS: c.Window.Milliseconds(), LatenessMS: c.Lateness.Milliseconds(), BucketMS: c.Bucket.Milliseconds(), Seed: seed,
-		ObserveMS: c.Observe.Milliseconds(), NegativeRate: int64(c.KeepOneNegativeIn), SourceExpiryMS: c.SourceExpiry.Milliseconds(),
+		ObserveMS: c.Observe.Milliseconds(), NegativeRate: int64(c.KeepOneNegativeIn),
 	}
 }

@@ -125,7 +125,8 @@ func (s *shard) consume(in window.Input, b stream.PartitionBatch, produce func(*
 			}
 			s.stats.dead[reason]++
 			produce(&stream.Record{
-				Topic: schemas.TopicDeadLetters, Partition: r.Partition, Key: r.Key, Timestamp: r.Timestamp,
+				// Keyed, though it be by nothing: a record without a key is one for a partition, which dlq.v1 may not have.
+				Topic: schemas.TopicDeadLetters, Key: append([]byte{}, r.Key...), Timestamp: r.Timestamp,
 				Value: marshal(deadLetter(reason, err, r.Topic, r.Partition, r.Offset, r.Key, r.Value)),
 			})
 		}
@@ -173,7 +174,7 @@ func apply(w *window.Window, in window.Input, r *stream.Record) (event bool, cat
 		if h.Key == schemas.HeaderPunctuation {
 			var p eventpb.Punctuation
 			if err := proto.Unmarshal(r.Value, &p); err != nil {
-				return false, nil, errRecord{fmt.Errorf("%w: punctuation: %w", errWire, err)}
+				return false, nil, errRecord{fmt.Errorf("%w: punctuation: %w", eventpb.ErrWire, err)}
 			}
 			if err := w.Punctuate(in, window.Promise{Source: p.Source, Covers: p.Covers, Parts: p.Parts, LowMS: p.LowWatermarkMs, Closed: p.Closed}); err != nil {
 				return false, nil, errRecord{err}

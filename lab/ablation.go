@@ -29,6 +29,8 @@ func Variants() []Variant {
 		{Name: "CAIG's x~", What: "the corrupted half is the masked picture or another caption, by a coin", Arm: "caig"},
 		{Name: "placebo PCPO", What: "the corrupted half is not corrupted: what is left is not about the product", Arm: "placebo"},
 		{Name: "one order only", What: "the reward model is asked once, sides as they come", Arm: "one_order"},
+		{Name: "no form term", What: "L_form left out: what PCPO does by itself", Arm: "no_form"},
+		{Name: "form term only", What: "DPO with L_form, without PCPO: what L_form does by itself", Arm: "form_only"},
 		{Name: "no NLL term", What: "nothing holds the likelihood of y+", Arm: "no_nll"},
 		{Name: "anchor", What: "mDPO's anchor on y+ besides", Arm: "anchored"},
 		{Name: "no point loss", What: "reward model without the 0.5 MSE on rates", Arm: armPCPO, Reward: map[string]any{"point_weight": 0.0}},

@@ -358,7 +358,7 @@ func TestAblationSharesWorkAndComparesWorldByWorld(t *testing.T) {
 
 func TestTheTrainerKnowsWhatTheAblationChanges(t *testing.T) {
 	read := func(file string) string {
-		raw, err := os.ReadFile(filepath.Join("../../../trainer-bridge/trainer/ctrloop_trainer", file))
+		raw, err := os.ReadFile(filepath.Join("../trainer-bridge/trainer/ctrloop_trainer", file))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"ctrloop/internal/artifact"
 )
 
 // stamp lies in a folder that once made, and says from what.
@@ -73,5 +75,5 @@ func writeStamp(file string, s stamp) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(file, append(raw, '\n'))
+	return artifact.WriteFile(file, append(raw, '\n'), 0o644)
 }

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"ctrloop/internal/artifact"
 	"ctrloop/internal/catalogue"
 	"ctrloop/internal/world"
 	trainerbridge "ctrloop/trainer-bridge"
@@ -322,7 +323,7 @@ func writeJSON(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(path, append(raw, '\n'))
+	return artifact.WriteFile(path, append(raw, '\n'), 0o644)
 }
 
 // shareOfBest is the gain of a model as a share of what the best creatives would gain, products weighed alike.

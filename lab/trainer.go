@@ -52,7 +52,7 @@ func OpenTrainer(opt TrainerOptions) (*Trainer, error) {
 	if err != nil {
 		return nil, err
 	}
-	unpacked, err := trainerbridge.Extract(filepath.Join(opt.Home, "trainer"))
+	unpacked, err := trainerbridge.Extract(filepath.Join(opt.Home, trainerbridge.Folder))
 	if err != nil {
 		return nil, err
 	}
@@ -136,21 +136,7 @@ func keep(from, to string) error {
 	if err != nil {
 		return fmt.Errorf("keep %s: %w", filepath.Base(to), err)
 	}
-	return writeFile(to, raw)
-}
-
-// writeFile writes a file that appears whole or not at all.
-func writeFile(path string, raw []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name()) // does nothing after the rename
-	_, err = tmp.Write(raw)
-	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return os.Rename(tmp.Name(), path)
+	return artifact.WriteFile(to, raw, 0o644)
 }
 
 // ReadDescriptions reads lines {"product", "text"}.

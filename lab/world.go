@@ -132,7 +132,7 @@ func (w *World) draw(ctx context.Context, tell func(float64, string)) error {
 			p, _ := w.Catalogue.Get(a.Product)
 			im, _ := imaging.Render(p, a.Description, a.Seed, creativePx)
 			a.ctr = w.TrueCTR(p, im)
-			a.view, err = app.View(im)
+			a.view, err = app.View(im, app.EmbeddedViewPx)
 			return err
 		})
 	}

@@ -19,7 +19,7 @@ type Creative struct {
 	Prior        float64 `json:"prior"` // reward model's score in [0,1], 0.5 when there is none yet
 	// Matching is how well the background suits the product, in [0,1], as MatchingJudge said. Scores of two judges do
 	// not compare. No judge: nobody has scored it, and Matching means nothing.
-	Matching      float64   `json:"matching,omitempty"`
+	Matching      float64   `json:"matching"`
 	MatchingJudge string    `json:"matching_judge,omitempty"`
 	Blocked       string    `json:"blocked,omitempty"` // why it must not serve; empty: it may
 	Created       time.Time `json:"created"`

@@ -29,6 +29,9 @@ type Topic struct {
 	// Partitions is fixed for control.v1 (1: its order is the order of the world); 0 takes the
 	// configured count. imp.v1, clk.v1 and labels.v1 must have the same count: the join is partition by partition.
 	Partitions int32
+	// AnyCount: the topic is made with Partitions and taken as it is, since nothing depends on how many it has. Its number may
+	// be raised while everything runs.
+	AnyCount bool
 	// Compacted topics keep the last record of each key for good.
 	Compacted bool
 	// Retention of the others; 0 takes the configured one, negative keeps everything.
@@ -39,10 +42,10 @@ type Topic struct {
 // `ctrloop migrate` does.
 func Topics() []Topic {
 	return []Topic{
-		{Name: TopicRawImpressions}, {Name: TopicRawClicks},
+		{Name: TopicRawImpressions, AnyCount: true}, {Name: TopicRawClicks, AnyCount: true},
 		{Name: TopicImpressions}, {Name: TopicClicks}, {Name: TopicLabels},
-		{Name: TopicAudit}, {Name: TopicLate}, {Name: TopicDeadLetters},
-		{Name: TopicPairs},
+		{Name: TopicAudit, AnyCount: true}, {Name: TopicLate, AnyCount: true}, {Name: TopicDeadLetters, AnyCount: true},
+		{Name: TopicPairs, AnyCount: true},
 		{Name: TopicCreatives, Partitions: 1, Compacted: true},
 		{Name: TopicControl, Partitions: 1, Retention: -1},
 	}

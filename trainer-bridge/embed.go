@@ -14,7 +14,7 @@ import (
 // Named by pattern, so that caches of Python and of its tools stay out of the binary. A folder below weights/*/ (the
 // parts of the image model) comes whole.
 //
-//go:embed trainer/ctrloop_trainer/*.py trainer/ctrloop_trainer/*/*.py trainer/requirements.txt trainer/weights/*/*
+//go:embed trainer/ctrloop_trainer/*.py trainer/ctrloop_trainer/*/*.py trainer/*.yaml trainer/requirements.txt trainer/weights/*/*
 var files embed.FS
 
 // Lock is the hashed list of Python packages that the trainer needs.
@@ -25,6 +25,9 @@ func Lock() []byte {
 	}
 	return b
 }
+
+// Folder is where the trainer is extracted to, in the folder of downloads.
+const Folder = "trainer"
 
 // Extract writes the embedded trainer (package and weights) under dir and returns the folder, which is named
 // by its content: an existing one is used as it is. The folder is what PYTHONPATH must hold.

@@ -81,10 +81,20 @@ type Local struct {
 	Catalogue string   // file: catalogue.jsonl
 	Renderer  []string // command that draws creatives, speaking on stdin and stdout
 	Threads   int
-	Timeout   time.Duration
+	Placement Placement     // of the models
+	Timeout   time.Duration // without progress
 	StopGrace time.Duration
 	Store     *artifact.Store
 	Log       zerolog.Logger
+}
+
+// Placement is where models lie and in which numbers they compute, as the trainer's specification has it. The zero value
+// is the embedded model's.
+type Placement struct {
+	Device        string `json:"device,omitempty"`
+	Precision     string `json:"precision,omitempty"`
+	Quantize      string `json:"quantize,omitempty"`
+	Checkpointing bool   `json:"checkpointing,omitempty"`
 }
 
 // JobDir is the folder of a job: spec.json, job.log and out/.
@@ -103,7 +113,7 @@ func (l *Local) Run(ctx context.Context, job control.JobStatus) (string, error) 
 func (l *Local) Execute(ctx context.Context, spec TrainerSpec) (string, error) {
 	dir := l.JobDir(spec.ID)
 	out := filepath.Join(dir, "out")
-	if err := os.MkdirAll(out, 0o755); err != nil {
+	if err := l.clearOfOthers(dir, out); err != nil {
 		return "", fmt.Errorf("job folder: %w", err)
 	}
 	raw, err := json.MarshalIndent(spec, "", "  ")
@@ -120,8 +130,13 @@ func (l *Local) Execute(ctx context.Context, spec TrainerSpec) (string, error) {
 	}
 	defer log.Close()
 
-	runCtx, cancel := context.WithTimeout(ctx, l.Timeout)
+	runCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		stopStalled(runCtx, cancel, l.Timeout, log.Name(), filepath.Join(out, curveFile))
+	}()
 	err = process.Run(runCtx, process.Spec{
 		Name: spec.ID, Path: l.Python, Args: []string{"-m", "ctrloop_trainer.job", specFile, "--out", out}, Dir: dir,
 		Env: []string{
@@ -133,15 +148,87 @@ func (l *Local) Execute(ctx context.Context, spec TrainerSpec) (string, error) {
 		},
 		Threads: l.Threads, Stdout: log, Stderr: log, Grace: l.StopGrace,
 	}, l.Log)
+	stalled := runCtx.Err() != nil
+	cancel()
+	<-watched
 	switch {
 	case err == nil:
 		return out, nil
 	case ctx.Err() != nil:
 		return "", &JobError{FailInterrupted, ctx.Err()}
-	case runCtx.Err() != nil:
-		return "", &JobError{FailTimeout, fmt.Errorf("stopped after %v (trainer.timeout)", l.Timeout)}
+	case stalled:
+		return "", &JobError{FailTimeout, fmt.Errorf("stopped after %v without progress (trainer.timeout)", l.Timeout)}
 	}
 	return "", &JobError{classify(err), err}
+}
+
+// curveFile is where a running job writes a line a step, in its folder out.
+const curveFile = "metrics.jsonl"
+
+// trainerFile in a job's folder names the version of the trainer that began it.
+const trainerFile = "trainer"
+
+// clearOfOthers makes the folder out, empty if another version of the trainer has begun it: the trainer refuses to go on
+// there, since half a model by each version would be no version's.
+func (l *Local) clearOfOthers(dir, out string) error {
+	own, marker := filepath.Base(l.Trainer), filepath.Join(dir, trainerFile)
+	if before, err := os.ReadFile(marker); err == nil && string(before) != own {
+		l.Log.Info().Str("job", filepath.Base(dir)).Msg("another version of the trainer has begun this job: it starts over")
+		if err := os.RemoveAll(out); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(marker, []byte(own), 0o644)
+}
+
+// stopStalled calls stop when none of the files has grown for the limit. It returns when ctx ends.
+func stopStalled(ctx context.Context, stop func(), limit time.Duration, files ...string) {
+	look := time.NewTicker(max(limit/20, time.Millisecond))
+	defer look.Stop()
+	p := newProgress(limit, time.Now())
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-look.C:
+			if p.stalled(now, sizes(files)) {
+				stop()
+				return
+			}
+		}
+	}
+}
+
+// progress knows since when nothing has grown.
+type progress struct {
+	limit time.Duration
+	size  int64
+	since time.Time
+}
+
+func newProgress(limit time.Duration, now time.Time) *progress {
+	return &progress{limit: limit, since: now}
+}
+
+// stalled is told how much has been written by now, and whether that is what there was the limit ago.
+func (p *progress) stalled(now time.Time, size int64) bool {
+	if size != p.size {
+		p.size, p.since = size, now
+	}
+	return now.Sub(p.since) >= p.limit
+}
+
+// sizes is the sum of the files' sizes; a file that is not there has none.
+func sizes(files []string) (sum int64) {
+	for _, f := range files {
+		if info, err := os.Stat(f); err == nil {
+			sum += info.Size()
+		}
+	}
+	return sum
 }
 
 // watched are the fields of a training curve that fit a progress line, in its order.
@@ -150,7 +237,7 @@ var watched = []string{"stage", "model", "arm", "epoch", "step", "loss", "matchi
 // Progress is the last line of a job's metrics.jsonl, as "name value" pairs of what is watched; empty before there
 // is one.
 func (l *Local) Progress(id string) string {
-	b, err := os.ReadFile(filepath.Join(l.JobDir(id), "out", "metrics.jsonl"))
+	b, err := os.ReadFile(filepath.Join(l.JobDir(id), "out", curveFile))
 	if err != nil {
 		return ""
 	}
@@ -173,10 +260,11 @@ func (l *Local) Progress(id string) string {
 
 // TrainerSpec is the trainer's spec.json, see docs/jobs.md: in paths of this machine. What is empty is not given.
 type TrainerSpec struct {
-	Kind          Kind           `json:"kind"`
-	ID            string         `json:"id"`
-	Seed          uint64         `json:"seed"`
-	Threads       int            `json:"threads"`
+	Kind    Kind   `json:"kind"`
+	ID      string `json:"id"`
+	Seed    uint64 `json:"seed"`
+	Threads int    `json:"threads"`
+	Placement
 	Base          string         `json:"base,omitempty"`
 	BaseDigest    string         `json:"base_digest,omitempty"`
 	Dataset       string         `json:"dataset,omitempty"`
@@ -197,7 +285,7 @@ func (l *Local) spec(job control.JobStatus) (TrainerSpec, error) {
 		return TrainerSpec{}, fmt.Errorf("job %s: spec: %w", job.ID, err)
 	}
 	t := TrainerSpec{
-		Kind: s.Kind, ID: job.ID, Seed: s.Seed, Threads: l.Threads, Base: l.Base, BaseDigest: s.Base,
+		Kind: s.Kind, ID: job.ID, Seed: s.Seed, Threads: l.Threads, Placement: l.Placement, Base: l.Base, BaseDigest: s.Base,
 		Dataset: l.Store.Path(s.Dataset), DatasetDigest: s.Dataset,
 		Renderer: l.Renderer, Grammar: l.Grammar, Catalogue: l.Catalogue, Hyper: s.Hyper,
 	}

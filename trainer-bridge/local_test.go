@@ -112,3 +112,72 @@ func TestLocalStopsWithATermFirst(t *testing.T) {
 		t.Errorf("the job had no time for its checkpoint: %v", err)
 	}
 }
+
+func TestATimeLimitGoesByProgress(t *testing.T) {
+	start := time.Unix(0, 0)
+	p := newProgress(10*time.Minute, start)
+	for minute := 0; minute <= 600; minute += 5 { // ten hours on a machine with other things to do
+		if p.stalled(start.Add(time.Duration(minute)*time.Minute), int64(minute)) {
+			t.Fatalf("stopped after %d minutes, while it was making progress", minute)
+		}
+	}
+	if p.stalled(start.Add(609*time.Minute), 600) {
+		t.Error("stopped before the limit")
+	}
+	if !p.stalled(start.Add(610*time.Minute), 600) {
+		t.Error("a job that stands still goes on")
+	}
+}
+
+func TestLocalStopsAJobThatStandsStill(t *testing.T) {
+	l, j := local(t, "while :; do sleep 0.05; done")
+	l.Timeout = 50 * time.Millisecond
+	_, err := l.Run(t.Context(), j)
+	var je *JobError
+	if !errors.As(err, &je) || je.Class != FailTimeout || !strings.Contains(err.Error(), "without progress") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestLocalHandsOverWhereModelsLie(t *testing.T) {
+	l, j := local(t, `cp "$spec" "$out/seen.json"`)
+	l.Placement = Placement{Device: "auto", Precision: "bf16", Quantize: "4bit", Checkpointing: true}
+	out, err := l.Run(t.Context(), j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join(out, "seen.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s map[string]any
+	if err := json.Unmarshal(b, &s); err != nil {
+		t.Fatal(err)
+	}
+	if s["device"] != "auto" || s["precision"] != "bf16" || s["quantize"] != "4bit" || s["checkpointing"] != true {
+		t.Errorf("spec.json: %s", b)
+	}
+}
+
+func TestAJobOfAnotherVersionStartsOver(t *testing.T) {
+	l, j := local(t, `[ -e "$out/epoch" ] && touch "$out/resumed"; touch "$out/epoch"`)
+	l.Trainer = "/trainers/aaaa"
+	resumed := func() bool {
+		out, err := l.Run(t.Context(), j)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = os.Stat(filepath.Join(out, "resumed"))
+		return err == nil
+	}
+	if resumed() {
+		t.Fatal("the first run found something")
+	}
+	if !resumed() {
+		t.Error("the same version did not go on from what there was")
+	}
+	l.Trainer = "/trainers/bbbb"
+	if resumed() {
+		t.Error("a new version went on from what the old one had left")
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 
@@ -20,6 +21,9 @@ var adapterFiles = map[string]string{
 	"probe.json":                "probe.json",
 	"lineage.json":              "lineage.json",
 }
+
+// cardFile says what an adapter is to whoever finds it without us; jobs of earlier releases left none.
+const cardFile = "README.md"
 
 // metricsFile is the part of metrics.json that the bridge reads.
 type metricsFile struct {
@@ -40,6 +44,11 @@ func readMetrics(dir string) (metricsFile, error) {
 	return m, nil
 }
 
+func fileExists(name string) bool {
+	_, err := os.Stat(name)
+	return err == nil
+}
+
 // candidate builds the artifact of a prompt-model version from the result of a rounds job.
 func candidate(store *artifact.Store, result string) (digest string, err error) {
 	dir, err := os.MkdirTemp("", "ctrloop-adapter-*")
@@ -47,7 +56,11 @@ func candidate(store *artifact.Store, result string) (digest string, err error) 
 		return "", fmt.Errorf("build version: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	for name, from := range adapterFiles {
+	files := maps.Clone(adapterFiles)
+	if card := filepath.Join(result, "adapter", cardFile); fileExists(card) {
+		files[cardFile] = "adapter/" + cardFile
+	}
+	for name, from := range files {
 		b, err := os.ReadFile(filepath.Join(result, filepath.FromSlash(from)))
 		if errors.Is(err, fs.ErrNotExist) {
 			return "", fmt.Errorf("the rounds job left no %s", from)

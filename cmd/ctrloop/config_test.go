@@ -77,6 +77,24 @@ func TestConfigCheckListsProblems(t *testing.T) {
 	}
 }
 
+// TestRetentionCoversTheJoin: topics that forget sooner than the join needs them fail the check, not a start weeks later.
+func TestRetentionCoversTheJoin(t *testing.T) {
+	for yaml, want := range map[string]string{
+		"kafka:\n  retention: 1h\njoiner:\n  window: 2h\n":  "kafka.retention: 1h0m0s: want at least 3h0m30s",
+		"kafka:\n  retention: 4h\njoiner:\n  window: 2h\n":  "",
+		"kafka:\n  retention: -1s\njoiner:\n  window: 2h\n": "",
+	} {
+		file := filepath.Join(t.TempDir(), "c.yaml")
+		if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		code, _, stderr := cli(t, "config", "check", file)
+		if (code == exitOK) != (want == "") || !strings.Contains(stderr, want) {
+			t.Errorf("%q: exit %d: %s", yaml, code, stderr)
+		}
+	}
+}
+
 // TestConfigReferenceIsCurrent fails where a field, a default or a comment has changed since `make docs`.
 func TestConfigReferenceIsCurrent(t *testing.T) {
 	page, err := config.Docs("../..", "ctrloop", app.Default())

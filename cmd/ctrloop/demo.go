@@ -13,7 +13,7 @@ import (
 // DemoCmd is `ctrloop demo`.
 type DemoCmd struct {
 	JSON            string  `name:"json" help:"Write the scoreboard to this file; - is standard output." placeholder:"FILE"`
-	Quick           bool    `help:"A smoke test: little traffic, one epoch. Its learning figures mean little."`
+	Quick           bool    `help:"A smoke test: little traffic, two epochs. Its learning figures mean little, and often no candidate comes as far as an experiment."`
 	Seed            uint64  `help:"Draws the world. Another seed is another world." default:"1"`
 	Products        string  `help:"Folder with products.jsonl and cut-outs, instead of the built-in catalogue." type:"existingdir" placeholder:"DIR"`
 	Holdout         string  `help:"Folder of products that training never sees, besides --holdout-fraction." type:"existingdir" placeholder:"DIR"`
@@ -48,8 +48,13 @@ func (c *DemoCmd) Run(ctx context.Context, g *Globals, out *output) error {
 		}
 		defer os.RemoveAll(dir)
 	}
+	board := out.stdout
+	if c.JSON == "-" { // one document and nothing else
+		board = out.stderr
+	}
 	_, err = demo.Run(ctx, demo.Options{
-		Seed: c.Seed, Quick: c.Quick, Products: c.Products, Holdout: c.Holdout, HoldoutFraction: c.HoldoutFraction, Clickbait: c.Clickbait, Images: app.ImageBackend(c.Images),
+		Seed: c.Seed, Quick: c.Quick, Products: c.Products, Holdout: c.Holdout, HoldoutFraction: c.HoldoutFraction,
+		Clickbait: c.Clickbait, Images: app.ImageBackend(c.Images), Board: board,
 		Speed: c.Speed, Dir: dir, Home: home, Version: version, API: c.API, Log: out.quietLogger(g), Out: out.stderr, Stay: c.Stay,
 		Report: func(b *demo.Scoreboard) error { return out.writeJSON(c.JSON, b) },
 	})

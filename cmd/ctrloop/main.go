@@ -7,6 +7,7 @@
 //	1    failed while working
 //	2    wrong usage or configuration; nothing was started
 //	3    something must be set up first (the message names the command)
+//	4    the work is done, and events were lost, or rejected above the given limit
 //	130  stopped by a signal before the work was done
 package main
 
@@ -62,6 +63,7 @@ const (
 	exitFailed      = 1
 	exitUsage       = 2
 	exitNeedsSetup  = 3
+	exitLost        = 4
 	exitInterrupted = 130
 )
 

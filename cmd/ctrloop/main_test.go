@@ -178,6 +178,29 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// TestStatusReady: the exit code is the answer, for health checks inside of containers.
+func TestStatusReady(t *testing.T) {
+	waiting := fakeInstance(t, `{"ready":false,"gates":[{"name":"joiner","ready":false,"reason":"rebuilding"},{"name":"edge","ready":true}]}`, `{}`)
+	code, stdout, stderr := cli(t, "status", "--ready", "--dir", waiting)
+	if code != exitFailed || stdout != "" || !strings.Contains(stderr, "joiner: rebuilding") || strings.Contains(stderr, "edge") {
+		t.Errorf("not ready: exit %d: %s%s", code, stdout, stderr)
+	}
+	ready := fakeInstance(t, `{"ready":true,"gates":[{"name":"edge","ready":true}]}`, `no JSON: it must not be asked`)
+	if code, stdout, stderr = cli(t, "status", "--ready", "--dir", ready); code != exitOK || stdout+stderr != "" {
+		t.Errorf("ready: exit %d: %s%s", code, stdout, stderr)
+	}
+	if code, _, _ = cli(t, "status", "--ready", "--dir", t.TempDir()); code != exitFailed {
+		t.Errorf("nothing runs: exit %d", code)
+	}
+	silent := t.TempDir()
+	if err := os.WriteFile(filepath.Join(silent, app.RunFile), []byte(`{"edge":"127.0.0.1:1"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, stderr = cli(t, "status", "--ready", "--dir", silent); code != exitFailed || !strings.Contains(stderr, "admin.address") {
+		t.Errorf("without an admin listener: exit %d: %s", code, stderr)
+	}
+}
+
 func TestStatusWithoutAnInstance(t *testing.T) {
 	dir := t.TempDir()
 	code, _, stderr := cli(t, "status", "--dir", dir)

@@ -6,11 +6,10 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 
+	"ctrloop/internal/artifact"
 	"ctrloop/internal/telemetry"
 
 	"github.com/rs/zerolog"
@@ -98,19 +97,7 @@ func (o *output) writeJSON(path string, v any) error {
 	if err != nil {
 		return fmt.Errorf("encode the result for %s: %w", path, err)
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return fmt.Errorf("write the result: %w", err)
-	}
-	defer os.Remove(tmp.Name()) // does nothing after the rename
-	_, err = tmp.Write(append(raw, '\n'))
-	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Close()); err != nil {
-		return fmt.Errorf("write the result: %w", err)
-	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
-		return fmt.Errorf("write the result: %w", err)
-	}
-	return nil
+	return artifact.WriteFile(path, append(raw, '\n'), 0o644)
 }
 
 // printError prints what failed and why (the error's text), then each hint on what to do about it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	"ctrloop/internal/setup"
 	trainerbridge "ctrloop/trainer-bridge"
@@ -14,7 +15,9 @@ type SetupCmd struct {
 	Check          bool   `help:"Fetch nothing: say what is there and what is missing, with sizes. Exit code 3 if something is missing."`
 	JSON           bool   `name:"json" help:"Print the outcome as JSON."`
 	LibchdbTarball string `help:"Use this copy of the engine's npm package instead of downloading it." type:"existingfile" placeholder:"FILE"`
+	EnginePath     bool   `help:"Fetch nothing: print the path of the engine's library, for scripts."`
 	PythonPath     bool   `help:"Fetch nothing: print the path of the Python environment's interpreter, for scripts."`
+	NoEngine       bool   `help:"Leave out the ClickHouse engine: the warehouse is given by address (clickhouse.dsn)."`
 	NoPython       bool   `help:"Leave out the Python environment: no training and no model server on this machine."`
 }
 
@@ -46,13 +49,25 @@ func (c *SetupCmd) Run(ctx context.Context, g *Globals, out *output) error {
 		}
 		return err
 	}
-	opts := setup.Options{Home: home, LibraryTarball: c.LibchdbTarball, Progress: out.stderr}
+	if c.EnginePath {
+		library, err := setup.Library(home)
+		if err == nil {
+			_, err = fmt.Fprintln(out.stdout, library)
+		}
+		return err
+	}
+	opts := setup.Options{Home: home, NoEngine: c.NoEngine, LibraryTarball: c.LibchdbTarball, Progress: out.stderr}
 	if !c.NoPython {
 		opts.Lock = trainerbridge.Lock()
 	}
 	if !c.Check {
 		if err := setup.Run(ctx, opts); err != nil {
 			return err
+		}
+		if !c.NoPython { // a machine where the folder of downloads is read-only later has the trainer then
+			if _, err := trainerbridge.Extract(filepath.Join(home, trainerbridge.Folder)); err != nil {
+				return err
+			}
 		}
 	}
 	result := setupResult{Home: home, Ready: true, Items: setup.Check(opts)}

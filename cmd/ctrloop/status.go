@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -18,8 +19,9 @@ import (
 
 // StatusCmd is `ctrloop status`.
 type StatusCmd struct {
-	Dir  string `help:"Folder of the instance." default:"ctrloop-data" env:"CTRLOOP_DIR" type:"path"`
-	JSON bool   `name:"json" help:"Print JSON."`
+	Dir   string `help:"Folder of the instance." default:"ctrloop-data" env:"CTRLOOP_DIR" type:"path"`
+	JSON  bool   `name:"json" help:"Print JSON."`
+	Ready bool   `help:"Only say whether it is ready: exit code 0, or 1 with what it waits for. For health checks of containers."`
 }
 
 // statusTimeout bounds each question to the instance.
@@ -45,10 +47,16 @@ func (c *StatusCmd) Run(ctx context.Context, out *output) error {
 	if err != nil {
 		return withHint(err, "start one with `ctrloop up --dir "+c.Dir+"`, or name its folder with --dir")
 	}
+	if found.Admin == "" {
+		return withHint(fmt.Errorf("the instance on %s has no admin listener to ask", c.Dir), "set admin.address in its configuration")
+	}
 	status := instanceStatus{Dir: c.Dir, Addresses: shown(found)}
 	if err := getJSON(ctx, found.Admin, "/readyz", &status); err != nil {
 		return withHint(fmt.Errorf("the instance on %s does not answer (it may have been killed): %w", c.Dir, err),
 			"start it again with `ctrloop up --dir "+c.Dir+"`")
+	}
+	if c.Ready {
+		return status.readiness()
 	}
 	if found.API != "" {
 		if err := getJSON(ctx, found.API, "/api/overview", &status.Overview); err != nil {
@@ -59,6 +67,20 @@ func (c *StatusCmd) Run(ctx context.Context, out *output) error {
 		return out.printJSON(status)
 	}
 	return status.print(out.stdout)
+}
+
+// readiness is an error that names every part that the instance waits for.
+func (s *instanceStatus) readiness() error {
+	if s.Ready {
+		return nil
+	}
+	waits := []string{"the instance on " + s.Dir + " is not ready"}
+	for _, gate := range s.Gates {
+		if !gate.Ready {
+			waits = append(waits, gate.Name+": "+gate.Reason)
+		}
+	}
+	return errors.New(strings.Join(waits, "; "))
 }
 
 // shown lists the addresses that are set; the warehouse's DSN holds a password and stays out.

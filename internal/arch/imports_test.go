@@ -19,7 +19,7 @@ const module = "ctrloop"
 var services = []string{"ingest", "joiner", "pairer", "trainer-bridge", "serving"}
 
 // programs are the composition root and what is built over it; only commands and tests of the binary use them.
-var programs = []string{"app", "demo", "lab", "bench"}
+var programs = []string{"app", "demo", "lab", "bench", "replay"}
 
 // pure packages take time and randomness as arguments and do no I/O: they are tested in virtual time and can be
 // replayed to the same result.

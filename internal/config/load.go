@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -83,7 +84,10 @@ func Load[T any](path string, def T) (T, error) {
 
 // Parse is [Load] for a file's content; path is where it came from, for messages and for relative ${file:...}.
 func Parse[T any](raw []byte, path string, def T) (T, error) {
-	l := loader{dir: filepath.Dir(path), derived: derivedPaths(reflect.TypeFor[T](), "")}
+	l := loader{
+		dir: filepath.Dir(path), derived: derivedPaths(reflect.TypeFor[T](), ""), lines: map[string]int{}, bad: map[*yaml.Node]bool{},
+		badIn: map[string]bool{},
+	}
 	root, err := document(raw)
 	if err != nil {
 		return def, &Error{File: path, Problems: []Problem{{Message: err.Error()}}}
@@ -91,14 +95,20 @@ func Parse[T any](raw []byte, path string, def T) (T, error) {
 	result := def
 	if root != nil {
 		l.walk(root, reflect.TypeFor[T](), "")
-		if len(l.problems) == 0 {
-			l.decode(root, &result)
-		}
+		// What is wrong in itself is left out, so that the rest is judged in the same run: its place keeps the default.
+		l.prune(root)
+		l.decode(root, &result)
 	}
-	if len(l.problems) == 0 {
-		l.problems = Validate(result)
+	for _, p := range Validate(result) {
+		// A key that is missing beside a wrong one may be that one.
+		if l.lines[p.Path] == 0 && l.badIn[section(p.Path)] {
+			continue
+		}
+		p.Line = l.lineOf(p.Path)
+		l.problems = append(l.problems, p)
 	}
 	if len(l.problems) > 0 {
+		slices.SortStableFunc(l.problems, func(a, b Problem) int { return a.Line - b.Line })
 		return def, &Error{File: path, Problems: l.problems}
 	}
 	return result, nil
@@ -126,10 +136,53 @@ type loader struct {
 	dir      string
 	derived  []string
 	problems []Problem
+	lines    map[string]int      // of what the file sets, by path
+	bad      map[*yaml.Node]bool // values that a problem is about
+	badIn    map[string]bool     // sections with such values, by path
 }
 
 func (l *loader) problem(line int, path, format string, args ...any) {
+	l.badIn[section(path)] = true
 	l.problems = append(l.problems, Problem{Line: line, Path: path, Message: fmt.Sprintf(format, args...)})
+}
+
+// wrong reports a problem of a value, which is then left out.
+func (l *loader) wrong(node *yaml.Node, path, format string, args ...any) {
+	l.bad[node] = true
+	l.problem(node.Line, path, format, args...)
+}
+
+// prune takes the values that a problem is about out of a tree.
+func (l *loader) prune(node *yaml.Node) {
+	var keep []*yaml.Node
+	for i := 0; i < len(node.Content); i++ {
+		switch {
+		case node.Kind == yaml.MappingNode && i+1 < len(node.Content):
+			if value := node.Content[i+1]; !l.bad[value] {
+				l.prune(value)
+				keep = append(keep, node.Content[i], value)
+			}
+			i++
+		case !l.bad[node.Content[i]]:
+			l.prune(node.Content[i])
+			keep = append(keep, node.Content[i])
+		}
+	}
+	node.Content = keep
+}
+
+// section is the path of what is around.
+func section(path string) string { return path[:max(0, strings.LastIndexAny(path, ".["))] }
+
+// lineOf is where the file sets a path, or the section around it; 0 where it sets neither.
+func (l *loader) lineOf(path string) int {
+	for path != "" {
+		if line := l.lines[path]; line > 0 {
+			return line
+		}
+		path = section(path)
+	}
+	return 0
 }
 
 // walk compares a YAML node with the type that will take it: it expands references, turns days into hours, and
@@ -139,7 +192,7 @@ func (l *loader) walk(node *yaml.Node, t reflect.Type, path string) {
 		t = t.Elem()
 	}
 	if node.Kind == yaml.AliasNode {
-		l.problem(node.Line, path, "anchors and aliases are not supported; write the value out")
+		l.wrong(node, path, "anchors and aliases are not supported; write the value out")
 		return
 	}
 	if node.Kind == yaml.ScalarNode {
@@ -154,11 +207,15 @@ func (l *loader) walk(node *yaml.Node, t reflect.Type, path string) {
 		l.mapping(node, fieldsOf(t), path)
 	case node.Kind == yaml.MappingNode && t.Kind() == reflect.Map:
 		for i := 0; i < len(node.Content); i += 2 {
-			l.walk(node.Content[i+1], t.Elem(), join(path, node.Content[i].Value))
+			at := join(path, node.Content[i].Value)
+			l.lines[at] = node.Content[i].Line
+			l.walk(node.Content[i+1], t.Elem(), at)
 		}
 	case node.Kind == yaml.SequenceNode && (t.Kind() == reflect.Slice || t.Kind() == reflect.Array):
 		for i, item := range node.Content {
-			l.walk(item, t.Elem(), fmt.Sprintf("%s[%d]", path, i))
+			at := fmt.Sprintf("%s[%d]", path, i)
+			l.lines[at] = item.Line
+			l.walk(item, t.Elem(), at)
 		}
 	}
 }
@@ -171,7 +228,9 @@ func (l *loader) mapping(node *yaml.Node, fields []field, path string) {
 	for i := 0; i < len(node.Content); i += 2 {
 		key, value := node.Content[i], node.Content[i+1]
 		f, known := byKey[key.Value]
+		l.lines[join(path, key.Value)] = key.Line
 		if !known {
+			l.bad[value] = true
 			hint := ""
 			if near := nearest(key.Value, fields); near != "" {
 				hint = fmt.Sprintf("; did you mean %q?", near)
@@ -180,10 +239,12 @@ func (l *loader) mapping(node *yaml.Node, fields []field, path string) {
 			continue
 		}
 		if isDerived(join(path, key.Value), l.derived) {
+			l.bad[value] = true
 			l.problem(key.Line, join(path, key.Value), "is set by ctrloop itself; remove the key")
 			continue
 		}
 		if value.Tag == "!!null" {
+			l.bad[value] = true
 			l.problem(key.Line, join(path, key.Value), "has no value; leave the key out for the default")
 			continue
 		}
@@ -195,7 +256,7 @@ func (l *loader) scalar(node *yaml.Node, t reflect.Type, path string) {
 	if strings.Contains(node.Value, "$") {
 		value, err := expand(node.Value, l.dir)
 		if err != nil {
-			l.problem(node.Line, path, "%v", err)
+			l.wrong(node, path, "%v", err)
 			return
 		}
 		if value != node.Value && node.Style == 0 {
@@ -220,7 +281,7 @@ func (l *loader) duration(node *yaml.Node, path string) {
 		}
 	}
 	if _, err := time.ParseDuration(value); err != nil {
-		l.problem(node.Line, path, "%q is not a duration; write a number with a unit: 500ms, 30s, 15m, 12h, 7d", node.Value)
+		l.wrong(node, path, "%q is not a duration; write a number with a unit: 500ms, 30s, 15m, 12h, 7d", node.Value)
 		return
 	}
 	node.Value, node.Tag = value, "!!str"

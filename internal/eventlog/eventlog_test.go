@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/klauspost/compress/zstd"
 
 	"ctrloop/schemas"
 )
@@ -136,7 +138,7 @@ func TestReplayIsTheSameEventsWhateverTheName(t *testing.T) {
 	opt := Options{Seed: 3, Delay: DefaultDelay()}
 	a := all(t, opt, file(t, "x/log.csv", text, false))
 	b := all(t, opt, file(t, "x/other.csv.gz", text, true))
-	if d := cmp.Diff(a, b); d != "" {
+	if d := cmp.Diff(a, b, cmpopts.IgnoreFields(Line{}, "File")); d != "" {
 		t.Error(d)
 	}
 	opt.Seed = 4
@@ -176,7 +178,14 @@ func TestJSONLinesPassThrough(t *testing.T) {
 func TestErrorsSayWhere(t *testing.T) {
 	row := func(s string) string { return header + banditLog(1, 2, start)[len(header):] + s }
 	for name, tc := range map[string]struct{ text, want string }{
-		"empty":      {"", "is empty"},
+		"empty":      {"", "EOF"},
+		"utf-16":     {"\xff\xfe{\x00", "iconv"},
+		"archive":    {"PK\x03\x04....", "unpack it first"},
+		"future":     {row("1,2101-01-01 00:00:00.000000+00:00,3,1,0,0.5,a,b,0\n"), "between 1970 and 2100"},
+		"item":       {row("1,2019-11-24 00:03:24.688993+00:00,NULL,1,0,0.5,a,b,0\n"), `line 3: item_id "NULL" names no item`},
+		"latin-1":    {row("1,2019-11-24 00:03:24.688993+00:00,caf\xe9,1,0,0.5,a,b,0\n"), "line 3: the row is not UTF-8"},
+		"long":       {"{\"type\":\"" + strings.Repeat("x", maxLine) + "\n", "line 1: the line has more than 1048576 bytes"},
+		"array":      {"[{\"type\":\"view\"}", `line 1: type "view"`},
 		"header":     {"a,b,c\n1,2,3\n", "lacks timestamp, item_id, position, click, propensity_score"},
 		"time":       {row("1,yesterday,3,1,0,0.5,a,b,0\n"), `line 3: timestamp "yesterday"`},
 		"click":      {row("1,2019-11-24 00:03:24.688993+00:00,3,1,2,0.5,a,b,0\n"), `line 3: click "2"`},
@@ -195,5 +204,223 @@ func TestErrorsSayWhere(t *testing.T) {
 	}
 	if _, err := Open(nil, Options{}); err == nil {
 		t.Error("a delay distribution without a median was accepted")
+	}
+}
+
+// impressionLine is a JSON line of an impression so long after start.
+func impressionLine(after time.Duration, n byte) string {
+	return `{"type":"impression","id":"` + schemas.NewImpressionID(start.Add(after), [10]byte{n}).String() + `","product":"p"}` + "\n"
+}
+
+func clickLine(shown, clicked time.Duration, n byte) string {
+	return fmt.Sprintf(`{"type":"click","impression_id":"%s","time_ms":%d}`+"\n",
+		schemas.NewImpressionID(start.Add(shown), [10]byte{n}), start.Add(clicked).UnixMilli())
+}
+
+// TestHowALogBegins: marks, blank lines, arrays, members and padding change nothing of what is read.
+func TestHowALogBegins(t *testing.T) {
+	text := impressionLine(0, 1) + impressionLine(time.Second, 2) + clickLine(0, 2*time.Second, 1)
+	opt := Options{Delay: DefaultDelay()}
+	want := all(t, opt, file(t, "log.jsonl", text, false))
+	zip := func(text string) string {
+		var b bytes.Buffer
+		z := gzip.NewWriter(&b)
+		_, _ = z.Write([]byte(text))
+		_ = z.Close()
+		return b.String()
+	}
+	zst, _ := zstd.NewWriter(nil)
+	for name, text := range map[string]string{
+		"mark":    "\xef\xbb\xbf" + text,
+		"blank":   "\n \r\n" + text,
+		"array":   "[" + strings.ReplaceAll(strings.TrimSpace(text), "\n", ",\n") + "]\n",
+		"members": zip(text[:40]) + zip(text[40:]),
+		"padded":  zip(text) + strings.Repeat("\x00", 700),
+		"zstd":    string(zst.EncodeAll([]byte(text), nil)),
+	} {
+		got := all(t, opt, file(t, name, text, false))
+		if d := cmp.Diff(want, got, cmpopts.IgnoreFields(Line{}, "File", "Row")); d != "" {
+			t.Errorf("%s: %s", name, d)
+		}
+	}
+	opt.Stdin = strings.NewReader(text)
+	r, err := Open([]string{"-"}, opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l, err := r.Next(); err != nil || l.File != "standard input" || r.Progress() >= 0 {
+		t.Errorf("standard input: %+v, %v, progress %v", l, err, r.Progress())
+	}
+	if _, err := Open([]string{file(t, "cut.gz", zip(text)+"rubbish", false)}, opt); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestForms of the same Open Bandit log are the same events.
+func TestForms(t *testing.T) {
+	text := "timestamp,item_id,position,click,propensity_score\n2026-03-01 10:00:00+00:00,7,1,1,0.25\n2026-03-01 10:00:07.5+00:00,8,2,0,0.25\n"
+	opt := Options{Delay: DefaultDelay()}
+	strip := func(lines []Line) (out []string) {
+		for _, l := range lines {
+			var e event
+			if err := json.Unmarshal(l.JSON, &e); err != nil {
+				t.Fatal(err)
+			}
+			if !l.Click {
+				out = append(out, fmt.Sprint(l.TimeMS, e.Product, e.Position, e.Propensity))
+			}
+		}
+		return append(out, fmt.Sprint(len(lines)))
+	}
+	want := strip(all(t, opt, file(t, "x/log.csv", text, false)))
+	for name, form := range map[string]string{
+		"mark":  "\xef\xbb\xbf" + text,
+		"upper": strings.ToUpper(text[:strings.Index(text, "\n")]) + text[strings.Index(text, "\n"):],
+		"semi":  strings.ReplaceAll(text, ",", ";"),
+		"iso":   strings.NewReplacer("01 10", "01T10", "+00:00", "Z").Replace(text),
+		"float": strings.NewReplacer(",1,1,", ",1,1.0,", ",2,0,", ",2,false,").Replace(text),
+		"blank": "\n\n" + text,
+	} {
+		if d := cmp.Diff(want, strip(all(t, opt, file(t, "x/"+name, form, false)))); d != "" {
+			t.Errorf("%s: %s", name, d)
+		}
+	}
+}
+
+// TestReadingGoesOnBehindABadRow and counts it among the rows.
+func TestReadingGoesOnBehindABadRow(t *testing.T) {
+	csv := header + banditLog(3, 9, start)[len(header):] + "1,2\n" + banditLog(1, 9, start.Add(time.Hour))[len(header):]
+	lines := impressionLine(0, 1) + "{\n" + strings.Repeat("x", 2*maxLine) + "\n\n" + impressionLine(time.Second, 2)
+	for name, tc := range map[string]struct {
+		text       string
+		good, rows int64
+		bad        string
+	}{
+		"csv":   {csv, 4, 5, "[log, line 5: wrong number of fields]"},
+		"jsonl": {lines, 2, 4, "[log, line 2: not a JSON object: unexpected end of JSON input log, line 3: the line has more than 1048576 bytes]"},
+	} {
+		r, err := Open([]string{file(t, name+"/log", tc.text, false)}, Options{Delay: DefaultDelay()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var good int64
+		var bad []*RowError
+		for {
+			l, err := r.Next()
+			var row *RowError
+			switch {
+			case errors.Is(err, io.EOF):
+			case errors.As(err, &row):
+				bad = append(bad, row)
+				continue
+			case err != nil:
+				t.Fatal(err)
+			case !l.Click:
+				good++
+				continue
+			default:
+				continue
+			}
+			break
+		}
+		if good != tc.good || r.Rows() != tc.rows || fmt.Sprint(bad) != tc.bad {
+			t.Errorf("%s: %d good of %d, %v", name, good, r.Rows(), bad)
+		}
+	}
+}
+
+// TestAClickBesideItsImpression does not keep the rows behind it from being read in time.
+func TestAClickBesideItsImpression(t *testing.T) {
+	var b strings.Builder
+	for i := range 3 * reorderRows {
+		at := time.Duration(i) * time.Second
+		b.WriteString(impressionLine(at, byte(i)))
+		b.WriteString(clickLine(at, at+20*time.Minute, byte(i)))
+	}
+	if got := all(t, Options{Delay: DefaultDelay(), Disorder: time.Second}, file(t, "log", b.String(), false)); len(got) != 6*reorderRows {
+		t.Errorf("%d events", len(got))
+	}
+	var clicks strings.Builder
+	for i := range 3 * reorderRows {
+		clicks.WriteString(clickLine(0, time.Duration(i)*time.Second, 1))
+	}
+	r, err := Open([]string{file(t, "clicks", clicks.String(), false)}, Options{Delay: DefaultDelay()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Next(); err != nil || len(r.heap) >= 2*reorderRows {
+		t.Errorf("%d clicks are held, %v", len(r.heap), err)
+	}
+}
+
+// TestALogOutOfOrder names the line, and Sort brings it into order, in memory and by files.
+func TestALogOutOfOrder(t *testing.T) {
+	var b strings.Builder
+	n := 2 * reorderRows
+	for i := range n {
+		b.WriteString(impressionLine(time.Duration(n-i)*time.Minute, byte(i)))
+	}
+	path := file(t, "log", b.String(), false)
+	opt := Options{Delay: DefaultDelay(), Disorder: 30 * time.Second}
+	r, err := Open([]string{path}, opt)
+	for err == nil {
+		_, err = r.Next()
+	}
+	var unsorted *UnsortedError
+	if !errors.As(err, &unsorted) || unsorted.Line != reorderRows+1 {
+		t.Errorf("%v", err)
+	}
+	opt.Disorder = 0
+	for _, limit := range []int{runBytes, 20_000} {
+		r, err := Open([]string{path}, opt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := sortRuns(r.Next, t.TempDir(), limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var last, got int64
+		for {
+			l, err := s.Next()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil || l.TimeMS < last || l.File != "log" || l.Row == 0 || len(l.JSON) == 0 {
+				t.Fatalf("%+v after %d: %v", l, last, err)
+			}
+			last = l.TimeMS
+			got++
+		}
+		if got != int64(n) || s.Close() != nil {
+			t.Errorf("%d of %d events in runs of %d bytes", got, n, limit)
+		}
+	}
+}
+
+// TestARecordedEventIsNotOfTheFuture: one such row would close the windows of everything behind it.
+func TestARecordedEventIsNotOfTheFuture(t *testing.T) {
+	opt := Options{Delay: DefaultDelay(), Latest: start.Add(time.Minute)}
+	path := file(t, "log", impressionLine(0, 1)+impressionLine(2*time.Minute, 2)+clickLine(0, -30*time.Hour, 1), false)
+	r, err := Open([]string{path}, opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for {
+		_, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if row := (*RowError)(nil); errors.As(err, &row) {
+			got = append(got, string(row.Reason), row.Error())
+		}
+	}
+	want := []string{
+		"bad_time", "log, line 2: 2019-11-24T00:05:24Z is in the future: a recorded event cannot be",
+		"bad_time", "log, line 3: the click is a day or more before its impression: time_ms is in Unix milliseconds, not seconds",
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
 	}
 }

@@ -75,6 +75,8 @@ type Options struct {
 	Home string
 	// Lock is the hashed requirements file of the Python environment. Empty skips Python.
 	Lock []byte
+	// NoEngine leaves the embedded engine out.
+	NoEngine bool
 	// LibraryTarball is a local copy of the engine's npm package, used instead of a download.
 	LibraryTarball string
 	// Progress gets lines for people.
@@ -96,7 +98,10 @@ type Item struct {
 // Check says what is there and what is missing, without fetching anything. Files are checked by size, not by
 // checksum; Run does that.
 func Check(opts Options) []Item {
-	items := []Item{libraryItem(opts.Home)}
+	var items []Item
+	if !opts.NoEngine {
+		items = append(items, libraryItem(opts.Home))
+	}
 	if len(opts.Lock) > 0 {
 		items = append(items, pythonItem(opts.Home, opts.Lock))
 	}
@@ -120,7 +125,10 @@ func Run(ctx context.Context, opts Options) error {
 		return err
 	}
 	// Python first gets a chance even where the engine does not exist for the platform: training does not need it.
-	errLibrary := ensureLibrary(ctx, opts)
+	var errLibrary error
+	if !opts.NoEngine {
+		errLibrary = ensureLibrary(ctx, opts)
+	}
 	var errPython error
 	if len(opts.Lock) > 0 && ctx.Err() == nil {
 		errPython = ensurePython(ctx, opts)

@@ -288,6 +288,21 @@ func TestMissingNamesTheCommand(t *testing.T) {
 	if len(items) != 2 || items[0].Present || items[1].Present || items[1].DownloadBytes == 0 {
 		t.Errorf("items %+v", items)
 	}
+	items = Check(Options{Home: w.home, Lock: []byte("lock"), NoEngine: true})
+	if len(items) != 1 || items[0].Name != pythonName {
+		t.Errorf("without the engine: items %+v", items)
+	}
+}
+
+// TestWithoutTheEngine: nothing of it is fetched, nor looked for, where the warehouse is given by address.
+func TestWithoutTheEngine(t *testing.T) {
+	w := newWorld(t)
+	w.program(t, "npm", w.npm("exit 1"))
+	opts := w.options()
+	opts.NoEngine, opts.Lock = true, nil
+	if err := Run(t.Context(), opts); err != nil || w.calls(t, "npm") != 0 {
+		t.Errorf("%v, npm was called %d times", err, w.calls(t, "npm"))
+	}
 }
 
 func TestASecondSetupWaits(t *testing.T) {

@@ -134,9 +134,10 @@ func ensureTopic(ctx context.Context, adm *kadm.Client, t schemas.Topic, partiti
 		}
 		d := details[t.Name]
 		if n := int32(len(d.Partitions)); d.Err == nil && n > 0 {
-			if n != partitions {
+			if n != partitions && !t.AnyCount {
 				return fmt.Errorf(
-					"topic %s has %d partitions, the configuration says %d: %w: set partitions to %d, or start with fresh topics (keys would move to other partitions and the join would lose their partners)",
+					"topic %s has %d partitions, the configuration says %d: %w: set partitions to %d, "+
+						"or start with fresh topics (keys would move to other partitions and the join would lose their partners)",
 					t.Name,
 					n,
 					partitions,

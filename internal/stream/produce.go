@@ -2,10 +2,12 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -51,16 +53,20 @@ func orDefault[T comparable](v, d T) T {
 // Produce writes the records and waits for all acknowledgements. It returns the first error; others of
 // the records may then have been written. Records of one key keep their order within and across calls
 // of one goroutine.
+//
+// A topic that was deleted and made anew has another id. The client does not ask for it again by itself, so what it knows of
+// the topic is forgotten: this call fails, the next one finds the new topic.
 func (p *Producer) Produce(ctx context.Context, rs ...*Record) error {
 	var (
 		acks  sync.WaitGroup
 		once  sync.Once
 		first error
+		topic string // of the first error
 	)
 	acks.Add(len(rs))
 	promise := func(r *Record, err error) {
 		if err != nil {
-			once.Do(func() { first = fmt.Errorf("produce to %s: %w", r.Topic, err) })
+			once.Do(func() { first, topic = fmt.Errorf("produce to %s: %w", r.Topic, err), r.Topic })
 		}
 		acks.Done()
 	}
@@ -68,6 +74,9 @@ func (p *Producer) Produce(ctx context.Context, rs ...*Record) error {
 		p.cl.Produce(ctx, r, promise)
 	}
 	acks.Wait()
+	if errors.Is(first, kerr.UnknownTopicID) || errors.Is(first, kerr.UnknownTopicOrPartition) {
+		p.cl.PurgeTopicsFromProducing(topic)
+	}
 	return first
 }
 

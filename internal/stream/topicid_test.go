@@ -1,9 +1,12 @@
 package stream_test
 
 import (
+	"context"
 	"testing"
+	"time"
 
 	"ctrloop/internal/stream"
+	"ctrloop/internal/stream/streamtest"
 	"ctrloop/schemas"
 )
 
@@ -32,5 +35,44 @@ func TestTopicIDsSurviveARestart(t *testing.T) {
 	}
 	if first, second := ids(), ids(); first != second || len(first) != 32 {
 		t.Errorf("id %q before and %q after a restart", first, second)
+	}
+}
+
+// TestProducerFindsATopicMadeAnew: a topic that was deleted and made again has another id, under which its producers must go on.
+func TestProducerFindsATopicMadeAnew(t *testing.T) {
+	topic := schemas.Topic{Name: "raw"}
+	b, ctx := streamtest.StartTopics(t, 2, topic), testContext(t)
+	p, err := stream.NewProducer(b.Config, stream.ProducerConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	send := func(most time.Duration) error {
+		ctx, cancel := context.WithTimeout(ctx, most)
+		defer cancel()
+		return p.Produce(ctx, &stream.Record{Topic: "raw", Key: []byte("k"), Value: []byte("v")})
+	}
+	if err := send(time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.DeleteTopics(ctx, b.Config, "raw"); err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.EnsureTopics(ctx, b.Config, []schemas.Topic{topic}, 2, -1); err != nil {
+		t.Fatal(err)
+	}
+	for try := 1; ; try++ {
+		err := send(5 * time.Second)
+		if err == nil {
+			break
+		}
+		if try == 5 {
+			t.Fatalf("still, after %d tries: %v", try, err)
+		}
+		t.Logf("try %d: %v", try, err)
+	}
+	end, err := stream.EndOffsets(ctx, b.Config, "raw")
+	if err != nil || end[stream.TopicPartition{Topic: "raw"}]+end[stream.TopicPartition{Topic: "raw", Partition: 1}] != 1 {
+		t.Errorf("%v, %v", end, err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
@@ -30,6 +31,9 @@ type TxConfig struct {
 	FetchMaxPartitionBytes int32
 	// MaxBufferedRecords bounds what waits for the broker; Produce blocks beyond it. Default 200,000.
 	MaxBufferedRecords int
+	// KeepMarkers makes Poll return the markers that end transactions, as records with Attrs.IsControl, so that a position
+	// gets to the very end of a partition. By default they are left out.
+	KeepMarkers bool
 	// Linger of the producer; default 2 ms. The commit flushes, so it bounds small batches only.
 	Linger time.Duration
 	// OnAssigned and OnLost hear of rebalances, inside Poll.
@@ -121,6 +125,9 @@ func NewTx(c Config, tc TxConfig) (*Tx, error) {
 		kgo.FetchMaxPartitionBytes(orDefault(tc.FetchMaxPartitionBytes, 2<<20)),
 		kgo.FetchMaxWait(250*time.Millisecond), // how long an idle partition holds up the news of a pause or resume
 	)
+	if tc.KeepMarkers {
+		opts = append(opts, kgo.KeepControlRecords())
+	}
 	if t.session, err = kgo.NewGroupTransactSession(opts...); err != nil {
 		return nil, fmt.Errorf("transactions of %s: %w", tc.TransactionalID, err)
 	}
@@ -182,6 +189,22 @@ func (t *Tx) Nudge(next map[TopicPartition]int64) {
 		to[tp.Topic][tp.Partition] = kgo.EpochOffset{Epoch: -1, Offset: offset - 1} // -1: there is nothing to validate
 	}
 	t.cl.SetOffsets(to)
+}
+
+// Ends asks the brokers where each partition ends, with what transactions have open there. Partitions for which nobody
+// answers are left out.
+func (t *Tx) Ends(ctx context.Context, topics ...string) (map[TopicPartition]int64, error) {
+	listed, err := kadm.NewClient(t.cl).ListEndOffsets(ctx, topics...)
+	if err != nil && !leaderless(err) {
+		return nil, fmt.Errorf("end offsets of %v: %w", topics, err)
+	}
+	out := map[TopicPartition]int64{}
+	listed.Each(func(o kadm.ListedOffset) {
+		if o.Err == nil {
+			out[TopicPartition{o.Topic, o.Partition}] = o.Offset
+		}
+	})
+	return out, nil
 }
 
 // Begin opens a transaction.

@@ -51,6 +51,9 @@ type EngineConfig struct {
 	// MaxMemoryBytes bounds what the engine accounts for; its resident memory can exceed it by about
 	// 0.65 GiB (allocator, code). 0 takes 2 GiB.
 	MaxMemoryBytes int64
+	// Password of the user with all rights; empty: the one that was drawn for the directory. For an engine whose clients
+	// are told its address and password by somebody else.
+	Password string
 
 	// remoteServers is the inner XML of remote_servers: other engines as shards, for tests.
 	remoteServers string
@@ -128,7 +131,7 @@ func (e *Engine) prepare() error {
 		_ = lock.Close()
 		return fmt.Errorf("engine directory: %w", err)
 	}
-	if e.creds, err = loadCredentials(filepath.Join(e.cfg.Dir, "credentials.json")); err != nil {
+	if e.creds, err = loadCredentials(filepath.Join(e.cfg.Dir, "credentials.json"), e.cfg.Password); err != nil {
 		_ = lock.Close()
 		return err
 	}
@@ -286,7 +289,7 @@ func OwnerDSN(dir, readOnly string) (string, error) {
 	if _, err := os.Stat(file); err != nil { // it would be drawn
 		return "", fmt.Errorf("passwords of the engine: %w", err)
 	}
-	c, err := loadCredentials(file)
+	c, err := loadCredentials(file, "")
 	if err != nil {
 		return "", err
 	}

@@ -32,19 +32,26 @@ type credentials struct {
 	ReadOnly string `json:"read_only_password"`
 }
 
-func loadCredentials(path string) (credentials, error) {
+// loadCredentials reads the passwords, draws those that are missing, and replaces the application's by the given one.
+func loadCredentials(path, given string) (credentials, error) {
 	var c credentials
 	b, err := os.ReadFile(path)
-	if err == nil {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		c = credentials{App: randomHex(16), ReadOnly: randomHex(16)}
+	case err != nil:
+		return c, fmt.Errorf("read the engine's passwords: %w", err)
+	default:
 		if err := json.Unmarshal(b, &c); err != nil || c.App == "" || c.ReadOnly == "" {
 			return c, fmt.Errorf("%s is damaged: delete it, new passwords will be drawn", path)
 		}
-		return c, nil
+		if given == "" || given == c.App {
+			return c, nil
+		}
 	}
-	if !errors.Is(err, os.ErrNotExist) {
-		return c, fmt.Errorf("read the engine's passwords: %w", err)
+	if given != "" {
+		c.App = given
 	}
-	c = credentials{App: randomHex(16), ReadOnly: randomHex(16)}
 	b, err = json.Marshal(c)
 	if err != nil {
 		return c, err

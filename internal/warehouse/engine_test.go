@@ -346,3 +346,22 @@ func hello(user, password string) []byte {
 	text(password)
 	return b.Bytes()
 }
+
+// TestGivenPassword: the password that somebody else names replaces the drawn one, on a new directory and on an old one, and
+// stays when it is named no more.
+func TestGivenPassword(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "credentials.json")
+	drawn, err := loadCredentials(path, "")
+	if err != nil || drawn.App == "" || drawn.ReadOnly == "" {
+		t.Fatal(drawn, err)
+	}
+	for _, given := range []string{"known", "known", ""} {
+		c, err := loadCredentials(path, given)
+		if err != nil || c.App != "known" || c.ReadOnly != drawn.ReadOnly {
+			t.Errorf("given %q: %+v, %v; want the password known and the other one as drawn", given, c, err)
+		}
+	}
+	if c, err := loadCredentials(filepath.Join(t.TempDir(), "new.json"), "known"); err != nil || c.App != "known" || c.ReadOnly == "" {
+		t.Errorf("a new directory: %+v, %v", c, err)
+	}
+}

@@ -30,7 +30,7 @@ func startShards(t *testing.T, n int) (engines []*Engine, configs []EngineConfig
 				t.Fatal(err)
 			}
 		}
-		creds, err := loadCredentials(filepath.Join(cfg.Dir, "credentials.json"))
+		creds, err := loadCredentials(filepath.Join(cfg.Dir, "credentials.json"), "")
 		if err != nil {
 			t.Fatal(err)
 		}

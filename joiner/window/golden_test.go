@@ -169,8 +169,6 @@ func (s *scenario) configure(args []string) {
 			s.cfg.ObserveMS = s.number(v)
 		case "negatives":
 			s.cfg.NegativeRate = s.number(v)
-		case "expiry":
-			s.cfg.SourceExpiryMS = s.number(v)
 		default:
 			s.t.Fatalf("unknown setting %q", a)
 		}
@@ -189,6 +187,9 @@ func (s *scenario) promise(f []string) Promise {
 		case ok:
 			p.Parts = uint32(s.number(parts))
 			for part := range strings.SplitSeq(list, ",") {
+				if part == "" {
+					continue // /PARTS says only how many there are
+				}
 				p.Covers = append(p.Covers, uint32(s.number(part)))
 			}
 		default:

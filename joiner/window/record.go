@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"ctrloop/schemas"
+	"ctrloop/schemas/eventpb"
 )
 
 // A record is one impression in a bucket's arena, without pointers and unaligned:
@@ -62,10 +63,26 @@ var groupOf = [stepRest + 1]int{stepAd: 0, stepPlace: 1, stepCampaign: 2, stepAr
 
 // Tags of the fields that are stored without one.
 const (
-	tagID         = 1<<3 | 2
-	tagRequest    = 2<<3 | 2
-	tagUser       = 3<<3 | 1
-	tagPropensity = 14<<3 | 1
+	tagID         = byte(eventpb.ImpressionID)
+	tagRequest    = byte(eventpb.ImpressionRequestID)
+	tagUser       = byte(eventpb.ImpressionUser)
+	tagPropensity = byte(eventpb.ImpressionPropensity)
+)
+
+// Tags of the fields that are looked for one after the other, see Cut.
+const (
+	tagProduct      = byte(eventpb.ImpressionProduct)
+	tagCreative     = byte(eventpb.ImpressionCreative)
+	tagPlacement    = byte(eventpb.ImpressionPlacement)
+	tagPosition     = byte(eventpb.ImpressionPosition)
+	tagCampaign     = byte(eventpb.ImpressionCampaign)
+	tagCategory     = byte(eventpb.ImpressionCategory)
+	tagExperiment   = byte(eventpb.ImpressionExperiment)
+	tagVariant      = byte(eventpb.ImpressionVariant)
+	tagModelVersion = byte(eventpb.ImpressionModelVersion)
+	tagPolicy       = byte(eventpb.ImpressionPolicy)
+	tagSchema       = byte(eventpb.ImpressionSchema)
+	tagBot          = eventpb.ImpressionBot // in two bytes
 )
 
 // Parts is an encoded impression, cut. It points into the bytes it was made of.
@@ -91,7 +108,7 @@ func (p *Parts) Cut(raw []byte) (id schemas.ImpressionID, ok bool) {
 	}
 	id = schemas.ImpressionID(raw[2:18])
 	p.raw, p.mask = raw, hasID
-	at := text(raw, 18, tagRequest)
+	at := eventpb.SkipShort(raw, 18, tagRequest)
 	if at > 18 {
 		p.request, p.mask = 19, p.mask|hasRequest
 	}
@@ -100,27 +117,27 @@ func (p *Parts) Cut(raw []byte) (id schemas.ImpressionID, ok bool) {
 		at += 9
 	}
 	p.group[0].from = at
-	at = text(raw, text(raw, at, 4<<3|2), 5<<3|2)
+	at = eventpb.SkipShort(raw, eventpb.SkipShort(raw, at, tagProduct), tagCreative)
 	p.group[0].to, p.group[1].from = at, at
-	at = text(raw, at, 6<<3|2)
-	if at+1 < len(raw) && raw[at] == 7<<3 && raw[at+1] < 0x80 {
+	at = eventpb.SkipShort(raw, at, tagPlacement)
+	if at+1 < len(raw) && raw[at] == tagPosition && raw[at+1] < 0x80 {
 		at += 2
 	}
 	p.group[1].to, p.group[2].from = at, at
-	at = text(raw, text(raw, at, 8<<3|2), 9<<3|2)
+	at = eventpb.SkipShort(raw, eventpb.SkipShort(raw, at, tagCampaign), tagCategory)
 	p.group[2].to, p.group[3].from = at, at
-	at = text(raw, text(raw, at, 10<<3|2), 11<<3|2)
-	at = text(raw, text(raw, at, 12<<3|2), 13<<3|2)
+	at = eventpb.SkipShort(raw, eventpb.SkipShort(raw, at, tagExperiment), tagVariant)
+	at = eventpb.SkipShort(raw, eventpb.SkipShort(raw, at, tagModelVersion), tagPolicy)
 	p.group[3].to = at
 	if at < len(raw) && raw[at] == tagPropensity {
 		p.propensity, p.mask = at+1, p.mask|hasPropensity
 		at += 9
 	}
 	p.group[4].from = at
-	if at+1 < len(raw) && raw[at] == 15<<3 && raw[at+1] < 0x80 {
+	if at+1 < len(raw) && raw[at] == tagSchema && raw[at+1] < 0x80 {
 		at += 2
 	}
-	if at+2 < len(raw) && raw[at] == 0x80 && raw[at+1] == 1 && raw[at+2] < 0x80 { // field 16
+	if at+2 < len(raw) && raw[at] == byte(tagBot|0x80) && raw[at+1] == byte(tagBot>>7) && raw[at+2] < 0x80 {
 		at += 3
 	}
 	p.group[4].to = at
@@ -134,14 +151,6 @@ func (p *Parts) Category() []byte {
 	return categoryIn(p.raw[g.from:g.to])
 }
 
-// text returns what is behind a short field of this tag at raw[at:], at if there is none. It may be behind the end.
-func text(raw []byte, at int, tag byte) int {
-	if at+1 < len(raw) && raw[at] == tag && raw[at+1] < 0x80 {
-		return at + 2 + int(raw[at+1])
-	}
-	return at
-}
-
 // CutAny finds the parts of raw, whatever it is, with the id that it was found to have. Joined again they are raw.
 func (p *Parts) CutAny(raw []byte, id schemas.ImpressionID) {
 	*p = Parts{raw: raw}
@@ -150,32 +159,33 @@ func (p *Parts) CutAny(raw []byte, id schemas.ImpressionID) {
 		p.mask, at = hasID, 18
 	}
 	step := uint8(stepRequest)
+	var f eventpb.Field
 	for at < len(raw) {
-		num, typ, value, end := field(raw, at)
+		n := eventpb.Next(raw[at:], &f)
 		s := uint8(stepRest)
-		if num <= 16 {
+		if num := f.Tag >> 3; n > 0 && num < uint64(len(stepOf)) {
 			s = stepOf[num]
 		}
-		if end < 0 || s < step || s == stepRest || p.mask&hasID == 0 {
+		if s < step || s == stepRest || p.mask&hasID == 0 {
 			break
 		}
 		switch s {
 		case stepRequest:
-			if typ != 2 || value != at+2 {
+			if f.Tag != eventpb.ImpressionRequestID || n != 2+len(f.Bytes) { // its tag and its length, a byte each
 				s = stepRest
 				break
 			}
 			p.request, p.mask = at+1, p.mask|hasRequest
 			step = stepUser
 		case stepUser, stepPropensity:
-			if typ != 1 || value != at+1 {
+			if f.Tag&7 != eventpb.ImpressionUser&7 || n != 1+8 {
 				s = stepRest
 				break
 			}
 			if s == stepUser {
-				p.user, p.mask = value, p.mask|hasUser
+				p.user, p.mask = at+1, p.mask|hasUser
 			} else {
-				p.propensity, p.mask = value, p.mask|hasPropensity
+				p.propensity, p.mask = at+1, p.mask|hasPropensity
 			}
 			step = s + 1
 		default:
@@ -183,56 +193,17 @@ func (p *Parts) CutAny(raw []byte, id schemas.ImpressionID) {
 			if s != step || g.from == g.to {
 				g.from = at
 			}
-			g.to = end // raw goes on behind what is there already
+			g.to = at + n // raw goes on behind what is there already
 			step = s
 		}
 		if s == stepRest {
 			break
 		}
-		at = end
+		at += n
 	}
 	if p.rest = at; at < len(raw) {
 		p.mask |= hasRest
 	}
-}
-
-// field reads the tag at raw[at:]: value is where the field's content begins, end is behind it, -1 if the bytes are
-// not a field in the shortest form. Groups of protobuf's first version are not fields here.
-func field(raw []byte, at int) (num, typ uint64, value, end int) {
-	tag, n := uint64(raw[at]), 1
-	if tag >= 0x80 {
-		if tag, n = binary.Uvarint(raw[at:]); n <= 0 || n > 2 {
-			return 0, 0, 0, -1
-		}
-	}
-	num, typ, at = tag>>3, tag&7, at+n
-	value, end = at, -1
-	switch typ {
-	case 0:
-		for end = at; end < len(raw) && raw[end] >= 0x80; end++ {
-		}
-		end++
-	case 1:
-		end = at + 8
-	case 2:
-		if at >= len(raw) {
-			return num, typ, value, -1
-		}
-		size, n := uint64(raw[at]), 1
-		if size >= 0x80 {
-			if size, n = binary.Uvarint(raw[at:]); n <= 0 || size > uint64(len(raw)) {
-				return num, typ, value, -1
-			}
-		}
-		value = at + n
-		end = value + int(size)
-	case 5:
-		end = at + 4
-	}
-	if end > len(raw) {
-		end = -1
-	}
-	return num, typ, value, end
 }
 
 // appendRecord appends the record of an impression. Its groups are taken into the dictionary.
@@ -429,12 +400,16 @@ func (d *dictionary) categoryOf(rec []byte) []byte {
 }
 
 func categoryIn(b []byte) []byte {
+	var f eventpb.Field
 	for at := 0; at < len(b); {
-		num, typ, value, end := field(b, at)
-		if num == 9 && typ == 2 {
-			return b[value:end]
+		n := eventpb.Next(b[at:], &f)
+		if n == 0 {
+			break
 		}
-		at = end
+		if f.Tag == eventpb.ImpressionCategory {
+			return f.Bytes
+		}
+		at += n
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package window
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,12 +14,16 @@ import (
 // A source is a name, or parts of a whole whose size is known. Parts are the better way to promise for inputs that move
 // between writers: whoever reads raw partition 3 promises for it, so that what is left of it holds the time even
 // while it belongs to nobody, and a writer that has not been heard of yet is missed from the start.
+//
+// A source holds the time until it promises more, for however long that takes: nobody can tell one that has died from one
+// that is slow. A part is never orphaned for long, because its partition moves to another reader; a name that will never
+// speak again has to be closed.
 type Promise struct {
-	Source string   // a name; both empty: it counts as an event at LowMS
-	Covers []uint32 // parts, each less than Parts
+	Source string   // a name; without a name and without parts it counts as an event at LowMS
+	Covers []uint32 // parts, each less than Parts; none: it only says how many there are
 	Parts  uint32
 	LowMS  int64
-	Closed bool // the source has gone for good and holds nothing up
+	Closed bool // the name has gone for good and holds nothing up; parts do not close
 }
 
 // Bounds of what one input may have, so that a commit's metadata (4096 bytes on a broker) can name it.
@@ -75,23 +80,21 @@ func (s sources) with(p Promise) (sources, error) {
 			out = slices.Insert(out, i, x)
 		}
 	}
-	if len(p.Covers) == 0 {
+	if p.Parts == 0 && len(p.Covers) == 0 {
 		put(source{name: shorten(p.Source), low: p.LowMS})
 		if n := slices.IndexFunc(out, func(x source) bool { return x.name != "" }); n >= 0 && len(out)-n > maxNamed {
 			return s, fmt.Errorf("%w: more than %d names", ErrSources, maxNamed)
 		}
 		return out, nil
 	}
-	if p.Parts > maxParts || slices.Max(p.Covers) >= p.Parts {
-		return s, fmt.Errorf("%w: parts %v of %d, at most %d", ErrSources, p.Covers, p.Parts, maxParts)
+	if p.Parts > maxParts || p.Closed || slices.ContainsFunc(p.Covers, func(part uint32) bool { return part >= p.Parts }) {
+		return s, fmt.Errorf("%w: parts %v of %d, at most %d, closed %v", ErrSources, p.Covers, p.Parts, maxParts, p.Closed)
 	}
-	// The whole may have been cut anew: what it no longer has holds nothing, what is new holds from now on.
-	out = slices.DeleteFunc(out, func(x source) bool { return x.name == "" && x.part >= p.Parts })
-	if !p.Closed {
+	// Where the whole is cut anew, numbers mean other partitions: everybody has to speak again.
+	if n := slices.IndexFunc(append(out, source{name: "end"}), func(x source) bool { return x.name != "" }); n != int(p.Parts) {
+		out = slices.Delete(out, 0, n)
 		for i := range p.Parts {
-			if _, found := slices.BinarySearchFunc(out, source{part: i}, order); !found {
-				out = slices.Insert(out, int(i), source{part: i, low: p.LowMS, mute: true})
-			}
+			out = slices.Insert(out, int(i), source{part: i, low: p.LowMS, mute: true})
 		}
 	}
 	for _, part := range p.Covers {
@@ -147,22 +150,15 @@ func (x source) follows(before source) bool {
 	return x.name == "" && before.name == "" && x.part == before.part+1 && x.low == before.low && x.mute == before.mute
 }
 
-// low is the smallest promise of those that are not further behind the greatest than expiry (0: any), None if one of them
-// has not promised yet.
-func (s sources) low(expiry int64) int64 {
-	newest := int64(None)
+// low is the smallest promise, None if somebody has not promised yet. It does not look at how far the others are: what is
+// late must not depend on how fast the process is that reads a partition.
+func (s sources) low() int64 {
+	low := int64(math.MaxInt64)
 	for _, x := range s {
-		newest = max(newest, x.low)
-	}
-	low := newest
-	for _, x := range s {
-		switch {
-		case expiry != 0 && x.low < newest-expiry:
-		case x.mute:
+		if x.mute {
 			return None
-		default:
-			low = min(low, x.low)
 		}
+		low = min(low, x.low)
 	}
 	return low
 }

@@ -38,10 +38,7 @@ type Config struct {
 	ObserveMS int64
 	// NegativeRate keeps one negative of so many, chosen by id, with this weight; 0 and 1 keep all.
 	NegativeRate int64
-	// SourceExpiryMS: a source of punctuation that is behind the furthest one by more holds nothing up any longer, ms.
-	// 0: it holds for ever.
-	SourceExpiryMS int64
-	Seed           uint64 // of the hash tables, so that ids cannot be crafted to collide; no effect on results
+	Seed         uint64 // of the hash tables, so that ids cannot be crafted to collide; no effect on results
 }
 
 // Validate returns every problem.
@@ -59,8 +56,8 @@ func (c Config) Validate() error {
 	if c.ObserveMS < 0 || c.ObserveMS >= c.WindowMS {
 		errs = append(errs, fmt.Errorf("observation of %d ms: want 0 (none) or less than the window", c.ObserveMS))
 	}
-	if c.NegativeRate < 0 || c.SourceExpiryMS < 0 {
-		errs = append(errs, fmt.Errorf("negative rate %d and source expiry of %d ms: want 0 or more", c.NegativeRate, c.SourceExpiryMS))
+	if c.NegativeRate < 0 {
+		errs = append(errs, fmt.Errorf("negative rate %d: want 0 or more", c.NegativeRate))
 	}
 	return errors.Join(errs...)
 }
@@ -92,6 +89,7 @@ type Label struct {
 	WatermarkMS int64 // None as long as one input is unheard of
 	Version     uint32
 	Weight      float64 // how many impressions it stands for
+	Bot         bool    // a robot's is the click that it rests on
 
 	record []byte
 	names  *dictionary
@@ -387,15 +385,17 @@ func (w *Window) join(b *bucket, r ref, id schemas.ImpressionID, timeMS, offset 
 			b.open--
 			w.ledger.Open--
 		}
-	} else if now.late++; now.late == 1 {
-		now.delay = delay
+	} else if !botClick(raw) { // a robot's late click corrects nothing
+		if now.late++; now.late == 1 {
+			now.delay = delay
+		}
 	}
 	w.store(b, r, state, now)
 	w.rehash(b, hashClicks(id, now)-before)
 	switch {
 	case w.replaying:
 	case inside:
-		return w.joined(b, r, id, now.clicks, delay)
+		return w.joined(b, r, id, now.clicks, delay, raw)
 	default:
 		if copyRaw {
 			raw = slices.Clone(raw)
@@ -420,7 +420,7 @@ func (w *Window) store(b *bucket, r ref, state uint32, now extra) {
 }
 
 // joined counts a click inside the window, which has been applied, and labels its impression if it is the first.
-func (w *Window) joined(b *bucket, r ref, id schemas.ImpressionID, clicks uint32, delay int64) error {
+func (w *Window) joined(b *bucket, r ref, id schemas.ImpressionID, clicks uint32, delay int64, raw []byte) error {
 	if clicks > 1 {
 		w.ledger.Repeated++
 		return nil
@@ -433,9 +433,15 @@ func (w *Window) joined(b *bucket, r ref, id schemas.ImpressionID, clicks uint32
 	w.ledger.Positive++
 	w.Labels = append(w.Labels, Label{
 		ID: id, Kind: eventpb.LabelKind_LABEL_KIND_POSITIVE, Clicked: true,
-		DelayMS: delay, Clicks: 1, WatermarkMS: w.watermark, Version: w.first(), Weight: 1, record: rec, names: w.names,
+		DelayMS: delay, Clicks: 1, WatermarkMS: w.watermark, Version: w.first(), Weight: 1, Bot: botClick(raw), record: rec, names: w.names,
 	})
 	return nil
+}
+
+// botClick says whether a click is marked as a robot's. Bytes that are no click are nobody's.
+func botClick(raw []byte) bool {
+	var v eventpb.ClickView
+	return v.Read(raw) == nil && v.Bot
 }
 
 // rehash adds to the hash of a bucket, and so of the state; all arithmetic wraps.
@@ -467,8 +473,10 @@ func (w *Window) first() uint32 {
 // Punctuate takes a promise that an input has no more events before a time. It fails when there are more sources than
 // a commit's metadata can name.
 func (w *Window) Punctuate(in Input, p Promise) error {
-	w.saw(in, p.LowMS)
-	if w.replaying || p.Source == "" && len(p.Covers) == 0 {
+	if p.Parts == 0 || len(p.Covers) > 0 { // who only says how many parts there are says nothing of time
+		w.saw(in, p.LowMS)
+	}
+	if w.replaying || p.Source == "" && p.Parts == 0 && len(p.Covers) == 0 {
 		return nil
 	}
 	s, err := w.sources[in].with(p)
@@ -481,7 +489,7 @@ func (w *Window) Punctuate(in Input, p Promise) error {
 // progress is up to where an input is complete but for Lateness, ms, or None.
 func (w *Window) progress(in Input) int64 {
 	if len(w.sources[in]) > 0 {
-		return w.sources[in].low(w.cfg.SourceExpiryMS)
+		return w.sources[in].low()
 	}
 	return w.max[in]
 }

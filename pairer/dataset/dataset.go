@@ -57,8 +57,9 @@ type Manifest struct {
 	Pairs     int               `json:"pairs"`
 	Train     int               `json:"train"`
 	Test      int               `json:"test"`
-	Later     int               `json:"later,omitempty"` // pairs of training products on evidence after the training span
-	Effective float64           `json:"effective"`       // sum of training weights
+	Later     int               `json:"later,omitempty"`  // pairs of training products on evidence after the training span
+	Leaked    int               `json:"leaked,omitempty"` // test pairs left out: a training product has one of their pictures
+	Effective float64           `json:"effective"`        // sum of training weights
 	Creatives int               `json:"creatives"`
 	Products  int               `json:"products"`
 	FromMS    int64             `json:"from_ms"` // span of the evidence, event time
@@ -84,8 +85,13 @@ func Rows(pairs []schemas.Pair) []PairRow {
 	return rows
 }
 
-// Write fills an empty folder; m's counts and checksums are computed here.
+// Write fills an empty folder; m's counts and checksums are computed here. Pairs that lie are an error, see honest.
 func Write(dir string, pairs []schemas.Pair, creatives []CreativeRow, m Manifest) (Manifest, error) {
+	pairs, leaked, err := honest(pairs, creatives)
+	if err != nil {
+		return m, err
+	}
+	m.Leaked = leaked
 	m.Schema, m.Pairs, m.Creatives, m.SHA256 = 1, len(pairs), len(creatives), map[string]string{}
 	m.Train, m.Test, m.Later, m.Effective = 0, 0, 0, 0
 	products := map[string]bool{}

@@ -153,10 +153,9 @@ type Experiment struct {
 	Seed      string    `json:"seed"` // of the assignment hash (GrowthBook v2)
 	Control   string    `json:"control"`
 	Treatment string    `json:"treatment"`
-	Steps     []float64 `json:"steps"`   // treatment shares of the ramp, ascending, e.g. 0.01 .. 1
-	Alpha     float64   `json:"alpha"`   // of the confidence sequence, two-sided
-	NStar     float64   `json:"n_star"`  // units at which the sequence is tightest
-	Epsilon   float64   `json:"epsilon"` // share of traffic that stays uniform for ever
+	Steps     []float64 `json:"steps"`  // treatment shares of the ramp, ascending, e.g. 0.01 .. 1
+	Alpha     float64   `json:"alpha"`  // of the confidence sequence, two-sided
+	NStar     float64   `json:"n_star"` // units at which the sequence is tightest
 	Created   time.Time `json:"created"`
 	// Draft: assigns no traffic until it is started.
 	Draft bool `json:"draft,omitempty"`

@@ -83,7 +83,7 @@ func (LabelKind) EnumDescriptor() ([]byte, []int) {
 type Impression struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                                // UUIDv7: carries the event time
-	RequestId     []byte                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"` // the page or feed request, any bytes, <= 32
+	RequestId     []byte                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"` // the page or feed request, any bytes, <= 128
 	User          uint64                 `protobuf:"fixed64,3,opt,name=user,proto3" json:"user,omitempty"`                          // salted hash of the user, the randomisation unit
 	Product       string                 `protobuf:"bytes,4,opt,name=product,proto3" json:"product,omitempty"`
 	Creative      string                 `protobuf:"bytes,5,opt,name=creative,proto3" json:"creative,omitempty"`
@@ -248,9 +248,10 @@ func (x *Impression) GetBot() bool {
 type Click struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ImpressionId  []byte                 `protobuf:"bytes,1,opt,name=impression_id,json=impressionId,proto3" json:"impression_id,omitempty"`
-	Id            []byte                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"` // any bytes, <= 32; tells repeated clicks apart
+	Id            []byte                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"` // any bytes, <= 128; tells repeated clicks apart
 	TimeMs        int64                  `protobuf:"varint,3,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
 	Schema        uint32                 `protobuf:"varint,4,opt,name=schema,proto3" json:"schema,omitempty"`
+	Bot           bool                   `protobuf:"varint,5,opt,name=bot,proto3" json:"bot,omitempty"` // marked as non-human by the edge: the label is, too
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -313,17 +314,24 @@ func (x *Click) GetSchema() uint32 {
 	return 0
 }
 
+func (x *Click) GetBot() bool {
+	if x != nil {
+		return x.Bot
+	}
+	return false
+}
+
 // Punctuation: a producer's promise that it sends no event older than low_watermark_ms.
 // It travels in imp.v1 and clk.v1 under the header schemas.HeaderPunctuation. The time of an input is the
-// smallest promise of its live sources; a source that is named once holds it until it promises more, closes
-// or falls behind the others by more than the joiner's source_expiry.
+// smallest promise of its sources; a source that is named once holds it until it promises more or closes, and a part
+// until whoever reads it promises more, however long that takes.
 type Punctuation struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Source         string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"` // who promises; with covers, for people only. Both empty: an event at that time
 	LowWatermarkMs int64                  `protobuf:"varint,2,opt,name=low_watermark_ms,json=lowWatermarkMs,proto3" json:"low_watermark_ms,omitempty"`
 	Covers         []uint32               `protobuf:"varint,3,rep,packed,name=covers,proto3" json:"covers,omitempty"` // the promise is that of these parts of a known whole: of raw partitions, of whatever is read
 	Parts          uint32                 `protobuf:"varint,4,opt,name=parts,proto3" json:"parts,omitempty"`          // how many parts there are, numbered from 0; those not heard of hold the time too
-	Closed         bool                   `protobuf:"varint,5,opt,name=closed,proto3" json:"closed,omitempty"`        // nothing follows from this source
+	Closed         bool                   `protobuf:"varint,5,opt,name=closed,proto3" json:"closed,omitempty"`        // nothing follows from this name; parts do not close
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -405,6 +413,7 @@ type Label struct {
 	Version       uint32                 `protobuf:"varint,7,opt,name=version,proto3" json:"version,omitempty"`                                 // 1, then +1 with each correction
 	Weight        float64                `protobuf:"fixed64,8,opt,name=weight,proto3" json:"weight,omitempty"`                                  // sampling weight, 1 unless the joiner samples
 	Suspect       bool                   `protobuf:"varint,9,opt,name=suspect,proto3" json:"suspect,omitempty"`                                 // made while the circuit breaker of its slice was open: not to be learned from
+	Bot           bool                   `protobuf:"varint,10,opt,name=bot,proto3" json:"bot,omitempty"`                                        // a click that it rests on was marked as non-human
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -498,6 +507,13 @@ func (x *Label) GetWeight() float64 {
 func (x *Label) GetSuspect() bool {
 	if x != nil {
 		return x.Suspect
+	}
+	return false
+}
+
+func (x *Label) GetBot() bool {
+	if x != nil {
+		return x.Bot
 	}
 	return false
 }
@@ -811,18 +827,19 @@ const file_event_proto_rawDesc = "" +
 	"propensity\x18\x0e \x01(\x01R\n" +
 	"propensity\x12\x16\n" +
 	"\x06schema\x18\x0f \x01(\rR\x06schema\x12\x10\n" +
-	"\x03bot\x18\x10 \x01(\bR\x03bot\"m\n" +
+	"\x03bot\x18\x10 \x01(\bR\x03bot\"\x7f\n" +
 	"\x05Click\x12#\n" +
 	"\rimpression_id\x18\x01 \x01(\fR\fimpressionId\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\fR\x02id\x12\x17\n" +
 	"\atime_ms\x18\x03 \x01(\x03R\x06timeMs\x12\x16\n" +
-	"\x06schema\x18\x04 \x01(\rR\x06schema\"\x95\x01\n" +
+	"\x06schema\x18\x04 \x01(\rR\x06schema\x12\x10\n" +
+	"\x03bot\x18\x05 \x01(\bR\x03bot\"\x95\x01\n" +
 	"\vPunctuation\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12(\n" +
 	"\x10low_watermark_ms\x18\x02 \x01(\x03R\x0elowWatermarkMs\x12\x16\n" +
 	"\x06covers\x18\x03 \x03(\rR\x06covers\x12\x14\n" +
 	"\x05parts\x18\x04 \x01(\rR\x05parts\x12\x16\n" +
-	"\x06closed\x18\x05 \x01(\bR\x06closed\"\x99\x02\n" +
+	"\x06closed\x18\x05 \x01(\bR\x06closed\"\xab\x02\n" +
 	"\x05Label\x12\x1e\n" +
 	"\n" +
 	"impression\x18\x01 \x01(\fR\n" +
@@ -834,7 +851,9 @@ const file_event_proto_rawDesc = "" +
 	"\fwatermark_ms\x18\x06 \x01(\x03R\vwatermarkMs\x12\x18\n" +
 	"\aversion\x18\a \x01(\rR\aversion\x12\x16\n" +
 	"\x06weight\x18\b \x01(\x01R\x06weight\x12\x18\n" +
-	"\asuspect\x18\t \x01(\bR\asuspect\"\xe1\x01\n" +
+	"\asuspect\x18\t \x01(\bR\asuspect\x12\x10\n" +
+	"\x03bot\x18\n" +
+	" \x01(\bR\x03bot\"\xe1\x01\n" +
 	"\x04Late\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12#\n" +
 	"\rimpression_id\x18\x02 \x01(\fR\fimpressionId\x12\x17\n" +

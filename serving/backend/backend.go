@@ -97,7 +97,10 @@ type Kind string
 
 // Kinds of failures, and what to do about them.
 const (
-	Unavailable   Kind = "unavailable"    // no answer: try another replica, later this one
+	Unavailable   Kind = "unavailable"    // it could not be reached: nothing was sent; try another replica, later this one
+	Broken        Kind = "broken"         // the exchange broke off after the request was sent: it may have been the request
+	Slow          Kind = "slow"           // no answer in time: it may still be at work
+	WrongVersion  Kind = "wrong_version"  // another version answered than was asked
 	Overloaded    Kind = "overloaded"     // 429, 503: try another replica
 	NotFound      Kind = "not_found"      // the replica does not have that adapter: reload it
 	AlreadyLoaded Kind = "already_loaded" // a load that happened before
@@ -145,7 +148,7 @@ func KindOf(err error) Kind {
 // Transient says whether the same call may succeed later without anybody changing anything.
 func Transient(err error) bool {
 	switch KindOf(err) {
-	case Unavailable, Overloaded, Canceled:
+	case Unavailable, Broken, Slow, Overloaded, WrongVersion, Canceled:
 		return true
 	default:
 		return false

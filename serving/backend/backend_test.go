@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -118,7 +121,7 @@ func TestServersThatMisbehave(t *testing.T) {
 	defer srv.Close()
 	defer close(release)
 	v := client(t, srv.URL)
-	if err := v.Health(t.Context()); backend.KindOf(err) != backend.Unavailable || !errors.Is(err, context.DeadlineExceeded) {
+	if err := v.Health(t.Context()); backend.KindOf(err) != backend.Slow || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("hanging server: %v", err)
 	}
 	if _, err := v.Models(t.Context()); backend.KindOf(err) != backend.Protocol {
@@ -131,6 +134,32 @@ func TestServersThatMisbehave(t *testing.T) {
 		if _, err := backend.NewVLLM(backend.DefaultVLLMConfig(bad)); err == nil {
 			t.Errorf("address %q accepted", bad)
 		}
+	}
+}
+
+// TestARequestThatEndsItsServer is sent once on a fresh connection, and twice at most on a kept one (review V7).
+func TestARequestThatEndsItsServer(t *testing.T) {
+	var asked atomic.Int64
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/health" {
+			return
+		}
+		asked.Add(1)
+		panic(http.ErrAbortHandler)
+	}))
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	defer srv.Close()
+	v := client(t, srv.URL)
+	for range 4 {
+		if err := v.Health(t.Context()); err != nil { // leaves a connection to be used again
+			t.Fatal(err)
+		}
+	}
+	if _, err := v.Forward(t.Context(), []byte("{}")); backend.KindOf(err) != backend.Broken {
+		t.Errorf("%v", err)
+	}
+	if n := asked.Load(); n > 2 {
+		t.Errorf("the request was sent %d times", n)
 	}
 }
 

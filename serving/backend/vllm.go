@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 )
@@ -47,9 +48,8 @@ var _ Prompt = (*VLLM)(nil)
 
 // NewVLLM checks the address.
 func NewVLLM(cfg VLLMConfig) (*VLLM, error) {
-	u, err := url.Parse(cfg.Address)
-	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return nil, fmt.Errorf("model server address %q: want http://host:port", cfg.Address)
+	if err := CheckAddress(cfg.Address); err != nil {
+		return nil, fmt.Errorf("model server: %w", err)
 	}
 	t := &http.Transport{
 		DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
@@ -58,6 +58,15 @@ func NewVLLM(cfg VLLMConfig) (*VLLM, error) {
 		DisableCompression:  true, // answers are small and are passed on as they are
 	}
 	return &VLLM{cfg: cfg, base: strings.TrimRight(cfg.Address, "/"), client: &http.Client{Transport: t}}, nil
+}
+
+// CheckAddress says what is wrong with the URL of a server.
+func CheckAddress(address string) error {
+	u, err := url.Parse(address)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+		return fmt.Errorf("address %q: want http://host:port", address)
+	}
+	return nil
 }
 
 // Name is the server's address.
@@ -126,26 +135,28 @@ func deref(s *string) string {
 // idle one for 5 s, and a request that is written to a connection that is being closed fails.
 const idleTimeout = 4 * time.Second
 
-// maxStale bounds how many connections in a row may turn out to be closed.
-const maxStale = 8
-
-// do sends a request, again when it was written to a kept connection that the server was just closing (second
-// belt behind idleTimeout). That is safe for all calls here: completions and look-ups change nothing, and a
-// repeated load or unload is answered as such. On a fresh connection a failure is a failure.
-func (v *VLLM) do(req *http.Request) (*http.Response, error) {
-	for try := 0; ; try++ {
-		reused := false
-		trace := &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { reused = i.Reused }}
-		resp, err := v.client.Do(req.WithContext(httptrace.WithClientTrace(req.Context(), trace)))
-		if err == nil || !reused || try == maxStale || req.Context().Err() != nil {
+// do sends a request, once more when it was written to a kept connection that the server was just closing (second
+// belt behind idleTimeout) and no byte of an answer came. On a fresh connection a failure is a failure, and so is a second
+// one: a request that makes its server close the connection must not be sent again and again.
+func (v *VLLM) do(req *http.Request) (resp *http.Response, err error) {
+	for range 2 {
+		reused, began := false, false
+		trace := &httptrace.ClientTrace{
+			GotConn:              func(i httptrace.GotConnInfo) { reused = i.Reused },
+			GotFirstResponseByte: func() { began = true },
+		}
+		resp, err = v.client.Do(req.WithContext(httptrace.WithClientTrace(req.Context(), trace)))
+		if err == nil || !reused || began || req.Context().Err() != nil {
 			return resp, err
 		}
 		if req.GetBody != nil {
-			if req.Body, err = req.GetBody(); err != nil {
-				return nil, err
+			var again error
+			if req.Body, again = req.GetBody(); again != nil {
+				return nil, again
 			}
 		}
 	}
+	return resp, err
 }
 
 // Chat calls POST /v1/chat/completions and reads the whole answer.
@@ -235,10 +246,17 @@ func (v *VLLM) call(ctx context.Context, op string, timeout time.Duration, metho
 	return raw, nil
 }
 
+// transport classifies a failed exchange by what may have happened at the server.
 func (v *VLLM) transport(op string, err error) error {
-	kind := Unavailable
-	if errors.Is(err, context.Canceled) {
+	kind := Broken
+	var dial *net.OpError
+	switch {
+	case errors.Is(err, context.Canceled):
 		kind = Canceled
+	case errors.As(err, &dial) && dial.Op == "dial":
+		kind = Unavailable
+	case errors.Is(err, context.DeadlineExceeded), os.IsTimeout(err):
+		kind = Slow
 	}
 	return &Error{Kind: kind, Op: op, Replica: v.base, Err: err}
 }

@@ -34,6 +34,14 @@ type Overview struct {
 	Ledger    Ledger     `json:"ledger"`
 	Events    []Event    `json:"events"` // of the control log, newest first, at most 50
 	Alerts    []Alert    `json:"alerts"` // firing ones, worst first
+	Stale     []Stale    `json:"stale"`  // parts of this whose figures are old, oldest first; none: all are of now
+}
+
+// Stale names figures that could not be read for a while: they are those of an earlier reading.
+type Stale struct {
+	Part       string  `json:"part"` // what the figures are of, a few words
+	AgeSeconds float64 `json:"age_seconds"`
+	Why        string  `json:"why"` // why they are not read, where it is known
 }
 
 // Instance says what is being looked at.
@@ -61,6 +69,7 @@ type StageState string
 
 // States of a stage.
 const (
+	Starting StageState = "starting" // too short there to say whether it is at work
 	Running  StageState = "running"  // at work
 	Idle     StageState = "idle"     // nothing to do
 	Degraded StageState = "degraded" // at work, with something wrong: Detail says what

@@ -22,11 +22,13 @@ type Config struct {
 	Patience time.Duration `yaml:"patience"`
 	// MaxJobs bounds the jobs that are kept; the oldest finished ones go first.
 	MaxJobs int `yaml:"max_jobs"`
+	// MaxQueued bounds the pictures that requests may have waiting; beyond it they are turned away with 429.
+	MaxQueued int `yaml:"max_queued"`
 }
 
 // Default is the configuration of an embedded run.
 func Default() Config {
-	return Config{SizePx: 256, PerProduct: 8, Concurrency: 48, Rounds: 3, Patience: 2 * time.Minute, MaxJobs: 200}
+	return Config{SizePx: 256, PerProduct: 8, Concurrency: 48, Rounds: 3, Patience: 2 * time.Minute, MaxJobs: 200, MaxQueued: 100_000}
 }
 
 // Limits.
@@ -61,6 +63,9 @@ func (c Config) Validate() error {
 	}
 	if c.MaxJobs < 1 {
 		bad("max_jobs", "%d: want at least 1", c.MaxJobs)
+	}
+	if c.MaxQueued < 1 {
+		bad("max_queued", "%d: want at least 1", c.MaxQueued)
 	}
 	return errors.Join(errs...)
 }

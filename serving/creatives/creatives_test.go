@@ -3,9 +3,11 @@ package creatives
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"image"
 	"image/color"
 	"image/png"
@@ -149,7 +151,7 @@ func ids(n int) []string {
 
 func (s *stage) finish(t *testing.T, r Request) Progress {
 	t.Helper()
-	j, err := s.submit(r)
+	j, err := s.submit(r, math.MaxInt)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -567,5 +569,120 @@ func TestMatchingFromElsewhere(t *testing.T) {
 	}
 	if w := put("c-unknown", `{"score": 1, "judge": "x"}`); w.Code != 404 {
 		t.Errorf("unknown creative: %d %s", w.Code, w.Body)
+	}
+}
+
+// TestManyJobs: what waits is bounded, nobody waits for all of another's job, and a canceled one is gone for good
+// (review V17).
+func TestManyJobs(t *testing.T) {
+	dir := t.TempDir()
+	gate := make(chan struct{})
+	drawer := gated{Scene{}, gate}
+	s := newStage(t, dir, &writer{write: grammatical}, drawer)
+	s.cfg.MaxQueued = 800
+	all := catalogue.Embedded().Products()
+	ids := func(n int) (out []string) {
+		for _, p := range all[:n] {
+			out = append(out, p.ID)
+		}
+		return out
+	}
+	big, err := s.Submit(Request{Products: ids(100), Model: "prompt", PerProduct: 4, Seed: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	small, err := s.Submit(Request{Products: ids(1), Model: "prompt", PerProduct: 1, Seed: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone, err := s.Submit(Request{Products: ids(90), Model: "prompt", PerProduct: 4, Seed: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Submit(Request{Products: ids(40), Model: "prompt", PerProduct: 4, Seed: 4}); !errors.Is(err, ErrFull) {
+		t.Fatalf("the fourth: %v", err)
+	}
+	if p, ok := s.Cancel(gone.ID); !ok || p.State != Canceled {
+		t.Fatalf("%+v", p)
+	}
+	if _, ok := s.Cancel(gone.ID); ok {
+		t.Fatal("canceled twice")
+	}
+	stop := s.start(t)
+	// Two products of the large job are one turn; then it is the small one's.
+	for range 2*4 + 1 {
+		gate <- struct{}{}
+	}
+	if err := s.jobs[small.ID].wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if p, _ := s.Job(big.ID); p.State == Done {
+		t.Fatalf("%+v", p)
+	}
+	if p, ok := s.Cancel(big.ID); !ok || p.State != Canceled {
+		t.Errorf("a job at work could not be canceled: %+v", p)
+	}
+	stop()
+	again := newStage(t, dir, &writer{write: grammatical}, drawer)
+	if len(again.queue) != 0 {
+		t.Errorf("%d jobs came back", len(again.queue))
+	}
+	if j, err := again.Submit(Request{Products: ids(90), Model: "prompt", PerProduct: 4, Seed: 3}); err != nil || j.State != Queued {
+		t.Errorf("asked for again: %+v, %v", j, err)
+	}
+}
+
+// gated draws when it is let.
+type gated struct {
+	Drawer
+	gate chan struct{}
+}
+
+func (g gated) Draw(ctx context.Context, p *catalogue.Product, text string, seed uint64, px int) (*image.NRGBA, bool, error) {
+	select {
+	case <-ctx.Done():
+		return nil, false, ctx.Err()
+	case <-g.gate:
+		return g.Drawer.Draw(ctx, p, text, seed, px)
+	}
+}
+
+// TestAJobFileWithoutItsFirstLine is what a crash left: the job can be made again (review V11).
+func TestAJobFileWithoutItsFirstLine(t *testing.T) {
+	dir := t.TempDir()
+	s := newStage(t, dir, &writer{write: grammatical}, Scene{})
+	p, err := s.Submit(Request{Products: []string{catalogue.Embedded().Products()[0].ID}, Model: "prompt"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := s.jobs[p.ID].file
+	whole, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, whole[:len(whole)/2], 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s = newStage(t, dir, &writer{write: grammatical}, Scene{})
+	if _, err := s.Submit(Request{Products: []string{catalogue.Embedded().Products()[0].ID}, Model: "prompt"}); err != nil {
+		t.Fatal(err)
+	}
+	if s = newStage(t, dir, &writer{write: grammatical}, Scene{}); len(s.queue) != 1 {
+		t.Errorf("%d jobs after a restart", len(s.queue))
+	}
+}
+
+// TestAPictureThatDeclaresTooMuch is refused before it is decoded (review V11).
+func TestAPictureThatDeclaresTooMuch(t *testing.T) {
+	var b bytes.Buffer
+	if err := png.Encode(&b, image.NewGray(image.Rect(0, 0, 1, 1))); err != nil {
+		t.Fatal(err)
+	}
+	raw := b.Bytes()
+	copy(raw[16:24], []byte{0, 0, 0x78, 0, 0, 0, 0x78, 0}) // 30720 x 30720
+	binary.BigEndian.PutUint32(raw[29:], crc32.ChecksumIEEE(raw[12:29]))
+	answer, _ := json.Marshal(map[string]any{"data": []any{map[string]any{"b64_json": raw}}})
+	if _, err := readEdit(answer, 96); err == nil || !strings.Contains(err.Error(), "30720x30720") {
+		t.Errorf("%v", err)
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"image"
-	"image/png"
 	"io"
 	"mime/multipart"
 	"net/http"
@@ -182,7 +181,7 @@ func readEdit(raw []byte, px int) (*image.NRGBA, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the answer's picture is not base64: %w", err)
 	}
-	im, err := png.Decode(bytes.NewReader(file))
+	im, err := imaging.DecodePNG(file, px)
 	if err != nil {
 		return nil, fmt.Errorf("the answer's picture is not a PNG: %w", err)
 	}

@@ -1,14 +1,12 @@
 package creatives
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"image"
-	"image/png"
 	"strconv"
 
 	"ctrloop/internal/catalogue"
@@ -50,7 +48,7 @@ const (
 // product untouched. It looks at the file that will be served and not at the picture that went in. pixelError is the
 // largest difference on the product's own pixels, 0..255.
 func guard(file []byte, p *catalogue.Product, px int, valid bool) (blocked string, pixelError int) {
-	im, err := png.Decode(bytes.NewReader(file))
+	im, err := imaging.DecodePNG(file, imaging.MaxSidePx)
 	if err != nil {
 		return BlockedDecode + ": " + err.Error(), 0
 	}

@@ -17,12 +17,14 @@ const maxListed = 10_000
 //
 //	POST /v1/creatives            {"products": [..] | "all", "version": .. , "per_product": .., "seed": ..} -> 202, progress
 //	GET  /v1/creatives/jobs/{id}  -> progress
+//	DELETE /v1/creatives/jobs/{id}  cancels -> progress; 409: it has ended
 //	GET  /v1/creatives            ?product= &version= &limit= -> list
 //	GET  /v1/creatives/{id}       -> one; {id}.png: its picture
 //	PUT  /v1/creatives/{id}/matching  {"score": 0..1, "judge": ..} -> the creative; for judges outside of this process
 func (s *Service) Register(mux *http.ServeMux) {
 	mux.HandleFunc("POST /v1/creatives", s.postJob)
 	mux.HandleFunc("GET /v1/creatives/jobs/{id}", s.getJob)
+	mux.HandleFunc("DELETE /v1/creatives/jobs/{id}", s.deleteJob)
 	mux.HandleFunc("GET /v1/creatives", s.list)
 	mux.HandleFunc("GET /v1/creatives/{id}", s.get)
 	mux.HandleFunc("PUT /v1/creatives/{id}/matching", s.putMatching)
@@ -55,6 +57,9 @@ func (s *Service) postJob(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case errors.Is(err, ErrBadRequest):
 		fail(w, http.StatusBadRequest, err.Error())
+	case errors.Is(err, ErrFull):
+		w.Header().Set("Retry-After", "60")
+		fail(w, http.StatusTooManyRequests, err.Error())
 	case err != nil:
 		s.log.Error().Err(err).Msg("job could not be queued")
 		fail(w, http.StatusInternalServerError, err.Error())
@@ -71,6 +76,19 @@ func (s *Service) getJob(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	write(w, http.StatusOK, p)
+}
+
+func (s *Service) deleteJob(w http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	if p, ok := s.Cancel(id); ok {
+		write(w, http.StatusOK, p)
+		return
+	}
+	if p, ok := s.Job(id); ok {
+		fail(w, http.StatusConflict, fmt.Sprintf("job %q has ended already: it is %s", id, p.State))
+		return
+	}
+	fail(w, http.StatusNotFound, fmt.Sprintf("no job %q", id))
 }
 
 func (s *Service) list(w http.ResponseWriter, r *http.Request) {
@@ -139,6 +157,12 @@ func (s *Service) putMatching(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, fmt.Sprintf("want a score from 0 to 1 and the judge's name of at most %d bytes", maxJudgeName))
 		return
 	}
+	if s.judge != nil && body.Judge == s.judge.Name() {
+		fail(w, http.StatusBadRequest, fmt.Sprintf("judge %q is the built-in one: scores under its name are its own; take another name", body.Judge))
+		return
+	}
+	s.writes.Lock()
+	defer s.writes.Unlock()
 	c, ok := s.lib.Now().Get(r.PathValue("id"))
 	if !ok {
 		fail(w, http.StatusNotFound, fmt.Sprintf("no creative %q", r.PathValue("id")))

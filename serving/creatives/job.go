@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"ctrloop/internal/artifact"
 )
 
 // Spec is what a job is to make. Equal specs are one job, whoever asks and however often.
@@ -41,6 +43,8 @@ const (
 	Running JobState = "running"
 	Done    JobState = "done"
 	Failed  JobState = "failed" // some products have an error; asking again tries those
+	// Canceled by somebody: what was made stays, the rest is not made. Asking again begins anew.
+	Canceled JobState = "canceled"
 )
 
 // Progress of a job.
@@ -77,7 +81,8 @@ type job struct {
 	state    JobState
 	results  map[string]result
 	finished time.Time
-	done     chan struct{} // closed when it ends
+	done     chan struct{}      // closed when it ends
+	stop     context.CancelFunc // of the turn that works on it; nil between turns
 }
 
 type header struct {
@@ -88,7 +93,15 @@ type header struct {
 func newJob(dir string, spec Spec, now time.Time) (*job, error) {
 	j := &job{spec: spec, id: spec.ID(), created: now.UTC(), state: Queued, results: map[string]result{}, done: make(chan struct{})}
 	j.file = filepath.Join(dir, j.id+".jsonl")
-	return j, j.appendLine(header{spec, j.created})
+	raw, err := json.Marshal(header{spec, j.created})
+	if err != nil {
+		return nil, err
+	}
+	// Whole or not at all, in the place of what a crash may have left: without its first line a job is lost.
+	if err := artifact.WriteFile(j.file, append(raw, '\n'), 0o644); err != nil {
+		return nil, fmt.Errorf("job file: %w", err)
+	}
+	return j, nil
 }
 
 // readJob reads a job's file. A last line that a crash cut short is ignored: its product is done again.
@@ -164,13 +177,52 @@ func (j *job) set(s JobState) {
 	defer j.mu.Unlock()
 	j.state = s
 	switch s {
-	case Done, Failed:
+	case Done, Failed, Canceled:
 		j.finished = time.Now().UTC()
 		close(j.done)
 	case Queued:
 		j.done = make(chan struct{})
 	case Running:
 	}
+}
+
+// left is how many pictures are still to be made.
+func (j *job) left() int { return len(j.todo()) * j.spec.PerProduct }
+
+// cancel ends a job that has not ended; false: it has.
+func (j *job) cancel() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.state != Queued && j.state != Running {
+		return false
+	}
+	j.state, j.finished = Canceled, time.Now().UTC()
+	if j.stop != nil {
+		j.stop()
+	}
+	close(j.done)
+	return true
+}
+
+// begin marks a turn of work on the job and returns its context; false: it has been canceled.
+func (j *job) begin(ctx context.Context) (context.Context, bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.state == Canceled {
+		return ctx, false
+	}
+	j.state = Running
+	ctx, j.stop = context.WithCancel(ctx)
+	return ctx, true
+}
+
+// end marks the end of a turn; false: the job was canceled meanwhile.
+func (j *job) end() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.stop()
+	j.stop = nil
+	return j.state != Canceled
 }
 
 func (j *job) wait(ctx context.Context) error {

@@ -10,6 +10,7 @@ import (
 	"image/color"
 	"os"
 	"path/filepath"
+	"regexp"
 	"sync"
 
 	"ctrloop/internal/catalogue"
@@ -60,9 +61,21 @@ func (p *prompter) request(model string, prod *catalogue.Product, n int, seed ui
 		Model: model, N: n, Temperature: p.Temperature, MinP: p.MinP, MaxTokens: p.MaxTokens, Seed: &s,
 		Messages: []backend.Message{{Role: "user", Content: []backend.Part{
 			{Type: "image_url", ImageURL: &backend.ImageURL{URL: url}},
-			{Type: "text", Text: prod.Caption() + ". " + instruction},
+			{Type: "text", Text: escape(prod.Caption()) + ". " + instruction},
 		}}},
 	}, nil
+}
+
+// markup are texts that a tokenizer or a chat template takes for control: <image>, <|im_end|>, [/INST], ASSISTANT:.
+var markup = regexp.MustCompile(`<[^<>\s]+>|\[/?INST\]|\b(?:USER|ASSISTANT|SYSTEM):`)
+
+// escape takes such texts apart with a space, as the trainer does (ctrloop_trainer/prompt/markup.py). A caption is data, and
+// vLLM tokenises it as markup: one merchant's title would end the user's turn, or ask for a second picture.
+func escape(text string) string {
+	for markup.MatchString(text) { // taking one apart may leave another: <<a>b>
+		text = markup.ReplaceAllStringFunc(text, func(m string) string { return m[:1] + " " + m[1:] })
+	}
+	return text
 }
 
 // view is the product on plain ground at the model's size, scaled in the same way as training pictures are.

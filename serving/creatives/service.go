@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -40,6 +41,12 @@ type Model interface {
 // ErrBadRequest is wrapped by what Submit finds wrong with a request.
 var ErrBadRequest = errors.New("the request cannot be served")
 
+// ErrFull is wrapped when too many pictures wait to be made.
+var ErrFull = errors.New("too many creatives wait to be made")
+
+// ErrCanceled is what Ensure returns of a job that somebody canceled.
+var ErrCanceled = errors.New("the job was canceled")
+
 // Service makes creatives. Its library is filled by Publish's other end too: put what creatives.v1 holds into it
 // before Run, or finished work is done again.
 type Service struct {
@@ -55,6 +62,8 @@ type Service struct {
 	lib      *Library
 	log      zerolog.Logger
 	m        *metrics
+
+	writes sync.Mutex // held from reading a creative to publishing what was changed in it
 
 	mu    sync.Mutex
 	jobs  map[string]*job
@@ -120,28 +129,41 @@ type Request struct {
 }
 
 // Submit queues a job, or finds the one that was queued for the same before: a finished one is returned as it is, one
-// with failed products goes on with those.
+// with failed products goes on with those. ErrFull: it would make more wait than Config.MaxQueued.
 func (s *Service) Submit(r Request) (Progress, error) {
-	j, err := s.submit(r)
+	j, err := s.submit(r, s.cfg.MaxQueued)
 	if err != nil {
 		return Progress{}, err
 	}
 	return j.progress(), nil
 }
 
-func (s *Service) submit(r Request) (*job, error) {
+// submit queues unless more than limit pictures would then wait.
+func (s *Service) submit(r Request, limit int) (*job, error) {
 	spec, err := s.spec(r)
 	if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if j := s.jobs[spec.ID()]; j != nil {
-		if st := j.progress().State; st == Failed {
-			j.set(Queued)
-			s.enqueue(j)
-		}
-		return j, nil
+	old := s.jobs[spec.ID()]
+	if old != nil && !slices.Contains([]JobState{Failed, Canceled}, old.progress().State) {
+		return old, nil
+	}
+	waiting := 0
+	for _, j := range s.queue {
+		waiting += j.left()
+	}
+	if more := len(spec.Products) * spec.PerProduct; waiting+more > limit {
+		return nil, fmt.Errorf("%w: %d, and this request is for %d more (at most %d): wait, or cancel a job", ErrFull, waiting, more, limit)
+	}
+	if old != nil && old.progress().State == Failed {
+		old.set(Queued)
+		s.enqueue(old)
+		return old, nil
+	}
+	if old != nil { // canceled
+		s.order = slices.DeleteFunc(s.order, func(id string) bool { return id == old.id })
 	}
 	j, err := newJob(s.cfg.Dir, spec, time.Now())
 	if err != nil {
@@ -223,7 +245,7 @@ func (s *Service) Job(id string) (Progress, bool) {
 
 // Ensure has n creatives of every product made with the version, and returns when they are published.
 func (s *Service) Ensure(ctx context.Context, version string, n int) error {
-	j, err := s.submit(Request{Model: version, PerProduct: n})
+	j, err := s.submit(Request{Model: version, PerProduct: n}, math.MaxInt) // what a rollout needs is not turned away
 	if err != nil {
 		return err
 	}
@@ -231,13 +253,16 @@ func (s *Service) Ensure(ctx context.Context, version string, n int) error {
 		return err
 	}
 	p := j.progress()
+	if p.State == Canceled {
+		return fmt.Errorf("creatives of %s: %w", version, ErrCanceled)
+	}
 	for product, why := range p.Errors {
 		return fmt.Errorf("%d of %d products have no creatives of %s; %s: %s", len(p.Errors), p.Products, version, product, why)
 	}
 	return nil
 }
 
-// Run works on jobs, one after the other, until ctx ends. A job that was interrupted stays queued.
+// Run works on jobs until ctx ends, in turns where several wait. A job that was interrupted stays queued.
 func (s *Service) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		s.mu.Lock()
@@ -253,29 +278,65 @@ func (s *Service) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		s.work(ctx, j)
-		if ctx.Err() == nil {
-			s.mu.Lock()
-			s.queue = s.queue[1:]
-			s.m.queue.Set(float64(len(s.queue)))
-			s.mu.Unlock()
+		over := s.turn(ctx, j)
+		if ctx.Err() != nil {
+			break
 		}
+		s.mu.Lock()
+		s.queue = slices.DeleteFunc(s.queue, func(o *job) bool { return o == j })
+		if !over {
+			s.queue = append(s.queue, j)
+		}
+		s.m.queue.Set(float64(len(s.queue)))
+		s.mu.Unlock()
 	}
 	return nil
 }
 
-func (s *Service) work(ctx context.Context, j *job) {
+// Cancel ends a job: what it has made stays, and nothing goes on after a restart. False: there is no such job, or it has
+// ended.
+func (s *Service) Cancel(id string) (Progress, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	j := s.jobs[id]
+	if j == nil || !j.cancel() {
+		return Progress{}, false
+	}
+	if err := os.Remove(j.file); err != nil && !errors.Is(err, os.ErrNotExist) {
+		s.log.Error().Err(err).Str("job", id).Msg("file of a canceled job could not be removed; a restart would go on with it")
+	}
+	s.queue = slices.DeleteFunc(s.queue, func(o *job) bool { return o == j })
+	s.m.queue.Set(float64(len(s.queue)))
+	return j.progress(), true
+}
+
+// others says whether another job waits.
+func (s *Service) others() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.queue) > 1
+}
+
+// turn works on a job: on all of it, or, where others wait, on as many products as are made side by side. True: the job
+// has ended.
+func (s *Service) turn(ctx context.Context, j *job) bool {
 	start := time.Now()
-	j.set(Running)
+	jobCtx, ok := j.begin(ctx)
+	if !ok {
+		return true
+	}
 	var g errgroup.Group
 	g.SetLimit(s.cfg.Concurrency)
-	for _, id := range j.todo() {
-		if ctx.Err() != nil {
+	todo := j.todo()
+	begun := 0
+	for _, id := range todo {
+		if jobCtx.Err() != nil || begun >= s.cfg.Concurrency && s.others() {
 			break
 		}
+		begun++
 		g.Go(func() error {
-			r, err := s.product(ctx, j.spec, id)
-			if ctx.Err() != nil {
+			r, err := s.product(jobCtx, j.spec, id)
+			if jobCtx.Err() != nil {
 				return nil // stopped, not failed: the product is done after the restart
 			}
 			if err != nil {
@@ -288,36 +349,25 @@ func (s *Service) work(ctx context.Context, j *job) {
 		})
 	}
 	_ = g.Wait()
-	if ctx.Err() != nil {
-		return
+	if !j.end() {
+		return true
 	}
+	if ctx.Err() != nil || begun < len(todo) {
+		return false
+	}
+	s.finish(j, start)
+	return true
+}
+
+func (s *Service) finish(j *job, start time.Time) {
 	p := j.progress()
 	if len(p.Errors) > 0 {
 		j.set(Failed)
 	} else {
 		j.set(Done)
 	}
-	s.log.Info().Str(
-		"job",
-		j.id,
-	).Str(
-		"version",
-		p.Version,
-	).Int(
-		"creatives",
-		p.Creatives,
-	).Int(
-		"blocked",
-		p.Blocked,
-	).Int(
-		"failed_products",
-		len(p.Errors),
-	).Dur(
-		"took",
-		time.Since(start),
-	).Msg(
-		"creatives made",
-	)
+	s.log.Info().Str("job", j.id).Str("version", p.Version).Int("creatives", p.Creatives).Int("blocked", p.Blocked).
+		Int("failed_products", len(p.Errors)).Dur("took", time.Since(start)).Msg("creatives made")
 }
 
 // product makes one product's share of a job. What exists of it already counts.

@@ -211,7 +211,7 @@ func (s *Service) create(w http.ResponseWriter, r *http.Request) {
 	req := struct {
 		control.Experiment
 		Note string `json:"note"`
-	}{Experiment: control.Experiment{Unit: "user", Steps: []float64{0.01, 0.05, 0.2, 0.5, 1}, Alpha: 0.05, NStar: 5000, Epsilon: 0.02, Logical: "prompt"}}
+	}{Experiment: control.Experiment{Unit: "user", Steps: []float64{0.01, 0.05, 0.2, 0.5, 1}, Alpha: 0.05, NStar: 5000, Logical: "prompt"}}
 	if !read(w, r, &req) {
 		return
 	}
@@ -232,7 +232,7 @@ func (s *Service) create(w http.ResponseWriter, r *http.Request) {
 			w,
 			http.StatusUnprocessableEntity,
 			err.Error(),
-			"fields: id, logical, unit, seed, control, treatment, steps, alpha, n_star, epsilon, draft, slot, targeting, note; only treatment is needed",
+			"fields: id, logical, unit, seed, control, treatment, steps, alpha, n_star, draft, slot, targeting, note; only treatment is needed",
 		)
 		return
 	}
@@ -274,8 +274,8 @@ func Check(x control.Experiment, st *control.State) error {
 	if len(slices.Compact(slices.Clone(x.Steps))) != len(x.Steps) {
 		bad("steps %v: the same share twice is one step", x.Steps)
 	}
-	if !(x.Alpha > 0 && x.Alpha < 1) || !(x.NStar > 0) || !(x.Epsilon >= 0 && x.Epsilon < 1) {
-		bad("alpha %g, n_star %g, epsilon %g: want alpha in (0,1), n_star above 0, epsilon in [0,1)", x.Alpha, x.NStar, x.Epsilon)
+	if !(x.Alpha > 0 && x.Alpha < 1) || !(x.NStar > 0) {
+		bad("alpha %g, n_star %g: want alpha in (0,1), n_star above 0", x.Alpha, x.NStar)
 	}
 	if err := assign.CheckTargeting(x.Targeting); err != nil {
 		errs = append(errs, err)

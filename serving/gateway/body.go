@@ -6,10 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 )
 
 // request is a chat completion as the gateway sees it: the bytes, and where the model's name stands in them. It
-// is not decoded and encoded again: pictures make bodies large, and a field that we do not know must get through.
+// is not decoded and encoded again: pictures make bodies large.
 type request struct {
 	raw        []byte
 	model      string
@@ -20,7 +21,7 @@ type request struct {
 
 var errBody = errors.New("the body must be a JSON object with \"model\" and \"messages\"")
 
-func parseRequest(raw []byte) (*request, error) {
+func parseRequest(raw []byte, allowed func(field string) bool) (*request, error) {
 	r := &request{raw: raw}
 	d := json.NewDecoder(bytes.NewReader(raw))
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
@@ -51,6 +52,9 @@ func parseRequest(raw []byte) (*request, error) {
 		case "stream":
 			err = d.Decode(&r.stream)
 		default:
+			if name, _ := key.(string); !allowed(name) {
+				return nil, fmt.Errorf("the field %q is not passed on to the models: leave it out", name)
+			}
 			err = d.Decode(&skip{})
 		}
 		if err != nil {
@@ -66,6 +70,20 @@ func parseRequest(raw []byte) (*request, error) {
 	return r, nil
 }
 
+// fields of a chat completion that are passed on, besides those that the gateway reads. Engines know more of them, and
+// some of those end the engine for everybody (vLLM 0.32: echo beside stream, with adapters).
+var fields = map[string]bool{
+	"messages": true, "n": true, "temperature": true, "top_p": true, "top_k": true, "min_p": true, "max_tokens": true,
+	"max_completion_tokens": true, "seed": true, "stop": true, "stream_options": true, "logprobs": true, "top_logprobs": true,
+	"presence_penalty": true, "frequency_penalty": true, "repetition_penalty": true, "logit_bias": true, "response_format": true,
+	"metadata": true,
+}
+
+// allows says whether a field is passed on.
+func (g *Gateway) allows(field string) bool {
+	return fields[field] || slices.Contains(g.cfg.AllowFields, field)
+}
+
 // skip takes any value and keeps nothing.
 type skip struct{}
 
@@ -78,13 +96,4 @@ func (r *request) withModel(name string) []byte {
 	out = append(out, r.raw[:r.start]...)
 	out = append(out, quoted...)
 	return append(out, r.raw[r.end:]...)
-}
-
-// modelOf reads which model an answer, or the first event of a streamed answer, says it comes from.
-func modelOf(raw []byte) (string, error) {
-	var a struct {
-		Model string `json:"model"`
-	}
-	err := json.Unmarshal(raw, &a)
-	return a.Model, err
 }

@@ -1,12 +1,10 @@
 // Package gateway is the one door to the prompt models. It decides a request's version at admission (the champion,
 // an experiment's arm, or a version by name), sends it to a replica on which that version has proved itself, and
-// checks that this version answered. Streams pass through; a request is tried again on another replica only while
-// no byte of an answer has been passed on.
+// checks that this version answered. Streams pass through; a request is tried again on another replica only where the
+// first one did nothing for it, and no byte of an answer has been passed on.
 package gateway
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,7 +13,6 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -45,6 +42,7 @@ type Gateway struct {
 	suspect func(r *route.Replica, version string)
 	log     zerolog.Logger
 	m       *metrics
+	retries *budget
 	timed   func(assign.Assignment, time.Duration)
 }
 
@@ -65,7 +63,7 @@ func New(
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Gateway{cfg: cfg, table: table, assign: a, suspect: suspect, log: log, m: newMetrics(reg)}, nil
+	return &Gateway{cfg: cfg, table: table, assign: a, suspect: suspect, log: log, m: newMetrics(reg), retries: newBudget(cfg.RetryShare)}, nil
 }
 
 // Stats since the start.
@@ -113,10 +111,14 @@ func (u *upstream) close() {
 var (
 	errFull   = errors.New("every replica of the model is at its limit")
 	errNobody = errors.New("no replica could answer")
+	errSpent  = errors.New("too many requests are being tried again: the rest of the replicas is not asked")
 )
 
-// send tries the version's replicas, the idlest first, each once.
+// send tries the version's replicas, the idlest first. Another one is asked only after an answer that says that nothing
+// was done, or that is not passed on, and only as often as the bounds allow: a request that ends one server must not be
+// handed to all of them.
 func (g *Gateway) send(ctx context.Context, a *admission, body []byte) (*upstream, error) {
+	g.retries.earn()
 	var tried []*route.Replica
 	var last error
 	for {
@@ -136,20 +138,41 @@ func (g *Gateway) send(ctx context.Context, a *admission, body []byte) (*upstrea
 			return u, nil
 		}
 		r.Release()
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return nil, ctx.Err()
+		case !harmless(err), len(tried) > g.cfg.MaxRetries:
+			return nil, fmt.Errorf("%w: %w", errNobody, err)
+		case !g.retries.spend():
+			g.m.spent.Inc()
+			return nil, fmt.Errorf("%w: %w: %w", errNobody, errSpent, err)
 		}
 		last = err
 		g.m.retries.WithLabelValues(string(backend.KindOf(err))).Inc()
 	}
 }
 
-// pick takes a place on the replica with the fewest requests; busy: there are replicas, all full or tried.
+// harmless says whether the same request may be handed to another replica: the first one did no work for it, or its
+// work was another version's. Whatever broke off after it was sent may have been broken by it.
+func harmless(err error) bool {
+	switch backend.KindOf(err) {
+	case backend.Unavailable, backend.Overloaded, backend.NotFound, backend.WrongVersion:
+		return true
+	default:
+		return false
+	}
+}
+
+// avoidance is how long a replica that was not there, or too busy, is asked only when no other is left.
+const avoidance = time.Second
+
+// pick takes a place on the replica with the fewest requests, of those that did not fail just now if there are any;
+// busy: there are replicas, all full or tried.
 func pick(replicas, tried []*route.Replica) (best *route.Replica, busy bool) {
 	for {
 		best = nil
 		for _, r := range replicas {
-			if !slices.Contains(tried, r) && (best == nil || r.InFlight() < best.InFlight()) {
+			if !slices.Contains(tried, r) && (best == nil || better(r, best)) {
 				best = r
 			}
 		}
@@ -164,102 +187,69 @@ func pick(replicas, tried []*route.Replica) (best *route.Replica, busy bool) {
 	}
 }
 
-// attempt is one try. An error means that another replica may be tried: nothing has been passed on.
+func better(a, b *route.Replica) bool {
+	if a.Avoided() != b.Avoided() {
+		return b.Avoided()
+	}
+	return a.InFlight() < b.InFlight()
+}
+
+// attempt is one try. With an error nothing has been passed on.
 func (g *Gateway) attempt(ctx context.Context, a *admission, r *route.Replica, body []byte) (*upstream, error) {
 	resp, err := r.Forward(ctx, body)
 	if err != nil {
 		if ctx.Err() == nil {
+			r.Avoid(avoidance)
 			g.suspect(r, "")
 		}
 		return nil, err
 	}
 	u := &upstream{resp: resp, replica: r}
-	if err := g.inspect(a, u); err != nil {
+	if err := g.inspect(ctx, a, u); err != nil {
 		_ = resp.Body.Close()
 		return nil, err
 	}
+	r.Answered()
 	return u, nil
 }
 
 // inspect reads as much of the answer as it takes to know who answered: all of it, or the first event of a stream.
-func (g *Gateway) inspect(a *admission, u *upstream) error {
+func (g *Gateway) inspect(ctx context.Context, a *admission, u *upstream) error {
 	r := u.replica
 	bad := func(kind backend.Kind, err error) error {
 		return &backend.Error{Kind: kind, Op: "chat with " + a.Model, Replica: r.Name(), Status: u.resp.StatusCode, Err: err}
 	}
-	streaming := u.resp.StatusCode == http.StatusOK && strings.HasPrefix(u.resp.Header.Get("Content-Type"), "text/event-stream")
-	var err error
-	var model string
-	if streaming {
-		br := bufio.NewReaderSize(u.resp.Body, 16<<10)
-		u.head, err = firstEvent(br)
-		u.resp.Body = struct {
-			io.Reader
-			io.Closer
-		}{br, u.resp.Body}
-		if err == nil {
-			model, err = modelOf(bytes.TrimPrefix(bytes.TrimSpace(u.head), []byte("data:")))
-		}
-	} else {
-		u.head, err = io.ReadAll(io.LimitReader(u.resp.Body, backend.MaxAnswerBytes+1))
-		if err == nil && len(u.head) > backend.MaxAnswerBytes {
-			err = errors.New("the answer is larger than 8 MiB")
-		}
-	}
+	id, err := u.identify()
 	if err != nil { // it died while answering, or does not speak the protocol
-		g.suspect(r, "")
-		return bad(backend.Unavailable, err)
+		if ctx.Err() == nil {
+			g.suspect(r, "")
+		}
+		return bad(backend.Broken, err)
 	}
 	if u.resp.StatusCode != http.StatusOK {
 		switch kind := backend.Classify(u.resp.StatusCode, u.head); kind {
 		case backend.NotFound: // it has lost the adapter: a restart
 			g.suspect(r, a.Name)
 			return bad(kind, errors.New("the replica does not know the version"))
-		case backend.Overloaded, backend.Failed:
+		case backend.Overloaded:
+			r.Avoid(avoidance)
 			return bad(kind, nil)
-		default:
-			return nil // the client's own mistake goes back to the client
+		default: // the server's own words go to the client, be it the client's mistake or the server's
+			return nil
 		}
 	}
-	if !streaming {
-		if model, err = modelOf(u.head); err != nil {
-			return bad(backend.Protocol, err)
-		}
+	if id.failed {
+		return nil // a stream that says what is wrong with its request: the client's to read
 	}
-	if model != a.Model {
-		g.m.wrong.Inc()
-		g.m.wrongs.Add(1)
-		g.suspect(r, a.Name)
-		g.log.Error().Str(
-			"replica",
-			r.Name(),
-		).Str(
-			"admitted",
-			a.Model,
-		).Str(
-			"answered",
-			model,
-		).Msg(
-			"another version answered than was admitted; the answer is not passed on",
-		)
-		return bad(backend.Protocol, fmt.Errorf("%q answered", model))
+	if id.model == a.Model {
+		return nil
 	}
-	return nil
-}
-
-func firstEvent(br *bufio.Reader) ([]byte, error) {
-	var head []byte
-	for len(head) < 1<<20 {
-		line, err := br.ReadBytes('\n')
-		head = append(head, line...)
-		if err != nil {
-			return head, err
-		}
-		if len(bytes.TrimSpace(line)) == 0 && len(bytes.TrimSpace(head)) > 0 {
-			return head, nil
-		}
-	}
-	return head, errors.New("the stream's first event is larger than 1 MiB")
+	g.m.wrong.Inc()
+	g.m.wrongs.Add(1)
+	g.suspect(r, a.Name)
+	g.log.Error().Str("replica", r.Name()).Str("admitted", a.Model).Str("answered", id.model).
+		Msg("another version answered than was admitted; the answer is not passed on")
+	return bad(backend.WrongVersion, fmt.Errorf("%q answered", id.model))
 }
 
 // ServeHTTP answers POST /v1/chat/completions.
@@ -285,7 +275,7 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, start time.Time)
 		}
 		return canceled
 	}
-	req, err := parseRequest(raw)
+	req, err := parseRequest(raw, g.allows)
 	if err != nil {
 		return g.refuse(w, http.StatusBadRequest, "BadRequestError", err.Error())
 	}
@@ -315,7 +305,11 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, start time.Time)
 	if _, err := w.Write(u.head); err != nil {
 		return canceled
 	}
-	o := g.pass(w, u.resp.Body)
+	_ = http.NewResponseController(w).Flush() // the first event of a stream does not wait for the second
+	if u.resp.StatusCode >= http.StatusInternalServerError {
+		return failed // passed on with its words; the same request is not tried elsewhere
+	}
+	o := g.pass(r.Context(), w, u.resp.Body)
 	if o == served && g.timed != nil {
 		g.timed(a.Assignment, time.Since(start))
 	}
@@ -323,7 +317,7 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, start time.Time)
 }
 
 // pass copies the rest of a stream as it comes.
-func (g *Gateway) pass(w http.ResponseWriter, body io.Reader) outcome {
+func (g *Gateway) pass(ctx context.Context, w http.ResponseWriter, body io.Reader) outcome {
 	f := http.NewResponseController(w)
 	buf := make([]byte, 16<<10)
 	for {
@@ -334,6 +328,8 @@ func (g *Gateway) pass(w http.ResponseWriter, body io.Reader) outcome {
 			_ = f.Flush()
 		} else if errors.Is(err, io.EOF) {
 			return served
+		} else if ctx.Err() != nil {
+			return canceled // the client has closed its stream
 		} else if err != nil {
 			// Half of the answer is out: cutting the connection is the only honest way to say that it is not whole.
 			g.log.Warn().Err(err).Msg("answer broke off after its first byte")

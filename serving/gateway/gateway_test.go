@@ -112,8 +112,8 @@ func TestVersionIsDecidedAtAdmission(t *testing.T) {
 			resp.Header.Get(HeaderExperiment) != "" {
 			t.Fatalf("%s: %d %v %s", model, resp.StatusCode, resp.Header, got)
 		}
-		if m, _ := modelOf([]byte(got)); m != "prompt-base" {
-			t.Fatalf("answered by %q", m)
+		if id, _ := identityOf([]byte(got)); id.model != "prompt-base" {
+			t.Fatalf("answered by %q", id.model)
 		}
 	}
 	if resp, got := post(t, s.url, body("nope", "")); resp.StatusCode != 404 || !strings.Contains(got, "NotFoundError") {
@@ -320,9 +320,120 @@ func TestClientErrorsPassThrough(t *testing.T) {
 	}
 }
 
+// TestOneBadRequestHarmsNobodyElse: what a request does to a replica stays there (review V7, E3, E4, E12).
+func TestOneBadRequestHarmsNobodyElse(t *testing.T) {
+	for name, tc := range map[string]struct {
+		fault   vllmfake.Fault
+		extra   string
+		status  int
+		says    string
+		suspect bool
+	}{
+		"a stream that is an error is the client's": {vllmfake.StreamError, `,"stream":true`, 200, "max_tokens must be at least 1", false},
+		"words of a server error":                   {vllmfake.ServerError, "", 500, "list index out of range", false},
+		"it ends its connection":                    {vllmfake.Dies, "", 503, "no replica could answer", true},
+		"it ends its stream's connection":           {vllmfake.Dies, `,"stream":true`, 503, "no replica could answer", true},
+	} {
+		s := newStage(t, 4, 8, vllmfake.Config{}, nil)
+		for _, f := range s.servers {
+			f.Set(tc.fault, true)
+		}
+		resp, got := post(t, s.url, body("prompt", tc.extra))
+		if resp.StatusCode != tc.status || !strings.Contains(got, tc.says) {
+			t.Errorf("%s: %d %s", name, resp.StatusCode, got)
+		}
+		asked := 0
+		for _, f := range s.servers {
+			if f.Asked.Load() > 0 {
+				asked++
+			}
+		}
+		if asked != 1 || (len(s.suspects) > 0) != tc.suspect || slices.Contains(s.suspects, "prompt-1") {
+			t.Errorf("%s: %d replicas were asked, suspects %q", name, asked, s.suspects)
+		}
+		if v, ok := s.table.Version("prompt-1"); !ok || len(v.Replicas) != 4 {
+			t.Errorf("%s: the version has lost replicas", name)
+		}
+	}
+}
+
+func TestCommentsBeforeAStream(t *testing.T) {
+	s := newStage(t, 1, 8, vllmfake.Config{}, nil)
+	s.servers[0].Set(vllmfake.Comments, true)
+	resp, got := post(t, s.url, body("prompt", `,"stream":true`))
+	if resp.StatusCode != 200 || !strings.HasPrefix(got, ": ping") || !strings.Contains(got, "[DONE]") {
+		t.Errorf("%d %s", resp.StatusCode, got)
+	}
+}
+
+// TestRetriesAreBounded by count and by a share of the requests.
+func TestRetriesAreBounded(t *testing.T) {
+	s := newStage(t, 8, 8, vllmfake.Config{}, nil)
+	for _, f := range s.servers {
+		f.Set(vllmfake.ChatBusy, true)
+	}
+	asked := func() (n int64) {
+		for _, f := range s.servers {
+			n += f.Asked.Load()
+		}
+		return n
+	}
+	if resp, _ := post(t, s.url, body("prompt", "")); resp.StatusCode != 503 || asked() != int64(1+Default().MaxRetries) {
+		t.Errorf("status %d, %d replicas asked", resp.StatusCode, asked())
+	}
+	const n = 50
+	for range n {
+		post(t, s.url, body("prompt", ""))
+	}
+	most := float64(1+n) + reserve + Default().RetryShare*(1+n)
+	if got := asked(); float64(got) > most || got <= 1+n {
+		t.Errorf("%d attempts for %d requests, want at most %.0f", got, 1+n, most)
+	}
+}
+
+// TestAClientThatLeavesItsStream is no failure of ours (review E11).
+func TestAClientThatLeavesItsStream(t *testing.T) {
+	left := make(chan struct{})
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		fmt.Fprint(w, `data: {"model":"prompt-base"}`+"\n\n")
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+		close(left)
+	}))
+	defer up.Close()
+	s := newStage(t, 1, 8, vllmfake.Config{}, nil)
+	v, err := backend.NewVLLM(backend.DefaultVLLMConfig(up.URL))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	replica := route.NewReplica(v, 4)
+	s.table.Put("prompt-1", "prompt", "prompt-base", []*route.Replica{replica})
+	ctx, cancel := context.WithCancel(t.Context())
+	req, _ := http.NewRequestWithContext(ctx, http.MethodPost, s.url, strings.NewReader(body("prompt", `,"stream":true`)))
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := resp.Body.Read(make([]byte, 10)); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	_ = resp.Body.Close()
+	<-left
+	for replica.InFlight() > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if got := s.gw.Stats(); got.Failed != 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestParseRequest(t *testing.T) {
-	deep := `{"messages":[{"model":"inner","text":"\"model\":\"no\""}],"model":"pröm\"pt","stream":true,"user":"u","x":{"model":1}}`
-	r, err := parseRequest([]byte(deep))
+	deep := `{"messages":[{"model":"inner","text":"\"model\":\"no\""}],"model":"pröm\"pt","stream":true,"user":"u","metadata":{"model":1}}`
+	g := &Gateway{}
+	r, err := parseRequest([]byte(deep), g.allows)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -341,8 +452,8 @@ func TestParseRequest(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}
-	for _, bad := range []string{``, `[]`, `{}`, `{"model":3}`, `{"model":""}`, `{"model":"a"`, `{"model":"a"} x`, `{"model":"a","model":"b"}`, `{"model":"a","stream":"yes"}`, `{"model":"a","x":tru}`} {
-		if _, err := parseRequest([]byte(bad)); err == nil {
+	for _, bad := range []string{``, `[]`, `{}`, `{"model":3}`, `{"model":""}`, `{"model":"a"`, `{"model":"a"} x`, `{"model":"a","model":"b"}`, `{"model":"a","stream":"yes"}`, `{"model":"a","metadata":tru}`, `{"model":"a","echo":true}`} {
+		if _, err := parseRequest([]byte(bad), g.allows); err == nil {
 			t.Errorf("%s: accepted", bad)
 		}
 	}
@@ -350,12 +461,13 @@ func TestParseRequest(t *testing.T) {
 
 func FuzzParseRequest(f *testing.F) {
 	f.Add([]byte(body("prompt", `,"stream":true`)))
+	g := &Gateway{}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		r, err := parseRequest(raw)
+		r, err := parseRequest(raw, g.allows)
 		if err != nil {
 			return
 		}
-		again, err := parseRequest(r.withModel("other"))
+		again, err := parseRequest(r.withModel("other"), g.allows)
 		if err != nil || again.model != "other" || again.stream != r.stream {
 			t.Fatalf("%q: %+v %v", raw, again, err)
 		}
@@ -398,7 +510,7 @@ func BenchmarkAddedLatency(b *testing.B) {
 	}
 	srv := httptest.NewServer(gw)
 	defer srv.Close()
-	raw := []byte(body("prompt", `,"pad":"`+strings.Repeat("x", 1900)+`"`))
+	raw := []byte(body("prompt", `,"metadata":"`+strings.Repeat("x", 1900)+`"`))
 	for name, url := range map[string]string{"direct": up.URL, "gateway": srv.URL} {
 		b.Run(name, func(b *testing.B) {
 			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}

@@ -20,6 +20,7 @@ const (
 type metrics struct {
 	requests *prometheus.CounterVec
 	retries  *prometheus.CounterVec
+	spent    prometheus.Counter
 	wrong    prometheus.Counter
 	latency  prometheus.Histogram
 	inflight prometheus.Gauge
@@ -36,6 +37,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		retries: prometheus.NewCounterVec(
 			prometheus.CounterOpts{Namespace: "ctrloop", Subsystem: "gateway", Name: "retries_total", Help: "Attempts on another replica, by why."},
 			[]string{"reason"},
+		),
+		spent: prometheus.NewCounter(
+			prometheus.CounterOpts{
+				Namespace: "ctrloop", Subsystem: "gateway", Name: "retries_refused_total",
+				Help: "Retries that the budget did not allow: too large a share of the requests was being tried again.",
+			},
 		),
 		wrong: prometheus.NewCounter(
 			prometheus.CounterOpts{
@@ -58,7 +65,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			prometheus.GaugeOpts{Namespace: "ctrloop", Subsystem: "gateway", Name: "in_flight_requests", Help: "Requests being answered."},
 		),
 	}
-	reg.MustRegister(m.requests, m.retries, m.wrong, m.latency, m.inflight)
+	reg.MustRegister(m.requests, m.retries, m.spent, m.wrong, m.latency, m.inflight)
 	return m
 }
 

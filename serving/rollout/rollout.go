@@ -32,8 +32,6 @@ type Config struct {
 	Alpha float64 `yaml:"alpha"`
 	// NStar is the number of units at which the confidence sequence is tightest.
 	NStar float64 `yaml:"n_star"`
-	// Epsilon is the share of traffic that stays uniform over all creatives, for ever.
-	Epsilon float64 `yaml:"epsilon"`
 	// Unit of randomisation: user or product.
 	Unit string `yaml:"unit"`
 }
@@ -42,7 +40,7 @@ type Config struct {
 func Default() Config {
 	return Config{
 		Interval: 5 * time.Second, CreativesPerProduct: 8, Steps: []float64{0.01, 0.05, 0.2, 0.5, 1},
-		Alpha: 0.05, NStar: 5000, Epsilon: 0.02, Unit: "user",
+		Alpha: 0.05, NStar: 5000, Unit: "user",
 	}
 }
 
@@ -66,9 +64,6 @@ func (c Config) Validate() error {
 	}
 	if c.NStar < 1 {
 		bad("n_star", "%v: want at least 1", c.NStar)
-	}
-	if c.Epsilon < 0 || c.Epsilon >= 1 {
-		bad("epsilon", "%v: want 0 to below 1", c.Epsilon)
 	}
 	if c.Unit != "user" && c.Unit != "product" {
 		bad("unit", "%q: want user or product", c.Unit)
@@ -205,7 +200,7 @@ func (s *Service) start(ctx context.Context, champion, candidate string) error {
 		now,
 		control.Experiment{
 			ID: id, Logical: Logical, Unit: s.cfg.Unit, Seed: id, Control: champion, Treatment: candidate,
-			Steps: s.cfg.Steps, Alpha: s.cfg.Alpha, NStar: s.cfg.NStar, Epsilon: s.cfg.Epsilon, Created: now.UTC(),
+			Steps: s.cfg.Steps, Alpha: s.cfg.Alpha, NStar: s.cfg.NStar, Created: now.UTC(),
 		},
 	)
 	if err != nil {

@@ -30,6 +30,8 @@ type Replica struct {
 	backend.Prompt
 	limit    int64
 	inflight atomic.Int64
+	answered atomic.Int64 // Unix nanoseconds of the last whole answer, or start of a stream
+	avoided  atomic.Int64 // Unix nanoseconds until which others are asked first
 }
 
 // NewReplica bounds a backend to limit concurrent requests.
@@ -48,6 +50,18 @@ func (r *Replica) TryAcquire() bool {
 
 // Release gives the place back.
 func (r *Replica) Release() { r.inflight.Add(-1) }
+
+// Answered notes that the replica has just answered a request: it lives, however slow.
+func (r *Replica) Answered() { r.answered.Store(time.Now().UnixNano()) }
+
+// AnsweredSince says whether it has answered a request since then.
+func (r *Replica) AnsweredSince(t time.Time) bool { return r.answered.Load() > t.UnixNano() }
+
+// Avoid has others asked first for a while.
+func (r *Replica) Avoid(d time.Duration) { r.avoided.Store(time.Now().Add(d).UnixNano()) }
+
+// Avoided says whether others should be asked first.
+func (r *Replica) Avoided() bool { return time.Now().UnixNano() < r.avoided.Load() }
 
 // InFlight is the number of places taken.
 func (r *Replica) InFlight() int64 { return r.inflight.Load() }

@@ -19,6 +19,9 @@ import (
 // maxHeader is the format's own bound on the header, in bytes.
 const maxHeader = 100_000_000
 
+// maxBits bounds one tensor: a product of sizes beyond it is no tensor, and would soon be no number either.
+const maxBits = 1 << 53
+
 // ErrFormat is returned for a file that is not whole and well formed.
 var ErrFormat = errors.New("not a complete safetensors file")
 
@@ -96,7 +99,7 @@ func checkSpan(typ string, shape []int64, span [2]int64) error {
 		return fmt.Errorf("unknown type %q", typ)
 	}
 	for _, d := range shape {
-		if d < 0 || d > 1<<32 || bits > 1<<50 {
+		if d < 0 || d > 0 && bits > maxBits/d {
 			return fmt.Errorf("impossible shape %v", shape)
 		}
 		bits *= d

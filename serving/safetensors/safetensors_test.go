@@ -105,3 +105,15 @@ func FuzzHeader(f *testing.F) {
 		}
 	})
 }
+
+// TestAShapeBeyondNumbers: sizes whose product is no int64 are no tensor, and not one of no bytes (review V11).
+func TestAShapeBeyondNumbers(t *testing.T) {
+	for _, shape := range [][]int64{{1 << 32, 1 << 32}, {1 << 31, 1 << 31, 4}, {1 << 62, 2}, {-1}} {
+		if err := checkSpan("F32", shape, [2]int64{0, 0}); err == nil {
+			t.Errorf("%v was taken", shape)
+		}
+	}
+	if err := checkSpan("F32", []int64{0, 1 << 40}, [2]int64{0, 0}); err != nil {
+		t.Errorf("an empty tensor: %v", err)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -56,7 +57,9 @@ func newCluster(t *testing.T, n int) *cluster {
 			t.Fatal(err)
 		}
 		t.Cleanup(s.Kill)
-		v, err := backend.NewVLLM(backend.DefaultVLLMConfig(s.Address()))
+		how := backend.DefaultVLLMConfig(s.Address())
+		how.ReadTimeout = 200 * time.Millisecond
+		v, err := backend.NewVLLM(how)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -328,6 +331,69 @@ func TestAReplicaThatRestartsIsMended(t *testing.T) {
 	}
 	c.servers[1].Set(vllmfake.NoOp, false)
 	eventually(t, "the mended replica to be routed to", func() bool { return routed() == 2 })
+}
+
+// TestASlowReplicaIsNotADeadOne: while it answers requests, however slow its list of models is, it stays routed to; when
+// it answers nothing at all, it goes (review V7).
+func TestASlowReplicaIsNotADeadOne(t *testing.T) {
+	c := newCluster(t, 1)
+	c.awaitChampion(t, c.base)
+	c.servers[0].Set(vllmfake.SlowModels, true)
+	r := c.replicas[0]
+	r.TryAcquire() // a request is being answered all the time
+	for range 2 * maxStrikes {
+		c.ctrl.survey(t.Context())
+	}
+	if v, ok := c.table.Version(c.base); !ok || len(v.Replicas) != 1 {
+		t.Fatal("a replica at work was taken for a dead one")
+	}
+	r.Release()
+	eventually(t, "the replica that answers nothing to go", func() bool {
+		v, ok := c.table.Version(c.base)
+		return ok && len(v.Replicas) == 0
+	})
+	c.servers[0].Set(vllmfake.SlowModels, false)
+	eventually(t, "the replica to come back", func() bool {
+		v, _ := c.table.Version(c.base)
+		return len(v.Replicas) == 1
+	})
+}
+
+// TestItsOwnUnloadIsNoRestart: a list of models that was made while a version was being unloaded says nothing about the
+// versions beside it (review E8).
+func TestItsOwnUnloadIsNoRestart(t *testing.T) {
+	c := newCluster(t, 1)
+	v := c.adapter(t, 1)
+	c.awaitState(t, v, control.ModelShadow)
+	r := c.replicas[0]
+	before := c.ctrl.residentOn(r)
+	if !before[v] || !before[c.base] {
+		t.Fatalf("resident: %v", before)
+	}
+	cards, err := r.Models(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	without := slices.DeleteFunc(cards, func(m backend.ModelCard) bool { return m.ID == v })
+	c.ctrl.mu.Lock()
+	c.ctrl.retiring[v] = true
+	c.ctrl.mu.Unlock()
+	c.ctrl.dropLost(r, before, without)
+	c.ctrl.mu.Lock()
+	delete(c.ctrl.retiring, v)
+	delete(c.ctrl.resident[r], v)
+	c.ctrl.mu.Unlock()
+	c.ctrl.dropLost(r, before, without) // it has gone since the replica was asked
+	if got := c.ctrl.residentOn(r); !got[c.base] {
+		t.Errorf("resident after an unload: %v", got)
+	}
+	c.ctrl.mu.Lock()
+	c.ctrl.resident[r] = map[string]bool{c.base: true, v: true}
+	c.ctrl.mu.Unlock()
+	c.ctrl.dropLost(r, before, without) // a restart
+	if got := c.ctrl.residentOn(r); len(got) != 0 {
+		t.Errorf("resident after a restart: %v", got)
+	}
 }
 
 func TestARestartOfTheControllerFindsEverything(t *testing.T) {

@@ -3,6 +3,7 @@ package kafkatest
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,9 @@ const Version = "4.4.0"
 
 // Image of the broker in a container.
 const Image = "apache/kafka:" + Version
+
+// image is the one of CTRLOOP_TEST_KAFKA_IMAGE, where one that was built on this machine stands for the public one.
+func image() string { return cmp.Or(os.Getenv("CTRLOOP_TEST_KAFKA_IMAGE"), Image) }
 
 // starterExit is the exit code with which the starter says that no container can be started on this machine.
 const starterExit = 3
@@ -62,7 +66,7 @@ func StartContainer(ctx context.Context, starter string) (*Container, error) {
 		return nil, err
 	}
 	properties := slices.Concat(replication(1), tuning)
-	c := &Container{cmd: exec.Command(starter, append([]string{Image, strconv.Itoa(port)}, properties...)...)}
+	c := &Container{cmd: exec.Command(starter, append([]string{image(), strconv.Itoa(port)}, properties...)...)}
 	var said bytes.Buffer
 	c.cmd.Stderr = &said
 	out, err := c.cmd.StdoutPipe()

@@ -19,8 +19,17 @@ func script(t *testing.T, text string) string {
 }
 
 func TestNoContainerEngineIsMissing(t *testing.T) {
+	t.Setenv("CTRLOOP_TEST_KAFKA_IMAGE", "")
 	_, err := StartContainer(t.Context(), script(t, "echo no engine for $1 >&2; exit 3\n"))
 	if !errors.Is(err, ErrMissing) || !strings.Contains(err.Error(), "no engine for "+Image) {
+		t.Error(err)
+	}
+}
+
+func TestAnotherImage(t *testing.T) {
+	t.Setenv("CTRLOOP_TEST_KAFKA_IMAGE", "built-here/kafka:1")
+	_, err := StartContainer(t.Context(), script(t, "echo no engine for $1 >&2; exit 3\n"))
+	if !errors.Is(err, ErrMissing) || !strings.Contains(err.Error(), "no engine for built-here/kafka:1") {
 		t.Error(err)
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
@@ -34,6 +36,12 @@ const (
 	LoadFails  Fault = "load_fails"  // loads answer 500
 	ChatBusy   Fault = "chat_busy"   // completions answer 503
 	WrongModel Fault = "wrong_model" // completions claim to come from the base
+
+	StreamError Fault = "stream_error" // a stream answers 200, and its only event is the client's mistake, as in vLLM
+	Comments    Fault = "comments"     // streams begin with a comment, as proxies send to keep a connection open
+	Dies        Fault = "dies"         // a completion closes its connection without a byte
+	ServerError Fault = "server_error" // completions answer 500 with words
+	SlowModels  Fault = "slow_models"  // /v1/models does not answer before its caller gives up
 )
 
 // Config of a fake server.
@@ -64,8 +72,8 @@ type Server struct {
 	last     string // weights loaded last
 	faults   map[Fault]bool
 
-	// Completions counts answers given, Loads adapters loaded.
-	Completions, Loads atomic.Int64
+	// Completions counts answers given, Asked requests for one, Loads adapters loaded.
+	Completions, Asked, Loads atomic.Int64
 }
 
 // Start runs a fake until Kill.
@@ -85,7 +93,7 @@ func (s *Server) listen(addr string) error {
 	if err != nil {
 		return err
 	}
-	srv := &http.Server{Handler: s.handler()}
+	srv := &http.Server{Handler: s.handler(), ErrorLog: log.New(io.Discard, "", 0)}
 	s.mu.Lock()
 	s.addr, s.srv = l.Addr().String(), srv
 	s.adapters, s.roots, s.last = map[string]string{}, map[string]string{}, ""
@@ -149,7 +157,11 @@ func fail(w http.ResponseWriter, code int, typ, format string, args ...any) {
 	)
 }
 
-func (s *Server) models(w http.ResponseWriter, _ *http.Request) {
+func (s *Server) models(w http.ResponseWriter, r *http.Request) {
+	if s.has(SlowModels) {
+		<-r.Context().Done()
+		return
+	}
 	type card struct {
 		ID     string  `json:"id"`
 		Object string  `json:"object"`
@@ -273,6 +285,18 @@ func (s *Server) chat(w http.ResponseWriter, r *http.Request) {
 		fail(w, 400, "Bad Request", "%v", err)
 		return
 	}
+	s.Asked.Add(1)
+	switch {
+	case s.has(Dies):
+		panic(http.ErrAbortHandler)
+	case s.has(ServerError):
+		fail(w, 500, "InternalServerError", "list index out of range")
+		return
+	case b.Stream && s.has(StreamError):
+		w.Header().Set("Content-Type", "text/event-stream")
+		fmt.Fprint(w, `data: {"error": {"message": "max_tokens must be at least 1", "type": "BadRequestError", "code": 400}}`+"\n\ndata: [DONE]\n\n")
+		return
+	}
 	if s.has(ChatBusy) {
 		fail(w, 503, "ServiceUnavailableError", "busy")
 		return
@@ -301,6 +325,10 @@ func (s *Server) chat(w http.ResponseWriter, r *http.Request) {
 	s.Completions.Add(1)
 	texts := s.answers(weights, b.ChatRequest)
 	if b.Stream {
+		if s.has(Comments) {
+			w.Header().Set("Content-Type", "text/event-stream")
+			fmt.Fprint(w, ": ping\n\n")
+		}
 		stream(w, model, texts)
 		return
 	}

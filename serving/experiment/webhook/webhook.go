@@ -23,13 +23,13 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"ctrloop/internal/artifact"
 	"ctrloop/schemas/control"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -198,16 +198,7 @@ func (d *Dispatcher) save() error {
 	if err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(d.file), "."+filepath.Base(d.file)+"-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name()) // does nothing after the rename
-	_, err = tmp.Write(raw)
-	if err := errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), d.file)
+	return artifact.WriteFile(d.file, raw, 0o600)
 }
 
 // Run sends until ctx ends. Endpoints do not wait for each other.

@@ -1,7 +1,8 @@
 """Products (catalogue.jsonl) and preference datasets (Arrow IPC files) as the jobs see them."""
 
+import collections
 import dataclasses
-import io
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
-from PIL import Image, UnidentifiedImageError
 
+from . import pictures
 from .errors import BadInputError, NoEvidenceError
 
 
@@ -25,8 +26,10 @@ class Product:
     colour: str
     caption: str
     holdout: bool
-    fits: frozenset[str]  # scenes that suit the department
-    harmonious: frozenset[str]  # palettes that go with the product's colour
+    # Scenes that suit the department, and palettes that go with the product's colour: the built-in judge's knowledge,
+    # which no real catalogue has. None where nobody judges.
+    fits: frozenset[str] | None = None
+    harmonious: frozenset[str] | None = None
 
     @property
     def base(self) -> str:
@@ -42,6 +45,17 @@ class Product:
         return f"{self.title}. {self.category}"
 
 
+JUDGED = ("fits", "harmonious")
+
+
+def judged(raw: dict) -> dict[str, frozenset[str]]:
+    """What a line of the catalogue says of what suits its product: both lists or neither."""
+    given = [k for k in JUDGED if k in raw]
+    if given and (len(given) < len(JUDGED) or not all(isinstance(raw[k], list) for k in given)):
+        raise TypeError(f"{' and '.join(JUDGED)} must both be lists, or both be left out")
+    return {k: frozenset(raw[k]) for k in given}
+
+
 def load_catalogue(path: Path) -> list[Product]:
     """All products and hue variants, in file order."""
     fields = [f.name for f in dataclasses.fields(Product)]
@@ -53,7 +67,7 @@ def load_catalogue(path: Path) -> list[Product]:
     for n, line in enumerate(lines, 1):
         try:
             raw = json.loads(line)
-            values = {k: frozenset(raw[k]) if k in ("fits", "harmonious") else raw[k] for k in fields}
+            values = {k: raw[k] for k in fields if k not in JUDGED} | judged(raw)
         except (json.JSONDecodeError, KeyError, TypeError) as e:
             raise BadInputError(f"{path}:{n}: not a product: {e!r}; write it with `ctrloop render catalogue`") from e
         product = Product(**values)
@@ -62,6 +76,10 @@ def load_catalogue(path: Path) -> list[Product]:
         out.append(product)
     if not out:
         raise BadInputError(f"the catalogue {path} is empty")
+    known = [p.fits is not None for p in out]
+    if any(known) and not all(known):
+        lacking = out[known.index(False)].id
+        raise BadInputError(f"{path}: product {lacking} lacks {' and '.join(JUDGED)}, which others have: all or none")
     return out
 
 
@@ -107,6 +125,7 @@ class Pairs:
     # (n, 2), left and right, within the pair's own cell (placement, window); None where the data set does not tell.
     impressions: np.ndarray | None = None
     clicks: np.ndarray | None = None
+    placements: list[str] | None = None  # None where the data set does not tell
 
     @property
     def test(self) -> np.ndarray:
@@ -135,6 +154,7 @@ class Pairs:
             self.split[ix],
             None if self.impressions is None else self.impressions[ix],
             None if self.clicks is None else self.clicks[ix],
+            None if self.placements is None else [self.placements[i] for i in ix],
         )
 
     def __len__(self) -> int:
@@ -187,6 +207,7 @@ def load_dataset(folder: Path) -> tuple[Creatives, Pairs]:
             np.array(p["split"].to_pylist(), object),
             _sides(p, "impressions"),
             _sides(p, "clicks"),
+            p["placement"].to_pylist() if "placement" in p.schema.names else None,
         )
     except KeyError as e:
         raise BadInputError(f"the dataset {folder} lacks {e}: a column, or a creative that pairs.arrow names") from e
@@ -225,23 +246,15 @@ def _images(ids: list[str], pngs: list[bytes | None]) -> np.ndarray:
     out = []
     for i, png in zip(ids, pngs, strict=True):
         if not png:
-            raise BadInputError(f"creative {i} has no image: every creative of a dataset needs its 64 px view")
+            raise BadInputError(f"creative {i} has no image: every creative of a dataset needs its view")
         try:
-            picture = Image.open(io.BytesIO(png))
-            if max(picture.size) > MAX_VIEW_PX:
-                size = f"{picture.width} x {picture.height}"
-                raise BadInputError(f"the image of creative {i} is {size} px: views have at most {MAX_VIEW_PX} a side")
-            out.append(np.asarray(picture.convert("RGB")))
-        except Image.DecompressionBombError as e:
-            raise BadInputError(f"the image of creative {i} is too large to be a view: {e}") from e
-        except UnidentifiedImageError as e:
-            raise BadInputError(f"the image of creative {i} is not a picture: {e}") from e
-        except (OSError, SyntaxError, ValueError) as e:
-            raise BadInputError(f"the image of creative {i} is damaged: {e}; build the dataset again") from e
+            out.append(np.asarray(pictures.read(png, max_side=MAX_VIEW_PX)))
+        except pictures.BadPictureError as e:
+            raise BadInputError(f"the image of creative {i} {e}; build the dataset again") from e
     shapes = {x.shape for x in out}
     if len(shapes) > 1:
         raise BadInputError(f"images of the dataset differ in size: {sorted(shapes)}")
-    return np.stack(out) if out else np.zeros((0, 64, 64, 3), np.uint8)
+    return np.stack(out) if out else np.zeros((0, pictures.VIEW_PX, pictures.VIEW_PX, 3), np.uint8)
 
 
 def _check(c: Creatives, p: Pairs, folder: Path) -> None:
@@ -264,9 +277,67 @@ def _check(c: Creatives, p: Pairs, folder: Path) -> None:
         raise BadInputError(f"the dataset {folder} has a pair of split {unknown[0]!r}: known are {', '.join(SPLITS)}")
     if not p.training.any():
         raise NoEvidenceError(f"the dataset {folder} has no training pairs: wait for more clicks")
-    both = {c.products[i] for i in p.left[p.test]} & {c.products[i] for i in p.left[p.training]}
+    if not p.weight[p.training].any():
+        raise NoEvidenceError(f"all training pairs of {folder} have weight 0, they are ties: wait for more clicks")
+    _check_pairs(c, p, folder)
+    _check_leaks(c, p, folder)
+
+
+def _check_pairs(c: Creatives, p: Pairs, folder: Path) -> None:
+    """Every pair is of two creatives of the product that it names, and is there once."""
+    seen: dict[tuple, str] = {}
+    repeated = [i for i, n in collections.Counter(p.ids).items() if n > 1]
+    if repeated:
+        raise BadInputError(f"pair {repeated[0]} is twice in {folder}: it would weigh double; build the dataset again")
+    for n, (i, product, left, right) in enumerate(zip(p.ids, p.products, p.left, p.right, strict=True)):
+        if left == right:
+            raise BadInputError(f"pair {i} of {folder} holds creative {c.ids[left]} against itself: it has no winner")
+        for side, row in (("left", left), ("right", right)):
+            if c.products[row] != product:
+                raise BadInputError(
+                    f"pair {i} of {folder} is of product {product}, and its {side} creative {c.ids[row]} of "
+                    f"{c.products[row]}: products are what keeps training and test apart; build the dataset again"
+                )
+        key = (*_cell(p, n), *_side_by_side(p, n))
+        if (first := seen.setdefault(key, i)) != i:
+            raise BadInputError(
+                f"pairs {first} and {i} of {folder} are the same two creatives on the same evidence: they would weigh "
+                "double; keep one"
+            )
+
+
+def _cell(p: Pairs, n: int) -> tuple:
+    return p.split[n], p.placements[n] if p.placements else ""
+
+
+def _side_by_side(p: Pairs, n: int) -> list[tuple]:
+    """Both sides of a pair with their counts, whichever is left."""
+    counts = [[] if x is None else x[n].tolist() for x in (p.impressions, p.clicks)]
+    return sorted((int(row), *(x[k] for x in counts if x)) for k, row in enumerate((p.left[n], p.right[n])))
+
+
+def _check_leaks(c: Creatives, p: Pairs, folder: Path) -> None:
+    """No product, and no picture, is both learned from and examined on."""
+
+    def products(rows: np.ndarray) -> set[str]:
+        return {c.products[i] for side in (p.left, p.right) for i in side[rows]}
+
+    both = products(p.test) & products(p.training)
     if both:
         raise BadInputError(f"product {sorted(both)[0]} is in the training and in the test split of {folder}")
+    learned = products(p.training)
+    pictures_of = {_digest(c.images[i]): i for i, product in enumerate(c.products) if product in learned}
+    for i in sorted({int(i) for side in (p.left, p.right) for i in side[p.test]}):
+        if (other := pictures_of.get(_digest(c.images[i]))) is not None:
+            raise BadInputError(
+                f"creatives {c.ids[other]} of training product {c.products[other]} and {c.ids[i]} of test product "
+                f"{c.products[i]} in {folder} are the same picture: the test would be about what was learned; keep "
+                "both products on one side of the split, or leave the test pairs of this creative out"
+            )
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.sha256(image.tobytes()).digest()
 
 
 def log_odds(mean: np.ndarray) -> np.ndarray:

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from .errors import BadInputError
+from .prompt.model import Prompting, sample_batch
 from .rounds import corrupt, settings
+from .spec import hyper
 
 GIB = 1 << 30
 # 4-bit weights, double quantised: half a byte, and 8 + 32/256 bits of scale for every 64 weights (Dettmers 2023).
@@ -66,8 +68,13 @@ class Plan:
     checkpointing: bool = True
 
 
-def shape(folder: Path, rank: int, view_px: int | None = None) -> Shape:
-    """Of a model folder, of which config.json is enough; view_px is the side of the square picture."""
+def shape(folder: Path, rank: int) -> Shape:
+    """Of a model folder, of which config.json is enough, for pictures of its own view."""
+    return described(folder, rank)[0]
+
+
+def described(folder: Path, rank: int) -> tuple[Shape, Prompting]:
+    """shape(), and how the model will be asked: the same place that the jobs and the server ask."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     from .prompt import families
@@ -81,7 +88,8 @@ def shape(folder: Path, rank: int, view_px: int | None = None) -> Shape:
     except (OSError, ValueError, KeyError) as e:
         raise BadInputError(f"cannot build the model of {folder}/config.json: {e}") from e
     family = families.of(model)
-    px = view_px or family.view_px
+    prompting = Prompting.of(folder, family)
+    px = prompting.view_px
     text = config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
@@ -91,7 +99,7 @@ def shape(folder: Path, rank: int, view_px: int | None = None) -> Shape:
         if n.startswith(family.language + ".") and n.rsplit(".", 1)[-1] in families.LORA_TARGETS
     ]
     layer = model.get_submodule(f"{family.language}.layers.0")
-    return Shape(
+    told = Shape(
         type(model).__name__,
         sum(p.numel() for p in model.parameters()),
         sum(p.numel() for n, m in linear.items() if n != "lm_head" for p in m.parameters()),
@@ -106,6 +114,7 @@ def shape(folder: Path, rank: int, view_px: int | None = None) -> Shape:
         text.vocab_size,
         picture_tokens(config, px, px),
     )
+    return told, prompting
 
 
 def picture_tokens(config: Any, width: int, height: int) -> int:
@@ -183,70 +192,148 @@ def memory(s: Shape, w: Work, plan: Plan) -> dict[str, float]:
 
 
 def plans(precision: str, quantize: str, checkpointing: bool, full: bool, processes: int) -> list[Plan]:
-    """The columns: as asked for, and what one would try instead."""
+    """The columns: as asked for, and what one would try instead (in 16 bits, with checkpointing)."""
     size = 4.0 if precision == "fp32" else 2.0
+    half = "bf16" if precision == "fp32" else precision
     out = [
         Plan("as specified", size, quantize == "4bit", full, 1, checkpointing),
-        Plan(f"LoRA, {precision}", size),
-        Plan(f"LoRA, {precision}, no checkpointing", size, checkpointing=False),
-        Plan("QLoRA, 4 bit", size, quantized=True),
-        Plan(f"LoRA, FSDP x {processes}", size, processes=processes),
-        Plan(f"all weights, FSDP x {processes}", size, full=True, processes=processes),
+        Plan(f"LoRA, {half}"),
+        Plan(f"LoRA, {half}, no checkpointing", checkpointing=False),
+        Plan("QLoRA, 4 bit", quantized=True),
+        Plan(f"LoRA, FSDP x {processes}", processes=processes),
+        Plan(f"all weights, FSDP x {processes}", full=True, processes=processes),
     ]
     return out
 
 
-def _sequences(arm: str) -> int:
-    """Sequences per sample of an arm of the rounds."""
-    given = {**dataclasses.asdict(settings.Hyper()), **settings.ARMS.get(arm, {})}
-    return 2 + 2 * len(corrupt.parse(given["corrupt"])) if given["w_pcpo"] else 2
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """What a job's training loop does, from the very settings that it will run with."""
+
+    samples: int  # per epoch
+    epochs: int
+    arms: int
+    batch: int
+    rows: int  # sequences per sample
+    pictures: int  # per sequence
+    answers: bool  # whether sequences end with an answer
+    written: int  # answers sampled per epoch and arm
+    rank: int  # of the LoRA
+    full: bool  # all weights are trained
+
+
+def loop(raw: dict[str, Any]) -> Loop:
+    """Of a specification, as JSON; BadInputError as the job would raise it, or where nothing large is trained."""
+    kind, h = raw.get("kind", "rounds"), dict(raw.get("hyper") or {})
+    if kind == "rounds":
+        return _rounds(hyper(settings.Hyper, h))
+    if kind == "pretrain":
+        return _pretraining(h)
+    if kind == "describe":
+        return _describing(h)
+    if kind in ("reward", "evaluate"):
+        from .reward import train
+
+        return _two_images(*train.mllm_settings(kind, h))
+    raise BadInputError(f"kind: a {kind} job trains no language model, there is nothing to estimate")
+
+
+def _rounds(h: settings.Hyper) -> Loop:
+    settings.check(h)
+    arms = [settings.arm_hyper(h, a) for a in settings.arm_names(h)]
+    largest = max(arms, key=lambda a: a.products * _sequences(a))
+    written = max(a.products * a.descriptions for a in arms)
+    return Loop(largest.products, h.epochs, len(arms), h.batch, max(map(_sequences, arms)), 1, True, written, h.rank,
+                False)  # fmt: skip
+
+
+def _sequences(h: settings.Hyper) -> int:
+    """Sequences per sample of an arm: y+, y- and, with x~, y+ and another answer under each."""
+    return 2 + 2 * len(corrupt.parse(h.corrupt)) if h.product_centric else 2
+
+
+def _pretraining(given: dict[str, Any]) -> Loop:
+    from .prompt import pretrain
+
+    h = hyper(pretrain.Hyper, given)
+    return Loop(h.steps * h.batch, 1, 1, h.batch, 1, 1, True, 0, h.rank, h.tuning != "lora")
+
+
+def _describing(given: dict[str, Any]) -> Loop:
+    from .prompt import describe
+
+    return Loop(0, 1, 1, 1, 0, 1, True, hyper(describe.Hyper, given).samples, 0, False)
+
+
+def _two_images(h: Any, copies: int) -> Loop:
+    """The two-image reward model: every pair in both orders, two pictures a sequence, no answer."""
+    return Loop(h.pairs, h.epochs, copies, h.batch, 2, 2, False, 0, h.rank, h.rank == 0)
 
 
 def work(raw: dict[str, Any], s: Shape, prompt_text: int, answer: int) -> Work:
-    """Of a specification, as JSON; the loops' own defaults where it says nothing."""
-    h = raw.get("hyper", {})
-    kind = raw.get("kind", "rounds")
-    pictures = 2 if kind == "reward" else 1
-    arms = [a for a in str(h.get("arms", "dpo,pcpo")).split(",") if a] if kind == "rounds" else [kind]
-    rows = max(map(_sequences, arms)) if kind == "rounds" else 1
+    """Of a specification, as JSON."""
+    job = loop(raw)
     return Work(
-        products=int(h.get("products", h.get("pairs", 320))),
-        epochs=int(h.get("epochs", 5)),
-        arms=len(arms),
-        batch=int(h.get("batch", 8)),
-        rows=rows,
-        prompt=pictures * s.picture_tokens + prompt_text,
-        answer=answer,
-        sampled=16,  # PromptModel.sample_batch of a large model
+        products=job.samples,
+        epochs=job.epochs,
+        arms=job.arms,
+        batch=job.batch,
+        rows=job.rows,
+        prompt=job.pictures * s.picture_tokens + prompt_text,
+        answer=answer if job.answers else 0,
+        sampled=sample_batch(s.parameters) if job.written else 0,
     )
 
 
-def report(raw: dict[str, Any], processes: int = 4, prompt_text: int = 80, answer: int = 64) -> str:
-    """The dry run of a specification as text. prompt_text and answer are tokens; a prompt's pictures come on top."""
+def _reward_bytes(raw: dict[str, Any]) -> float:
+    """Weights of two-image reward models that lie beside the base while the job runs."""
+    total = 0.0
+    for field in ("reward_model", "referee_model"):
+        file = Path(raw[field]) / "reward.json" if raw.get(field) else None
+        about = json.loads(file.read_text()) if file and file.is_file() else {}
+        if about.get("form") != "mllm":
+            continue
+        if about.get("merged"):
+            total += sum(f.stat().st_size for f in (file.parent / "model").glob("*.safetensors"))
+        else:
+            size = 4.0 if raw.get("precision", "fp32") == "fp32" else 2.0
+            base = shape(Path(raw.get("reward_base") or raw["base"]), 1)
+            four = raw.get("quantize") == "4bit"
+            total += (
+                base.linear * NF4_BYTES + (base.parameters - base.linear) * size if four else base.parameters * size
+            )
+    return total
+
+
+def report(raw: dict[str, Any], processes: int = 4, prompt_text: int = 80) -> str:
+    """The dry run of a specification as text. prompt_text is the tokens of a prompt's words; its pictures, and the most
+    that an answer may have, are the model's own."""
     if not raw.get("base"):
         raise BadInputError("base: missing; a dry run is of a base model's folder (config.json is enough)")
-    h = raw.get("hyper", {})
-    base = Path(raw["base"])
-    told = json.loads((base / "prompting.json").read_text()) if (base / "prompting.json").is_file() else {}
-    rank = int(h.get("rank", 128))
-    s = shape(base, rank, told.get("view_px"))
-    w = work(raw, s, prompt_text, int(told.get("max_tokens", answer)))
+    base, job = Path(raw["base"]), loop(raw)
+    s, prompting = described(base, job.rank)
+    w = work(raw, s, prompt_text, prompting.max_tokens)
     steps = math.ceil(w.products / w.batch)
     tokens = w.products * w.rows * (w.prompt + w.answer)
+    tuned = "all weights" if job.full else f"LoRA of rank {job.rank}: {s.adapter:,}"
+    share = "" if job.full else f" ({100 * s.adapter / s.parameters:.2f} %)"
     lines = [
-        f"{s.name}, {base.name}: {s.parameters:,} parameters ({s.parameters / 1e9:.2f} B); "
-        f"LoRA of rank {rank}: {s.adapter:,} ({100 * s.adapter / s.parameters:.2f} %)",
-        f"a prompt: {s.picture_tokens} tokens of a picture (of {w.prompt}), an answer: {w.answer}",
+        f"{s.name}, {base.name}: {s.parameters:,} parameters ({s.parameters / 1e9:.2f} B); {tuned}{share}",
+        f"a picture of {prompting.view_px} px: {s.picture_tokens} tokens (of {w.prompt} in a prompt), "
+        f"an answer: {w.answer}",
         f"an epoch: {w.products} samples, {steps} steps of {w.batch} x {w.rows} sequences, {tokens:,} tokens; "
         f"{w.arms} x {w.epochs} epochs: {w.arms * w.epochs * steps:,} steps, {w.arms * w.epochs * tokens:,} tokens, "
-        f"and {w.arms * w.epochs * 2 * w.products:,} sampled answers",
+        f"and {w.arms * w.epochs * job.written:,} sampled answers",
         "",
         "GiB on one GPU (activations are an estimate, good to a third; gpu_check measures)",
     ]
     columns = plans(
-        raw.get("precision", "bf16"), raw.get("quantize", ""), raw.get("checkpointing", True), rank == 0, processes
+        raw.get("precision", "fp32"), raw.get("quantize", ""), raw.get("checkpointing", False), job.full, processes
     )
+    beside = _reward_bytes(raw)
     parts = [memory(s, w, p) for p in columns]
+    if beside:
+        parts = [{**p, "reward models": beside, "total": p["total"] + beside} for p in parts]
     width = max(len(p.name) for p in columns)
     lines.append(f"{'':{width}}  " + "".join(f"{k:>16}" for k in parts[0]))
     for plan, m in zip(columns, parts, strict=True):

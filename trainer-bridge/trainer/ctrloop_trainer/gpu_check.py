@@ -27,14 +27,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from . import lineage, losses
 from .errors import JobError
 from .placement import Placement
-from .prompt import families, miniatures
-from .prompt.families import LORA_TARGETS
+from .prompt import families, lora, miniatures
 from .prompt.model import Ask, Prompting, PromptModel, question
 
 # Relative difference of a log-probability in bf16 (8 bits of mantissa, some dozens of roundings in a row).
@@ -87,16 +86,7 @@ def prepared(folder: Path, placement: Placement, rank: int = 0) -> PromptModel:
     grey = np.full((px, px, 3), 127, np.uint8)
     v.add_image("masked", grey)
     if rank:
-        torch.manual_seed(0)
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=2 * rank,
-            lora_dropout=0.05,
-            target_modules=list(LORA_TARGETS),
-            exclude_modules=v.family.lora_exclude,
-            task_type="CAUSAL_LM",
-        )
-        v.model = get_peft_model(v.model, config)
+        v.model = lora.attach(v.model, v.family, rank, 0.05, 0)
     return v
 
 

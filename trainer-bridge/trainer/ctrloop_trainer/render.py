@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .errors import BadInputError, JobError
+from .pictures import VIEW_PX
 
 
 class Shot(NamedTuple):
@@ -24,7 +25,7 @@ class Shot(NamedTuple):
 class Renderer:
     """Keeps one child alive; render() is a request and a reply over its pipes. Not for several threads."""
 
-    def __init__(self, command: Sequence[str], px: int = 64, batch: int = 128):
+    def __init__(self, command: Sequence[str], px: int = VIEW_PX, batch: int = 128):
         self.px, self.batch = px, batch
         self._command = list(command)
         try:

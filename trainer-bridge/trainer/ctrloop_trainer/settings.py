@@ -25,7 +25,7 @@ def effective(kind: str, given: dict[str, Any]) -> dict[str, Any]:
     if kind == "reward":
         from .reward import train
 
-        return dataclasses.asdict(specs.hyper(train.Hyper, given))
+        return dataclasses.asdict(train.checked(specs.hyper(train.Hyper, given)))
     if kind == "evaluate":
         from .reward import evaluate
 

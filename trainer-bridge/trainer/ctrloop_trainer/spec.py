@@ -30,8 +30,9 @@ TYPES = {
     "precision": str,
     "quantize": str,
     "checkpointing": bool,
+    "base_name": str,
 }
-FOLDERS = ("base", "dataset", "reward_model", "referee_model", "previous")
+FOLDERS = ("base", "dataset", "reward_model", "referee_model", "reward_base", "previous")
 FILES = ("grammar", "catalogue", "truth")
 
 
@@ -49,10 +50,12 @@ class Spec:
     checkpointing: bool = False  # recompute activations: less memory, a third more time
     base: str | None = None  # folder of the base prompt model
     base_digest: str | None = None  # checked when given
+    base_name: str | None = None  # by which others find the base: its name on a hub; adapters carry it
     dataset: str | None = None
     dataset_digest: str | None = None  # checked when given
     reward_model: str | None = None  # ranks the pairs
     referee_model: str | None = None  # second reward model, only for the gates
+    reward_base: str | None = None  # what a two-image reward model was tuned from, where that is not `base`
     previous: str | None = None  # reward model of the cycle before: warm start, and drift on the fresh pairs
     truth: str | None = None  # JSON object creative -> true click-through rate, where a simulation knows it
     renderer: list[str] | None = None  # command line of `ctrloop render pipe`

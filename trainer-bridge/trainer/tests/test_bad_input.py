@@ -99,7 +99,7 @@ NOISE = png(np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uin
         (b"", ("creative c-3 has no image",)),
         (b"GIF", ("creative c-3", "is not a picture")),
         (NOISE[: len(NOISE) // 2], ("creative c-3", "damaged")),
-        (bomb(), ("creative c-3", "too large to be a view")),
+        (bomb(), ("creative c-3", "too large to be read")),
         (png(np.zeros((3000, 3000, 3), np.uint8)), ("creative c-3", "3000 x 3000 px")),
         (png(np.zeros((64, 32, 3), np.uint8)), ("differ in size",)),
     ],
@@ -109,11 +109,13 @@ def test_images(reward, refuses, value, words):
     refuses(reward(put("creatives", "image_png", 3, value)), *words)
 
 
-def test_images_of_another_view_than_the_trunk_s(reward, refuses):
-    def enlarge(data):
-        data.creatives["image_png"] = [png(np.zeros((96, 96, 3), np.uint8))] * len(data.creatives["image_png"])
+def test_images_of_a_smaller_view_than_the_trunk_s(reward, refuses):
+    def shrink(data):
+        rng = np.random.default_rng(0)
+        pngs = [png(rng.integers(0, 255, (48, 48, 3)).astype(np.uint8)) for _ in data.creatives["image_png"]]
+        data.creatives["image_png"] = pngs
 
-    refuses(reward(enlarge), "96", "64")
+    refuses(reward(shrink), "48 x 48", "64 x 64")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def poison(state):
 
 
 def test_trunk_weights_that_are_not_finite(reward, refuses, trunk, tmp_path):
-    refuses(reward(trunk=str(broken(trunk, tmp_path / "nan", poison))), "not finite", "train it again")
+    refuses(reward(trunk=str(broken(trunk, tmp_path / "nan", poison))), "not finite", "use another")
 
 
 def test_trunk_that_is_no_trunk(reward, refuses, trunk, tmp_path):
@@ -281,7 +283,7 @@ def test_reward_model_that_is_none(make_spec, refuses, trunk):
     [
         ({"caption": ""}, ("catalogue.jsonl:2", "empty caption")),
         ({"caption": None}, ("catalogue.jsonl:2", "caption")),
-        ({"fits": None}, ("catalogue.jsonl:2", "ctrloop render catalogue")),
+        ({"fits": None}, ("catalogue.jsonl:2", "must both be lists")),
         (None, ("catalogue.jsonl:2", "ctrloop render catalogue")),
     ],
 )

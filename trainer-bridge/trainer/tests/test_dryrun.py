@@ -4,11 +4,9 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
 from ctrloop_trainer import dryrun, errors
-from ctrloop_trainer.prompt import miniatures
-from ctrloop_trainer.prompt.model import LORA_EXCLUDE, LORA_TARGETS
+from ctrloop_trainer.prompt import families, lora, miniatures
 
 # As published beside the weights, in what matters for sizes.
 LLAVA_16_MISTRAL_7B = {
@@ -132,8 +130,8 @@ def test_a_miniatures_numbers_are_exact(kind, tmp_path):
         picture = torch.zeros(3, size[1], size[0], dtype=torch.uint8)
         ids = processor(text=[text], images=[picture])["input_ids"][0]
         assert dryrun.picture_tokens(config, *size) == ids.count(processor.image_token_id)
-    lora = get_peft_model(model, LoraConfig(r=4, target_modules=LORA_TARGETS, exclude_modules=LORA_EXCLUDE))
-    assert s.adapter == sum(p.numel() for p in lora.parameters() if p.requires_grad)
+    adapted = lora.attach(model, families.of(model), 4, 0.0, 0)
+    assert s.adapter == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
 def test_the_command_prints_sizes_steps_and_tokens(published, tmp_path, capsys):

@@ -19,12 +19,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
 from starlette.testclient import TestClient
+from transformers import Idefics3Config, Idefics3ForConditionalGeneration
 
 from ctrloop_trainer import errors, placement
 from ctrloop_trainer import spec as specs
 from ctrloop_trainer.progress import Progress
-from ctrloop_trainer.prompt import families, miniatures
-from ctrloop_trainer.prompt.model import LORA_EXCLUDE, LORA_TARGETS, Ask, Prompting, PromptModel, load_parts
+from ctrloop_trainer.prompt import families, lora, miniatures
+from ctrloop_trainer.prompt.model import Ask, Prompting, PromptModel, load_parts
 from ctrloop_trainer.render import Renderer
 from ctrloop_trainer.rounds import shop
 from ctrloop_trainer.rounds import train as rounds
@@ -56,7 +57,9 @@ def v(folder):
 def adapted(v: PromptModel, scale: float = 0.5) -> PromptModel:
     """v with a LoRA that does something."""
     torch.manual_seed(1)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=LORA_TARGETS, exclude_modules=LORA_EXCLUDE)
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=list(families.LORA_TARGETS), exclude_modules=v.family.lora_exclude
+    )
     v.model = get_peft_model(v.model, config)
     for name, p in v.model.named_parameters():
         if "lora_B" in name:
@@ -195,12 +198,33 @@ def test_a_family_is_found_by_class_or_worked_out(v, folder):
     assert families.of_config(told) is v.family
     guessed = families.generic(v.model)
     assert (guessed.language, guessed.vision, guessed.packed) == (v.family.language, v.family.vision, v.family.packed)
-    names = [n for n, _ in v.model.named_modules() if n.endswith(LORA_TARGETS[0])]
-    assert [n for n in names if not re.match(LORA_EXCLUDE, n)] == [
-        n for n in names if n.startswith(v.family.language) and not re.match(guessed.lora_exclude, n)
-    ]
+    names = [n for n, _ in v.model.named_modules() if n.endswith(families.LORA_TARGETS[0])]
+    left = [n for n in names if not re.fullmatch(guessed.lora_exclude, n)]
+    assert left
+    assert left == [n for n in names if n.startswith(v.family.language)]
     with pytest.raises(errors.BadInputError, match=r"families\.py"):
         families.generic(v.model.model.language_model)
+
+
+def idefics3():
+    """A family without a row (Idefics3, SmolVLM), whose vision side has layers of the language side's names."""
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Idefics3Config(
+        vision_config={**shape, "image_size": 32, "patch_size": 8},
+        text_config={"model_type": "llama", "vocab_size": 300, "num_key_value_heads": 2, "pad_token_id": 0, **shape},
+        image_token_id=5,
+        scale_factor=2,
+    )
+    return Idefics3ForConditionalGeneration(config)
+
+
+def test_a_family_without_a_row_gets_no_adapter_on_its_vision_side():
+    model = idefics3()
+    family = families.of(model)
+    assert family.vision == ("model.vision_model", "model.connector")
+    adapted_names = [n for n, _ in lora.attach(model, family, 4, 0.0, 0).named_parameters() if "lora_A" in n]
+    assert len(adapted_names) == len(families.LORA_TARGETS)
+    assert all(".text_model.layers.0." in n for n in adapted_names)
 
 
 def test_a_folder_as_downloaded_needs_no_prompting(folder, tmp_path):
@@ -270,7 +294,7 @@ def test_a_round_trains_both_terms(folder, make_spec, grammar, tmp_path, monkeyp
     Descriptions are drawn from the grammar, since a random model writes none; pictures come from the stub renderer.
     """
     drawn = random.Random(1)
-    monkeypatch.setattr(shop.RewardModel, "load", staticmethod(lambda _: Judge()))
+    monkeypatch.setattr(shop.forms, "load", lambda *_: Judge())
     monkeypatch.setattr(
         PromptModel, "sample", lambda self, asks, *a, **k: [grammar.describe(grammar.random(drawn)) for _ in asks]
     )
@@ -305,7 +329,7 @@ def test_the_server_answers_like_the_trainer(folder, v, tmp_path):
     adapted(v, 0.3).model.save_pretrained(tmp_path / "a")
     want |= {("a", k): v.sample([Ask(TEXT, k)], 0, greedy=True)[0] for k in pictures}
     engine = Engine(str(folder), "base")
-    engine.thread.start()
+    engine.start()
     with TestClient(Server(engine).app()) as client:
         body = {"lora_name": "a", "lora_path": str(tmp_path / "a")}
         assert client.post("/v1/load_lora_adapter", json=body).status_code == 200

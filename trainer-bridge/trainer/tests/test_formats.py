@@ -12,10 +12,10 @@ import pyarrow.ipc
 import pytest
 from PIL import Image
 
-from ctrloop_trainer import errors
+from ctrloop_trainer import errors, pictures
 from ctrloop_trainer.data import load_dataset
 from ctrloop_trainer.reward import evidence as ev
-from ctrloop_trainer.reward import formats, pictures
+from ctrloop_trainer.reward import formats
 
 
 def closed_form(ax: int, bx: int, ay: int, by: int) -> float:

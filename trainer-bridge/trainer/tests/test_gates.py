@@ -60,3 +60,29 @@ def test_the_best_gated_epoch_ships():
 
 def test_when_none_passes_the_nearest_is_shown_as_failed():
     assert gates.choose([epoch(0.5, False, False), epoch(-0.1, True, False)]) == (1, False)
+
+
+def test_a_world_in_which_form_is_lost_ships_the_epoch_before():
+    """Figures of a world in which PCPO lost validity: 0.97 in epoch 2, 0.88 in epoch 3, while the gain went on rising.
+    The gate must catch both, the arm must end, and what ships is epoch 1."""
+    curve = [(0.996, 0.21), (0.97, 0.35), (0.88, 0.52)]
+    epochs = []
+    for n, (valid, gain) in enumerate(curve, 1):
+        figures = {**GOOD, "epoch": n, "valid": valid, "referee_gain": gain, "reward_gain": gain}
+        epochs.append({**figures, "gates": gates.judge(figures, BASE, gates.Thresholds())})
+    assert [gates.failed(e) for e in epochs] == [[], ["valid"], ["valid"]]
+    assert gates.choose(epochs) == (0, True)
+    assert gates.exhausted(epochs, 2)
+    assert not gates.exhausted(epochs[:2], 2)
+
+
+def test_without_a_judge_matching_is_what_descriptions_tell_of_their_product():
+    """A real catalogue says nothing of what suits: protocol B, by the base, which no round can teach to be mild."""
+    base = {**BASE, "matching": None}
+    for told, passed in ((1.0, True), (0.92, True), (0.85, False)):
+        figures = {**GOOD, "matching": None, "information_base": told}
+        found = {g["name"]: g for g in gates.judge(figures, base, gates.Thresholds())}
+        assert found["matching"]["passed"] is passed
+        assert found["matching"]["value"] == told
+        assert found["matching"]["threshold"] == pytest.approx(0.9)
+        assert found["relevance"]["passed"]

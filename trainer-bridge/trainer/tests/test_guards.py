@@ -80,10 +80,9 @@ def learn_from(shop, products, grammar, tmp_path_factory):
             s.show(v)
             if not first:
                 s.show(base)
-                first.append(Held(base, s, h, 1))
+                first.append(Held(base, s, h, 1, held))
             around = copy.copy(first[0])
             around.shop, around.h = s, h
-            around._base_scores = around._scores(around.base_texts)
             adapter.attach(v, h.rank, h.dropout, 1)
             out = tmp_path_factory.mktemp("guard")
             learner = Learner(v, s, h, 1, out / "state.pt", Progress(out), arm)

@@ -63,7 +63,7 @@ def test_it_trains_saves_and_loads_on_each_family(base, data, tmp_path):
     again = mllm.MllmReward.load(tmp_path / "model")
     after, _ = judged(again, data, rows)
     assert np.allclose(after.p_left, before.p_left, atol=1e-4)
-    assert again.scores(["tea pot. kitchen"] * 2, data[0].images[:2]).shape == (2,)
+    assert again.rates(["tea pot. kitchen"] * 2, data[0].images[:2]).shape == (2,)
 
 
 def with_opinion(v):

@@ -332,3 +332,13 @@ def test_ctr_scales(lesson):
     assert baselines.targets(c, everyone, "standard") == pytest.approx((z - z.mean()) / z.std())
     with pytest.raises(errors.BadInputError, match="ctr_scale"):
         baselines.targets(c, everyone, "log")
+
+
+def test_a_judge_that_knows_nothing_says_one_half():
+    """Nothing at all, next to nothing, or opinions that come true as often as not: the smallest temperature would make
+    certainties of them."""
+    wins = np.array([True, False] * 50)
+    for difference in (np.zeros(100), np.full(100, 1e-12), np.random.default_rng(0).normal(size=50).repeat(2)):
+        temperature, loss = reward_train.calibrate(difference, wins)
+        assert np.abs(1 / (1 + np.exp(-difference / temperature)) - 0.5).max() < 0.01
+        assert loss == pytest.approx(np.log(2), abs=1e-4)

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +181,12 @@ def test_a_restored_sample_is_the_same(batch):
 # ---- the model
 
 
+def test_an_adapter_names_the_base_that_others_know(miniature, monkeypatch):
+    assert miniature.adapted().model.peft_config["default"].base_model_name_or_path == "prompt-base"
+    monkeypatch.setattr(miniature.spec, "base_name", "owner/model-7b")
+    assert miniature.adapted().model.peft_config["default"].base_model_name_or_path == "owner/model-7b"
+
+
 def test_a_fresh_adapter_is_the_base(miniature, batch):
     learner = miniature.learner("pcpo")
     samples = batch[1][:4]
@@ -248,14 +256,21 @@ def test_a_job_leaves_its_artifacts(rounds_spec, whole):
     assert {"name", "value", "threshold", "passed", "why"} == set(m["gates"][0])
     best = whole / "arms" / "pcpo" / f"epoch-{m['epoch']}"
     assert m["adapter_digest"] == dir_digest(whole / "adapter") == dir_digest(best)
-    assert {p.name for p in (whole / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {p.name for p in (whole / "adapter").iterdir()} == {
+        *("README.md", "adapter_config.json", "adapter_model.safetensors")
+    }
     config = json.loads((whole / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "prompt-base"
     assert config["target_modules"] == sorted(config["target_modules"])  # a set's order would change the digest
     assert list(config) == sorted(config)
     samples = [json.loads(x) for x in (whole / "samples.jsonl").read_text().splitlines()]
     assert {(s["arm"], s["epoch"]) for s in samples} == {(a, e) for a in ("dpo", "pcpo") for e in (0, 1, 2)}
-    assert len(samples) == 6 * 4 * 2
+    gates = [json.loads(x) for x in (whole / "gate-samples.jsonl").read_text().splitlines()]
+    assert len(samples) == len(gates) == 6 * 2 * 2
+    # What is reported is measured on products that had no say in what was chosen.
+    assert not {s["product"] for s in samples} & {s["product"] for s in gates}
+    assert {*m["report"]} == {"base", "chosen"}
+    assert m["report"]["chosen"]["epoch"] == m["epoch"]
     probe = json.loads((whole / "probe.json").read_text())
     assert probe["answer"] != probe["base_answer"] or probe["logprobs"] != probe["base_logprobs"]
     lineage = json.loads((whole / "lineage.json").read_text())
@@ -267,7 +282,7 @@ def test_a_job_leaves_its_artifacts(rounds_spec, whole):
 def test_every_epoch_has_both_protocols(whole):
     m = json.loads((whole / "metrics.json").read_text())
     names = {"matching", "matching_valid", "matching_b", "matching_b_valid", "reciprocal_rank", "information_base"}
-    for figures in [m["base"], *m["epochs"]]:
+    for figures in [m["base"], *m["epochs"], *m["report"].values()]:
         assert names <= set(figures)
         assert all(0 <= figures[n] <= 1 for n in names - {"information_base"})
 
@@ -323,6 +338,24 @@ def test_a_job_killed_anywhere_ends_with_the_same_bits(rounds_spec, whole, tmp_p
     assert job.main([str(tmp_path / "spec.json"), "--out", str(tmp_path / "out")]) == errors.BAD_INPUT
 
 
+@pytest.mark.parametrize("cut", ["checkpoint", "record", "no checkpoint"])
+def test_an_arm_whose_files_are_cut_is_made_again_to_the_same_bits(rounds_spec, whole, tmp_path, cut):
+    """Rather than failing for ever, or going on from a base that has forgotten an epoch."""
+    spec = {**rounds_spec, "hyper": {**TINY, "merge": True}}
+    shutil.copytree(whole, tmp_path / "out")
+    state = tmp_path / "out" / "state"
+    shutil.rmtree(tmp_path / "out" / "arms" / "pcpo" / "epoch-2")
+    file = state / ("pcpo-1.json" if cut == "record" else "pcpo.pt")
+    if cut == "no checkpoint":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:100])
+    out = _job(spec, tmp_path)
+    assert "started over" in (out / "metrics.jsonl").read_text()
+    for name in ("adapter", "arms", "merged"):
+        assert dir_digest(out / name) == dir_digest(whole / name)
+
+
 def test_sigterm_stops_at_the_next_step_with_a_checkpoint(miniature, monkeypatch):
     learner = miniature.learner("pcpo")
     learner.h = dataclasses.replace(learner.h, checkpoint=1000)
@@ -362,7 +395,7 @@ def test_a_loss_that_is_not_finite_ends_the_job(rounds_spec, run_job, monkeypatc
 
 def test_the_arm_that_ships_ends_after_failing_epochs(miniature, monkeypatch):
     monkeypatch.setattr(miniature, "h", dataclasses.replace(miniature.h, epochs=5, patience=2))
-    monkeypatch.setattr(miniature, "learner", lambda arm: None)
+    monkeypatch.setattr(miniature, "learner", lambda arm: types.SimpleNamespace(running=None))
     bad = [{"name": "kl", "value": 99.0, "passed": False}]
     monkeypatch.setattr(miniature, "_epoch", lambda arm, learner, n: {"epoch": n, "gates": bad})
     assert len(miniature.run_arm("pcpo")) == 2
@@ -396,7 +429,7 @@ def test_arms_replace_settings_that_exist():
         ({"mask_share": 1.5}, "hyper.mask_share"),
         ({"corrupt": "product,both"}, "unknown kinds .'both'."),
         ({"descriptions": 1}, "hyper.descriptions"),
-        ({"relevance_samples": 9}, "hyper.relevance_samples"),
+        ({"relevance_samples": 0}, "hyper.relevance_samples"),
     ],
 )
 def test_settings_outside_their_range_are_refused(change, told):

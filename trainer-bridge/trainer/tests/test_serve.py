@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 
+from ctrloop_trainer.prompt import families
 from ctrloop_trainer.prompt import model as M
 from ctrloop_trainer.serve import ApiError, ChatRequest, Engine, Sampler, Server
 
@@ -32,8 +33,8 @@ def make_adapter(base: Path, out: Path, seed: int, rank: int = 4) -> Path:
     cfg = LoraConfig(
         r=rank,
         lora_alpha=4 * rank,
-        target_modules=M.LORA_TARGETS,
-        exclude_modules=M.LORA_EXCLUDE,
+        target_modules=list(families.LORA_TARGETS),
+        exclude_modules=families.of(model).lora_exclude,
         init_lora_weights=False,
     )
     get_peft_model(model, cfg).save_pretrained(out)
@@ -66,7 +67,7 @@ def damaged(folders: Path, name: str, change) -> Path:
 @pytest.fixture
 def client(folders):
     engine = Engine(str(folders / "base"), BASE, max_rows=64, max_rank=16)
-    engine.thread.start()
+    engine.start()
     with TestClient(Server(engine).app()) as c:
         yield c
     engine.stop()
@@ -289,11 +290,19 @@ def half(t):
     return {k: v for k, v in t.items() if "layers.0." in k}
 
 
+def not_a_number(t):
+    return {k: v * float("nan") if k.endswith("layers.1.mlp.up_proj.lora_B.weight") else v for k, v in t.items()}
+
+
+def enormous(t):
+    return {k: v * 1e6 for k, v in t.items()}
+
+
 def lone_side(t):
     return {k: v for k, v in t.items() if not k.endswith("layers.0.self_attn.q_proj.lora_B.weight")}
 
 
-@pytest.mark.parametrize("change", [wrong_prefix, other_layers, bad_shape, half, lone_side])
+@pytest.mark.parametrize("change", [wrong_prefix, other_layers, bad_shape, half, lone_side, not_a_number, enormous])
 def test_misfit_is_refused(client, folders, change):
     """Stricter than vLLM, which answers 200 to these and serves the base or garbage."""
     before = texts(chat(client, temperature=0))
@@ -405,3 +414,186 @@ def test_sampler_never_takes_a_masked_token():
 
 def test_version_names_the_recorded_protocol(client):
     assert re.match(r"0\.32\.", client.get("/version").json()["version"])
+
+
+# ------------------------------------------------------------------------------ one client and the others
+
+
+@pytest.fixture
+def still(folders):
+    """An engine whose threads do not run: requests stay where they are put, and steps are taken by hand."""
+    return Engine(str(folders / "base"), BASE, max_rows=8, max_rank=16)
+
+
+def waiting(client: str, text: str = TEXT, model: str = BASE, **kw) -> ChatRequest:
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+    told = []
+    image = base64.b64decode(picture().partition(",")[2])
+    return ChatRequest(model, [message], [image], client=client, max_tokens=4, done=told.append, **kw)
+
+
+def prepared(engine: Engine, *requests: ChatRequest) -> None:
+    for r in requests:
+        r.prepared = engine.prepare(r)
+        engine._ready.put(r)
+
+
+def test_a_long_prompt_is_refused_before_anything_is_done_for_it(still):
+    """8 MB in one request: nothing of it is tokenised, and the answer beside it does not wait."""
+    with TestClient(Server(still).app()) as c:  # its threads stand: an answer can only come from the door itself
+        r = c.post("/v1/chat/completions", json=ask(text="word " * 1_600_000))
+    assert r.status_code == 400
+    assert "8000000 bytes" in error(r)["message"]
+    assert not still._incoming
+    r = still.max_text
+    assert r == 16 * still.max_len
+
+
+def test_many_messages_and_pictures_are_bounded_together(client):
+    many = {"model": BASE, "messages": [{"role": "user", "content": "a"}] * 300}
+    r = client.post("/v1/chat/completions", json=many)
+    assert (r.status_code, error(r)["param"]) == (400, "messages")
+    b = io.BytesIO()
+    Image.new("1", (4000, 3000)).save(b, "PNG")  # two of them are more than a request may declare
+    big = {
+        "type": "image_url",
+        "image_url": {"url": "data:image/png;base64," + base64.b64encode(b.getvalue()).decode()},
+    }
+    content = [big, big, {"type": "text", "text": "a"}]
+    r = client.post("/v1/chat/completions", json={"model": BASE, "messages": [{"role": "user", "content": content}]})
+    assert (r.status_code, error(r)["param"]) == (400, "messages")
+    assert "4000 x 3000" in error(r)["message"]
+
+
+def test_bodies_have_a_bound_together(still, monkeypatch):
+    """However many connections send them, and given back when they are answered."""
+    from ctrloop_trainer.serve import server as module
+
+    server = Server(still)
+    monkeypatch.setattr(module, "MAX_WAITING_BYTES", 100)
+    with TestClient(server.app()) as c:
+        r = c.post("/v1/chat/completions", json=ask())
+        assert r.status_code == 503
+        assert c.post("/v1/chat/completions", content=b"{}").status_code == 400
+    assert server.held == 0
+
+
+def test_pictures_are_decoded_when_it_is_the_client_s_turn(still, monkeypatch):
+    """Not at the door, where a thousand requests of one client would be ahead of everyone."""
+    monkeypatch.setattr("ctrloop_trainer.serve.engine.decoded", lambda _: pytest.fail("decoded"))
+    r = waiting("greedy")
+    still.submit(r)
+    assert still._incoming.pop() is r
+    with pytest.raises(BaseException, match="decoded"):
+        still.prepare(r)
+
+
+def test_a_body_is_refused_by_its_declared_length(client):
+    r = client.post("/v1/chat/completions", content=b"x", headers={"content-length": str(1 << 40)})
+    assert r.status_code == 413
+
+
+def test_clients_take_turns(still):
+    """A thousand requests of one client: the other's only one is in the first batch."""
+    many = [waiting("greedy") for _ in range(50)]
+    one = waiting("modest")
+    prepared(still, *many, one)
+    still._rows_waiting.update({None: 51, "greedy": 50, "modest": 1})
+    batch = still._take()
+    assert len(batch) == 8
+    assert one in batch
+    assert still._rows_waiting == {None: 43, "greedy": 43}
+    late = waiting("late")
+    prepared(still, late)
+    still._count(still._rows_waiting, "late", 1)
+    assert still._take()[0] is not late  # the line is as it was
+    assert late not in many
+
+
+def test_turns_are_taken_while_requests_are_prepared_too(still):
+    for r in [waiting("greedy", seed=i) for i in range(5)] + [waiting("modest", seed=9)]:
+        still.submit(r)
+    assert [still._incoming.pop().client for _ in range(6)] == ["greedy", "modest", *["greedy"] * 4]
+
+
+def test_one_client_cannot_fill_the_room(still, monkeypatch):
+    from ctrloop_trainer.serve import engine as module
+
+    monkeypatch.setattr(module, "MAX_WAITING_ROWS", 16)
+    for _ in range(4):
+        still.submit(waiting("greedy"))
+    with pytest.raises(ApiError, match="4 answers are waiting already, 4 of them of this client") as e:
+        still.submit(waiting("greedy"))
+    assert e.value.code == 503
+    still.submit(waiting("modest"))
+    monkeypatch.setattr(module, "MAX_WAITING_BYTES", 400)
+    still.submit(waiting("heavy", size=90))
+    with pytest.raises(ApiError, match="bytes of requests are waiting"):
+        still.submit(waiting("heavy", size=90))
+
+
+def test_padding_is_bounded(still):
+    """One long prompt among short ones would make every row as long."""
+    short = [waiting(f"c{i}") for i in range(6)]
+    long = waiting("long", text=TEXT + " word" * 60)
+    prepared(still, *short[:3], long, *short[3:])
+    still.max_batch_tokens = 6 * (short[0].prepared.length + 4)
+    assert still._take() == short
+    assert still._take() == [long]
+
+
+def test_what_nobody_waits_for_is_not_computed(still, monkeypatch):
+    gone, there = waiting("a"), waiting("b")
+    prepared(still, gone, there)
+    gone.cancelled = True
+    assert still._take() == [there]
+    # One that goes while it is answered: its row ends at the next token, the other's is whole.
+    left, stays = waiting("a", temperature=0.0), waiting("b", temperature=0.0)
+    left.max_tokens = stays.max_tokens = 12
+    prepared(still, left, stays)
+    told = {}
+    left.done, stays.done = (lambda r: told.update(left=r)), (lambda r: told.update(stays=r))
+    left.on_token = lambda index, tokens: setattr(left, "cancelled", True)
+    still._serve(still._take())
+    assert set(told) == {"stays"}
+    assert told["stays"].choices[0].tokens
+
+
+def test_a_short_answer_does_not_wait_for_its_neighbours(still):
+    order = []
+    short, long = waiting("a", temperature=0.0), waiting("b", temperature=0.0)
+    short.max_tokens, long.max_tokens = 1, 40
+    short.done = lambda r: order.append("short")
+    long.on_token = lambda index, tokens: order.append(len(tokens))
+    long.done = lambda r: order.append("long")
+    prepared(still, long, short)
+    still._serve(still._take())
+    assert order.index("short") <= 2
+    assert order[-1] == "long"
+
+
+def test_a_client_that_goes_cancels_its_request(still):
+    """The connection ends while the request waits: the engine, when it comes to it, finds it cancelled."""
+    import asyncio
+
+    from starlette.requests import Request
+
+    body = json.dumps(ask()).encode()
+    sent = [{"type": "http.request", "body": body, "more_body": False}, {"type": "http.disconnect"}]
+
+    async def receive():
+        return sent.pop(0)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/",
+        "headers": [],
+        "client": ("10.0.0.1", 5),
+        "query_string": b"",
+    }
+    reply = asyncio.run(Server(still).chat(Request(scope, receive)))
+    assert reply.status_code == 499
+    r = still._incoming.pop()
+    assert r.cancelled
+    assert r.client.startswith("10.0.0.1 ")

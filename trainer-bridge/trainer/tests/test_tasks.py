@@ -8,6 +8,7 @@ import pytest
 from conftest import png
 from PIL import Image
 
+from ctrloop_trainer import pictures
 from ctrloop_trainer.errors import BadInputError
 from ctrloop_trainer.matching import text_figures
 from ctrloop_trainer.prompt import folder, pretrain, tasks
@@ -148,9 +149,9 @@ def test_pictures_are_whole_squares_on_grey(make_folder):
     d = make_folder(line())
     wide = folder.picture(d / "wide.jpg", 64)
     assert wide.shape == (64, 64, 3)
-    assert (wide[0] == folder.GREY).all()
+    assert (wide[0] == pictures.GROUND).all()
     assert wide[32, 1, 0] > 150  # the left edge is not cropped
-    assert (folder.picture(d / "cut.webp", 64) == folder.GREY).all()
+    assert (folder.picture(d / "cut.webp", 64) == pictures.GROUND).all()
 
 
 @pytest.mark.parametrize(
@@ -172,13 +173,12 @@ def test_pictures_are_whole_squares_on_grey(make_folder):
         (line(background=None, creative="a.png"), "creative without background"),
     ],
 )
-def test_bad_line_is_named(make_folder, monkeypatch, row, message):
+def test_bad_line_is_named(make_folder, row, message):
     d = make_folder(line(), row, line(title="other"))
     (d / "broken.png").write_bytes(b"GIF89 no picture")
     noise = png(np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8))
     (d / "half.png").write_bytes(noise[: len(noise) // 2])
-    Image.new("1", (3000, 2000)).save(d / "huge.png")
-    monkeypatch.setattr(folder, "MAX_PIXELS", 5_000_000)
+    Image.new("1", (8000, 7000)).save(d / "huge.png")
     with pytest.raises(BadInputError) as e:
         folder.load(d)
     assert message in str(e.value)

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/signal"
 	"slices"
@@ -28,8 +29,8 @@ import (
 // exitMissing says that the machine lacks what it takes.
 const exitMissing = 3
 
-// startTimeout bounds the start, without the pull.
-const startTimeout = 2 * time.Minute
+// startTimeout bounds the start, without the pull: a broker beside much other work has taken more than a minute.
+const startTimeout = 4 * time.Minute
 
 var errMissing = errors.New("no container can be started here")
 
@@ -71,9 +72,10 @@ func run(ctx context.Context, args []string) (err error) {
 		testcontainers.WithEnv(env),
 		testcontainers.WithExposedPorts(port.String()),
 		testcontainers.WithHostConfigModifier(func(c *container.HostConfig) {
-			c.PortBindings = network.PortMap{port: {{HostPort: fmt.Sprint(port.Num())}}}
+			c.PortBindings = network.PortMap{port: {{HostIP: publishedOn(host), HostPort: fmt.Sprint(port.Num())}}}
 		}),
-		testcontainers.WithWaitStrategyAndDeadline(startTimeout, wait.ForLog("Kafka Server started")),
+		// The strategy has a bound of its own, a minute unless it is told.
+		testcontainers.WithWaitStrategyAndDeadline(startTimeout, wait.ForLog("Kafka Server started").WithStartupTimeout(startTimeout)),
 	)
 	defer func() { // a container that did not start is there too
 		err = errors.Join(err, testcontainers.TerminateContainer(broker))
@@ -118,6 +120,14 @@ func engine(ctx context.Context, image string) (string, error) {
 		return "", fmt.Errorf("host of the container engine: %w", err)
 	}
 	return host, nil
+}
+
+// publishedOn is loopback where the engine is on this machine, and every address of its host where it is not.
+func publishedOn(host string) netip.Addr {
+	if address, err := netip.ParseAddr(host); host == "localhost" || err == nil && address.IsLoopback() {
+		return netip.MustParseAddr("127.0.0.1")
+	}
+	return netip.Addr{}
 }
 
 // environment says properties of a broker as the image wants them: KAFKA_NODE_ID for node.id.

@@ -5,7 +5,7 @@ export interface Interval { ctr: number | null; ctr_low: number | null; ctr_high
 
 export interface Instance { name: string; version: string; mode: string; uptime_seconds: number }
 
-export type StageState = "running" | "idle" | "degraded" | "stopped";
+export type StageState = "starting" | "running" | "idle" | "degraded" | "stopped";
 
 export interface Stage {
   name: string; state: StageState; rate_per_second: number | null; rate_of: string; total: number;
@@ -43,8 +43,10 @@ export interface LogEvent { time: string; type: string; entity: string; actor: s
 
 export interface Alert { severity: string; title: string; since: string; runbook: string }
 
+export interface Stale { part: string; age_seconds: number; why: string }
+
 export interface Overview {
   time: string; event_time: string | null; instance: Instance; stages: Stage[]; freshness: Freshness; champion: Champion | null;
   rollout: Rollout | null; ctr: CTRPoint[] | null; marks: Mark[] | null; creatives: Creative[] | null; ledger: Ledger;
-  events: LogEvent[] | null; alerts: Alert[] | null;
+  events: LogEvent[] | null; alerts: Alert[] | null; stale: Stale[] | null;
 }

@@ -9,7 +9,7 @@ export interface View { width: number; cursor: number | null }
 const label: Record<string, string> = { ingest: "Ingest", join: "Join", pair: "Pair", train: "Train", serve: "Serve" };
 const does: Record<string, string> = { ingest: "events in", join: "clicks to labels", pair: "labels to preferences", train: "preferences to models", serve: "models to ads" };
 // The shape says the state as well as the colour does.
-const shape: Record<string, string> = { running: "●", idle: "○", degraded: "▲", stopped: "■" };
+const shape: Record<string, string> = { starting: "◌", running: "●", idle: "○", degraded: "▲", stopped: "■" };
 
 function panel(id: string, title: string, note: string | null, ...body: (HTMLElement | null)[]): HTMLElement {
   return h("section", { class: "panel", id, "data-key": id, "aria-labelledby": `${id}-h` },
@@ -29,7 +29,7 @@ function headline(o: Overview): HTMLElement {
   if (f.age_seconds === null || f.newest_click === null)
     return h("section", { class: "headline", "data-key": "headline", "aria-label": "Freshness" },
       h("p", { class: "big" }, "The live model has not learned from a click yet"),
-      h("p", { class: "under" }, f.why || "No version that was trained on clicks is champion.", " ", h("code", {}, "ctrloop demo --stay"), " closes the loop once."));
+      h("p", { class: "under" }, f.why || "No version that was trained on clicks is champion.", " The first cycle begins when enough labels have come."));
   return h("section", { class: "headline", "data-key": "headline", "aria-label": "Freshness" },
     h("p", { class: "big" }, "Newest click the live model has learned from: ", h("b", { "data-live": true, id: "freshness" }, `${duration(f.age_seconds)} ago`)),
     h("p", { class: "under" }, `clicked ${stamp(f.newest_click)}`, o.event_time ? `, newest event ${seconds(o.event_time)}` : "", " (event time)"));
@@ -61,7 +61,7 @@ function stage(st: Stage): HTMLElement {
 
 function rollout(o: Overview): HTMLElement {
   const r = o.rollout;
-  if (!r) return panel("rollout", "Rollout", null, empty("No model has been tested against another yet. A version that passes its gates starts one by itself.", "ctrloop demo --stay"));
+  if (!r) return panel("rollout", "Rollout", null, empty("No model has been tested against another yet. A version that passes its gates starts one by itself, once there are enough labels to learn from.", "ctrloop experiment create --help"));
   return panel("rollout", r.running ? "Rollout" : "Latest rollout", r.id,
     h("div", { class: "verdict" }, h("span", { class: `pill ${r.action}` }, `${pill[r.action] ?? "○"} ${r.action}`), h("p", {}, h("b", {}, r.rule.replaceAll("_", " ")), r.why ? `: ${r.why}` : "")),
     steps(r), arms(r), lift(r), health(r));
@@ -119,7 +119,7 @@ function health(r: Rollout): HTMLElement {
 
 function ctr(o: Overview, v: View): HTMLElement {
   const pts = (o.ctr ?? []).filter((x) => x.ctr !== null);
-  const body = pts.length < 2 ? empty("No impressions whose click window has closed yet, so no rate that would be fair to show.", "ctrloop replay LOG.csv.gz")
+  const body = pts.length < 2 ? empty("No impressions whose click window has closed yet, so no rate that would be fair to show.", "POST /v1/events on the edge: ctrloop status has its address")
     : ctrChart(o.ctr!, o.marks ?? [], v.width, v.cursor);
   const imp = pts.reduce((n, x) => n + x.impressions, 0), clk = pts.reduce((n, x) => n + x.clicks, 0);
   return panel("ctr", "Click-through rate", pts.length ? `% of mature impressions, event time, 95 % band · ${short(clk)} of ${short(imp)}` : null, body);
@@ -127,7 +127,7 @@ function ctr(o: Overview, v: View): HTMLElement {
 
 function champion(o: Overview): HTMLElement {
   const c = o.champion;
-  if (!c) return panel("champion", "Champion", null, empty("No model answers yet.", "ctrloop up"));
+  if (!c) return panel("champion", "Champion", null, empty("No model answers yet: the model server starts, or does not answer.", "ctrloop status"));
   const row = (k: string, val: string | HTMLElement, t?: string): HTMLElement => h("div", { title: t ?? null }, h("dt", {}, k), h("dd", {}, val));
   return panel("champion", "Champion", null, h("p", { class: "who" }, c.version),
     h("dl", { class: "rows" }, row("since", stamp(c.since)), row("trained on", c.pairs ? `${count(c.pairs)} pairs` : "no pairs: the base model"),
@@ -137,7 +137,7 @@ function champion(o: Overview): HTMLElement {
 
 function ledger(o: Overview): HTMLElement {
   const l = o.ledger;
-  if (!l.received) return panel("ledger", "Ledger", null, empty("No impression has reached the join yet.", "ctrloop replay LOG.csv.gz"));
+  if (!l.received) return panel("ledger", "Ledger", null, empty("No impression has reached the join yet.", "POST /v1/events on the edge: ctrloop status has its address"));
   const parts: [string, number, string][] = [["clicked", l.positive, "pos"], ["not clicked", l.negative, "neg"], ["window open", l.open, "open"], ["duplicate", l.duplicate, "dup"], ["late", l.late, "late"]];
   const total = Math.max(l.received, parts.reduce((n, x) => n + x[1], 0));
   const ok = l.difference === 0;
@@ -150,7 +150,7 @@ function ledger(o: Overview): HTMLElement {
 
 function events(o: Overview): HTMLElement {
   const list = o.events ?? [];
-  if (!list.length) return panel("events", "Control log", null, empty("Nothing has been decided yet.", "ctrloop up"));
+  if (!list.length) return panel("events", "Control log", null, empty("Nothing has been decided yet.", "ctrloop status"));
   return panel("events", "Control log", "newest first", h("ol", { class: "log", tabindex: 0, "aria-label": "Recent control events" }, ...list.map((e) =>
     h("li", { "data-key": e.time + e.type + e.entity, class: e.type.replaceAll(".", "-") }, h("time", { datetime: e.time, title: stamp(e.time) }, seconds(e.time)),
       h("p", {}, h("b", {}, e.type.replaceAll(".", " ").replaceAll("_", " ")), " ", h("span", { class: "entity" }, e.entity.replace(/^[^/]*\//, "")), h("span", { class: "why" }, e.note ? `${e.note} · ${e.actor}` : e.actor))))));
@@ -158,7 +158,7 @@ function events(o: Overview): HTMLElement {
 
 function creatives(o: Overview): HTMLElement {
   const list = o.creatives ?? [];
-  if (!list.length) return panel("creatives", "Latest creatives", null, empty("No ad image has been made yet.", "ctrloop demo --stay"));
+  if (!list.length) return panel("creatives", "Latest creatives", null, empty("No ad image has been made yet: the first are made once a model answers.", "POST /v1/creatives {\"products\": \"all\"}"));
   const sc = around(list.flatMap((c) => [c.ctr_low, c.ctr_high]));
   sc.min = 0;
   sc.max = Math.min(sc.max, 4 * Math.max(0.01, ...list.map((c) => c.ctr ?? 0)));
@@ -177,11 +177,14 @@ function creative(c: Creative, sc: { min: number; max: number }): HTMLElement {
 
 // bar is the head of every page: what is looked at, the time of the stream, and whether the figures are live.
 export function bar(o: Overview | null, live: { state: "live" | "old" | "paused" | "lost"; age: number; problem: string }): HTMLElement {
+  const stale = o?.stale ?? [];
   const text = { live: "● live", paused: `❙❙ paused, ${duration(live.age)} old`, old: `▲ ${duration(live.age)} old`, lost: "■ no data" }[live.state];
   return h("header", { id: "bar" }, h("span", { class: "logo" }, "ctrloop"), h("h1", {}, "Overview"),
     o ? h("span", { class: "sub" }, [o.instance.name, o.instance.mode, o.instance.version, `up ${duration(o.instance.uptime_seconds)}`].filter(Boolean).join(" · ")) : null,
     o?.event_time ? h("span", { class: "sub clock", title: "event time: newest event seen" }, `stream ${stamp(o.event_time)}`) : null,
     live.problem ? h("span", { class: "problem", role: "status" }, live.problem) : null,
+    ...stale.map((x) => h("span", { class: "problem", role: "status", "data-key": `stale-${x.part}`, title: x.why || null },
+      x.age_seconds > 0 ? `▲ ${x.part}: ${duration(x.age_seconds)} old` : `▲ ${x.part}: not read yet`)),
     h("span", { class: `status ${live.state}`, id: "live", role: "status" }, text),
     h("button", { id: "pause", type: "button", "aria-pressed": live.state === "paused" ? "true" : "false", title: "pause the refresh (P)" }, live.state === "paused" ? "Resume" : "Pause"),
     h("button", { id: "theme", type: "button", title: "dark or light (T)" }, "Theme"));

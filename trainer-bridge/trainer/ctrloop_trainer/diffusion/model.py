@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel, EulerAncestralDiscreteScheduler, StableDiffusionControlNetInpaintPipeline
 
+from .. import weights
 from ..errors import BadInputError
 from ..progress import write_json
 from . import build
@@ -156,13 +157,14 @@ class ImageModel:
         kept = {}
         for name in ("vae", "text_encoder", "unet", "controlnet"):
             part = getattr(self.pipe, name)
+            weights.check_made(part.named_parameters(), name)
             kept[name] = {k: v.clone() for k, v in part.state_dict().items()}
             part.half()
         with _quiet():
             self.pipe.save_pretrained(folder, safe_serialization=True)
-        for name, weights in kept.items():
+        for name, state in kept.items():
             part = getattr(self.pipe, name).float()
-            part.load_state_dict(weights)
+            part.load_state_dict(state)
         for file in Path(folder).rglob("README.md"):
             file.unlink()  # a model card template
         for file in (*Path(folder).glob("*.json"), *Path(folder).glob("*/config.json")):

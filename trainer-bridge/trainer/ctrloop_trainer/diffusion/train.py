@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
-from .. import lineage
+from .. import lineage, resume
 from ..data import Product, load_catalogue, split
 from ..errors import BadInputError, InterruptedJobError
 from ..grammar import Grammar
-from ..progress import Progress, check_loss, write_json
+from ..progress import Progress, check_loss, replaced, write_json
 from ..render import Renderer, Shot
 from ..spec import Spec, derive, hyper
 from . import build
@@ -142,8 +142,7 @@ class Trainer:
         kept = self.state / "vae.pt"
         if self.spec.base:
             return
-        if kept.is_file():
-            saved = torch.load(kept, weights_only=True)
+        if (saved := resume.checkpoint(kept, self.progress)) is not None:
             self.vae.load_state_dict(saved["vae"])
             self.vae_losses = saved["losses"]
             return
@@ -246,9 +245,8 @@ class Trainer:
     # ---- checkpoints
 
     def _save(self, path: Path, **what: object) -> None:
-        tmp = path.with_suffix(".tmp")
-        torch.save(what, tmp)
-        tmp.replace(path)
+        with replaced(path) as tmp:
+            torch.save(what, tmp)
 
     def _keep(self, step: int, parts: torch.nn.Module, average: torch.nn.Module, o: torch.optim.Optimizer) -> None:
         self._save(
@@ -261,10 +259,8 @@ class Trainer:
         )
 
     def _resume(self, parts: torch.nn.Module, average: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        path = self.state / "unet.pt"
-        if not path.is_file():
+        if (saved := resume.checkpoint(self.state / "unet.pt", self.progress)) is None:
             return 0
-        saved = torch.load(path, weights_only=True)
         parts.load_state_dict(saved["parts"])
         average.load_state_dict(saved["average"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -308,12 +304,8 @@ def run(spec: Spec, out: Path, progress: Progress) -> None:
     start = time.monotonic()
     h: Hyper = hyper(Hyper, spec.hyper)
     train, held = split(load_catalogue(Path(spec.catalogue)))
+    resume.claim(out / "spec.json", spec, [out / "state"])
     t = Trainer(spec, h, out, progress)
-    told = json.dumps(dataclasses.asdict(spec), sort_keys=True)
-    marker = t.state / "spec.json"
-    if marker.is_file() and marker.read_text() != told:
-        raise BadInputError(f"{out} holds the state of another job: give another --out or the same specification")
-    marker.write_text(told)
     with Renderer(spec.renderer, px=build.NATIVE_PX) as renderer:
         pictures, images, places = draw(renderer, train, t.grammar, h.pictures, t.rng)
         progress.log(stage="rendered", pictures=len(images), products=len(places))

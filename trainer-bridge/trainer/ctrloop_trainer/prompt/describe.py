@@ -35,7 +35,7 @@ def run(spec: Spec, out: Path, progress: Progress) -> None:
     h: Hyper = hyper(Hyper, spec.hyper)
     products = [p for p in load_catalogue(Path(spec.catalogue)) if not p.is_variant]
     v = PromptModel.load(Path(spec.base), Placement.of(spec))
-    with Renderer(spec.renderer) as renderer:
+    with Renderer(spec.renderer, px=v.prompting.view_px) as renderer:
         plain = renderer.render([Shot(p.id, "") for p in products])[0]
     v.add_images([p.id for p in products], np.asarray(plain))
     rng = random.Random(f"describe/{spec.seed}")

@@ -40,9 +40,8 @@ class Family:
 
     @property
     def lora_exclude(self) -> str:
-        """Regular expression of modules that LoRA leaves alone (PEFT's exclude_modules)."""
-        names = "|".join(re.escape(v.rsplit(".", 1)[-1]) for v in self.vision)
-        return rf".*({names}).*"
+        """Regular expression of modules that LoRA leaves alone (PEFT's exclude_modules): these and all below them."""
+        return rf"({'|'.join(map(re.escape, self.vision))})(\..*)?"
 
     @property
     def adapter_prefix(self) -> str:
@@ -88,9 +87,8 @@ QWEN2_5_VL = Family(
     counts="image_grid_thw",
     view_px=336,  # 12 x 12 tokens
 )
+UNLISTED_VIEW_PX = 336  # of a family without a row
 FAMILIES = (LLAVA, LLAVA_NEXT, QWEN2_5_VL)
-# One pattern for all rows, for callers that have no model at hand.
-LORA_EXCLUDE = r".*(vision_tower|multi_modal_projector|visual).*"
 
 
 def of(model: torch.nn.Module) -> Family:
@@ -127,7 +125,7 @@ def generic(model: torch.nn.Module) -> Family:
         raise BadInputError(f"{type(model).__name__} has nothing beside its language model: it cannot see pictures")
     packed = ("pixel_values",) if hasattr(getattr(model.config, "vision_config", None), "spatial_merge_size") else ()
     counts = "image_grid_thw" if packed else ""  # as Qwen's later families have it
-    return Family(type(model).__name__, (type(model).__name__,), language, vision, packed, counts, view_px=336)
+    return Family(type(model).__name__, (type(model).__name__,), language, vision, packed, counts, UNLISTED_VIEW_PX)
 
 
 def plain_generation(model: torch.nn.Module) -> None:

@@ -7,9 +7,9 @@ moments of the optimizer and the number of the step are all there is.
 
 import dataclasses
 import math
-import os
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 
 from ..accelerator import Accelerate
 from ..errors import BadInputError, InterruptedJobError
-from ..progress import Progress, check_loss
+from ..progress import Progress, check_loss, replaced
 from ..spec import derive
 
 FILE = "state.pt"
@@ -49,21 +49,22 @@ class Checkpoints:
             return None
         try:
             state = State(**torch.load(path, weights_only=True))
-        except Exception as e:
-            raise BadInputError(f"the checkpoint {path} cannot be read ({e}): delete it to start over") from e
+        except Exception as e:  # cut by a kill or a full disk: the run is made again from its start
+            print(f"the checkpoint {path} cannot be read ({e}): starting over", file=sys.stderr)
+            self.remove()
+            return None
         if state.fingerprint != self.fingerprint:
             raise BadInputError(
-                f"the checkpoint {path} is of a run with another specification or other inputs: "
-                "give this one a folder of its own, or delete the checkpoint"
+                f"the checkpoint {path} is of a run with another specification or inputs, or by another version of the "
+                "trainer: give this one a folder of its own, or delete the checkpoint"
             )
         return state
 
     def save(self, state: State) -> None:
         """Replaces the checkpoint."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        tmp = self.folder / (FILE + ".tmp")
-        torch.save(dataclasses.asdict(state), tmp)
-        os.replace(tmp, self.folder / FILE)
+        with replaced(self.folder / FILE) as tmp:
+            torch.save(dataclasses.asdict(state), tmp)
 
     def remove(self) -> None:
         """The run is done."""

@@ -18,15 +18,14 @@ Everything is checked before any work starts; errors name file, line and remedy.
 import dataclasses
 import json
 import random
-import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
+from .. import pictures
 from ..errors import BadInputError
 from .model import INSTRUCTIONS, Ask, PromptModel, question
 from .tasks import NAME, REWRITE, SEE, TITLE, Example, Teacher
@@ -34,9 +33,6 @@ from .tasks import NAME, REWRITE, SEE, TITLE, Example, Teacher
 FILE = "products.jsonl"
 REQUIRED = ("image", "title", "category")
 KNOWN = (*REQUIRED, "attributes", "background", "creative", "product", "holdout")
-# Larger than any camera's picture that a shop would keep; a decompression bomb is far above.
-MAX_PIXELS = 50_000_000
-GREY = 245  # behind cut-outs and beside pictures that are not square: as in the renderer's plain views
 MAX_PROBLEMS = 20  # of one file, before the list is cut short
 HELD_OUT = 0.2
 
@@ -226,19 +222,7 @@ def checked_picture(folder: Path, name: str) -> Path:
 def picture(path: Path, side: int) -> np.ndarray:
     """The picture as a square, uint8 (side, side, 3), whole, on grey; ValueError when it cannot be used."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours, and lower
-            with Image.open(path) as opened:
-                width, height = opened.size
-                if width * height > MAX_PIXELS:
-                    raise ValueError(
-                        f"{path.name} has {width} x {height} pixels, more than {MAX_PIXELS:,}: scale it down"
-                    )
-                opened.draft("RGB", (2 * side, 2 * side))  # JPEG decodes small right away
-                image = opened.convert("RGBA")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
-        raise ValueError(f"{path.name} is not a readable picture ({e}): save it again or drop the line") from e
-    image = ImageOps.contain(image, (side, side), Image.Resampling.BICUBIC)
-    canvas = Image.new("RGBA", (side, side), (GREY, GREY, GREY, 255))
-    canvas.alpha_composite(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return np.asarray(canvas.convert("RGB"))
+        # A JPEG decodes small right away: twice the side is enough to reduce from.
+        return pictures.square(pictures.load(path, smallest=2 * side), side)
+    except pictures.BadPictureError as e:
+        raise ValueError(f"not a readable picture: {e}; save it again or drop the line") from e

@@ -31,13 +31,17 @@ from transformers import (
     ProcessorMixin,
 )
 
+from .. import weights
 from ..accelerator import Accelerate
 from ..errors import BadInputError
+from ..pictures import VIEW_PX
 from ..placement import Placement
+from ..progress import write_json
 from . import families
-from .families import LORA_EXCLUDE
+from .markup import Markup
 
-VIEW_PX = 64
+MIN_VIEW_PX, MAX_VIEW_PX = 8, 1024  # of the server that draws and sends views
+EMBEDDED = "prompt-base"  # name of the base that the project ships, in adapters made from it
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<|user|>", "<|assistant|>", "<|system|>"]
 CHAT_TEMPLATE = (
     "<s>{% for m in messages %}{{ '<|' + m['role'] + '|>' }}"
@@ -46,14 +50,12 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% endif %}{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-LORA_TARGETS = list(families.LORA_TARGETS)
 # How a model that was never told is asked (a folder without prompting.json).
 INSTRUCTIONS = (
     "describe a background for this product",
     "write a background prompt",
     "which background suits this product",
 )
-__all__ = ["LORA_EXCLUDE", "LORA_TARGETS", "Ask", "PromptModel", "Prompting"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,11 @@ class Prompting:
     # and invalid descriptions grow from round to round.
     min_p: float = 0.03
     max_tokens: int = 32
+    name: str = ""  # by which others find the model, such as "Qwen/Qwen2.5-VL-7B-Instruct"; adapters carry it
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.view_px, int) and MIN_VIEW_PX <= self.view_px <= MAX_VIEW_PX):
+            raise TypeError(f"view_px: {self.view_px!r}, want a whole number from {MIN_VIEW_PX} to {MAX_VIEW_PX}")
 
     @staticmethod
     def load(folder: Path) -> "Prompting":
@@ -77,7 +84,31 @@ class Prompting:
             raise BadInputError(f"{folder} has no usable prompting.json: {e!r}") from e
 
     def save(self, folder: Path) -> None:
-        (Path(folder) / "prompting.json").write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        told = dataclasses.asdict(self)
+        if not self.name:
+            del told["name"]
+        write_json(Path(folder) / "prompting.json", told)
+
+    @staticmethod
+    def of(folder: Path, family: families.Family) -> "Prompting":
+        """That of a folder; one without prompting.json, as downloaded, gets INSTRUCTIONS and its family's view. This is
+        the one place that says how large a view is: sampling, training, serving and the dry run all ask here."""
+        if (Path(folder) / "prompting.json").is_file():
+            return Prompting.load(folder)
+        return Prompting(INSTRUCTIONS, view_px=family.view_px, max_tokens=64)
+
+    @staticmethod
+    def view_of(folder: Path) -> int:
+        """Side of the view of a model folder in pixels, from its small files alone: for who draws pictures for it."""
+        folder = Path(folder)
+        if (folder / "prompting.json").is_file():
+            return Prompting.load(folder).view_px
+        try:
+            told = json.loads((folder / "config.json").read_text())["architectures"]
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise BadInputError(f"{folder} is not a model folder: its config.json names no architecture: {e!r}") from e
+        family = families.of_config(told)
+        return family.view_px if family else families.UNLISTED_VIEW_PX
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,24 +225,24 @@ def load_parts(folder: Path, placement: Placement | None = None) -> tuple[torch.
             f"{folder} lacks {len(missing)} weights of a {type(model).__name__}, such as {missing[0]}: "
             "it is another model's folder, or was copied in part"
         )
-    check_finite(model, folder)
+    weights.check(model.named_parameters(), folder)
     families.plain_generation(model)
     model = placement.place(model)
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    if (folder / "prompting.json").is_file():
-        prompting = Prompting.load(folder)
-    else:
-        prompting = Prompting(INSTRUCTIONS, view_px=families.of(model).view_px, max_tokens=64)
-    return model.eval(), processor, prompting
+    return model.eval(), processor, Prompting.of(folder, families.of(model))
 
 
-def check_finite(model: torch.nn.Module, where: object) -> None:
-    """BadInputError when a weight is NaN or infinite: such a model answers garbage without complaint."""
-    for name, p in model.named_parameters():
-        if not torch.isfinite(p).all():
-            raise BadInputError(f"weights of {where} are not finite ({name}): the model is broken, use another")
+def sample_batch(parameters: int) -> int:
+    """Answers sampled together: keys and values of 256 long prompts do not fit beside a 7 B model."""
+    return 256 if parameters < 50_000_000 else 16
+
+
+def hub_name(folder: Path) -> str:
+    """Name of a model on its hub, when the folder is one of the hub's own cache (models--owner--name/snapshots/...)."""
+    part = next((p for p in Path(folder).resolve().parts[::-1] if p.startswith("models--")), "")
+    return "/".join(part.split("--")[1:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,10 +280,11 @@ class PromptModel:
         self.accelerate = Accelerate.none()
         self.wrapped: torch.nn.Module | None = None
         self.family = families.of(model)
+        self.name = prompting.name or EMBEDDED  # by which others find it
         self.tokenizer = processor.tokenizer
+        self.markup = Markup.of(processor)
         self.eos, self.pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        # Answers sampled together: keys and values of 256 long prompts do not fit beside a 7 B model.
-        self.sample_batch = 256 if sum(p.numel() for p in model.parameters()) < 50_000_000 else 16
+        self.sample_batch = sample_batch(sum(p.numel() for p in model.parameters()))
         told = model.generation_config.eos_token_id
         self._stops = sorted({self.eos, *(told if isinstance(told, list) else [told])} - {None})
         self._pictures: dict[Hashable, dict[str, torch.Tensor]] = {}
@@ -261,7 +293,9 @@ class PromptModel:
 
     @staticmethod
     def load(folder: Path, placement: Placement | None = None) -> "PromptModel":
-        return PromptModel(*load_parts(folder, placement), placement)
+        v = PromptModel(*load_parts(folder, placement), placement)
+        v.name = v.prompting.name or hub_name(folder) or EMBEDDED
+        return v
 
     @property
     def device(self) -> torch.device:
@@ -278,7 +312,13 @@ class PromptModel:
         """Registers many pictures of one size at once, uint8 (n, height, width, 3)."""
         for i in range(0, len(keys), 256):
             batch = [Image.fromarray(x) for x in images[i : i + 256]]
-            out = dict(self.processor.image_processor(images=batch, return_tensors="pt"))
+            try:
+                out = dict(self.processor.image_processor(images=batch, return_tensors="pt"))
+            except ValueError as e:  # of a shape that this family's processor does not take
+                size = f"{batch[0].width} x {batch[0].height}"
+                raise BadInputError(
+                    f"pictures of {size} px such as {keys[i]!r} cannot be shown to the model: {e}"
+                ) from e
             for key, inputs in zip(keys[i : i + 256], self.family.split(out, len(batch)), strict=True):
                 self._pictures[key] = inputs
                 self._sizes[key] = batch[0].size
@@ -326,8 +366,11 @@ class PromptModel:
         return self._prompts[text, size]
 
     def tokens(self, conversation: list[dict], sizes: Sequence[tuple[int, int]]) -> Prompt:
-        """A conversation with pictures of these (width, height) as tokens, up to where the answer starts."""
-        rendered = self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        """A conversation with pictures of these (width, height) as tokens, up to where the answer starts. Its texts are
+        data: what spells a control token in them is taken apart."""
+        rendered = self.processor.apply_chat_template(
+            escaped(conversation, self.markup), add_generation_prompt=True, tokenize=False
+        )
         blanks = [Image.new("RGB", s) for s in sizes]
         # add_special_tokens=False: the template writes them, as in vLLM.
         out = self.processor(text=[rendered], images=blanks, add_special_tokens=False)
@@ -335,8 +378,8 @@ class PromptModel:
         return Prompt(list(out["input_ids"][0]), types)
 
     def answer_ids(self, text: str) -> list[int]:
-        """Tokens of an answer, end token included."""
-        return [*self.tokenizer.encode(text, add_special_tokens=False), self.eos]
+        """Tokens of an answer, end token included; a control token that it spells is text, as in tokens()."""
+        return [*self.tokenizer.encode(self.markup.escape(text), add_special_tokens=False), self.eos]
 
     def inputs(self, asks: Sequence[Ask], answers: Sequence[list[int]] | None = None) -> dict[str, torch.Tensor]:
         """Model inputs of requests, with the tokens of their answers when given, padded on the left."""
@@ -412,6 +455,15 @@ class PromptModel:
             texts += [t.strip() for t in self.tokenizer.batch_decode(replies, skip_special_tokens=True)]
         said = dict(self.accelerate.gather(list(zip(mine, texts, strict=True))))
         return [said[i] for i in range(len(asks))]
+
+
+def escaped(conversation: Sequence[dict], markup: Markup) -> list[dict]:
+    """A conversation whose texts hold no control tokens; contents are lists of parts."""
+
+    def part(p: dict) -> dict:
+        return {**p, "text": markup.escape(p["text"])} if p["type"] == "text" else p
+
+    return [{**m, "content": [part(p) for p in m["content"]]} for m in conversation]
 
 
 def messages(text: str) -> list[dict]:

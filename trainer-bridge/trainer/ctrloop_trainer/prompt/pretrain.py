@@ -17,23 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import torch
 import torch.nn.functional as F
 
-from .. import lineage
+from .. import lineage, weights
 from ..accelerator import Accelerate
 from ..data import Product, load_catalogue, split
-from ..digest import dir_digest
+from ..digest import code_digest, dir_digest
 from ..errors import BadInputError
 from ..grammar import Grammar
+from ..pictures import VIEW_PX
 from ..placement import Placement
 from ..progress import Progress, write_json
 from ..render import Renderer, Shot
+from ..rounds import adapter
 from ..spec import Spec, hyper
-from . import evaluate, fitting, tasks
+from . import evaluate, fitting, lora, tasks
 from . import folder as folders
-from .model import INSTRUCTIONS, LORA_EXCLUDE, LORA_TARGETS, Prompting, PromptModel, Size, build, make_tokenizer
+from .model import INSTRUCTIONS, Prompting, PromptModel, Size, build, make_tokenizer
 from .tasks import FAULTLESS, Scene, Shop, Teacher
 
 ARTIFACT = "model"
@@ -184,8 +185,14 @@ def load(spec: Spec, h: Hyper) -> Inputs:
     if spec.catalogue:
         g = Grammar.load(Path(spec.grammar))
         train, held = split(load_catalogue(Path(spec.catalogue)))
+        if train[0].fits is None:
+            raise BadInputError(
+                f"the catalogue {spec.catalogue} does not say what suits its products (fits, harmonious), which is "
+                "what the shop's tasks teach: learn from a folder of pictures and texts instead (`dataset`)"
+            )
         inputs.texts += tasks.corpus(train, g, rng)
-        with Renderer(spec.renderer) as renderer:
+        px = Prompting.view_of(Path(spec.base)) if spec.base else VIEW_PX
+        with Renderer(spec.renderer, px=px) as renderer:
             inputs.shop = open_shop(train, "scene", h.pictures, g, renderer, rng, inputs.pictures)
             inputs.held_shop = open_shop(held, "held", h.eval_pictures, g, renderer, rng, inputs.pictures)
         inputs.held_views = inputs.pictures[-2][1]
@@ -225,7 +232,9 @@ def evaluated(v: PromptModel, inputs: Inputs, h: Hyper, seed: int) -> dict[str, 
 def starting_point(spec: Spec, h: Hyper, inputs: Inputs) -> PromptModel:
     """The base to continue from, or a fresh model."""
     if spec.base:
-        return PromptModel.load(Path(spec.base), Placement.of(spec, full=h.tuning != "lora"))
+        v = PromptModel.load(Path(spec.base), Placement.of(spec, full=h.tuning != "lora"))
+        v.name = spec.base_name or v.name
+        return v
     size = Size(h.hidden, h.layers, h.feed_forward, h.vision_hidden, h.vision_layers, h.patch)
     model, processor = build(make_tokenizer(inputs.texts, h.vocabulary), size, spec.seed)
     placement = Placement.of(spec, full=True)
@@ -235,6 +244,7 @@ def starting_point(spec: Spec, h: Hyper, inputs: Inputs) -> PromptModel:
 def fingerprint(spec: Spec, h: Hyper) -> str:
     """Digest of everything that decides the weights: a checkpoint of other inputs must not be continued."""
     made_from = {
+        "code": code_digest(),  # two versions of the code in one model would be no version's
         "seed": spec.seed,
         "hyper": {k: x for k, x in dataclasses.asdict(h).items() if not k.startswith(("eval_", "checkpoint_"))},
         "folders": [dir_digest(Path(d)) for d in (spec.base, spec.dataset) if d],
@@ -255,7 +265,7 @@ def train(
         named = {f"heads.{n}": p for n, p in heads.named_parameters()}
         fitting.fit(stage, stages, {**tower, **named}, {}, seed, checkpoints, progress)
     if h.tuning == "lora":
-        v.model = with_lora(v.model, h, seed)
+        v.model = lora.attach(v.model, v.family, h.rank, h.dropout, seed, h.alpha, v.name)
     else:
         # The tower stays as the first stage left it, as LLaVA's does: the few products would be learnt by heart.
         v.model.requires_grad_(True)
@@ -268,20 +278,6 @@ def train(
     losses = fitting.fit(task_stage(v, inputs, h), stages, trained, tower, seed, checkpoints, progress, v.accelerate)
     v.model.requires_grad_(True).eval()
     return losses
-
-
-def with_lora(model: torch.nn.Module, h: Hyper, seed: int) -> torch.nn.Module:
-    """model with a LoRA on its language side; everything else is frozen."""
-    torch.manual_seed(seed)
-    config = peft.LoraConfig(
-        r=h.rank,
-        lora_alpha=h.alpha,
-        lora_dropout=h.dropout,
-        target_modules=LORA_TARGETS,
-        exclude_modules=LORA_EXCLUDE,
-        task_type="CAUSAL_LM",
-    )
-    return peft.get_peft_model(model, config)
 
 
 def vision_stage(v: PromptModel, shop: Shop, h: Hyper) -> tuple[fitting.Stage, torch.nn.Module]:
@@ -346,8 +342,9 @@ def draw(inputs: Inputs, h: Hyper, who: Teacher, rng: random.Random) -> tasks.Ex
 
 def write_model(v: PromptModel, spec: Spec, out: Path, figures: Mapping, h: Hyper) -> None:
     """model/ as a whole Hugging Face folder, in place at once; with a LoRA also adapter/, and model/ is the merge."""
+    weights.check_made(v.model.named_parameters(), "the model")
     if h.tuning == "lora":
-        v.model.save_pretrained(out / "adapter")
+        adapter.save(v, out / "adapter", dir_digest(Path(spec.base)))
         v.model = v.model.merge_and_unload()
     done, tmp = out / ARTIFACT, out / (ARTIFACT + ".tmp")
     shutil.rmtree(tmp, ignore_errors=True)

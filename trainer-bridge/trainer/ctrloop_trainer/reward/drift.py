@@ -77,15 +77,34 @@ def report(previous: "RewardModel", described: torch.Tensor, fresh: figures.Exam
     }
 
 
+def of_figures(test: dict[str, Any]) -> dict[str, Any]:
+    """reference() of a model that describes nothing: its figures alone."""
+    keep = ("pairs", "accuracy", "low", "high", "log_loss", "calibration_error", "ceilings")
+    return {"test": {k: test[k] for k in keep if k in test}}
+
+
+def by_figures(then: dict[str, Any], p_left: np.ndarray, fresh: figures.Exam, tau: float) -> dict[str, Any]:
+    """report() of such a model, from what it says of the fresh pairs: inputs are not looked at."""
+    if not then.get("test"):
+        return {"verdict": "unknown", "why": ["the previous model carries no reference"], "drifted": False}
+    now = _row(p_left, fresh, tau) if len(fresh.pairs) else {}
+    why = _performance(then["test"], now) if now else []
+    verdict = "; ".join(why) if why else "none"
+    return {"verdict": verdict, "why": why, "drifted": bool(why), "then": then["test"], "now": now}
+
+
 def _now(previous: "RewardModel", described: torch.Tensor, fresh: figures.Exam) -> dict[str, Any]:
     from .scorer import sigmoid
 
     if not len(fresh.pairs):
         return {}
     s = previous.scores_of(described, fresh.creatives.captions)
-    p = sigmoid(s[fresh.pairs.left] - s[fresh.pairs.right])
+    return _row(sigmoid(s[fresh.pairs.left] - s[fresh.pairs.right]), fresh, previous.tau)
+
+
+def _row(p_left: np.ndarray, fresh: figures.Exam, tau: float) -> dict[str, Any]:
     ceilings = figures.ceilings(fresh)
-    row = figures.row("previous", p, fresh, ceilings["fitted"], previous.tau)
+    row = figures.row("previous", p_left, fresh, ceilings["fitted"], tau)
     return {k: row[k] for k in ("pairs", "accuracy", "low", "high", "log_loss", "calibration_error")} | {
         "ceilings": ceilings
     }

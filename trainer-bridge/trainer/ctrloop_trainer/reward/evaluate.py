@@ -15,6 +15,7 @@ import numpy as np
 
 from ..data import LATER, TEST
 from ..errors import BadInputError
+from ..placement import Placement
 from ..progress import Progress, write_json, write_lines
 from ..spec import Spec, hyper
 from . import baselines, figures, train
@@ -191,7 +192,9 @@ def _mllm(fold: train.Fold, given: bool | dict[str, Any], spec: Spec, progress: 
         raise BadInputError("hyper.mllm needs `base`, the folder of the multimodal model that it is made from")
     h = hyper(mllm.Hyper, given if isinstance(given, dict) else {})
     rows = np.flatnonzero(fold.pairs.training)
-    return mllm.train_mllm(fold.creatives, fold.pairs, rows, Path(spec.base), h, spec.seed, progress)
+    # Where and in which numbers the specification says: a 7 B model on the CPU in fp32 would take a week.
+    placement = Placement.of(spec, full=h.rank == 0)
+    return mllm.train_mllm(fold.creatives, fold.pairs, rows, Path(spec.base), h, spec.seed, progress, placement)
 
 
 # ----------------------------------------------------------------------------------------------------------- the table

@@ -33,12 +33,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
+from .. import pictures
 from ..digest import file_digest
 from ..errors import BadInputError
+from ..pictures import BadPictureError
 from . import evidence as ev
-from . import pictures
 from .dataset_writer import CREATIVES, PAIRS, TEST, TRAIN, CreativeRow, PairRow, Writer, new_dataset
-from .pictures import BadPictureError
 
 BY_HASH, BY_LISTS = "hash", "lists"
 CAIG_FIELDS = ("id", "image", "left_ctr", "right_ctr", "target", "caption", "category", "question", "conversations")
@@ -267,19 +267,24 @@ def caig(a: argparse.Namespace) -> dict[str, Any]:
             product, caption, c = facts[d]
             n, k = counts(d)
             w.creatives([CreativeRow(f"caig-{d}", product, caption, views[d], n, k, usual if c is None else c)])
-        out, ids = [], set()
+        out, ids, judged, repeated = [], set(), set(), 0
         for r, product in zip(rows, products, strict=True):
             pair_id = "pair-" + hashlib.sha256(f"{r.key}\x00{r.left}\x00{r.right}".encode()).hexdigest()[:16]
             if pair_id in ids:
                 bad.add(r.where, "the same record again")
                 continue
             ids.add(pair_id)
+            # Other records of the same two pictures say the same once more: a pair that is there twice weighs double.
+            if (both := frozenset((r.left, r.right))) in judged:
+                repeated += 1
+                continue
+            judged.add(both)
             split = _split(a.split, product, a.holdout)
             sides = f"caig-{r.left}", f"caig-{r.right}"
             out.append(PairRow(pair_id, product, *sides, r.left_wins, 1.0, *counts(r.left), *counts(r.right), split))
         bad.settle()
         source = {"format": "caig", "file": file_digest(a.file), "assumed_impressions": a.impressions}
-        return w.finish(out, ev.CAIG, {**source, "px": a.px, "skipped": bad.found})
+        return w.finish(out, ev.CAIG, {**source, "px": a.px, "skipped": bad.found, "repeated": repeated})
 
 
 # --- CreativeRanking -----------------------------------------------------------------------------------------------
@@ -543,7 +548,9 @@ def _arguments() -> argparse.ArgumentParser:
         return c
 
     def common(c: argparse.ArgumentParser) -> None:
-        c.add_argument("--px", type=int, default=64, help="side of the models' view (64 for the embedded models)")
+        c.add_argument(
+            "--px", type=int, default=pictures.VIEW_PX, help="side of the models' view (64 for the embedded models)"
+        )
         c.add_argument("--holdout", type=float, default=0.2, help="share of products in the test split, by hash")
         c.add_argument("--skip-bad", type=int, default=0, metavar="N", help="go on with up to N bad lines or pictures")
         c.add_argument("--max-pixels", type=int, default=pictures.MAX_PIXELS, help="larger pictures are bad")

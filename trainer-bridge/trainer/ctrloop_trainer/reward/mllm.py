@@ -17,21 +17,22 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from peft import PeftModel
+from safetensors.torch import save_file
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .. import losses
+from .. import losses, pictures, weights
 from ..data import Creatives, Pairs, log_odds
 from ..errors import BadInputError
 from ..placement import Placement
-from ..progress import Progress, check_loss, write_json
-from ..prompt.families import LORA_TARGETS
-from ..prompt.model import Prompt, PromptModel, check_finite
+from ..progress import Progress, check_loss, replaced, write_json
+from ..prompt import lora
+from ..prompt.model import Prompt, PromptModel
 from .scorer import BOTH, sigmoid
 
 FORM = "mllm"  # reward.json's "form"
@@ -90,6 +91,8 @@ class MllmReward:
     tau: float = 0.0  # pairs with |p - 0.5| below it say nothing
     column: int = 0  # 0: the preference head ranks, 1: the rate head, BOTH: their sum
     batch: int = 64  # pairs judged together
+    base_digest: str = ""  # of what it was tuned from
+    reference: dict[str, Any] = dataclasses.field(default_factory=dict)  # what it scored, for the next cycle's drift
 
     def __post_init__(self) -> None:
         self._features: dict[object, dict] = {}
@@ -164,25 +167,29 @@ class MllmReward:
     def p_left(self, captions: Sequence[str], left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """P(left wins) in the order given; see PairScorer. Average both orders (scorer.both_orders) before use."""
         keys = [[("judge", side, i) for i in range(len(captions))] for side in (0, 1)]
-        self.see(keys[0], left)
-        self.see(keys[1], right)
+        self.see(keys[0], self._fit(left))
+        self.see(keys[1], self._fit(right))
         out = sigmoid(self.differences(captions, *keys) / self.temperature)
         self.forget([*keys[0], *keys[1]])
         return out
 
     @torch.no_grad()
-    def scores(self, captions: Sequence[str], images: np.ndarray) -> np.ndarray:
-        """One number per creative, comparable within a product: what the rate head says of it beside itself."""
+    def rates(self, captions: Sequence[str], images: np.ndarray) -> np.ndarray:
+        """What the rate head says of single creatives, each beside itself, in the units of its target. Not `scores`:
+        the head that judges pairs may be the other one."""
         self.model.model.eval()
         self.heads.eval()
         keys = [("score", i) for i in range(len(captions))]
-        self.see(keys, images)
+        self.see(keys, self._fit(images))
         out = []
         for i in range(0, len(keys), self.batch):
             at = slice(i, i + self.batch)
             out.append(self.forward(captions[at], keys[at], keys[at])[1].mean(1).float().cpu().numpy())
         self.forget(keys)
-        return np.concatenate(out) / self.temperature
+        return np.concatenate(out)
+
+    def _fit(self, images: np.ndarray) -> np.ndarray:
+        return pictures.fit(images, self.model.prompting.view_px, "this two-image model")
 
     # ---- folders
 
@@ -191,7 +198,9 @@ class MllmReward:
         alone, which then needs its base at load."""
         folder.mkdir(parents=True, exist_ok=True)
         m = self.model.model
-        merged = sum(p.numel() for p in m.parameters()) < MERGED_BELOW
+        merged = sum(p.numel() for p in m.parameters()) < MERGED_BELOW and not self.model.placement.quantize
+        weights.check_adapter(m)
+        weights.check_made(((n, p) for n, p in m.named_parameters() if p.requires_grad), "the reward model")
         if merged:
             if isinstance(m, PeftModel):
                 self.model.model = m = m.merge_and_unload()
@@ -200,8 +209,11 @@ class MllmReward:
             self.model.prompting.save(folder / "model")
         else:
             m.save_pretrained(folder / "adapter")
-        save_file(self.heads.state_dict(), folder / "heads.safetensors")
+        weights.check_made(self.heads.state_dict().items(), "the heads")
+        with replaced(folder / "heads.safetensors") as tmp:
+            save_file(self.heads.state_dict(), tmp)
         about = {"form": FORM, "temperature": self.temperature, "tau": self.tau, "column": self.column}
+        about |= {"base_digest": self.base_digest, "reference": self.reference}
         write_json(folder / "reward.json", {**about, "hidden": self.heads.preference.in_features, "merged": merged})
 
     @staticmethod
@@ -213,7 +225,7 @@ class MllmReward:
             if about.get("form") != FORM:
                 raise BadInputError(f"{folder} holds no two-image reward model: reward.json says {about.get('form')!r}")
             heads = TwoHeads(about["hidden"])
-            heads.load_state_dict(load_file(folder / "heads.safetensors"))
+            heads.load_state_dict(weights.load(folder / "heads.safetensors", "the reward model"))
         except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as e:
             raise BadInputError(f"cannot load the reward model in {folder}: {e}") from e
         if not about["merged"] and base is None:
@@ -221,9 +233,10 @@ class MllmReward:
         v = PromptModel.load(folder / "model" if about["merged"] else base, placement)
         if not about["merged"]:
             v.model = PeftModel.from_pretrained(v.model, folder / "adapter").eval()
-        check_finite(heads, folder)
         heads = heads.to(v.device).requires_grad_(False).eval()
-        return MllmReward(v, heads, about["temperature"], about["tau"], about["column"])
+        loaded = MllmReward(v, heads, about["temperature"], about["tau"], about["column"])
+        loaded.base_digest, loaded.reference = about.get("base_digest", ""), about.get("reference", {})
+        return loaded
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -258,6 +271,8 @@ def train_mllm(
 ) -> MllmReward:
     """Trains on the pairs at positions rows, from the model folder base; early stop and calibration on a share of
     their products."""
+    if placement and placement.precision == "fp16":
+        raise BadInputError("precision: the two-image reward model does not scale its gradients for fp16; use bf16")
     v = PromptModel.load(base, placement)
     fit = _Fit(MllmReward(v, _heads(v, seed), tau=h.tau), creatives, pairs, np.asarray(rows), h, seed)
     best, kept, since = math.inf, fit.state(), 0
@@ -271,6 +286,7 @@ def train_mllm(
             break
     fit.restore(kept)
     fit.choose()
+    fit.reward.heads.requires_grad_(False)
     return fit.reward
 
 
@@ -295,22 +311,14 @@ class _Fit:
         seen = np.unique(np.concatenate([self.train.left, self.train.right]))
         self.target = targets(c, seen, h.target).to(reward.model.device)
         used = np.unique(np.concatenate([seen, self.held.left, self.held.right]))
-        reward.see([int(i) for i in used], c.images[used])
+        reward.see([int(i) for i in used], reward._fit(c.images[used]))
         self._adapt()
 
     def _adapt(self) -> None:
         v, h = self.reward.model, self.h
         v.model.requires_grad_(False)
         if h.rank:
-            torch.manual_seed(self.seed)
-            config = LoraConfig(
-                r=h.rank,
-                lora_alpha=2 * h.rank,
-                lora_dropout=h.dropout,
-                target_modules=list(LORA_TARGETS),
-                exclude_modules=v.family.lora_exclude,
-            )
-            v.model = get_peft_model(v.model, config)
+            v.model = lora.attach(v.model, v.family, h.rank, h.dropout, self.seed, base_name=v.name)
             mine = [p for p in v.model.parameters() if p.requires_grad]
         else:
             language = v.model.get_submodule(v.family.language)
@@ -364,8 +372,8 @@ class _Fit:
         forward = self.reward.differences(captions, left, right)
         backward = self.reward.differences(captions, right, left)
         sign = np.where(p.left_wins, 1.0, -1.0)
-        best = (1.0, math.inf)
-        for t in np.geomspace(0.05, 20, 49):
+        best = (20.0, math.inf)
+        for t in np.geomspace(20, 0.05, 49):  # of several alike the highest stays: who knows nothing says one half
             probability = (sigmoid(sign * forward / t) + sigmoid(-sign * backward / t)) / 2
             loss = float(np.average(-np.log(probability + 1e-12), weights=p.weight + 1e-9))
             best = min(best, (float(t), loss), key=lambda x: x[1])

@@ -2,19 +2,19 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
+from .. import weights
 from ..errors import BadInputError
-from ..progress import write_json
+from ..progress import replaced, write_json
+from ..words import words
 from .trunk import Trunk
 
 FORM = "siamese"  # reward.json's "form": other forms are other classes
@@ -42,11 +42,6 @@ def both_orders(scorer: PairScorer, captions: Sequence[str], left: np.ndarray, r
     forward, backward = scorer.p_left(captions, left, right), scorer.p_left(captions, right, left)
     same = np.mean((forward > 0.5) == (backward < 0.5)) if len(forward) else 1.0
     return Scored((forward + 1 - backward) / 2, float(same))
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words of a caption, category path included."""
-    return re.findall(r"[a-z]+", text.lower())
 
 
 def category_path(caption: str) -> tuple[str, ...]:
@@ -185,7 +180,9 @@ class RewardModel:
         state = {f"head.{k}": v for k, v in self.head.state_dict().items()}
         for i, head in enumerate(self.folds):
             state |= {f"fold{i}.{k}": v for k, v in head.state_dict().items()}
-        save_file({k: v.contiguous() for k, v in state.items()}, folder / "heads.safetensors")
+        weights.check_made(state.items(), "the reward model")
+        with replaced(folder / "heads.safetensors") as tmp:
+            save_file({k: v.contiguous() for k, v in state.items()}, tmp)
         about = {"form": FORM, "temperature": self.temperature, "tau": self.tau, "mix": list(self.mix)}
         about |= {"folds": len(self.folds), "shape": dataclasses.asdict(self.shape), "reference": self.reference}
         write_json(folder / "reward.json", about)
@@ -199,12 +196,10 @@ class RewardModel:
             if about.get("form") != FORM:
                 raise BadInputError(f"{folder} holds no siamese reward model: reward.json says {about.get('form')!r}")
             shape = Shape(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["shape"].items()})
-            state = load_file(folder / "heads.safetensors")
+            state = weights.load(folder / "heads.safetensors", "the reward model")
             heads = [_head(state, shape, name) for name in ("head", *(f"fold{i}" for i in range(about["folds"])))]
-        except (OSError, KeyError, TypeError, RuntimeError, SafetensorError, json.JSONDecodeError) as e:
+        except (OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as e:
             raise BadInputError(f"cannot load the reward model in {folder}: {e}") from e
-        if not all(torch.isfinite(v).all() for v in state.values()):
-            raise BadInputError(f"weights of the reward model in {folder} are not finite: train it again")
         trunk = Trunk.load(folder)
         model = RewardModel(trunk, shape, heads[0], tuple(about["mix"]), about["temperature"], about["tau"])
         model.folds, model.reference = heads[1:], about["reference"]

@@ -21,7 +21,7 @@ from ..digest import dir_digest
 from ..errors import BadInputError, NoEvidenceError
 from ..progress import Progress, check_loss, write_json, write_lines
 from ..spec import Spec, derive, hyper
-from . import baselines, drift, figures
+from . import baselines, drift, figures, forms
 from .baselines import BUCKETS, Labels, Lesson, Objective
 from .scorer import Head, RewardModel, Shape, both_orders, sigmoid
 from .trunk import Trunk
@@ -46,6 +46,14 @@ class Hyper:
     referee: bool = False  # second opinion for the gates: other trunk, seed and bootstrap of products
     baselines: bool = True
     trunk: str = ""  # folder of the frozen trunk; empty: the shipped one
+    form: str = "siamese"  # or "mllm": two pictures in one prompt, by a model that sees (forms.py)
+    referee_form: str = ""  # of the referee; empty: the same. Another form has other faults
+    mllm: dict = dataclasses.field(default_factory=dict)  # settings of the two-image form (mllm.Hyper)
+
+    @property
+    def own_form(self) -> str:
+        """The form that this job trains."""
+        return (self.referee and self.referee_form) or self.form
 
 
 # ----------------------------------------------------------------------------------------------- what is learned from
@@ -268,13 +276,15 @@ def _units(shape: Shape) -> np.ndarray:
 
 
 def calibrate(difference: np.ndarray, left_wins: np.ndarray) -> tuple[float, float]:
-    """Temperature with the least log-loss of sigmoid(difference / temperature), and that loss. A judge that knows
-    nothing gets a temperature so high that it says one half."""
-    spread = max(float(np.std(difference)), 1e-9)
+    """Temperature with the least log-loss of sigmoid(difference / temperature), and that loss; of several alike the
+    highest. A judge that knows nothing gets one so high that it says one half."""
+    spread = float(np.std(difference))
+    if spread < 1e-9:  # no opinion at all: in units of nothing every temperature would be a certain one
+        spread = 1.0
     sign = np.where(left_wins, 1.0, -1.0)
     grid = spread * np.geomspace(0.1, 1000, 81)
     loss = np.logaddexp(0, -sign * difference / grid[:, None]).mean(1)
-    best = int(np.argmin(loss))
+    best = int(np.flatnonzero(loss <= loss.min() + 1e-12)[-1])
     return float(grid[best]), float(loss[best])
 
 
@@ -290,6 +300,8 @@ def previous_model(spec: Spec, fold: Fold) -> tuple[RewardModel | None, str]:
     """The model of the cycle before if its heads can be this one's prior, and why or why not."""
     if not spec.previous:
         return None, "no previous model"
+    if forms.about(Path(spec.previous))["form"] != forms.SIAMESE:
+        return None, "the previous model is of another form"
     old = RewardModel.load(Path(spec.previous))
     same = all(torch.equal(a, b) for a, b in zip(old.trunk.parameters(), fold.trunk.parameters(), strict=True))
     if not same:
@@ -319,7 +331,37 @@ ARTIFACT = "model"
 
 def parents(spec: Spec) -> dict[str, str | None]:
     """Folders that the job was made from, by role."""
-    return {"trunk": str(trunk_folder(hyper(Hyper, spec.hyper))), "previous": spec.previous}
+    h = hyper(Hyper, spec.hyper)
+    base = spec.base if h.own_form == forms.MLLM else None
+    return {"trunk": str(trunk_folder(h)), "previous": spec.previous, "base": base}
+
+
+def checked(h: Hyper) -> Hyper:
+    """h with forms that are known and, of the two-image form, settings that are; BadInputError otherwise."""
+    forms.check(h.form, "form")
+    if h.referee_form:
+        forms.check(h.referee_form, "referee_form")
+    if forms.MLLM in (h.form, h.referee_form):
+        from . import mllm
+
+        hyper(mllm.Hyper, h.mllm)
+    return h
+
+
+def mllm_settings(kind: str, given: dict[str, Any]) -> tuple[Any, int]:
+    """Settings of the two-image model that a job trains, and 1; BadInputError where it trains none: the siamese form
+    takes no memory to speak of."""
+    from . import mllm
+
+    if kind == "evaluate":
+        options = given.get("mllm")
+        found, told = bool(options), options if isinstance(options, dict) else {}
+    else:
+        h = checked(hyper(Hyper, given))
+        found, told = h.own_form == forms.MLLM, h.mllm
+    if not found:
+        raise BadInputError(f"this {kind} job trains no two-image model: the siamese form runs on a CPU within 1 GB")
+    return hyper(mllm.Hyper, told), 1
 
 
 def load_truth(path: str | None) -> dict[str, float] | None:
@@ -362,7 +404,11 @@ def exam(fold: Fold, split: str, truth: dict[str, float] | None = None) -> figur
 
 def run(spec: Spec, out: Path, progress: Progress) -> None:
     """The job: writes model/, predictions.jsonl, metrics.json, and drift.json when there was a previous model."""
-    h: Hyper = hyper(Hyper, spec.hyper)
+    h = checked(hyper(Hyper, spec.hyper))
+    if h.own_form == forms.MLLM:
+        from . import two_images
+
+        return two_images.run(spec, h, out, progress)
     truth = load_truth(spec.truth)
     fold = prepare(spec, h)
     ours, start = train_ours(fold, h, spec, progress)
@@ -394,7 +440,9 @@ def run(spec: Spec, out: Path, progress: Progress) -> None:
         "baselines": {k: v for k, v in table.items() if k != "ours"},
     }
     if spec.previous:
-        metrics["drift"] = drift.report(RewardModel.load(Path(spec.previous)), fold.described, test)
+        from . import two_images
+
+        metrics["drift"] = two_images.previous_now(spec, fold, test)
         write_json(out / "drift.json", metrics["drift"])
     lines = [
         {"pair_id": i, "model": name, "p_left": float(v)}

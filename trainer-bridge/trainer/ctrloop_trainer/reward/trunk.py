@@ -17,20 +17,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from .. import lineage
+from .. import lineage, pictures, weights
 from ..data import load_catalogue, split
 from ..errors import BadInputError
 from ..grammar import Grammar
-from ..progress import Progress, check_loss, write_json
+from ..pictures import VIEW_PX
+from ..progress import Progress, check_loss, replaced, write_json
 from ..render import Renderer, Shot
 from ..spec import Spec, hyper
 
 PARTS = ("scene", "palette", "light", "prop")
-VIEW_PX = 64
 WIDTHS = (24, 40, 64, 64)
 FEATURES = 160
 MASK_WIDTH = 16
@@ -81,10 +80,9 @@ class Trunk(nn.Module):
 
     @torch.no_grad()
     def describe(self, images: np.ndarray, batch: int = 256) -> torch.Tensor:
-        """What the reward head reads, (n, described): soft names, then statistics(). images: uint8 (n, 64, 64, 3)."""
-        if images.shape[1:] != (VIEW_PX, VIEW_PX, 3):
-            got = " x ".join(map(str, images.shape[2:0:-1]))
-            raise BadInputError(f"pictures of {got} px: this eye was trained on views of {VIEW_PX} x {VIEW_PX} px")
+        """What the reward head reads, (n, described): soft names, then statistics(). images: uint8 (n, px, px, 3),
+        px at least 64."""
+        images = pictures.fit(images, VIEW_PX, "this eye")
         out = [torch.zeros(0, self.described)]
         for i in range(0, len(images), batch):
             x = to_pixels(images[i : i + batch])
@@ -107,7 +105,9 @@ class Trunk(nn.Module):
     def save(self, folder: Path) -> None:
         """Writes trunk.safetensors and trunk.json."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.state_dict(), folder / "trunk.safetensors")
+        weights.check_made(self.state_dict().items(), "the trunk")
+        with replaced(folder / "trunk.safetensors") as tmp:
+            save_file(self.state_dict(), tmp)
         write_json(folder / "trunk.json", {"sizes": list(self.sizes), "view_px": VIEW_PX})
 
     @staticmethod
@@ -118,11 +118,9 @@ class Trunk(nn.Module):
             raise BadInputError(f"{folder} holds no trunk (trunk.json): leave hyper.trunk out to use the shipped one")
         try:
             trunk = Trunk(tuple(json.loads((folder / "trunk.json").read_text())["sizes"]))
-            trunk.load_state_dict(load_file(folder / "trunk.safetensors"))
-        except (OSError, KeyError, RuntimeError, json.JSONDecodeError, SafetensorError) as e:
+            trunk.load_state_dict(weights.load(folder / "trunk.safetensors", "the trunk"))
+        except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as e:
             raise BadInputError(f"cannot load the trunk in {folder}: {e}") from e
-        if not all(torch.isfinite(v).all() for v in trunk.state_dict().values()):
-            raise BadInputError(f"weights of the trunk in {folder} are not finite: train it again")
         return trunk.requires_grad_(False).eval()
 
 

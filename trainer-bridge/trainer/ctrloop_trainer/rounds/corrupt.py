@@ -12,6 +12,7 @@ import numpy as np
 
 from ..data import Product
 from ..errors import BadInputError
+from ..pictures import VIEW_PX
 
 KINDS = {
     "image": "its picture with most patches masked",
@@ -36,8 +37,10 @@ def parse(text: str) -> list[list[str]]:
 
 
 def mask_patches(image: np.ndarray, rng: random.Random, share: float, patch: int) -> np.ndarray:
-    """A copy with that share of its patch x patch squares greyed out (CAIG: 75 % of 32 px squares at 512 px)."""
+    """A copy with that share of its squares greyed out (CAIG: 75 % of 32 px squares at 512 px). patch is the side of a
+    square in a view of VIEW_PX; in a larger view squares are as much larger."""
     out = image.copy()
+    patch = max(1, round(patch * image.shape[0] / VIEW_PX))
     cells = [(y, x) for y in range(0, image.shape[0], patch) for x in range(0, image.shape[1], patch)]
     for y, x in rng.sample(cells, round(share * len(cells))):
         out[y : y + patch, x : x + patch] = MASK_GREY

@@ -1,5 +1,8 @@
 """Gates: what an epoch's model must show on held-out products before it may be loaded anywhere.
 
+These are the gate's own products: what is reported of the epoch that was chosen is measured on others (held.halves), or
+it would be true by construction.
+
 Closed list. Each gate compares one measured value with one threshold and says what its failure means.
 """
 
@@ -22,6 +25,8 @@ class Thresholds:
     gate_kl: float = 4.0
     gate_diversity: float = 0.5  # least share of the base's variety: how far two descriptions of a product differ
     gate_relevance: float = 0.7  # least share of the base's nats that a description tells of its product
+    # The same share where no judge says what matches: then it is all that is known of matching, and more is asked.
+    gate_relevance_alone: float = 0.9
     gate_referee_share: float = 0.3  # least gain by the referee for each unit of gain by the first reward model
 
 
@@ -34,6 +39,10 @@ class Gate:
     why: str
     value: Callable[[dict[str, Any], dict[str, Any]], float | None]  # of (epoch's figures, base's figures)
     threshold: Callable[[Thresholds, dict[str, Any], dict[str, Any]], float]  # and of both figures
+
+
+def _has_judge(base: dict[str, Any]) -> bool:
+    return base.get("matching") is not None
 
 
 GATES = (
@@ -61,9 +70,12 @@ GATES = (
     Gate(
         "matching",
         False,
-        "backgrounds must suit their products about as well as the base model's do",
-        lambda e, b: e["matching"],
-        lambda t, b, e: b["matching"] - t.gate_matching_drop,
+        "backgrounds must suit their products about as well as the base model's do; without a judge, tell as much of "
+        "them (protocol B)",
+        lambda e, b: e["matching"] if _has_judge(b) else e["information_base"],
+        lambda t, b, e: (
+            b["matching"] - t.gate_matching_drop if _has_judge(b) else t.gate_relevance_alone * b["information_base"]
+        ),
     ),
     Gate(
         "relevance",

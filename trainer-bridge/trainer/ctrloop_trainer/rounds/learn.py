@@ -6,7 +6,6 @@ with the same bits as one that was not.
 
 import dataclasses
 import math
-import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +17,17 @@ import torch
 from .. import losses
 from ..accelerator import Accelerate
 from ..errors import BadInputError, InterruptedJobError
-from ..progress import Progress, check_loss
+from ..progress import Progress, check_loss, replaced
 from ..prompt.model import Ask, PromptModel
 from ..spec import derive
 from .draw import Sample, draw, drop_masks, show_masks
 from .settings import Hyper
 from .shop import Shop
+
+
+class BrokenCheckpointError(Exception):
+    """A checkpoint that a kill or a full disk has cut."""
+
 
 CHOSEN, REJECTED, CORRUPTED = range(3)  # rows of every (rows, samples) tensor of log-probabilities: see rows()
 
@@ -108,11 +112,6 @@ class Learner:
         v.accelerate = Accelerate.of(v.placement)
         self.optimizer = self._fresh()
 
-    @property
-    def product_centric(self) -> bool:
-        """Whether the third row, y+|x~, is needed."""
-        return self.h.w_pcpo > 0
-
     def _fresh(self) -> torch.optim.Optimizer:
         adam = torch.optim.AdamW(self.parameters.values(), self.h.lr, betas=(0.9, 0.98), weight_decay=0.0)
         prepared = self.v.accelerate.prepare(self.v, adam)
@@ -160,7 +159,7 @@ class Learner:
         """Log-probabilities under the base, which is the reference in every epoch: (rows, samples)."""
         self.v.model.eval()
         with self.v.model.disable_adapter():
-            parts = [logps(self.v, samples[i : i + 32], self.product_centric)[0] for i in range(0, len(samples), 32)]
+            parts = [logps(self.v, samples[i : i + 32], self.h.product_centric)[0] for i in range(0, len(samples), 32)]
         return torch.cat(parts, 1)
 
     def _step(self, at: list[int]) -> dict[str, float]:
@@ -168,7 +167,7 @@ class Learner:
         at = self.v.accelerate.share(at)
         self.v.model.train()
         batch = [self.running.samples[i] for i in at]
-        logp, length = logps(self.v, batch, self.product_centric)
+        logp, length = logps(self.v, batch, self.h.product_centric)
         p = torch.tensor([s.p for s in batch], dtype=logp.dtype, device=logp.device)
         loss, point = loss_of(logp, self.running.reference[:, at].to(logp.device), length, p, self.h)
         self.optimizer.zero_grad()
@@ -194,7 +193,6 @@ class Learner:
         """Writes the checkpoint: whole or not at all."""
         run = self.running
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        tmp = self.file.with_name(self.file.name + ".tmp")
         state = {
             "epoch": run.epoch,
             "step": run.step,
@@ -205,8 +203,8 @@ class Learner:
             "adapter": {n: p.detach() for n, p in self.parameters.items()},
             "optimizer": self.optimizer.state_dict(),
         }
-        torch.save(state, tmp)
-        os.replace(tmp, self.file)
+        with replaced(self.file) as tmp:
+            torch.save(state, tmp)
 
     def restore(self) -> int:
         """Takes up the checkpoint, if there is one; returns the number of its epoch, else 0."""
@@ -222,8 +220,10 @@ class Learner:
                 state["epoch"], state["step"], samples, state["about"], state["reference"], state["curve"]
             )
             self.optimizer.load_state_dict(state["optimizer"])
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as e:
-            raise BadInputError(f"cannot go on from {self.file}: {e!r}; use a new folder") from e
+        except BadInputError:
+            raise
+        except Exception as e:  # torch.load raises many kinds for a file that is cut
+            raise BrokenCheckpointError(f"cannot go on from {self.file}: {e!r}") from e
         with torch.no_grad():
             for n, p in self.parameters.items():
                 p.copy_(saved[n])

@@ -35,7 +35,7 @@ class Hyper(gates.Thresholds):
     w_pcpo: float = 1.0
     w_nll: float = 3.0  # per-token likelihood of y+: without it answers lose their form under DPO
     # Per-token likelihood of some other description under x~, or what PCPO takes from y+|x~ goes to malformed answers.
-    w_form: float = 0.4
+    w_form: float = 0.4  # of either kind of arm: 0 in those that are plain DPO
     w_anchor: float = 0.0
     soft_labels: bool = False  # DPO towards the reward model's probability instead of towards certainty
     fresh_optimizer: bool = False  # a new Adam every epoch: its first steps kick the weights; for the ablation only
@@ -43,32 +43,46 @@ class Hyper(gates.Thresholds):
     # is left of a masked picture still tells its colour, so nothing taught which palettes suit.
     corrupt: str = "product,colour"
     mask_share: float = 0.75
-    mask_patch: int = 8  # px of the 64 px view
-    held_samples: int = 8  # descriptions per held-out product and epoch
-    relevance_samples: int = 2  # of those, how many are looked at from nine other products, too (protocol B)
+    mask_patch: int = 8  # px of a 64 px view; larger views are masked in patches of the same share of them
+    # Descriptions per held-out product and epoch. Half of the products are the gates', the other half the report's.
+    held_samples: int = 16
+    relevance_samples: int = 4  # of those, how many at most are looked at from nine other products, too (protocol B)
     probes: int = 12  # candidates for the probe
     checkpoint: int = 10  # steps between checkpoints; SIGTERM writes one at once, whatever this says
     merge: bool = False  # also leave merged/, the base with the adapter's weights added: a model folder of its own
+
+    @property
+    def product_centric(self) -> bool:
+        """Whether a sample needs its x~: for PCPO, or for L_form alone."""
+        return self.w_pcpo > 0 or self.w_form > 0
 
 
 # Name of an arm -> settings that differ from the job's. One line each, so that the table of ablations reads as this.
 ARMS: dict[str, dict[str, Any]] = {
     "pcpo": {},
-    "dpo": {"w_pcpo": 0.0},
+    "dpo": {"w_pcpo": 0.0, "w_form": 0.0},
     "placebo": {"corrupt": "none"},  # the third row is there and x is whole: what PCPO does besides the product
     "caig": {"corrupt": "image|caption"},  # x~ as CAIG has it
     "pcpo_product": {"corrupt": "product"},
     "pcpo_colour": {"corrupt": "colour"},
     "pcpo_only": {"w_dpo": 0.0},
     "anchored": {"w_anchor": 1.0},
-    "anchored_dpo": {"w_pcpo": 0.0, "w_anchor": 1.0},
+    "anchored_dpo": {"w_pcpo": 0.0, "w_form": 0.0, "w_anchor": 1.0},
     "one_order": {"both_orders": False},
     "soft": {"soft_labels": True},
     "two_descriptions": {"descriptions": 2, "products": 320},
     "pushy": {"beta_pcpo": 0.5, "w_pcpo": 3.0},  # the same slope at the start, and no end to it
     "no_nll": {"w_nll": 0.0},
+    # L_form teaches y+ of similar products, which is near what matching measures. These two tell what is its doing and
+    # what PCPO's: "dpo,no_form" compares both arms without it, "form_only,pcpo" both with it.
     "no_form": {"w_form": 0.0},
-    "bare_dpo": {"w_pcpo": 0.0, "w_nll": 0.0, "fresh_optimizer": True},  # the recipe in which answers lose their form
+    "form_only": {"w_pcpo": 0.0},
+    "bare_dpo": {
+        "w_pcpo": 0.0,
+        "w_form": 0.0,
+        "w_nll": 0.0,
+        "fresh_optimizer": True,
+    },  # the recipe in which answers lose their form
 }
 
 
@@ -120,8 +134,6 @@ def check(h: Hyper) -> None:
         problems.append(f"hyper.decay: must be inside (0, 1], got {h.decay}")
     if not 0 <= h.dropout < 1:
         problems.append(f"hyper.dropout: must be inside [0, 1), got {h.dropout}")
-    if h.relevance_samples > h.held_samples:
-        problems.append(f"hyper.relevance_samples: there are only {h.held_samples} held_samples")
     if problems:
         raise BadInputError("the hyper-parameters are not usable:\n  " + "\n  ".join(problems))
     main_arm(h)

@@ -10,7 +10,8 @@ from ..errors import BadInputError
 from ..grammar import Grammar
 from ..prompt.model import PromptModel
 from ..render import Renderer, Shot
-from ..reward.scorer import RewardModel
+from ..reward import forms
+from ..reward.scorer import PairScorer
 from ..spec import Spec
 
 
@@ -23,8 +24,8 @@ class Shop:
     held: list[Product]
     plain: dict[str, np.ndarray]  # product's id -> its view without a background, uint8 (px, px, 3)
     renderer: Renderer
-    reward: RewardModel
-    referee: RewardModel | None
+    reward: PairScorer
+    referee: PairScorer | None
 
     @staticmethod
     def open(spec: Spec, renderer: Renderer) -> "Shop":
@@ -39,8 +40,8 @@ class Shop:
             held,
             {p.id: image for p, image in zip(everything, plain, strict=True)},
             renderer,
-            RewardModel.load(Path(spec.reward_model)),
-            RewardModel.load(Path(spec.referee_model)) if spec.referee_model else None,
+            forms.load(spec.reward_model, spec),
+            forms.load(spec.referee_model, spec) if spec.referee_model else None,
         )
 
     def show(self, v: PromptModel) -> None:

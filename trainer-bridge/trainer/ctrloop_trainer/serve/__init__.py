@@ -10,9 +10,10 @@ vLLM is unsafe:
   was ever used, are 400 (vLLM serves stale caches then). The same content may come back under its name after an
   unload.
 
-Threads: HTTP runs on the event loop; one engine thread owns the model and does everything to it, one operation at a
-time: a batch of requests for one adapter, a load, an unload. Requests that arrive while a batch runs form the next
-one, so batching needs no waiting window.
+Threads: HTTP runs on the event loop; a second thread makes tokens and pixels of requests; one engine thread owns the
+model and does everything to it, one operation at a time: a batch of requests for one adapter, a load, an unload.
+Requests that arrive while a batch runs form the next one, so batching needs no waiting window. What one client can make
+long is bounded before it costs the others anything, and clients take turns (engine.py, queue.py).
 
 Run: python -m ctrloop_trainer.serve --model DIR --host 127.0.0.1 --port N --served-model-name prompt-base
 """

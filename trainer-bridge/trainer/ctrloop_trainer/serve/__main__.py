@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     import uvicorn
 
     engine = Engine(a.model, a.served_model_name or a.model, a.threads, a.max_batch, a.max_lora_rank)
-    engine.thread.start()
+    engine.start()
     # Kept connections outlive any client's pause: a request on one that is just being closed would fail.
     options = {"log_level": "warning", "timeout_graceful_shutdown": 5, "timeout_keep_alive": 75}
     uvicorn.run(Server(engine).app(), host=a.host, port=a.port, **options)

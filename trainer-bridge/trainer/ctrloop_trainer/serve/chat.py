@@ -5,16 +5,17 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
-import io
 import math
 from collections.abc import Callable
 
 from PIL import Image
 
+from .. import pictures
 from .errors import bad_request
 
 MAX_IMAGES = 8
-MAX_IMAGE_PX = 4096 * 4096
+MAX_IMAGE_PX = 4096 * 4096  # of all pictures of a request together, as they are declared
+MAX_MESSAGES = 256
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
 
@@ -28,7 +29,7 @@ class ChatRequest:
 
     model: str
     messages: list[dict]
-    images: list[Image.Image]
+    images: list[bytes]  # as they came; the engine decodes them when it is the client's turn
     n: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
@@ -39,8 +40,23 @@ class ChatRequest:
     logprobs: bool = False
     top_logprobs: int = 0
     stream: bool = False
+    user: str = ""  # OpenAI's field: whom the caller asks for
+    client: str = ""  # who asks: clients take turns
+    size: int = 0  # bytes of the request's body
+    cancelled: bool = False  # its client has gone: nobody reads the answer
+    prepared: Prepared | None = None
     done: Callable[[ChatResult | Exception], None] | None = None
     on_token: Callable[[int, list[int]], None] | None = None
+
+
+@dataclasses.dataclass
+class Prepared:
+    """A request as the model's inputs, one row of them, checked against the context's length."""
+
+    tokens: dict  # name -> list of numbers, one a token of the prompt
+    pictures: list[dict]  # inputs of each picture, as families.Family.split gives them
+    length: int  # tokens of the prompt
+    limit: int  # most tokens of an answer
 
 
 @dataclasses.dataclass
@@ -74,7 +90,8 @@ def _integer(body: dict, key: str, default: int | None, low: int, high: int) -> 
     return v
 
 
-def _image(url: object) -> Image.Image:
+def _encoded(url: object) -> bytes:
+    """The picture of a data URL as it came; nothing is decoded here, which is what costs."""
     if not isinstance(url, str) or not url.startswith("data:image/"):
         raise bad_request(
             "image_url.url must be a data URL (data:image/png;base64,...): this server fetches nothing.", "messages"
@@ -83,19 +100,29 @@ def _image(url: object) -> Image.Image:
     if not head.endswith(";base64"):
         raise bad_request("image_url.url must be base64-encoded.", "messages")
     try:
-        im = Image.open(io.BytesIO(base64.b64decode(payload, validate=True)))
-        if im.width * im.height > MAX_IMAGE_PX:
-            raise bad_request(
-                f"image of {im.width}x{im.height} pixels is larger than {MAX_IMAGE_PX} pixels.", "messages"
-            )
-        return im.convert("RGB")
-    except (binascii.Error, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise bad_request(f"image cannot be decoded: {e}", "messages") from e
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError) as e:
+        raise bad_request(f"image is not base64: {e}", "messages") from e
 
 
-def _messages(raw: object) -> tuple[list[dict], list[Image.Image]]:
+def decoded(images: list[bytes]) -> list[Image.Image]:
+    """The pictures of a request; ApiError for what is none, and where they declare more than MAX_IMAGE_PX together."""
+    out, room = [], MAX_IMAGE_PX
+    for raw in images:
+        try:
+            out.append(pictures.read(raw, max_pixels=room))
+        except pictures.BadPictureError as e:
+            raise bad_request(f"image cannot be used: it {e}", "messages") from e
+        room -= out[-1].width * out[-1].height
+    return out
+
+
+def _messages(raw: object, max_text: int) -> tuple[list[dict], list[bytes]]:
     if not isinstance(raw, list) or not raw:
         raise bad_request("messages must be a non-empty list.", "messages")
+    if len(raw) > MAX_MESSAGES:
+        raise bad_request(f"At most {MAX_MESSAGES} messages may be provided in one prompt.", "messages")
+    _check_parts(raw, max_text)
     out, images = [], []
     for m in raw:
         if not isinstance(m, dict) or m.get("role") not in ("system", "user", "assistant"):
@@ -111,18 +138,33 @@ def _messages(raw: object) -> tuple[list[dict], list[Image.Image]]:
             if kind == "text" and isinstance(p.get("text"), str):
                 parts.append({"type": "text", "text": p["text"]})
             elif kind == "image_url" and isinstance(p.get("image_url"), dict):
-                images.append(_image(p["image_url"].get("url")))
+                images.append(_encoded(p["image_url"].get("url")))
                 parts.append({"type": "image"})
             else:
                 raise bad_request(f"content part of type {kind!r} is not supported: text or image_url.", "messages")
         out.append({"role": m["role"], "content": parts})
-    if len(images) > MAX_IMAGES:
-        raise bad_request(f"At most {MAX_IMAGES} images may be provided in one prompt.", "messages")
     return out, images
 
 
-def parse_chat(body: dict) -> ChatRequest:
-    """Reads a chat completion request; raises ApiError with vLLM's shape for anything that it cannot honour."""
+def _check_parts(raw: list, max_text: int) -> None:
+    """Bounds of a prompt that need no decoding and no tokenising: a long one must cost nothing."""
+    contents = [m.get("content") for m in raw if isinstance(m, dict)]
+    parts = [p for c in contents if isinstance(c, list) for p in c if isinstance(p, dict)]
+    texts = [c for c in contents if isinstance(c, str)] + [p["text"] for p in parts if isinstance(p.get("text"), str)]
+    if sum(p.get("type") == "image_url" for p in parts) > MAX_IMAGES:
+        raise bad_request(f"At most {MAX_IMAGES} images may be provided in one prompt.", "messages")
+    size = sum(len(t.encode(errors="replace")) for t in texts)
+    if size > max_text:
+        raise bad_request(
+            f"your prompt has {size} bytes of text, and this model's context holds no more than {max_text}. Please "
+            "reduce the length of the input.",
+            "messages",
+        )
+
+
+def parse_chat(body: dict, max_text: int = 1 << 20) -> ChatRequest:
+    """Reads a chat completion request of at most max_text bytes of text; raises ApiError with vLLM's shape for anything
+    that it cannot honour."""
     for key in UNSUPPORTED:
         if body.get(key):
             raise bad_request(f"{key} is not supported by this server.", key)
@@ -131,7 +173,7 @@ def parse_chat(body: dict) -> ChatRequest:
             raise bad_request(f"{key} is not supported by this server.", key)
     if not isinstance(body.get("model"), str):
         raise bad_request("model is required.", "model")
-    messages, images = _messages(body.get("messages"))
+    messages, images = _messages(body.get("messages"), max_text)
     logprobs = bool(body.get("logprobs"))
     top = _integer(body, "top_logprobs", 0, 0, MAX_TOP_LOGPROBS)
     if top and not logprobs:
@@ -154,4 +196,5 @@ def parse_chat(body: dict) -> ChatRequest:
         logprobs=logprobs,
         top_logprobs=top,
         stream=bool(body.get("stream")),
+        user=body["user"] if isinstance(body.get("user"), str) else "",
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,8 +21,18 @@ class Sampler:
     which other requests share its batch (beyond rounding of the logits). The choice is handed on by masking all else.
     """
 
-    def __init__(self, rows: list[tuple[int, ChatRequest, int]], max_new: int, eos: set[int], limits: list[int]):
-        self.rows, self.eos, self.limits = rows, eos, limits
+    def __init__(
+        self,
+        rows: list[tuple[int, ChatRequest, int]],
+        max_new: int,
+        eos: set[int],
+        limits: list[int],
+        finished: Callable[[int, list[Choice]], None] | None = None,
+    ):
+        """rows are (number of the request, request, choice); finished is called with a request's number and choices
+        once all of them have ended."""
+        self.rows, self.eos, self.limits, self.finished = rows, eos, limits, finished
+        self._open = Counter(i for i, _, _ in rows)  # choices that a request is still waiting for
         reqs = [r for _, r, _ in rows]
         self.temperature = torch.tensor([r.temperature for r in reqs], dtype=torch.float32)
         self.greedy = self.temperature < 1e-5
@@ -70,20 +82,29 @@ class Sampler:
         for i, t in enumerate(tokens):
             if self.done[i]:
                 continue
-            _, req, index = self.rows[i]
+            number, req, index = self.rows[i]
+            if req.cancelled:  # nobody reads it: its row is padding from here on
+                self.done[i] = True
+                continue
             c = self.choices[i]
             if req.logprobs:
                 v, ids = logprobs[i].topk(req.top_logprobs) if req.top_logprobs else (torch.empty(0), torch.empty(0))
                 c.logprobs.append((t, float(logprobs[i, t]), list(zip(ids.tolist(), v.tolist(), strict=True))))
             if t in self.eos:
                 c.finish_reason = "stop"
-                self.done[i] = True
+                self._end(i, number)
                 continue
             c.tokens.append(t)
-            if len(c.tokens) >= self.limits[i]:
-                self.done[i] = True
             if req.on_token:
                 req.on_token(index, c.tokens)
+            if len(c.tokens) >= self.limits[i]:
+                self._end(i, number)
+
+    def _end(self, row: int, number: int) -> None:
+        self.done[row] = True
+        self._open[number] -= 1
+        if self.finished and not self._open[number]:
+            self.finished(number, [c for c, (n, _, _) in zip(self.choices, self.rows, strict=True) if n == number])
 
     def stopping(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
         """Stopping criterion: rows that have reached their end or their own max_tokens."""

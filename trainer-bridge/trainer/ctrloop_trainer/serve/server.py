@@ -14,10 +14,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from .chat import ChatRequest, ChatResult, parse_chat
-from .engine import Engine
+from .engine import MAX_WAITING_BYTES, Engine
 from .errors import ApiError, invalid_input
 
 MAX_BODY_BYTES = 32 << 20
+LARGE_BODY_BYTES = 1 << 20  # of JSON takes some ten milliseconds to decode
 
 
 def _validation(problems: list[dict], param: str) -> ApiError:
@@ -27,14 +28,22 @@ def _validation(problems: list[dict], param: str) -> ApiError:
     )
 
 
-async def read_json(request: Request) -> dict:
+async def read_body(request: Request, hold: Callable[[int], None] = lambda n: None) -> bytes:
+    """The body; 413 as soon as it is known to be too large. hold is told of its bytes as they come."""
     raw = bytearray()
+    declared = request.headers.get("content-length", "")
     async for chunk in request.stream():
         raw += chunk
-        if len(raw) > MAX_BODY_BYTES:
+        if len(raw) > MAX_BODY_BYTES or (declared.isdigit() and int(declared) > MAX_BODY_BYTES):
             raise ApiError(413, "BadRequestError", f"the body is larger than {MAX_BODY_BYTES} bytes")
+        hold(len(chunk))
+    return bytes(raw)
+
+
+def decode_json(raw: bytes) -> dict:
+    """A body as an object; 400 with vLLM's words where it is none."""
     try:
-        body = json.loads(bytes(raw))
+        body = json.loads(raw)
     except (ValueError, RecursionError) as e:
         pos = getattr(e, "pos", 0)
         why = getattr(e, "msg", str(e))
@@ -65,6 +74,7 @@ class Server:
 
     def __init__(self, engine: Engine):
         self.engine = engine
+        self.held = 0  # bytes of bodies in memory; only the event loop touches it
 
     def app(self) -> Starlette:
         routes = [
@@ -84,7 +94,7 @@ class Server:
         return ApiError(500, "InternalServerError", f"{type(e).__name__}: {e}").response()
 
     async def health(self, _: Request) -> Response:
-        if not self.engine.thread.is_alive():
+        if not self.engine.alive():
             return ApiError(503, "ServiceUnavailableError", "the engine has stopped").response()
         return Response(status_code=200)
 
@@ -115,7 +125,7 @@ class Server:
         return await future
 
     async def load(self, request: Request) -> Response:
-        body = await read_json(request)
+        body = decode_json(await read_body(request))
         name, path = _fields(body, ("lora_name", "lora_path"))
         if body.get("load_inplace"):
             raise invalid_input(
@@ -125,13 +135,31 @@ class Server:
         return Response(f"Success: LoRA adapter '{name}' added successfully.")  # without a content type, as vLLM
 
     async def unload(self, request: Request) -> Response:
-        (name,) = _fields(await read_json(request), ("lora_name",))
+        (name,) = _fields(decode_json(await read_body(request)), ("lora_name",))
         await self._on_engine(lambda: self.engine.unload(name))
         return Response(f"Success: LoRA adapter '{name}' removed successfully.")
 
     async def chat(self, request: Request) -> Response:
-        body = await read_json(request)
-        r = parse_chat(body)
+        mine = 0
+
+        def hold(n: int) -> None:
+            nonlocal mine
+            if self.held + n > MAX_WAITING_BYTES:
+                raise ApiError(503, "ServiceUnavailableError", f"requests hold {self.held} bytes, try again later.")
+            self.held, mine = self.held + n, mine + n
+
+        try:
+            return await self._chat(request, await read_body(request, hold))
+        finally:
+            self.held -= mine
+
+    async def _chat(self, request: Request, raw: bytes) -> Response:
+        if len(raw) > LARGE_BODY_BYTES:  # in another thread: all others would wait for its decoding
+            body = await asyncio.to_thread(decode_json, raw)
+        else:
+            body = decode_json(raw)
+        r = parse_chat(body, self.engine.max_text)
+        r.client, r.size = client_of(request, r.user), len(raw)
         self.engine.require(r.model)
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue = asyncio.Queue()
@@ -139,14 +167,18 @@ class Server:
         ident, created = f"chatcmpl-{secrets.token_hex(8)}", int(time.time())
         if not r.stream:
             self.engine.submit(r)
-            result = await queue.get()
+            result = await _unless_gone(request, r, queue)
+            if result is None:
+                return Response(status_code=499)  # nobody reads it; proxies log it so
             if isinstance(result, Exception):
                 raise result
             return JSONResponse(self._completion(ident, created, r, result))
         # The list grows on the engine thread: copy it there.
         r.on_token = lambda index, tokens: loop.call_soon_threadsafe(queue.put_nowait, (index, list(tokens)))
         self.engine.submit(r)
-        first = await queue.get()
+        first = await _unless_gone(request, r, queue)
+        if first is None:
+            return Response(status_code=499)
         if isinstance(first, Exception):
             raise first
         return StreamingResponse(self._stream(ident, created, r, queue, first), media_type="text/event-stream")
@@ -198,23 +230,58 @@ class Server:
             return {"index": index, "delta": d, "logprobs": None, "finish_reason": finish}
 
         sent = [""] * r.n
-        for i in range(r.n):
-            yield event([delta(i, {"role": "assistant", "content": ""})])
-        while not isinstance(item, ChatResult):
-            if isinstance(item, Exception):
-                err = item if isinstance(item, ApiError) else ApiError(500, "InternalServerError", str(item))
-                yield f"data: {err.response().body.decode()}\n\ndata: [DONE]\n\n"
-                return
-            index, tokens = item
-            text = self._text(tokens)
-            # An incomplete UTF-8 sequence decodes to U+FFFD: wait for the rest of it.
-            if not text.endswith("\ufffd") and len(text) > len(sent[index]):
-                yield event([delta(index, {"content": text[len(sent[index]) :]})])
-                sent[index] = text
-            item = await queue.get()
-        for i, c in enumerate(item.choices):
-            yield event([delta(i, {"content": self._text(c.tokens)[len(sent[i]) :]}, c.finish_reason)])
-        yield "data: [DONE]\n\n"
+        try:
+            for i in range(r.n):
+                yield event([delta(i, {"role": "assistant", "content": ""})])
+            while not isinstance(item, ChatResult):
+                if isinstance(item, Exception):
+                    err = item if isinstance(item, ApiError) else ApiError(500, "InternalServerError", str(item))
+                    yield f"data: {err.response().body.decode()}\n\ndata: [DONE]\n\n"
+                    return
+                index, tokens = item
+                text = self._text(tokens)
+                # An incomplete UTF-8 sequence decodes to U+FFFD: wait for the rest of it.
+                if not text.endswith("\ufffd") and len(text) > len(sent[index]):
+                    yield event([delta(index, {"content": text[len(sent[index]) :]})])
+                    sent[index] = text
+                item = await queue.get()
+            for i, c in enumerate(item.choices):
+                yield event([delta(i, {"content": self._text(c.tokens)[len(sent[i]) :]}, c.finish_reason)])
+            yield "data: [DONE]\n\n"
+        finally:  # also when the client goes: the response is cancelled then
+            r.cancelled = True
+
+
+def client_of(request: Request, user: str) -> str:
+    """Who takes turns with whom: the nearest proxy's word for its client, else the peer; and the request's "user",
+    since the gateway asks for many. Who invents users has more turns, not longer ones: the bounds are the engine's.
+    """
+    forwarded = request.headers.get("x-forwarded-for", "").rsplit(",", 1)[-1].strip()
+    peer = forwarded or (request.client.host if request.client else "")
+    return f"{peer[:64]} {user[:64]}"
+
+
+async def _unless_gone(request: Request, r: ChatRequest, queue: asyncio.Queue) -> object | None:
+    """The next thing from the engine; None, and the request cancelled, when its client goes before."""
+    answer = asyncio.ensure_future(queue.get())
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        r.cancelled = True
+        return None
+    except asyncio.CancelledError:
+        r.cancelled = True
+        raise
+    finally:
+        answer.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _settle(future: asyncio.Future, result: object) -> None:
