@@ -63,12 +63,13 @@ func logExact(units []Unit, most, alpha, r float64) float64 {
 // most impressions: a bound that must be known before the data are. It costs about 1,100 passes over the units.
 func ExactRate(units []Unit, most, alpha float64) (Interval, error) {
 	if !(most > 0) || math.IsInf(most, 0) || !(alpha > 0 && alpha < 1) {
-		return Interval{}, fmt.Errorf("%w: at most %g impressions a unit, alpha %g: want a positive number, and alpha in (0,1)", ErrExact, most, alpha)
+		return Interval{}, fmt.Errorf("%w: at most %g impressions a unit, alpha %g: want a positive number, and alpha in (0,1)",
+			ErrExact, most, alpha)
 	}
 	for i, u := range units {
 		if !(u.M >= 0 && u.M <= u.D && u.D <= most) {
-			return Interval{}, fmt.Errorf("%w: unit %d has %g clicks on %g impressions, and %g impressions were said to be the most that one can have: "+
-				"the bound must be known beforehand and hold for every unit", ErrExact, i+1, u.M, u.D, most)
+			return Interval{}, fmt.Errorf("%w: unit %d has %g clicks on %g impressions, and %g impressions were said to be the most that "+
+				"one can have: the bound must be known beforehand and hold for every unit", ErrExact, i+1, u.M, u.D, most)
 		}
 	}
 	const points = 1000

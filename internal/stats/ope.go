@@ -75,8 +75,9 @@ type Evaluation struct {
 func (e Evaluation) Warnings() []string {
 	var out []string
 	if off := math.Abs(e.MeanWeight - 1); off > 0.02 && off > 4*e.MeanWeightSE {
-		out = append(out, fmt.Sprintf("the mean importance weight is %.4g, where 1 is expected (standard error %.2g): the logged propensities are "+
-			"not the probabilities with which this log was made, or the policy takes actions that the log never takes", e.MeanWeight, e.MeanWeightSE))
+		out = append(out, fmt.Sprintf("the mean importance weight is %.4g, where 1 is expected (standard error %.2g): the logged "+
+			"propensities are not the probabilities with which this log was made, or the policy takes actions that the log never takes",
+			e.MeanWeight, e.MeanWeightSE))
 	}
 	if e.ESS < leastESS {
 		out = append(out, fmt.Sprintf("the effective sample size is %.4g: the policies differ too much for these figures to be trusted", e.ESS))

@@ -73,7 +73,10 @@ func lacking(units, impressions float64, all RatioSums) string {
 	for _, x := range []struct {
 		name        string
 		have, least float64
-	}{{"effective units", units, LeastUnits}, {"expected clicks", clicks, LeastClicks}, {"impressions without a click", without, LeastClicks}} {
+	}{
+		{"effective units", units, LeastUnits}, {"expected clicks", clicks, LeastClicks},
+		{"impressions without a click", without, LeastClicks},
+	} {
 		if !(x.have >= x.least) {
 			out = append(out, fmt.Sprintf("%.3g of %g %s", x.have, x.least, x.name))
 		}

@@ -4,7 +4,8 @@ SELECT experiment, l.variant AS variant, l.users AS users, l.control_users AS co
     round(if((l.steps > 1 OR l.unit = 'product') AS looked, nan, l.ctr), 5) AS ctr,
     round(if(looked, nan, l.control_ctr), 5) AS control_ctr,
     if(looked, '', l.unknown) AS unknown,
-    round((multiIf(NOT looked, (l.lift, l.lift_low, l.lift_high, l.p), look.looks > 0, look.figures, (nan, nan, nan, nan)) AS f).1, 4) AS lift,
+    round((multiIf(NOT looked, (l.lift, l.lift_low, l.lift_high, l.p), look.looks > 0, look.figures,
+        (nan, nan, nan, nan)) AS f).1, 4) AS lift,
     round(f.2, 4) AS lift_low, round(f.3, 4) AS lift_high, f.4 AS p,
     multiIf(NOT looked, 'all of it', look.looks = 0, 'not looked at yet: ask experiment-steps',
         concat('step ', toString(look.last_step + 1), ' at ', formatDateTime(look.at, '%F %T'))) AS of

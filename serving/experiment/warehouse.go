@@ -46,7 +46,8 @@ func (w Warehouse) Sums(ctx context.Context, x control.Experiment, spans []Span)
 		SELECT arm AS variant, count() AS n, toFloat64(sum(k)) AS m, toFloat64(sum(c)) AS d,
 			toFloat64(sum(k * k)) AS mm, toFloat64(sum(c * c)) AS dd, toFloat64(sum(k * c)) AS md
 		FROM (
-			SELECT if(`+nobody(x, "unit")+`, '', toString(variant)) AS arm, unit, toUInt64(sum(clicks)) AS k, toUInt64(sum(impressions)) AS c
+			SELECT if(`+nobody(x, "unit")+`, '', toString(variant)) AS arm, unit,
+				toUInt64(sum(clicks)) AS k, toUInt64(sum(impressions)) AS c
 			FROM (`+from+`)
 			GROUP BY arm, unit
 		)
@@ -101,7 +102,8 @@ func (w Warehouse) Scores(ctx context.Context, x control.Experiment, spans []Spa
 		Impressions int64 `ch:"impressions"`
 	}
 	err = w.DB.Select(ctx, &rows, `
-		SELECT variant, countIf(c > 0) AS n, sum(k) AS m, sum(c) AS d, sum(k * k) AS mm, sum(c * c) AS dd, sum(k * c) AS md, toInt64(sum(every)) AS impressions
+		SELECT variant, countIf(c > 0) AS n, sum(k) AS m, sum(c) AS d, sum(k * k) AS mm, sum(c * c) AS dd, sum(k * c) AS md,
+			toInt64(sum(every)) AS impressions
 		FROM (
 			SELECT variant, sum(seen * value) AS k, toFloat64(sumIf(seen, key != '')) AS c, sum(seen) AS every
 			FROM (
@@ -172,7 +174,8 @@ func (w Warehouse) Arrivals(ctx context.Context, x control.Experiment) ([]Arriva
 		Treatment int64     `ch:"treatment"`
 	}
 	err := w.DB.Select(ctx, &rows, `
-		SELECT toDateTime(first, 'UTC') AS day, toInt64(countIf(variant = 'control')) AS control, toInt64(countIf(variant = 'treatment')) AS treatment
+		SELECT toDateTime(first, 'UTC') AS day, toInt64(countIf(variant = 'control')) AS control,
+			toInt64(countIf(variant = 'treatment')) AS treatment
 		FROM (
 			SELECT variant, min(day) AS first
 			FROM `+daysOf(x)+`
@@ -363,7 +366,8 @@ func (w Warehouse) Look(ctx context.Context, l Look) error {
 	return w.DB.Exec(
 		ctx,
 		`INSERT INTO experiment_looks (experiment, time, step, share, action, rule, lift, lift_low, lift_high, p, srm_p, impressions)
-		SELECT ?, fromUnixTimestamp64Milli(toInt64(?), 'UTC'), ?, ?, ?, ?, toFloat64(?), toFloat64(?), toFloat64(?), toFloat64(?), toFloat64(?), ?`,
+		SELECT ?, fromUnixTimestamp64Milli(toInt64(?), 'UTC'), ?, ?, ?, ?,
+			toFloat64(?), toFloat64(?), toFloat64(?), toFloat64(?), toFloat64(?), ?`,
 		l.Experiment,
 		l.Time.UnixMilli(),
 		l.Step.Index,
