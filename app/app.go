@@ -5,11 +5,8 @@ package app
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -21,11 +18,14 @@ import (
 	"github.com/rs/zerolog"
 
 	"ctrloop/ingest"
+	"ctrloop/internal/access"
+	"ctrloop/internal/admin"
 	"ctrloop/internal/artifact"
 	"ctrloop/internal/catalogue"
 	"ctrloop/internal/config"
 	"ctrloop/internal/controllog"
 	"ctrloop/internal/creativelog"
+	"ctrloop/internal/httpapi"
 	"ctrloop/internal/setup"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/telemetry"
@@ -106,6 +106,11 @@ type App struct {
 	log      zerolog.Logger
 	registry *prometheus.Registry
 	ready    *telemetry.Readiness
+	begun    *telemetry.Gate            // everything has been started
+	gates    map[Target]*telemetry.Gate // of the services that run
+	checks   []check
+	who      *httpapi.Tokens
+	kit      *httpapi.Kit
 	actors   *actors
 	started  time.Time
 
@@ -139,9 +144,9 @@ type Addresses struct {
 	Admin      string `json:"admin,omitempty"`
 	Kafka      string `json:"kafka,omitempty"`
 	ClickHouse string `json:"clickhouse,omitempty"`
-	// BackupToken opens BackupPath of the admin listener; drawn at each start.
-	BackupToken string `json:"backup_token,omitempty"`
-	PID         int    `json:"pid"`
+	// Token is that of whoever may read this file: everything is allowed with it. Drawn at each start.
+	Token string `json:"token,omitempty"`
+	PID   int    `json:"pid"`
 }
 
 // Names in the folder of an instance.
@@ -158,8 +163,9 @@ const (
 func Start(ctx context.Context, opt Options) (_ *App, err error) {
 	a := &App{
 		opt: opt, cfg: opt.Config, log: opt.Log, registry: telemetry.NewRegistry(opt.Version), ready: telemetry.NewReadiness(),
-		actors: newActors(opt.Log), started: time.Now(),
+		actors: newActors(opt.Log), started: time.Now(), gates: map[Target]*telemetry.Gate{},
 	}
+	a.cfg.Ingest.UserSalt = a.cfg.Salt()
 	defer func() {
 		if err != nil {
 			a.actors.stop()
@@ -168,11 +174,12 @@ func Start(ctx context.Context, opt Options) (_ *App, err error) {
 	if err := os.MkdirAll(opt.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
+	a.openGates()
 	for _, s := range []struct {
 		name  string
 		start func(context.Context) error
 	}{
-		{"admin", a.startAdmin}, {"kafka", a.startKafka}, {"warehouse", a.startWarehouse}, {"artifacts", a.openArtifacts}, {"logs", a.openLogs},
+		{"access", a.openDoor}, {"admin", a.startAdmin}, {"kafka", a.startKafka}, {"warehouse", a.startWarehouse}, {"artifacts", a.openArtifacts}, {"logs", a.openLogs},
 	} {
 		if err := s.start(ctx); err != nil {
 			return nil, fmt.Errorf("start %s: %w", s.name, err)
@@ -182,18 +189,31 @@ func Start(ctx context.Context, opt Options) (_ *App, err error) {
 		if !a.runs(t.name) {
 			continue
 		}
-		gate := a.ready.Gate(string(t.name))
-		gate.NotReady("starting")
 		if err := t.start(a, ctx); err != nil {
 			return nil, fmt.Errorf("start %s: %w", t.name, err)
 		}
-		gate.Ready()
+		a.gates[t.name].Healthy()
+		if t.name == Sink {
+			a.sink.Report(a.ready.Gate("sink inserts").Tell)
+		}
 	}
+	a.actors.start("health", a.watch)
+	a.begun.Healthy()
 	a.addresses.PID = os.Getpid()
 	if err := writeRunFile(filepath.Join(opt.Dir, RunFile), a.addresses); err != nil {
 		return nil, err
 	}
 	return a, nil
+}
+
+// openGates has a gate for all that must begin, before anybody can ask: what has not begun is not ready.
+func (a *App) openGates() {
+	a.begun = a.ready.Gate("start")
+	for _, t := range targets {
+		if a.runs(t.name) {
+			a.gates[t.name] = a.ready.Gate(string(t.name))
+		}
+	}
 }
 
 func (a *App) runs(t Target) bool { return slices.Contains(a.opt.Targets, t) }
@@ -227,16 +247,17 @@ func writeRunFile(path string, v Addresses) error {
 	return artifact.WriteFile(path, append(raw, '\n'), 0o600) // the warehouse's address holds its password
 }
 
-func (a *App) startAdmin(context.Context) error {
-	admin, err := telemetry.NewAdmin(a.cfg.Admin, a.registry, a.ready, func() ([]byte, error) { return config.Show(a.cfg) }, a.log)
-	if err != nil {
-		return err
+func (a *App) startAdmin(context.Context) (err error) {
+	if a.cfg.Admin.Address == "" {
+		return nil
 	}
-	a.addresses.Admin = admin.Addr()
-	a.addresses.BackupToken = rand.Text()
-	admin.Handle("POST "+BackupPath, a.backup)
-	a.actors.start("admin", admin.Run)
-	return nil
+	a.addresses.Admin, err = a.listen("admin", a.cfg.Admin.Address, a.adminRoutes())
+	return err
+}
+
+func (a *App) adminRoutes() []httpapi.Route {
+	return append(admin.Routes(a.registry, a.ready, func() ([]byte, error) { return config.Show(a.cfg) }),
+		httpapi.Route{Method: http.MethodPost, Path: BackupPath, Scope: access.Admin, Handle: a.backup})
 }
 
 func (a *App) startKafka(ctx context.Context) error {
@@ -284,7 +305,10 @@ func (a *App) startWarehouse(ctx context.Context) error {
 		}
 		a.engine, err = warehouse.StartEngine(
 			ctx,
-			warehouse.EngineConfig{Lib: lib, Dir: filepath.Join(a.opt.Dir, EngineFolder), MaxMemoryBytes: a.cfg.ClickHouse.MaxMemoryBytes},
+			warehouse.EngineConfig{
+				Lib: lib, Dir: filepath.Join(a.opt.Dir, EngineFolder), MaxMemoryBytes: a.cfg.ClickHouse.MaxMemoryBytes,
+				TCPPort: a.cfg.ClickHouse.EmbeddedPort, HTTPPort: a.cfg.ClickHouse.EmbeddedHTTPPort,
+			},
 			a.log,
 		)
 		if err != nil {
@@ -308,8 +332,13 @@ func (a *App) startWarehouse(ctx context.Context) error {
 	}
 	a.db = db
 	a.actors.onStop("warehouse connections", func() { _ = db.Close() })
+	a.check("warehouse", db.Ping)
 	a.addresses.ClickHouse = a.readDSN
-	if err := db.Migrate(ctx, warehouse.Options{Cluster: a.cfg.ClickHouse.Cluster, Window: a.cfg.Joiner.Window, Bucket: a.cfg.Joiner.Bucket}); err != nil {
+	err = db.Migrate(ctx, warehouse.Options{
+		Cluster: a.cfg.ClickHouse.Cluster, Window: a.cfg.Joiner.Window, Bucket: a.cfg.Joiner.Bucket,
+		SaltCheck: ingest.SaltCheck(a.cfg.Ingest.UserSalt),
+	})
+	if err != nil {
 		return err
 	}
 	if a.engine != nil && !a.runs(Sink) {
@@ -382,13 +411,15 @@ func (a *App) startSink(context.Context) (err error) {
 	if a.sink, err = sink.New(a.sinkConfig(), a.db, a.log, a.registry); err != nil {
 		return err
 	}
+	a.sink.Follow(sink.Join{Group: a.cfg.Joiner.Group, Watermark: joiner.WatermarkOf})
 	a.actors.start("sink", func(ctx context.Context) error {
 		if err := a.refill(ctx, a.sink); err != nil {
 			return err
 		}
 		return a.sink.Run(ctx)
 	})
-	a.actors.start("rollups", func(ctx context.Context) error { return a.db.KeepRolledUp(ctx, rollUpInterval, a.log) })
+	leads := func() bool { return true } // one process: nobody else could
+	a.actors.start("rollups", func(ctx context.Context) error { return a.db.KeepRolledUp(ctx, rollUpInterval, leads, a.log) })
 	return nil
 }
 
@@ -526,31 +557,10 @@ func (a *App) startIngest(ctx context.Context) error {
 		return err
 	}
 	a.actors.onStop("edge producer", edge.Close)
-	a.addresses.Edge, err = a.listen("edge", a.cfg.Listen.Edge, edge.Handler())
+	health := a.ready.Gate("edge")
+	health.Healthy()
+	edge.Reports(health)
+	a.actors.start("edge health", edge.Run)
+	a.addresses.Edge, err = a.listen("edge listener", a.cfg.Listen.Edge, edge.Routes())
 	return err
-}
-
-// listen starts an HTTP listener and returns its address.
-func (a *App) listen(name, address string, h http.Handler) (string, error) {
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		return "", fmt.Errorf("listen.%s: %w", name, err)
-	}
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
-	a.actors.start(name, func(ctx context.Context) error {
-		failed := make(chan error, 1)
-		go func() { failed <- srv.Serve(l) }()
-		select {
-		case err := <-failed:
-			return err
-		case <-ctx.Done():
-		}
-		grace, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		if err := srv.Shutdown(grace); err != nil {
-			return errors.Join(err, srv.Close()) // requests that do not end do not hold up the stop
-		}
-		return nil
-	})
-	return l.Addr().String(), nil
 }

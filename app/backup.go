@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"ctrloop/internal/httpapi"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
 	"ctrloop/joiner/sink"
@@ -36,24 +36,21 @@ type Frozen struct {
 
 // backup answers with what is frozen and lets go when the client does.
 func (a *App) backup(w http.ResponseWriter, r *http.Request) {
-	if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), []byte("Bearer "+a.addresses.BackupToken)) != 1 {
-		http.Error(w, "this page wants the token in "+RunFile, http.StatusUnauthorized)
-		return
-	}
-	if ok, _ := a.ready.State(); !ok {
-		http.Error(w, "the instance is not ready, see /readyz", http.StatusServiceUnavailable)
+	if !a.begun.Ready() {
+		httpapi.Fail(w, httpapi.Refuse(http.StatusServiceUnavailable, "wait until /readyz says so", "the instance is not ready"))
 		return
 	}
 	// The commits say nothing of a warehouse that is behind them still.
 	if _, err := os.Stat(filepath.Join(a.opt.Dir, RefillFile)); !errors.Is(err, fs.ErrNotExist) {
-		http.Error(w, "the restored warehouse is still being filled up: try again when "+RefillFile+" is gone", http.StatusServiceUnavailable)
+		httpapi.Fail(w, httpapi.Refuse(http.StatusServiceUnavailable, "try again when "+RefillFile+" is gone",
+			"the restored warehouse is still being filled up"))
 		return
 	}
 	f, release, err := a.freeze(r.Context())
 	defer release()
 	if err != nil {
 		a.log.Error().Err(err).Msg("backup")
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+		httpapi.Fail(w, err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -61,7 +58,10 @@ func (a *App) backup(w http.ResponseWriter, r *http.Request) {
 		return // the client is gone
 	}
 	_ = http.NewResponseController(w).Flush()
-	<-r.Context().Done()
+	select {
+	case <-r.Context().Done():
+	case <-httpapi.Stopping(r.Context()):
+	}
 }
 
 // freeze keeps the stores in an order from which a restore can go on: first the commits of the sink, then the warehouse,

@@ -4,11 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
 	"ctrloop/internal/stream"
@@ -24,18 +25,28 @@ func TestBackupPage(t *testing.T) {
 	}
 	t.Cleanup(broker.Close)
 	a := &App{
-		opt:       Options{Dir: dir},
-		log:       zerolog.Nop(),
-		ready:     telemetry.NewReadiness(),
-		broker:    broker,
-		addresses: Addresses{BackupToken: "secret"},
+		opt:      Options{Dir: dir},
+		cfg:      Default(),
+		log:      zerolog.Nop(),
+		registry: prometheus.NewRegistry(),
+		ready:    telemetry.NewReadiness(),
+		broker:   broker,
+		actors:   newActors(zerolog.Nop()),
 	}
-	gate := a.ready.Gate("sink")
-	web := httptest.NewServer(http.HandlerFunc(a.backup))
-	defer web.Close()
+	a.cfg.Auth.Required = true
+	a.begun = a.ready.Gate("start")
+	if err := a.openDoor(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	secret := a.addresses.Token
+	if err := a.startAdmin(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	stop := sync.OnceFunc(a.actors.stop)
+	defer stop()
 	ask := func(ctx context.Context, token string) *http.Response {
 		t.Helper()
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, web.URL, nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+a.addresses.Admin+BackupPath, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -47,17 +58,17 @@ func TestBackupPage(t *testing.T) {
 		t.Cleanup(func() { _ = resp.Body.Close() })
 		return resp
 	}
-	for token, want := range map[string]int{"": http.StatusUnauthorized, "secre": http.StatusUnauthorized, "secret": http.StatusServiceUnavailable} {
+	for token, want := range map[string]int{"": http.StatusUnauthorized, secret[1:]: http.StatusUnauthorized, secret: http.StatusServiceUnavailable} {
 		if got := ask(t.Context(), token).StatusCode; got != want {
 			t.Errorf("token %q before the instance is ready: %d, want %d", token, got, want)
 		}
 	}
-	gate.Ready()
+	a.begun.Healthy()
 	refill := filepath.Join(dir, RefillFile)
 	if err := os.WriteFile(refill, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := ask(t.Context(), "secret").StatusCode; got != http.StatusServiceUnavailable {
+	if got := ask(t.Context(), secret).StatusCode; got != http.StatusServiceUnavailable {
 		t.Errorf("while the warehouse is being filled: %d", got)
 	}
 	if err := os.Remove(refill); err != nil {
@@ -65,14 +76,14 @@ func TestBackupPage(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var f Frozen
-	if err := json.NewDecoder(ask(ctx, "secret").Body).Decode(&f); err != nil || f.Broker == nil || f.Engine != nil || f.Refill != nil {
+	if err := json.NewDecoder(ask(ctx, secret).Body).Decode(&f); err != nil || f.Broker == nil || f.Engine != nil || f.Refill != nil {
 		t.Fatalf("%+v, %v: want the broker and nothing else", f, err)
 	}
 	if _, err := os.Stat(filepath.Join(f.Broker.Links, "log", "meta.json")); err != nil {
 		t.Error(err)
 	}
 	cancel()
-	web.Close() // returns when no request is in progress any more
+	stop() // returns when no request is in progress any more
 	if _, err := os.Stat(f.Broker.Links); !os.IsNotExist(err) {
 		t.Errorf("the links are still there: %v", err)
 	}

@@ -1,14 +1,15 @@
 package app
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"net"
 	"time"
 
 	"ctrloop/ingest"
+	"ctrloop/internal/admin"
+	"ctrloop/internal/httpapi"
 	"ctrloop/internal/stream"
-	"ctrloop/internal/telemetry"
 	"ctrloop/joiner"
 	"ctrloop/joiner/sink"
 	"ctrloop/pairer"
@@ -37,7 +38,11 @@ type Config struct {
 	// Listen: the addresses of the HTTP listeners.
 	Listen Listen `yaml:"listen"`
 	// Admin is the listener for operators.
-	Admin telemetry.AdminConfig `yaml:"admin"`
+	Admin admin.Config `yaml:"admin"`
+	// Auth: who may come in at the listeners.
+	Auth httpapi.Auth `yaml:"auth"`
+	// Limits: what clients may take of the listeners.
+	Limits httpapi.Limits `yaml:"limits"`
 	// Ingest: the HTTP edge and the way into the stream.
 	Ingest ingest.Config `yaml:"ingest"`
 	// Joiner: the join of impressions and clicks.
@@ -63,19 +68,34 @@ type Config struct {
 // outageAllowance is how long everything may stand still without a record being deleted before it was read.
 const outageAllowance = time.Hour
 
-// Validate returns the problems between sections.
+// Validate returns the problems that no section sees alone: a retention shorter than the window, a public salt on topics of
+// others, listeners beyond loopback without authentication.
 func (c Config) Validate() error {
-	need := c.Joiner.Window + c.Joiner.Lateness + outageAllowance
-	if c.Kafka.Retention > 0 && c.Kafka.Retention < need {
-		return fmt.Errorf(
-			"kafka.retention: %s: want at least %s, joiner.window, joiner.lateness and %s for an outage: a restart of the join reads its open windows from the topics",
-			c.Kafka.Retention,
-			need,
-			outageAllowance,
-		)
+	var errs []error
+	for _, l := range []struct{ key, address string }{
+		{"listen.api", c.Listen.API}, {"listen.edge", c.Listen.Edge}, {"admin.address", c.Admin.Address},
+	} {
+		if l.address == "" && l.key == "admin.address" {
+			continue
+		}
+		if err := c.Auth.CheckAddress(l.address); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", l.key, err))
+		}
 	}
-	return nil
+	if need := c.Joiner.Window + c.Joiner.Lateness + outageAllowance; c.Kafka.Retention > 0 && c.Kafka.Retention < need {
+		errs = append(errs, fmt.Errorf("kafka.retention: %s: want at least %s, joiner.window, joiner.lateness and %s for an outage: "+
+			"a restart of the join reads its open windows from the topics", c.Kafka.Retention, need, outageAllowance))
+	}
+	if len(c.Kafka.Brokers) > 0 && c.Ingest.UserSalt == "" {
+		errs = append(errs, errors.New("ingest.user_salt: is not set, and kafka.brokers is: users would be hashed under a public salt, "+
+			"which hides nobody. Draw one (openssl rand -hex 32), give it to every process and keep it: ${CTRLOOP_USER_SALT} or "+
+			"${file:/run/secrets/user-salt}. An instance that has run without one goes on with \""+ingest.Default().UserSalt+"\""))
+	}
+	return errors.Join(errs...)
 }
+
+// Salt is ingest.user_salt, or the public one of embedded runs.
+func (c Config) Salt() string { return cmp.Or(c.Ingest.UserSalt, ingest.Default().UserSalt) }
 
 // Kafka says where the topics are.
 type Kafka struct {
@@ -87,7 +107,7 @@ type Kafka struct {
 	// latest, because brokers delete whole segments. Negative keeps everything, the hashes of erased users too; virtual
 	// time needs it: brokers judge age by record time.
 	Retention time.Duration `yaml:"retention"`
-	// EmbeddedPort of the embedded broker on loopback; 0 takes a free one.
+	// EmbeddedPort of the embedded broker on loopback; 0 takes the one that it had in this folder, or a free one.
 	EmbeddedPort int `yaml:"embedded_port"`
 }
 
@@ -116,6 +136,10 @@ type ClickHouse struct {
 	Cluster string `yaml:"cluster"`
 	// MaxMemoryBytes of the embedded engine.
 	MaxMemoryBytes int64 `yaml:"max_memory_bytes"`
+	// EmbeddedPort and EmbeddedHTTPPort of the embedded engine on loopback; 0 takes the ones that it had in this folder, so
+	// that other processes find it again, or free ones.
+	EmbeddedPort     int `yaml:"embedded_port"`
+	EmbeddedHTTPPort int `yaml:"embedded_http_port"`
 }
 
 // Models says where prompt models are served.
@@ -203,42 +227,19 @@ func defaultImages() Images {
 	return Images{Backend: ImagesScene, Device: "cpu", Threads: 1, Timeout: d.Timeout, Patience: d.Patience}
 }
 
-// Listen has the addresses of the HTTP listeners, host:port; port 0 takes a free one.
+// Listen has the addresses of the HTTP listeners, host:port; port 0 takes a free one. Beyond loopback they want
+// auth.required.
 type Listen struct {
 	// API of serving, experiments and the console.
 	API string `yaml:"api"`
 	// Edge takes events.
 	Edge string `yaml:"edge"`
-	// AllowRemote permits addresses beyond loopback. Neither listener has authentication yet: put a proxy with
-	// authentication in front of the API.
-	AllowRemote bool `yaml:"allow_remote"`
-}
-
-// Validate returns every problem of the section.
-func (l Listen) Validate() error {
-	var errs []error
-	for key, address := range map[string]string{"api": l.API, "edge": l.Edge} {
-		host, _, err := net.SplitHostPort(address)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %q is not host:port", key, address))
-			continue
-		}
-		if ip := net.ParseIP(host); !l.AllowRemote && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-			errs = append(
-				errs,
-				fmt.Errorf(
-					"%s: %q is reachable from other machines; use 127.0.0.1, or set allow_remote: true behind a proxy that authenticates",
-					key,
-					address,
-				),
-			)
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // Default is an embedded run on live traffic.
 func Default() Config {
+	edge := ingest.Default()
+	edge.UserSalt = "" // of embedded runs alone: see Config.Salt
 	return Config{
 		// A week: the longest window is a day, and an outage must be survivable.
 		Kafka:      Kafka{Config: stream.Config{ClientID: "ctrloop"}, Partitions: 4, Retention: 7 * 24 * time.Hour},
@@ -246,8 +247,10 @@ func Default() Config {
 		Models:     Models{Threads: 1},
 		Images:     defaultImages(),
 		Listen:     Listen{API: "127.0.0.1:0", Edge: "127.0.0.1:0"},
-		Admin:      telemetry.DefaultAdminConfig(),
-		Ingest:     ingest.Default(),
+		Admin:      admin.Default(),
+		Auth:       httpapi.DefaultAuth(),
+		Limits:     httpapi.DefaultLimits(),
+		Ingest:     edge,
 		Joiner:     joiner.Default(),
 		Sink:       sink.Default(),
 		Pairer:     pairer.Default(),

@@ -63,12 +63,23 @@ func (a *App) Drained(ctx context.Context) (bool, error) {
 			return false, err
 		}
 	}
-	n, err := a.sink.Lag(ctx)
+	n, err := a.SinkLag(ctx)
 	return n == 0, err
 }
 
-// SinkLag is the number of records that are not in the warehouse yet.
-func (a *App) SinkLag(ctx context.Context) (int64, error) { return a.sink.Lag(ctx) }
+// SinkLag is the number of records that are not in the warehouse yet; 1 where only the word is missing that they are (view
+// label_horizon), so that 0 means that questions count all that is mature.
+func (a *App) SinkLag(ctx context.Context) (int64, error) {
+	n, err := a.sink.Lag(ctx)
+	if n > 0 || err != nil {
+		return n, err
+	}
+	all, err := a.sink.RecordProgress(ctx)
+	if !all {
+		n = 1
+	}
+	return n, err
+}
 
 // Kafka is the broker of the services.
 func (a *App) Kafka() stream.Config { return a.kafka }

@@ -13,6 +13,7 @@ import (
 
 	"ctrloop/ingest"
 	"ctrloop/internal/stream"
+	"ctrloop/internal/warehouse/query"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/console"
@@ -270,7 +271,7 @@ func (a *App) readTraffic(ctx context.Context, st *control.State) (traffic, erro
 	var from int64
 	err := a.db.QueryRow(
 		ctx,
-		`SELECT toInt64(toUnixTimestamp64Milli(min(event_time))), toInt64(toUnixTimestamp64Milli(max(event_time))), toInt64((SELECT horizon_ms FROM label_horizon)) FROM labels`+oneThread,
+		query.Text("span")+oneThread,
 	).
 		Scan(
 			&from,
@@ -296,11 +297,7 @@ func (a *App) readTraffic(ctx context.Context, st *control.State) (traffic, erro
 		LiveN    uint64 `ch:"live_n"`
 		LiveK    uint64 `ch:"live_k"`
 	}
-	err = a.db.Select(ctx, &rows, `
-		SELECT toString(creative) AS ad, intDiv(toInt64(toUnixTimestamp64Milli(event_time)), toInt64(?)) AS slot, toUInt8(grouping(ad)) AS is_slot,
-			count() AS n, toUInt64(sum(clicked)) AS k, countIf(live) AS live_n, toUInt64(sumIf(clicked, live)) AS live_k
-		FROM (SELECT creative, event_time, clicked, model_version = ? AND event_time >= fromUnixTimestamp64Milli(toInt64(?), 'UTC') AS live FROM labels_mature)
-		GROUP BY GROUPING SETS ((ad), (slot)) ORDER BY slot`+oneThread, width, route.Champion, since)
+	err = a.db.Select(ctx, &rows, query.Text("traffic")+oneThread, width, route.Champion, since)
 	if err != nil {
 		return t, err
 	}
@@ -327,7 +324,7 @@ func (a *App) eventTimeAt(ctx context.Context, wall time.Time) (int64, error) {
 	var ms int64
 	err := a.db.QueryRow(
 		ctx,
-		`SELECT toInt64(toUnixTimestamp64Milli(max(event_time))) FROM labels WHERE inserted_at <= toDateTime(?, 'UTC')`+oneThread,
+		query.Text("event_time_at")+oneThread,
 		wall.Unix(),
 	).Scan(
 		&ms,
@@ -358,16 +355,14 @@ type command struct {
 
 func (a *App) readHistory(ctx context.Context, st *control.State) (history, error) {
 	h := history{decided: map[string]string{}}
-	const query = `SELECT toString(type) AS type, entity, toString(actor) AS actor, note, time, JSONExtractString(data, 'version') AS version FROM control_log FINAL WHERE rejected = ''`
-	const newest = ` ORDER BY time DESC, offset DESC LIMIT 50` + oneThread
 	var last, turns []command
-	if err := a.db.Select(ctx, &last, query+newest); err != nil {
+	if err := a.db.Select(ctx, &last, query.Text("commands")+oneThread); err != nil {
 		return h, err
 	}
 	for _, r := range last {
 		h.events = append(h.events, console.Event{Time: r.Time, Type: r.Type, Entity: r.Entity, Actor: r.Actor, Note: r.Note})
 	}
-	if err := a.db.Select(ctx, &turns, query+` AND type IN ('model.promoted', 'model.rolled_back', 'experiment.decided')`+newest); err != nil {
+	if err := a.db.Select(ctx, &turns, query.Text("turns")+oneThread); err != nil {
 		return h, err
 	}
 	marks := stepMarks(st)
@@ -383,7 +378,7 @@ func (a *App) readHistory(ctx context.Context, st *control.State) (history, erro
 		return h, err
 	}
 	var pairs uint64
-	err = a.db.QueryRow(ctx, `SELECT count() FROM pairs FINAL`+oneThread).Scan(&pairs)
+	err = a.db.QueryRow(ctx, query.Text("pairs")+oneThread).Scan(&pairs)
 	h.pairs = int64(pairs)
 	return h, err
 }
@@ -494,5 +489,5 @@ func (a *App) readBacklog(ctx context.Context, up map[Target]bool) (b backlog, e
 // readAudit counts the minutes in which the labels here are not those that the joiner says it made. Younger
 // minutes than the horizon's are still being filled.
 func (a *App) readAudit(ctx context.Context, horizonMS int64) (int64, error) {
-	return a.Count(ctx, `SELECT count() FROM audit_mismatch WHERE minute < toDateTime(?, 'UTC')`+oneThread, horizonMS/1000-60)
+	return a.Count(ctx, query.Text("audit_before")+oneThread, horizonMS/1000-60)
 }

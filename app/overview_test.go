@@ -546,8 +546,8 @@ func TestCurve(t *testing.T) {
 
 func TestStagesOfOtherProcesses(t *testing.T) {
 	a := &App{opt: Options{Targets: []Target{Serving, Pairer, Trainer}}, ready: telemetry.NewReadiness()}
-	a.ready.Gate(string(Serving)).Ready()
-	a.ready.Gate(string(Pairer)).NotReady("starting")
+	a.ready.Gate(string(Serving)).Healthy()
+	a.ready.Gate(string(Pairer)).Unhealthy("starting")
 	working := func() console.Stage { return console.Stage{State: console.Running} }
 	for target, want := range map[Target]console.StageState{
 		Serving: console.Running, Pairer: console.Starting, Trainer: console.Starting, Ingest: console.Stopped,

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"ctrloop/ingest"
+	"ctrloop/internal/httpapi"
 	"ctrloop/internal/loopback"
 	"ctrloop/internal/process"
 	"ctrloop/schemas/control"
@@ -111,15 +113,14 @@ func (a *App) startServing(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.actors.start("console", page.Run)
-
-	mux := http.NewServeMux()
-	mux.Handle("/", page.Handler())
-	mux.Handle("/v1/", parts.service.Handler())
-	mux.Handle("/v1/experiments", parts.experiment.Handler())
-	mux.Handle("/v1/experiments/", parts.experiment.Handler())
-	a.addresses.API, err = a.listen("api", a.cfg.Listen.API, mux)
+	a.check("models", func(context.Context) error { return parts.service.Health(rollout.Logical) })
+	a.addresses.API, err = a.listen("api", a.cfg.Listen.API, a.apiRoutes(page))
 	return err
+}
+
+// apiRoutes are the calls and pages of the API's listener.
+func (a *App) apiRoutes(page *console.Service) []httpapi.Route {
+	return slices.Concat(page.Routes(), a.who.Routes(), a.serving.service.Routes(), a.serving.experiment.Routes())
 }
 
 // eventNow is the clock of the traffic that is being served.

@@ -15,6 +15,7 @@ import (
 	"ctrloop/internal/imaging"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
+	"ctrloop/internal/warehouse/query"
 	"ctrloop/pairer/pairs"
 	"ctrloop/schemas"
 	"ctrloop/serving/creatives"
@@ -35,8 +36,7 @@ func (e evidence) Evidence(ctx context.Context) ([]pairs.Evidence, pairs.Span, e
 		From        time.Time `ch:"from_time"`
 		To          time.Time `ch:"to_time"`
 	}
-	const query = `SELECT product, category, placement, creative, toUInt64(impressions) AS impressions, toUInt64(clicks) AS clicks, from_time, to_time FROM pair_evidence`
-	if err := e.db.Select(ctx, &rows, query); err != nil {
+	if err := e.db.Select(ctx, &rows, query.Text("evidence")); err != nil {
 		return nil, pairs.Span{}, err
 	}
 	out := make([]pairs.Evidence, len(rows))
@@ -47,6 +47,7 @@ func (e evidence) Evidence(ctx context.Context) ([]pairs.Evidence, pairs.Span, e
 			Impressions: int64(r.Impressions), Clicks: int64(r.Clicks),
 		}
 		from, to := r.From.UnixMilli(), r.To.UnixMilli()
+		out[i].Span = pairs.Span{FromMS: from, ToMS: to}
 		if i == 0 || from < span.FromMS {
 			span.FromMS = from
 		}

@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,6 +23,7 @@ import (
 	"ctrloop/ingest"
 	"ctrloop/internal/catalogue"
 	"ctrloop/internal/progress"
+	"ctrloop/internal/warehouse/query"
 	"ctrloop/internal/world"
 	"ctrloop/lab"
 	"ctrloop/schemas"
@@ -186,7 +186,7 @@ func (d *demo) start(ctx context.Context) error {
 	}
 	addr := d.app.Addresses()
 	bar.Done(0, "console at http://"+addr.API)
-	d.shop = &shop{api: addr.API, edge: addr.Edge, client: &http.Client{Timeout: time.Minute}, seen: d.clock}
+	d.shop = &shop{api: addr.API, edge: addr.Edge, client: d.app.Client(time.Minute), seen: d.clock}
 	d.truth = &truth{world: d.world, app: d.app, ctr: map[string]float64{}}
 	d.board.Images = d.app.ImageBackend()
 	return nil
@@ -428,7 +428,7 @@ func (d *demo) runExperiment(ctx context.Context) error {
 		}
 	}
 	bar := progress.Start(d.opt.Out, "experiment", "impressions")
-	first, err := d.app.Count(ctx, "SELECT count() FROM labels WHERE experiment != ''")
+	first, err := d.app.Count(ctx, query.Text("labels_in_experiments"))
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 
 	"ctrloop/app"
 	"ctrloop/internal/imaging"
+	"ctrloop/internal/warehouse/query"
 	"ctrloop/internal/world"
 	"ctrloop/lab"
 	"ctrloop/pairer/dataset"
@@ -107,7 +108,7 @@ func (d *demo) measureStream(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rows, err := d.app.Warehouse().Query(ctx, "SELECT impression_id, toInt8(kind), clicked, version FROM labels")
+	rows, err := d.app.Warehouse().Query(ctx, query.Text("verdicts"))
 	if err != nil {
 		return err
 	}
@@ -141,10 +142,10 @@ func (d *demo) measureStream(ctx context.Context) error {
 		Impressions: s.Impressions, Clicks: s.Clicks, LabelsExpected: r.Expected, Labels: r.Labels, Corrected: r.Corrected,
 		Lost: r.Lost, Duplicate: r.Duplicate, Spurious: r.Spurious, LedgerOK: d.app.Ledger().Balanced,
 	}
-	if d.board.Warehouse.Rows, err = d.app.Count(ctx, "SELECT count() FROM labels"); err != nil {
+	if d.board.Warehouse.Rows, err = d.app.Count(ctx, query.Text("labels")); err != nil {
 		return err
 	}
-	d.board.Warehouse.AuditMismatch, err = d.app.Count(ctx, "SELECT count() FROM audit_mismatch")
+	d.board.Warehouse.AuditMismatch, err = d.app.Count(ctx, query.Text("audit"))
 	return err
 }
 
@@ -368,7 +369,7 @@ func (d *demo) pixelError() (worst int, err error) {
 
 // productWeights is each product's share of the impressions.
 func (d *demo) productWeights(ctx context.Context) (map[string]float64, error) {
-	rows, err := d.app.Warehouse().Query(ctx, "SELECT toString(product), count() / (SELECT count() FROM labels) FROM labels GROUP BY product")
+	rows, err := d.app.Warehouse().Query(ctx, query.Text("product_shares"))
 	if err != nil {
 		return nil, err
 	}
@@ -424,10 +425,10 @@ func (d *demo) measureExperiment(ctx context.Context) error {
 	if base := d.versionCTR(x.Control, weight); base > 0 {
 		e.TrueLift = d.versionCTR(x.Treatment, weight)/base - 1
 	}
-	if e.Impressions, err = d.app.Count(ctx, "SELECT count() FROM labels_latest WHERE experiment = ?", x.ID); err != nil {
+	if e.Impressions, err = d.app.Count(ctx, query.Text("experiment_impressions"), x.ID); err != nil {
 		return err
 	}
-	if e.Categories, err = d.app.Count(ctx, "SELECT uniqExact(category) FROM labels_latest WHERE experiment = ?", x.ID); err != nil {
+	if e.Categories, err = d.app.Count(ctx, query.Text("experiment_categories"), x.ID); err != nil {
 		return err
 	}
 	v, err := d.app.Analyse(ctx, x.ID)

@@ -301,11 +301,12 @@ func up(t *testing.T, dir string, args ...string) instance {
 func TestServicesInProcessesOfTheirOwn(t *testing.T) {
 	needEngine(t)
 	one, two, three, four := t.TempDir(), t.TempDir(), t.TempDir(), t.TempDir()
-	front := up(t, one, "--target", "ingest", "--config", write(t, "ingest: {clock: event}\nkafka: {retention: -1s}\n"))
+	front := up(t, one, "--target", "ingest", "--config", write(t, "ingest: {clock: event, user_salt: salt}\nkafka: {retention: -1s}\n"))
 	kafka := "kafka: {retention: -1s, brokers: ['" + front.Kafka + "']}\n"
-	back := up(t, two, "--target", "pairer", "--config", write(t, kafka))
-	up(t, three, "--target", "joiner,sink", "--config", write(t, kafka+"clickhouse: {dsn: '"+writerDSN(t, two, back.ClickHouse)+"'}\n"))
-	beside := up(t, four, "--target", "ingest", "--config", write(t, kafka+"ingest: {clock: event, instance: ingest-1}\n"))
+	salt := "ingest: {user_salt: salt}\n"
+	back := up(t, two, "--target", "pairer", "--config", write(t, kafka+salt))
+	up(t, three, "--target", "joiner,sink", "--config", write(t, kafka+salt+"clickhouse: {dsn: '"+writerDSN(t, two, back.ClickHouse)+"'}\n"))
+	beside := up(t, four, "--target", "ingest", "--config", write(t, kafka+"ingest: {clock: event, instance: ingest-1, user_salt: salt}\n"))
 	edges := []string{front.Edge, beside.Edge}
 	var events [2]strings.Builder // every other event goes to the other edge
 	const n = 200

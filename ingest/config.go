@@ -26,7 +26,7 @@ type Config struct {
 	// AllowedSkew is how far in the future an event may be with clock wall.
 	AllowedSkew time.Duration `yaml:"allowed_skew"`
 	// UserSalt goes into the hash of users that are given as strings. Changing it changes every user's
-	// assignment to experiments.
+	// assignment to experiments. Required with brokers of your own; an embedded run without one uses "ctrloop".
 	UserSalt string `yaml:"user_salt"`
 	// MaxEventBytes bounds one event.
 	MaxEventBytes int     `yaml:"max_event_bytes"`

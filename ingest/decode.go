@@ -245,6 +245,9 @@ func HashUser(salt, user string) uint64 {
 	return binary.BigEndian.Uint64(h.Sum(nil))
 }
 
+// SaltCheck tells whether two salts are the same, and nothing else of them.
+func SaltCheck(salt string) int64 { return int64(HashUser(salt, "ctrloop: which salt is this?")) }
+
 // user is the number given, or the salted hash of the string given. The empty string is nobody, as null is: hashed, it would
 // make one user of all those without a name.
 func (d decoder) user(raw json.RawMessage) (uint64, *problem) {

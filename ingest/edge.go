@@ -10,20 +10,29 @@ import (
 	"io"
 	"mime"
 	"net/http"
-	"sync/atomic"
+	"os"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
+	"ctrloop/internal/access"
+	"ctrloop/internal/httpapi"
 	"ctrloop/internal/stream"
+	"ctrloop/internal/telemetry"
 	"ctrloop/schemas"
 	"ctrloop/schemas/eventpb"
 )
 
 // maxReported bounds the rejections that one answer spells out; the rest is in the total. A batch of a replay is no larger.
 const maxReported = 5000
+
+// logEvery is the pace of lines about a fault that repeats, askEvery that of questions to a Kafka that takes no events.
+const (
+	logEvery = 10 * time.Second
+	askEvery = 2 * time.Second
+)
 
 // Edge is the HTTP door for events.
 type Edge struct {
@@ -32,9 +41,11 @@ type Edge struct {
 	producer *stream.Producer
 	kafka    stream.Config
 	log      zerolog.Logger
+	limited  *telemetry.Throttle // of log
 	metrics  *edgeMetrics
 	now      func() time.Time
-	inFlight atomic.Int64 // bytes
+	inFlight *httpapi.Budget
+	health   *telemetry.Gate
 }
 
 // NewEdge builds the edge; it owns a producer of its own until Close.
@@ -46,19 +57,49 @@ func NewEdge(cfg Config, kafka stream.Config, log zerolog.Logger, reg prometheus
 	if err != nil {
 		return nil, fmt.Errorf("edge: %w", err)
 	}
-	e := &Edge{cfg: cfg, kafka: kafka, log: log, producer: p, now: time.Now, decoder: decoder{[]byte(cfg.UserSalt), cfg.MaxEventBytes}}
-	e.metrics = newEdgeMetrics(reg, func() float64 { return float64(e.inFlight.Load()) })
+	e := &Edge{
+		cfg: cfg, kafka: kafka, log: log, producer: p, decoder: decoder{[]byte(cfg.UserSalt), cfg.MaxEventBytes}, now: time.Now,
+		limited: telemetry.NewThrottle(log, logEvery, time.Now), inFlight: httpapi.NewBudget(cfg.Edge.MaxInFlightBytes),
+	}
+	e.metrics = newEdgeMetrics(reg, func() float64 { return float64(e.inFlight.Used()) })
 	return e, nil
+}
+
+// Reports has the edge say whether Kafka takes its events. Call it before the first request.
+func (e *Edge) Reports(health *telemetry.Gate) { e.health = health }
+
+// Run asks Kafka again and again while it takes no events, until ctx is done: a balancer that believes /readyz sends none
+// that could show that it does.
+func (e *Edge) Run(ctx context.Context) error {
+	tick := time.NewTicker(askEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			e.askKafka(ctx)
+		}
+	}
+}
+
+func (e *Edge) askKafka(ctx context.Context) {
+	if e.health.Ready() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, askEvery)
+	defer cancel()
+	if _, err := stream.PartitionCounts(ctx, e.kafka, schemas.TopicRawImpressions, schemas.TopicRawClicks); err == nil {
+		e.health.Healthy() // the next events may say otherwise
+	}
 }
 
 // Close stops the producer. Requests in progress fail with 503.
 func (e *Edge) Close() { e.producer.Close() }
 
-// Handler serves POST /v1/events.
-func (e *Edge) Handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("POST /v1/events", e.events)
-	return mux
+// Routes are the edge's calls.
+func (e *Edge) Routes() []httpapi.Route {
+	return []httpapi.Route{{Method: http.MethodPost, Path: "/v1/events", Scope: access.EventsWrite, Handle: e.events}}
 }
 
 type rejection struct {
@@ -71,53 +112,61 @@ type answer struct {
 	Accepted      int         `json:"accepted"`
 	Rejected      []rejection `json:"rejected,omitempty"`
 	RejectedTotal int         `json:"rejected_total,omitempty"`
-	Error         string      `json:"error,omitempty"`
 }
 
-// refusal is the answer to a body that cannot be taken as a whole.
-type refusal struct {
-	status  int
-	outcome string
-	text    string
-}
-
-func (r *refusal) Error() string { return r.text }
-
-func refuse(status int, outcome, format string, args ...any) *refusal {
-	return &refusal{status, outcome, fmt.Sprintf(format, args...)}
+// refuse makes the answer to a body that cannot be taken as a whole.
+func refuse(status int, hint, format string, args ...any) error {
+	return httpapi.Refuse(status, hint, format, args...)
 }
 
 func (e *Edge) events(w http.ResponseWriter, r *http.Request) {
-	var reserved int64
-	defer func() { e.inFlight.Add(-reserved) }()
-	body, err := e.read(w, r, &reserved)
+	hold := e.inFlight.Hold()
+	defer hold.Release()
+	body, err := e.read(w, r, hold)
 	var batch *batch
 	if err == nil {
 		batch, err = e.parse(r.Header.Get("Content-Type"), body)
 	}
-	if err != nil {
-		e.refuse(w, err)
-		return
+	if err == nil {
+		err = e.deliver(r.Context(), batch)
 	}
-	if err := e.produce(r.Context(), batch); err != nil {
-		e.log.Warn().Err(err).Int("events", batch.accepted()).Msg("edge: events were not acknowledged")
-		e.refuse(w, refuse(http.StatusServiceUnavailable, outcomeUnacked,
-			"the events were not acknowledged by Kafka (%v): some may have been written; send the same body again, ids make that harmless", err))
+	if err != nil {
+		e.metrics.requests.WithLabelValues(outcomeOf(err)).Inc()
+		httpapi.Fail(w, err)
 		return
 	}
 	e.respond(w, batch)
 }
 
-func (e *Edge) refuse(w http.ResponseWriter, err error) {
-	var r *refusal
-	if !errors.As(err, &r) {
-		r = refuse(http.StatusBadRequest, outcomeBad, "the body could not be read: %v: send it again", err)
+// outcomeOf names a refusal in the metrics.
+func outcomeOf(err error) string {
+	refused, _ := errors.AsType[*httpapi.Error](err)
+	switch {
+	case refused == nil:
+		return outcomeBad
+	case refused.Status == http.StatusRequestEntityTooLarge:
+		return outcomeTooLarge
+	case refused.Status == http.StatusTooManyRequests:
+		return outcomeOverloaded
+	case refused.Status == http.StatusServiceUnavailable:
+		return outcomeUnacked
 	}
-	if r.status == http.StatusTooManyRequests || r.status == http.StatusServiceUnavailable {
-		w.Header().Set("Retry-After", "1")
+	return outcomeBad
+}
+
+// deliver produces a batch, and tells health and log how that went.
+func (e *Edge) deliver(ctx context.Context, b *batch) error {
+	err := e.produce(ctx, b)
+	if err == nil {
+		e.health.Healthy()
+		return nil
 	}
-	e.metrics.requests.WithLabelValues(r.outcome).Inc()
-	write(w, r.status, answer{Error: r.text})
+	if ctx.Err() == nil { // a client that leaves says nothing about Kafka
+		e.health.Unhealthy("events are not acknowledged by Kafka: " + err.Error())
+	}
+	e.limited.Event(zerolog.WarnLevel, "unacked").Err(err).Int("events", b.accepted()).Msg("edge: events were not acknowledged")
+	return refuse(http.StatusServiceUnavailable, "send the same body again: ids make that harmless",
+		"the events were not acknowledged by Kafka (%v): some may have been written", err)
 }
 
 func (e *Edge) respond(w http.ResponseWriter, b *batch) {
@@ -136,102 +185,59 @@ func (e *Edge) respond(w http.ResponseWriter, b *batch) {
 	for reason, n := range b.reasons {
 		e.metrics.rejected.WithLabelValues(string(reason)).Add(float64(n))
 	}
-	write(w, status, a)
-}
-
-func write(w http.ResponseWriter, status int, a answer) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(a) // a client that has gone needs no answer
+	httpapi.Reply(w, status, a)
 }
 
 // read takes the whole body, decompressed, counting it against the bound on all requests as it grows.
-func (e *Edge) read(w http.ResponseWriter, r *http.Request, reserved *int64) ([]byte, error) {
-	var src io.Reader = http.MaxBytesReader(w, r.Body, e.cfg.Edge.MaxBodyBytes)
+func (e *Edge) read(w http.ResponseWriter, r *http.Request, hold *httpapi.Hold) ([]byte, error) {
+	if r.ContentLength > e.cfg.Edge.MaxBodyBytes {
+		return nil, refuse(http.StatusRequestEntityTooLarge, "send smaller bodies", "the body has more than %d bytes", e.cfg.Edge.MaxBodyBytes)
+	}
+	src := http.MaxBytesReader(w, r.Body, e.cfg.Edge.MaxBodyBytes)
 	switch enc := r.Header.Get("Content-Encoding"); enc {
 	case "", "identity":
+		return hold.Read(src, r.ContentLength, e.cfg.Edge.MaxDecodedBytes)
 	case "gzip":
 		z, err := gzip.NewReader(src)
 		if err != nil {
-			return nil, e.readError(err)
+			return nil, broken(err)
 		}
 		defer func() { _ = z.Close() }() // it says again what a read has said
-		src = z
+		return hold.Read(decompressed{z}, -1, e.cfg.Edge.MaxDecodedBytes)
 	case "zstd":
 		// One worker and a bounded window: a frame may ask for gigabytes.
 		z, err := zstd.NewReader(src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(8<<20))
 		if err != nil {
-			return nil, e.readError(err)
+			return nil, broken(err)
 		}
 		defer z.Close()
-		src = z
+		return hold.Read(decompressed{z}, -1, e.cfg.Edge.MaxDecodedBytes)
 	default:
-		return nil, refuse(http.StatusUnsupportedMediaType, outcomeBad, "Content-Encoding %q is not supported: use gzip, zstd or none", enc)
-	}
-	return e.readAll(src, max(r.ContentLength, 0), reserved)
-}
-
-func (e *Edge) readAll(src io.Reader, hint int64, reserved *int64) ([]byte, error) {
-	if hint > e.cfg.Edge.MaxBodyBytes {
-		return nil, e.readError(&http.MaxBytesError{Limit: e.cfg.Edge.MaxBodyBytes})
-	}
-	reserve := func(n int64) error {
-		*reserved += n
-		if e.inFlight.Add(n) > e.cfg.Edge.MaxInFlightBytes {
-			return refuse(
-				http.StatusTooManyRequests,
-				outcomeOverloaded,
-				"more than %d bytes of events wait for Kafka: come back after Retry-After",
-				e.cfg.Edge.MaxInFlightBytes,
-			)
-		}
-		return nil
-	}
-	size := max(hint+1, 4<<10)
-	if err := reserve(size); err != nil {
-		return nil, err
-	}
-	buf := make([]byte, 0, size)
-	for {
-		n, err := src.Read(buf[len(buf):cap(buf)])
-		buf = buf[:len(buf)+n]
-		if int64(len(buf)) > e.cfg.Edge.MaxDecodedBytes {
-			return nil, refuse(
-				http.StatusRequestEntityTooLarge,
-				outcomeTooLarge,
-				"the decompressed body has more than %d bytes: send smaller bodies",
-				e.cfg.Edge.MaxDecodedBytes,
-			)
-		}
-		if err == io.EOF {
-			return buf, nil
-		}
-		if err != nil {
-			return nil, e.readError(err)
-		}
-		if len(buf) == cap(buf) {
-			if err := reserve(int64(cap(buf))); err != nil {
-				return nil, err
-			}
-			buf = append(make([]byte, 0, 2*cap(buf)), buf...)
-		}
+		return nil, refuse(http.StatusUnsupportedMediaType, "use gzip, zstd or none", "Content-Encoding %q is not supported", enc)
 	}
 }
 
-func (e *Edge) readError(err error) error {
+// decompressed says of a body that does not decompress what is wrong with it.
+type decompressed struct{ io.Reader }
+
+// Read implements io.Reader.
+func (d decompressed) Read(p []byte) (int, error) {
+	n, err := d.Reader.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = broken(err)
+	}
+	return n, err
+}
+
+func broken(err error) error {
 	var large *http.MaxBytesError
 	switch {
-	case errors.As(err, &large):
-		return refuse(http.StatusRequestEntityTooLarge, outcomeTooLarge, "the body has more than %d bytes: send smaller bodies", large.Limit)
+	case errors.As(err, &large), errors.Is(err, os.ErrDeadlineExceeded):
+		return err // httpapi has words for both
 	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
-		return refuse(http.StatusRequestEntityTooLarge, outcomeTooLarge, "zstd window larger than 8 MiB: compress without --long")
+		return refuse(http.StatusRequestEntityTooLarge, "compress without --long", "zstd window larger than 8 MiB")
 	}
-	return refuse(
-		http.StatusBadRequest,
-		outcomeBad,
-		"the body could not be read or decompressed (%v): check Content-Encoding and send it again",
-		err,
-	)
+	return refuse(http.StatusBadRequest, "check Content-Encoding and send it again", "the body could not be read or decompressed: %v", err)
 }
 
 // batch gathers the events of one request as records of the raw topics.
@@ -288,7 +294,8 @@ func (b *batch) add(e event, p *problem) {
 func (e *Edge) parse(contentType string, body []byte) (*batch, error) {
 	media, _, err := mime.ParseMediaType(contentType)
 	if err != nil && contentType != "" {
-		return nil, refuse(http.StatusUnsupportedMediaType, outcomeBad, "Content-Type %q: %v", contentType, err)
+		return nil, refuse(http.StatusUnsupportedMediaType, "use application/json, application/x-ndjson or application/x-protobuf",
+			"Content-Type %q: %v", contentType, err)
 	}
 	b := &batch{reasons: map[schemas.DeadLetterReason]int{}}
 	if e.cfg.Clock == ClockWall {
@@ -306,25 +313,25 @@ func (e *Edge) parse(contentType string, body []byte) (*batch, error) {
 	case "application/json", "":
 		err = e.parseJSON(b, body)
 	default:
-		return nil, refuse(http.StatusUnsupportedMediaType, outcomeBad,
-			"Content-Type %q is not supported: use application/json, application/x-ndjson or application/x-protobuf", media)
+		return nil, refuse(http.StatusUnsupportedMediaType, "use application/json, application/x-ndjson or application/x-protobuf",
+			"Content-Type %q is not supported", media)
 	}
 	if err != nil {
 		return nil, err
 	}
 	if b.index == 0 {
-		return nil, refuse(http.StatusBadRequest, outcomeBad, "the body holds no event: send at least one")
+		return nil, refuse(http.StatusBadRequest, "send at least one", "the body holds no event")
 	}
 	return b, nil
 }
 
 func (e *Edge) parseJSON(b *batch, body []byte) error {
 	dec := json.NewDecoder(bytes.NewReader(body))
-	broken := func(err error) error {
+	notJSON := func(err error) error {
 		return refuse(
 			http.StatusBadRequest,
-			outcomeBad,
-			"the body is not JSON behind event %d, byte %d (%v); none of it was taken: correct it and send it again",
+			"correct it and send it again",
+			"the body is not JSON behind event %d, byte %d (%v); none of it was taken",
 			b.index,
 			dec.InputOffset(),
 			err,
@@ -333,7 +340,7 @@ func (e *Edge) parseJSON(b *batch, body []byte) error {
 	array := bytes.HasPrefix(bytes.TrimLeft(body, " \t\r\n"), []byte("["))
 	if array {
 		if _, err := dec.Token(); err != nil {
-			return broken(err)
+			return notJSON(err)
 		}
 	}
 	// First the whole body, then the events: a broken body must leave nothing behind, metrics included.
@@ -344,16 +351,16 @@ func (e *Edge) parseJSON(b *batch, body []byte) error {
 			break
 		} else if err != nil {
 			b.index = len(values)
-			return broken(err)
+			return notJSON(err)
 		}
 		values = append(values, raw)
 	}
 	if array {
 		if _, err := dec.Token(); err != nil {
-			return broken(err)
+			return notJSON(err)
 		}
 		if rest := bytes.TrimSpace(body[dec.InputOffset():]); len(rest) > 0 {
-			return broken(errors.New("something follows the array"))
+			return notJSON(errors.New("something follows the array"))
 		}
 	}
 	for _, raw := range values {
@@ -375,8 +382,8 @@ func (e *Edge) parseProtobuf(b *batch, body []byte) error {
 		if n == 0 || !known {
 			return refuse(
 				http.StatusBadRequest,
-				outcomeBad,
-				"the body is broken at byte %d, behind event %d; none of it was taken: write it with eventpb.AppendBody",
+				"write it with eventpb.AppendBody",
+				"the body is broken at byte %d, behind event %d; none of it was taken",
 				at,
 				b.index,
 			)

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -24,7 +25,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"ctrloop/internal/httpapi"
 	"ctrloop/internal/stream/streamtest"
+	"ctrloop/internal/telemetry"
 	"ctrloop/schemas"
 	"ctrloop/schemas/eventpb"
 )
@@ -44,6 +47,7 @@ func newEdge(t testing.TB, cfg Config) (*streamtest.Broker, *Edge) {
 
 func post(e *Edge, contentType, encoding string, body []byte) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(http.MethodPost, "/v1/events", bytes.NewReader(body))
+	r.Header.Set(httpapi.HeaderRequestID, "test")
 	if contentType != "" {
 		r.Header.Set("Content-Type", contentType)
 	}
@@ -161,7 +165,7 @@ func TestProtobufAndCompression(t *testing.T) {
 		if n := countRaw(t, b); n != 110 {
 			t.Errorf("encoding %q: %d events in the raw topics, want 110", encoding, n)
 		}
-		if n := e.inFlight.Load(); n != 0 {
+		if n := e.inFlight.Used(); n != 0 {
 			t.Errorf("%d bytes are in flight after the answer", n)
 		}
 	}
@@ -204,14 +208,52 @@ func TestBounds(t *testing.T) {
 	if w := post(e, "application/json", "gzip", []byte("no gzip")); w.Code != 400 {
 		t.Errorf("broken gzip: %d", w.Code)
 	}
-	e.inFlight.Add(199_000)
-	w := post(e, "application/json", "", []byte(`{}`))
+	hold := e.inFlight.Hold()
+	defer hold.Release()
+	if _, err := hold.Read(io.LimitReader(zeros{}, 198_999), 198_999, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	w := post(e, "application/json", "", bytes.Repeat([]byte(" "), 5000))
 	if w.Code != 429 || w.Header().Get("Retry-After") == "" {
 		t.Errorf("overload: %d, Retry-After %q", w.Code, w.Header().Get("Retry-After"))
 	}
-	if n := e.inFlight.Load(); n != 199_000 {
+	if n := e.inFlight.Used(); n != 199_000 {
 		t.Errorf("a refused request keeps %d bytes reserved", n-199_000)
 	}
+}
+
+// S5: a body that is announced and does not come holds next to nothing, and shuts out nobody. (How long it may take to come
+// is the listener's business: httpapi.)
+func TestAnnouncedBodiesHoldNothing(t *testing.T) {
+	cfg := Default()
+	synctest.Test(t, func(t *testing.T) {
+		e := &Edge{cfg: cfg, inFlight: httpapi.NewBudget(cfg.Edge.MaxInFlightBytes)}
+		var ends []*io.PipeWriter
+		for range 1000 {
+			body, end := io.Pipe()
+			ends = append(ends, end)
+			r := httptest.NewRequest(http.MethodPost, "/v1/events", body)
+			r.ContentLength = cfg.Edge.MaxBodyBytes
+			go func() {
+				hold := e.inFlight.Hold()
+				defer hold.Release()
+				if _, err := e.read(httptest.NewRecorder(), r, hold); err == nil {
+					t.Error("a body that never came was read")
+				}
+			}()
+		}
+		synctest.Wait()
+		if held := e.inFlight.Used(); held > cfg.Edge.MaxInFlightBytes/10 {
+			t.Errorf("%d bytes are held for bodies of which nothing has come", held)
+		}
+		for _, end := range ends {
+			end.CloseWithError(os.ErrDeadlineExceeded)
+		}
+		synctest.Wait()
+		if held := e.inFlight.Used(); held != 0 {
+			t.Errorf("%d bytes are held afterwards", held)
+		}
+	})
 }
 
 // A chunked body announces no length: the bound must hold all the same.
@@ -232,16 +274,26 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { return copy(p, bytes.Repeat([]byte(" "), len(p))), nil }
 
+// R4: an edge whose events Kafka does not take is not ready, and is again without an event that shows it.
 func TestNoAcknowledgementIs503(t *testing.T) {
 	cfg := Default()
 	cfg.Edge.AckTimeout = 300 * time.Millisecond
 	b, e := newEdge(t, cfg)
+	health := telemetry.NewReadiness().Gate("edge")
+	health.Healthy()
+	e.Reports(health)
 	h := b.Cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotLeaderForPartition, Count: -1})
 	body := protobufBody(t, 5)
 	if w := post(e, "application/x-protobuf", "", body); w.Code != 503 || w.Header().Get("Retry-After") == "" {
 		t.Fatalf("%d %s", w.Code, w.Body)
 	}
+	if health.Ready() {
+		t.Error("ready while events are answered with 503")
+	}
 	h.Remove()
+	if e.askKafka(t.Context()); !health.Ready() {
+		t.Error("not ready when Kafka answers again")
+	}
 	e.cfg.Edge.AckTimeout = 20 * time.Second
 	if w := post(e, "application/x-protobuf", "", body); w.Code != 200 {
 		t.Fatalf("after the broker came back: %d %s", w.Code, w.Body)

@@ -295,9 +295,9 @@ func (w *World) WriteDataset(dir string, rule PairRule) (dataset.Manifest, error
 			policy,
 		)
 	}
-	rows, err := pairer.CreativeRows(ps, trained, w)
-	if err != nil {
-		return dataset.Manifest{}, err
+	rows, left := pairer.CreativeRows(ps, trained, w)
+	if len(left) > 0 {
+		return dataset.Manifest{}, fmt.Errorf("the world does not know its own creatives: %v", left)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return dataset.Manifest{}, fmt.Errorf("write data set: %w", err)

@@ -24,7 +24,8 @@ type Config struct {
 	HoldoutFraction float64 `yaml:"holdout_fraction"`
 	// HoldoutProducts are held out besides, by id.
 	HoldoutProducts []string `yaml:"holdout_products,omitempty"`
-	// MinEffectivePairs starts a training cycle: the sum of the weights of new training pairs.
+	// MinEffectivePairs starts a training cycle: what training pairs have told since the newest data set, as the sum of the
+	// changes of their weights (a pair that is new and sure: 1; one that has turned around: 2).
 	MinEffectivePairs float64 `yaml:"min_effective_pairs"`
 	// Seed recorded with each data set.
 	Seed uint64 `yaml:"seed"`

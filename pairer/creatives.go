@@ -2,7 +2,6 @@ package pairer
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 
 	"ctrloop/pairer/dataset"
@@ -10,8 +9,63 @@ import (
 	"ctrloop/schemas"
 )
 
-// CreativeRows describes each creative that a pair names, with its evidence summed over placements.
-func CreativeRows(ps []schemas.Pair, evidence []pairs.Evidence, creatives Creatives) ([]dataset.CreativeRow, error) {
+// Reason says why a creative is left out of evidence or of a data set. The list is closed.
+type Reason string
+
+// Reasons.
+const (
+	UnknownCreative Reason = "unknown_creative" // not in creatives.v1: nobody made it here, or the topic was truncated
+	OtherProduct    Reason = "other_product"    // it was reported for another product than the one it was made for
+	UnknownProduct  Reason = "unknown_product"  // the catalogue does not have its product
+	NoPicture       Reason = "no_picture"       // its picture cannot be read
+)
+
+func reasons() []Reason { return []Reason{UnknownCreative, OtherProduct, UnknownProduct, NoPicture} }
+
+// LeftOut counts creatives by the reason for which they were left out.
+type LeftOut map[Reason]int
+
+// usable is the evidence that can be learned from, and the creatives that cannot. What the edge is told is a client's text,
+// so an id that nobody made here must cost no more than its own evidence: neither the prior nor the training of the rest.
+func usable(evidence []pairs.Evidence, creatives Creatives) ([]pairs.Evidence, LeftOut) {
+	left := LeftOut{}
+	out := make([]pairs.Evidence, 0, len(evidence))
+	type pair struct{ product, creative string }
+	verdicts := map[pair]Reason{}
+	for _, e := range evidence {
+		k := pair{e.Product, e.Creative}
+		why, judged := verdicts[k]
+		if !judged {
+			if why = whyNot(e, creatives); why != "" {
+				left[why]++
+			}
+			verdicts[k] = why
+		}
+		if why == "" {
+			out = append(out, e)
+		}
+	}
+	return out, left
+}
+
+// whyNot says why evidence on a creative cannot be learned from; empty: it can.
+func whyNot(e pairs.Evidence, creatives Creatives) Reason {
+	c, ok := creatives.Creative(e.Creative)
+	if !ok {
+		return UnknownCreative
+	}
+	if c.Product != e.Product {
+		return OtherProduct
+	}
+	if _, ok := creatives.Caption(c.Product); !ok {
+		return UnknownProduct
+	}
+	return ""
+}
+
+// CreativeRows describes each creative that a pair names, with its evidence summed over placements. left has the ones that
+// cannot be described, with the reason: pairs that name them must not go into a data set.
+func CreativeRows(ps []schemas.Pair, evidence []pairs.Evidence, creatives Creatives) (rows []dataset.CreativeRow, left map[string]Reason) {
 	total := map[string]pairs.Evidence{}
 	for _, e := range evidence {
 		t := total[e.Creative]
@@ -19,31 +73,22 @@ func CreativeRows(ps []schemas.Pair, evidence []pairs.Evidence, creatives Creati
 		total[e.Creative] = t
 	}
 	prior := pairs.FitPrior(evidence)
-	named := map[string]bool{}
+	product := map[string]string{}
 	for _, p := range ps {
-		named[p.Chosen.Creative], named[p.Rejected.Creative] = true, true
+		product[p.Chosen.Creative], product[p.Rejected.Creative] = p.Product, p.Product
 	}
-	rows := make([]dataset.CreativeRow, 0, len(named))
-	for id := range named {
-		c, ok := creatives.Creative(id)
-		if !ok {
-			return nil, fmt.Errorf(
-				"creative %s has labels but is not in %s: was the topic truncated? restore it or exclude the product",
-				id,
-				schemas.TopicCreatives,
-			)
+	rows, left = make([]dataset.CreativeRow, 0, len(product)), map[string]Reason{}
+	for id, product := range product {
+		if why := whyNot(pairs.Evidence{Product: product, Creative: id}, creatives); why != "" {
+			left[id] = why
+			continue
 		}
-		caption, ok := creatives.Caption(c.Product)
-		if !ok {
-			return nil, fmt.Errorf(
-				"product %s of creative %s is not in the catalogue: start with the catalogue that the creatives were made from",
-				c.Product,
-				id,
-			)
-		}
+		c, _ := creatives.Creative(id)
+		caption, _ := creatives.Caption(product)
 		png, err := creatives.View(c)
 		if err != nil {
-			return nil, fmt.Errorf("picture of creative %s: %w", id, err)
+			left[id] = NoPicture
+			continue
 		}
 		t := total[id]
 		rows = append(rows, dataset.CreativeRow{
@@ -52,5 +97,5 @@ func CreativeRows(ps []schemas.Pair, evidence []pairs.Evidence, creatives Creati
 		})
 	}
 	slices.SortFunc(rows, func(a, b dataset.CreativeRow) int { return cmp.Compare(a.Creative, b.Creative) })
-	return rows, nil
+	return rows, left
 }

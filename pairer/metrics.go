@@ -8,6 +8,7 @@ type metrics struct {
 	effective prometheus.Gauge
 	datasets  prometheus.Counter
 	horizon   prometheus.Gauge
+	leftOut   *prometheus.GaugeVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -22,7 +23,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		effective: prometheus.NewGauge(
 			prometheus.GaugeOpts{
 				Name: "ctrloop_pairer_effective_pairs",
-				Help: "Sum of the weights of training pairs that no data set has held yet.",
+				Help: "What training pairs have told since the newest data set: the sum of the changes of their weights.",
 			},
 		),
 		datasets: prometheus.NewCounter(prometheus.CounterOpts{Name: "ctrloop_pairer_datasets_total", Help: "Data sets announced."}),
@@ -32,7 +33,17 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 				Help: "Event time up to which evidence was complete at the last look, Unix seconds.",
 			},
 		),
+		leftOut: prometheus.NewGaugeVec(
+			prometheus.GaugeOpts{
+				Name: "ctrloop_pairer_left_out_creatives",
+				Help: "Creatives with labels that the last look could not learn from, by reason.",
+			},
+			[]string{"reason"},
+		),
 	}
-	reg.MustRegister(m.looks, m.pairs, m.effective, m.datasets, m.horizon)
+	for _, r := range reasons() {
+		m.leftOut.WithLabelValues(string(r))
+	}
+	reg.MustRegister(m.looks, m.pairs, m.effective, m.datasets, m.horizon, m.leftOut)
 	return m
 }

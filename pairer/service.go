@@ -1,8 +1,11 @@
 package pairer
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"sync/atomic"
@@ -58,10 +61,11 @@ type Deps struct {
 type Status struct {
 	At        time.Time `json:"at"`
 	Pairs     int       `json:"pairs"`
-	Effective float64   `json:"effective"`
+	Effective float64   `json:"effective"` // what pairs have told since the newest data set
 	Needed    float64   `json:"needed"`
 	ToMS      int64     `json:"to_ms"`
 	Reason    string    `json:"reason"`
+	LeftOut   LeftOut   `json:"left_out,omitempty"` // creatives with labels that cannot be learned from
 }
 
 // Service is the running pairer.
@@ -70,14 +74,11 @@ type Service struct {
 	d      Deps
 	m      *metrics
 	status atomic.Pointer[Status]
-	used   map[pairKey]bool // pairs of data sets so far
-	read   map[string]bool  // data sets whose pairs are in used
-}
-
-type pairKey struct{ product, placement, a, b string }
-
-func keyOf(product, placement, a, b string) pairKey {
-	return pairKey{product, placement, min(a, b), max(a, b)}
+	// learned is what the newest data set believes of its pairs, and newest its digest.
+	learned beliefs
+	newest  string
+	// published is the data set whose pairs this process knows to be on pairs.v1.
+	published string
 }
 
 // New checks the configuration.
@@ -85,7 +86,7 @@ func New(cfg Config, d Deps) (*Service, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: cfg, d: d, m: newMetrics(d.Registry), used: map[pairKey]bool{}, read: map[string]bool{}}
+	s := &Service{cfg: cfg, d: d, m: newMetrics(d.Registry)}
 	s.status.Store(&Status{Needed: cfg.MinEffectivePairs, Reason: "no look yet"})
 	return s, nil
 }
@@ -117,70 +118,140 @@ func (s *Service) Run(ctx context.Context) error {
 
 func (s *Service) look(ctx context.Context) (outcome string, err error) {
 	st := s.d.Control.State()
-	busy := Busy(st)
-	var ps []schemas.Pair
-	var evidence []pairs.Evidence
+	if err := s.publish(ctx, st); err != nil {
+		return "error", err
+	}
 	var span pairs.Span
-	if busy == "" { // evidence is a query over all labels: not worth it while nothing can start
-		if evidence, span, err = s.d.Source.Evidence(ctx); err != nil {
+	var evidence []pairs.Evidence
+	var left LeftOut
+	l := Look{Busy: Busy(st)}
+	var ps []schemas.Pair
+	if l.Busy == "" { // evidence is a query over all labels: not worth it while nothing can start
+		all, covered, err := s.d.Source.Evidence(ctx)
+		if err != nil {
 			return "error", fmt.Errorf("read evidence: %w", err)
 		}
-		ps = pairs.Build(s.cfg.Pairs(), evidence, span)
-		if err := s.readDatasets(st); err != nil {
+		if err := s.readNewest(st); err != nil {
 			return "error", err
 		}
-		s.m.horizon.Set(float64(span.ToMS) / 1000)
+		evidence, left = usable(all, s.d.Creatives)
+		span, ps = covered, pairs.Build(s.cfg.Pairs(), evidence, covered)
+		l.Pairs, l.Effective = len(ps), s.worth(ps)
 	}
-	fresh := s.fresh(ps)
-	l := Look{Pairs: len(ps), Effective: pairs.Effective(fresh), Busy: busy}
 	fire, reason := Trigger(s.cfg, l)
-	if busy == "" {
-		s.m.pairs.Set(float64(l.Pairs))
-		s.m.effective.Set(l.Effective)
+	var rows []dataset.CreativeRow
+	if fire { // pictures are read only now: they may show that some of the pairs cannot be learned from
+		if rows, ps = s.describe(ps, evidence, left); len(ps) < l.Pairs {
+			l.Pairs, l.Effective = len(ps), s.worth(ps)
+			fire, reason = Trigger(s.cfg, l)
+		}
 	}
-	s.status.Store(
-		&Status{At: time.Now().UTC(), Pairs: l.Pairs, Effective: l.Effective, Needed: s.cfg.MinEffectivePairs, ToMS: span.ToMS, Reason: reason},
-	)
+	s.show(l, span, left, reason)
 	if !fire {
 		return "skip", nil
 	}
-	if err := s.announce(ctx, ps, evidence, span, reason); err != nil {
+	err = s.announce(ctx, st, ps, rows, span, reason)
+	if errors.Is(err, errLearned) { // evidence has gone back to what it was, by an erasure perhaps
+		s.show(l, span, left, "skip: "+err.Error())
+		return "skip", nil
+	}
+	if err != nil {
 		return "error", err
 	}
 	return "dataset", nil
 }
 
-// readDatasets takes the pairs of announced data sets into used.
-func (s *Service) readDatasets(st *control.State) error {
-	for digest := range st.Datasets {
-		if s.read[digest] {
-			continue
-		}
-		rows, err := dataset.Pairs(s.d.Store.Path(digest))
-		if err != nil {
-			return fmt.Errorf("read data set %s: %w", digest, err)
-		}
-		for _, r := range rows {
-			s.used[keyOf(r.Product, r.Placement, r.Left, r.Right)] = true
-		}
-		s.read[digest] = true
-	}
-	return nil
+var errLearned = errors.New("this evidence has been learned from")
+
+// worth is what pairs tell that the newest data set did not.
+func (s *Service) worth(ps []schemas.Pair) float64 {
+	return information(beliefsOf(ps), s.learned, s.cfg.MaxPerCell > 0)
 }
 
-func (s *Service) fresh(ps []schemas.Pair) []schemas.Pair {
-	return slices.DeleteFunc(slices.Clone(ps), func(p schemas.Pair) bool {
-		return s.used[keyOf(p.Product, p.Placement, p.Chosen.Creative, p.Rejected.Creative)]
+// describe reads what models see of each creative, and takes out the pairs of those that cannot be described.
+func (s *Service) describe(ps []schemas.Pair, evidence []pairs.Evidence, left LeftOut) ([]dataset.CreativeRow, []schemas.Pair) {
+	rows, blind := CreativeRows(ps, evidence, s.d.Creatives)
+	if len(blind) == 0 {
+		return rows, ps
+	}
+	for _, why := range blind {
+		left[why]++
+	}
+	ps = slices.DeleteFunc(ps, func(p schemas.Pair) bool {
+		return blind[p.Chosen.Creative] != "" || blind[p.Rejected.Creative] != ""
+	})
+	rows, _ = CreativeRows(ps, evidence, s.d.Creatives)
+	return rows, ps
+}
+
+// show publishes the outcome of a look.
+func (s *Service) show(l Look, span pairs.Span, left LeftOut, reason string) {
+	if l.Busy == "" {
+		s.m.horizon.Set(float64(span.ToMS) / 1000)
+		s.m.pairs.Set(float64(l.Pairs))
+		s.m.effective.Set(l.Effective)
+		for _, r := range reasons() {
+			s.m.leftOut.WithLabelValues(string(r)).Set(float64(left[r]))
+		}
+	}
+	if before := s.Status().LeftOut; l.Busy == "" && !maps.Equal(before, left) && len(left) > 0 {
+		s.d.Log.Warn().Interface("left_out", left).Msg("labels name creatives that cannot be learned from; the rest is")
+	}
+	s.status.Store(&Status{
+		At: time.Now().UTC(), Pairs: l.Pairs, Effective: l.Effective, Needed: s.cfg.MinEffectivePairs, ToMS: span.ToMS, Reason: reason,
+		LeftOut: left,
 	})
 }
 
-// announce stores the data set, publishes its pairs and tells the control log. Each step may be repeated:
-// the store and the event are named by content, pairs by id.
-func (s *Service) announce(ctx context.Context, ps []schemas.Pair, evidence []pairs.Evidence, span pairs.Span, reason string) error {
-	rows, err := CreativeRows(ps, evidence, s.d.Creatives)
-	if err != nil {
-		return err
+// newestOf is the data set that was built last; empty: there is none.
+func newestOf(st *control.State) (digest string) {
+	for d, x := range st.Datasets {
+		y := st.Datasets[digest]
+		if digest == "" || cmp.Or(cmp.Compare(x.BuiltMS, y.BuiltMS), cmp.Compare(x.ToMS, y.ToMS), cmp.Compare(d, digest)) > 0 {
+			digest = d
+		}
 	}
+	return digest
+}
+
+// readNewest brings what is believed up to the newest data set.
+func (s *Service) readNewest(st *control.State) error {
+	newest := newestOf(st)
+	if newest == s.newest {
+		return nil
+	}
+	rows, err := dataset.Pairs(s.d.Store.Path(newest))
+	if err != nil {
+		return fmt.Errorf("read data set %s: %w", newest, err)
+	}
+	s.learned, s.newest = beliefsOfRows(rows), newest
+	return nil
+}
+
+// publish puts the pairs of the newest data set on pairs.v1, unless this process has. A data set is announced first and
+// published after that, so each pair of the topic belongs to a data set, and a process that dies in between leaves it to the
+// next one. Pairs that are published again replace themselves, by their ids.
+func (s *Service) publish(ctx context.Context, st *control.State) error {
+	newest := newestOf(st)
+	if newest == s.published {
+		return nil
+	}
+	ps, err := dataset.Records(s.d.Store.Path(newest))
+	if err != nil {
+		return fmt.Errorf("data set %s: %w", newest, err)
+	}
+	if err := s.d.Publisher.PublishPairs(ctx, ps); err != nil {
+		return fmt.Errorf("publish the pairs of data set %s: %w", newest, err)
+	}
+	s.published = newest
+	return nil
+}
+
+// announce stores the data set and tells the control log; its pairs are published by the next look. Each step may be
+// repeated: the store and the event are named by content.
+func (s *Service) announce(
+	ctx context.Context, st *control.State, ps []schemas.Pair, rows []dataset.CreativeRow, span pairs.Span, reason string,
+) error {
 	dir, err := os.MkdirTemp("", "ctrloop-dataset-*")
 	if err != nil {
 		return fmt.Errorf("build data set: %w", err)
@@ -195,13 +266,17 @@ func (s *Service) announce(ctx context.Context, ps []schemas.Pair, evidence []pa
 	if err != nil {
 		return err
 	}
+	if err := dataset.WriteRecords(dir, ps); err != nil {
+		return err
+	}
 	digest, err := s.d.Store.PutDir(dir)
 	if err != nil {
 		return err
 	}
-	if err := s.d.Publisher.PublishPairs(ctx, ps); err != nil {
-		return fmt.Errorf("publish pairs: %w", err)
+	if _, known := st.Datasets[digest]; known {
+		return fmt.Errorf("%w: data set %.12s", errLearned, digest)
 	}
+	built := time.Now()
 	e, err := control.NewEvent(
 		"dataset-"+digest,
 		control.DatasetBuilt,
@@ -209,9 +284,10 @@ func (s *Service) announce(ctx context.Context, ps []schemas.Pair, evidence []pa
 		-1,
 		"pairer",
 		reason,
-		time.Now(),
+		built,
 		control.Dataset{
 			Digest: digest, Pairs: int64(m.Pairs), Products: int64(m.Products), FromMS: m.FromMS, ToMS: m.ToMS, Policy: m.Policy, Seed: m.Seed,
+			BuiltMS: built.UnixMilli(),
 		},
 	)
 	if err != nil {
@@ -222,5 +298,5 @@ func (s *Service) announce(ctx context.Context, ps []schemas.Pair, evidence []pa
 	}
 	s.m.datasets.Inc()
 	s.d.Log.Info().Str("dataset", digest[:12]).Int("pairs", m.Pairs).Int("products", m.Products).Float64("effective", m.Effective).Msg(reason)
-	return nil
+	return s.publish(ctx, s.d.Control.State())
 }

@@ -223,7 +223,7 @@ func (f *feeder) exchange(ctx context.Context, body []byte) (status int, answer 
 		return 0, nil, err
 	}
 	req.Header.Set("Content-Type", "application/x-ndjson")
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := f.run.app.Client(0).Do(req) // it waits as long as the edge does
 	if err != nil {
 		return 0, nil, err
 	}

@@ -2,7 +2,6 @@ package serving
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"sync/atomic"
@@ -12,8 +11,10 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
+	"ctrloop/internal/access"
 	"ctrloop/internal/artifact"
 	"ctrloop/internal/catalogue"
+	"ctrloop/internal/httpapi"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/backend"
@@ -180,16 +181,13 @@ func (s *Service) followCreatives(ctx context.Context) {
 	}
 }
 
-// Handler answers serving's calls:
-//
-//	POST /v1/chat/completions, GET /v1/models, POST /v1/decide, and those of creatives.Register
-func (s *Service) Handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("POST /v1/chat/completions", s.gateway)
-	mux.Handle("POST /v1/decide", s.decide)
-	mux.HandleFunc("GET /v1/models", s.models)
-	s.creative.Register(mux)
-	return mux
+// Routes are serving's calls.
+func (s *Service) Routes() []httpapi.Route {
+	return append([]httpapi.Route{
+		{Method: http.MethodPost, Path: "/v1/chat/completions", Scope: access.AdsDecide, Handle: s.gateway.ServeHTTP},
+		{Method: http.MethodPost, Path: "/v1/decide", Scope: access.AdsDecide, Handle: s.decide.ServeHTTP},
+		{Method: http.MethodGet, Path: "/v1/models", Scope: access.Read, Handle: s.models},
+	}, s.creative.Routes()...)
 }
 
 // models lists what a chat completion may name: logical models and routable versions.
@@ -215,8 +213,7 @@ func (s *Service) models(w http.ResponseWriter, _ *http.Request) {
 			card{ID: v.Name, Object: "model", OwnedBy: "ctrloop", Parent: v.Logical, Replicas: len(v.Replicas), InFlight: v.InFlight()},
 		)
 	}
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(map[string]any{"object": "list", "data": cards})
+	httpapi.Reply(w, http.StatusOK, map[string]any{"object": "list", "data": cards})
 }
 
 // Ensure has n creatives of every product made with a version, and returns when they are published.
@@ -231,6 +228,18 @@ func (s *Service) Promote(ctx context.Context, version string, rollback bool, wh
 
 // BaseDigest is the digest of the base model that the servers run.
 func (s *Service) BaseDigest() string { return s.swap.BaseDigest() }
+
+// Health says why nobody can answer for a logical model, nil where somebody can.
+func (s *Service) Health(logical string) error {
+	champion := s.table.Champion(logical)
+	if champion == "" {
+		return fmt.Errorf("no version of %s answers yet", logical)
+	}
+	if v, ok := s.table.Version(champion); !ok || len(v.Replicas) == 0 {
+		return fmt.Errorf("%s, the champion of %s, is on no replica that answers", champion, logical)
+	}
+	return nil
+}
 
 // Ready says whether the logical model has a champion that answers.
 func (s *Service) Ready(logical string) bool { return s.table.Champion(logical) != "" }

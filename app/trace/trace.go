@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"ctrloop/internal/stream"
+	"ctrloop/internal/warehouse"
 	"ctrloop/joiner"
 	"ctrloop/schemas"
 	"ctrloop/schemas/eventpb"
@@ -50,21 +51,7 @@ type Step struct {
 }
 
 // Row is a row of the warehouse's labels.
-type Row struct {
-	Version    uint32    `json:"version" ch:"version"`
-	Kind       string    `json:"kind" ch:"kind"`
-	Clicked    uint8     `json:"clicked" ch:"clicked"`
-	DelayMS    int64     `json:"click_delay_ms" ch:"click_delay_ms"`
-	Clicks     uint32    `json:"clicks" ch:"clicks"`
-	Partition  uint16    `json:"partition" ch:"partition"`
-	Offset     int64     `json:"offset" ch:"offset"`
-	InsertedAt time.Time `json:"inserted_at" ch:"inserted_at"`
-}
-
-// RowsQuery reads an impression's rows; its arguments are the id and its time, Unix milliseconds: the time picks the
-// table's partition.
-const RowsQuery = `SELECT version, toString(kind) AS kind, clicked, click_delay_ms, clicks, partition, offset, inserted_at FROM labels FINAL
-WHERE impression_id = toUUID(?) AND event_time = fromUnixTimestamp64Milli(?) ORDER BY version`
+type Row = warehouse.TracedLabel
 
 // Report is everything that is known about an impression.
 type Report struct {
@@ -82,6 +69,9 @@ type Report struct {
 	Steps []Step `json:"steps"`
 	// Warehouse has its rows there; null where no warehouse was asked.
 	Warehouse *[]Row `json:"warehouse"`
+	// Refused are the events about it that the warehouse knows to have become no label of their own; it keeps them longer than
+	// the topics.
+	Refused []warehouse.Refused `json:"refused,omitempty"`
 }
 
 // Finder knows where to look.
@@ -94,6 +84,9 @@ type Finder struct {
 	KeepOneNegativeIn int
 	// Slack is how long after the window's end records are still looked for: corrections, re-sent events, backlogs.
 	Slack time.Duration
+	// Now is the wall clock: an impression dated ahead of it can only be a dead letter, whose record has the time of its
+	// arrival, so dead letters are read whole then. The zero time: nothing is ahead.
+	Now time.Time
 	// Everywhere reads the topics whole, for logs whose record times have nothing to do with the events.
 	Everywhere bool
 }
@@ -141,6 +134,10 @@ func (f Finder) Trace(ctx context.Context, id schemas.ImpressionID) (Report, err
 				continue
 			}
 			tp := stream.TopicPartition{Topic: s.topic, Partition: p}
+			f := f
+			if s.topic == schemas.TopicDeadLetters && !f.Now.IsZero() && id.Time().After(f.Now) {
+				f.Everywhere = true
+			}
 			g.Go(func() error {
 				steps, err := f.read(gctx, tp, start[tp], end[tp], rep, s.match)
 				mu.Lock()
@@ -391,6 +388,24 @@ func (f Finder) open(ctx context.Context, rep *Report, imp *Step, guessed bool) 
 	default:
 		rep.State = Closed
 		rep.Explanation = "its window has closed and no label is there: the retention of " + schemas.TopicLabels + " may be over, or the joiner had it left out of a sample of negatives then; the warehouse keeps labels longer"
+	}
+	return nil
+}
+
+// Ask adds what a warehouse knows. An impression of which the topics know nothing may be a dead letter there.
+func (r *Report) Ask(ctx context.Context, db *warehouse.DB, id schemas.ImpressionID) error {
+	rows, err := db.LabelsOf(ctx, id)
+	if err != nil {
+		return err
+	}
+	r.Warehouse = &rows
+	if r.Refused, err = db.RefusedOf(ctx, id); err != nil {
+		return err
+	}
+	if r.State == Unknown && len(rows) == 0 && len(r.Refused) > 0 {
+		d := r.Refused[len(r.Refused)-1]
+		r.State = Rejected
+		r.Explanation = fmt.Sprintf("the topics do not have it any more; the warehouse knows a %s: %s: %s", d.Kind, d.Reason, d.Detail)
 	}
 	return nil
 }

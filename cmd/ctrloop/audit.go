@@ -1,16 +1,22 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 	"time"
 
 	"ctrloop/app"
+	"ctrloop/internal/config"
 	"ctrloop/internal/warehouse"
+	"ctrloop/joiner/sink"
+	"ctrloop/schemas"
 )
 
 // storeFlags name a warehouse.
@@ -37,15 +43,28 @@ func (f storeFlags) open(ctx context.Context, g *Globals, out *output, allRights
 // AuditCmd is `ctrloop audit`.
 type AuditCmd struct {
 	storeFlags
-	Since time.Duration `help:"Only this much of the newest impression time; 0 is all. It reads every label of that time."`
-	JSON  bool          `name:"json" help:"Print JSON."`
+	Config string        `help:"Configuration of the instance: its warehouse and brokers by address." type:"existingfile" placeholder:"FILE"`
+	Kafka  string        `help:"Brokers of the topics that the warehouse is filled from, HOST:PORT,.... Default: the instance's own." placeholder:"HOST:PORT"`
+	Since  time.Duration `help:"Only this much of the newest impression time; 0 is all. It reads every label of that time."`
+	Wait   time.Duration `help:"How long to wait for rows that are on their way." default:"1m"`
+	JSON   bool          `name:"json" help:"Print JSON."`
 }
 
-// errAudit makes the command exit with 1.
-var errAudit = errors.New("the warehouse differs from what the join wrote")
+// errAudit and errOnTheWay make the command exit with 1.
+var (
+	errAudit    = errors.New("the warehouse differs from what the join wrote")
+	errOnTheWay = errors.New("rows are on their way, so nobody can tell yet")
+)
 
 // Run prints the minutes that differ; there must be none.
 func (c *AuditCmd) Run(ctx context.Context, g *Globals, out *output) error {
+	cfg, err := config.Load(c.Config, app.Default())
+	if err != nil {
+		return err
+	}
+	if c.DSN == "" {
+		c.DSN = cmp.Or(cfg.ClickHouse.ReadOnlyDSN, cfg.ClickHouse.DSN)
+	}
 	db, done, err := c.open(ctx, g, out, false)
 	if err != nil {
 		return err
@@ -59,55 +78,85 @@ func (c *AuditCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	if c.Since > 0 {
 		since = newest.Add(-c.Since)
 	}
-	differ, err := db.Audit(ctx, since)
+	stop, asked := func() {}, false
+	defer func() { stop() }()
+	way := func() (way *sink.Way, err error) {
+		way, stop, err = c.way(cfg)
+		asked = way != nil
+		return way, err
+	}
+	patience := c.Wait
+	if c.DSN == "" {
+		if _, err := readInstance(c.Dir); errors.Is(err, errNotRunning) {
+			patience = 0 // at rest nothing comes
+		}
+	}
+	differ, left, err := sink.AuditOnce(ctx, db, way, since, patience)
 	if err != nil {
 		return err
 	}
+	if differ == nil {
+		differ = []warehouse.Mismatch{}
+	}
 	switch {
 	case c.JSON:
-		if differ == nil {
-			differ = []warehouse.Mismatch{}
-		}
-		if err := out.printJSON(differ); err != nil {
-			return err
-		}
+		err = out.printJSON(differ)
 	case len(differ) == 0:
-		_, err := fmt.Fprintf(
-			out.stdout,
-			"exact: every label of the join is in the warehouse once (newest minute %s)\n",
-			newest.UTC().Format(time.RFC3339),
-		)
-		return err
+		_, err = fmt.Fprintf(out.stdout, "exact: every label of the join is in the warehouse once (newest minute %s)\n",
+			newest.UTC().Format(time.RFC3339))
 	default:
-		t := tabwriter.NewWriter(out.stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-		fmt.Fprintln(t, "partition\tminute\tlabels wanted\tthere\tpositive wanted\tthere\t")
-		for _, m := range differ {
-			fmt.Fprintf(
-				t,
-				"%d\t%s\t%d\t%d\t%d\t%d\t\n",
-				m.Partition,
-				m.Minute.UTC().Format(time.RFC3339),
-				m.WantLabels,
-				m.Labels,
-				m.WantPositive,
-				m.Positive,
-			)
-		}
-		if err := t.Flush(); err != nil {
-			return err
-		}
+		err = printMismatches(out.stdout, differ)
 	}
-	if len(differ) == 0 {
-		return nil
+	if err != nil || len(differ) == 0 {
+		return err
 	}
-	if _, err := os.Stat(filepath.Join(c.Dir, app.RefillFile)); c.DSN == "" && err == nil {
+	return c.verdict(len(differ), left, asked)
+}
+
+// verdict says what minutes that differ mean.
+func (c *AuditCmd) verdict(minutes int, left sink.Left, asked bool) error {
+	if left.Rows() > 0 {
 		return withHint(
-			fmt.Errorf("%d minutes: %w", len(differ), errAudit),
-			"the folder is a restored backup of a running instance: `ctrloop up --dir "+c.Dir+"` fills the warehouse up from its topics",
+			fmt.Errorf("%d minutes differ, and %d rows of %s and %s are not in the warehouse: %w",
+				minutes, left.Rows(), schemas.TopicLabels, schemas.TopicAudit, errOnTheWay),
+			"is a sink running, and is it behind (`ctrloop status`)? ask again when they have come, or with a longer --wait",
 		)
 	}
-	return withHint(
-		fmt.Errorf("%d minutes: %w", len(differ), errAudit),
-		"while the sink runs, ask again in a minute: labels on their way count as missing",
-	)
+	err := fmt.Errorf("%d minutes: %w", minutes, errAudit)
+	if _, gone := os.Stat(filepath.Join(c.Dir, app.RefillFile)); c.DSN == "" && gone == nil {
+		return withHint(err,
+			"the folder is a restored backup of a running instance: `ctrloop up --dir "+c.Dir+"` fills the warehouse up from its topics")
+	}
+	if !asked {
+		return withHint(err, "no broker was asked for what is on its way: name them with --kafka or --config")
+	}
+	return withHint(err, "nothing of it is on its way: see docs/sink.md, three belts")
+}
+
+// way looks at the brokers that the warehouse is filled from; nil where none are known.
+func (c *AuditCmd) way(cfg app.Config) (way *sink.Way, stop func(), err error) {
+	conf, stop := cfg.Sink, func() {}
+	conf.Kafka = cfg.Kafka.Config
+	if c.Kafka != "" {
+		conf.Kafka.Brokers = strings.Split(c.Kafka, ",")
+	}
+	if len(conf.Kafka.Brokers) == 0 {
+		if c.DSN != "" { // whatever is in the folder need not be what fills it
+			return nil, stop, nil
+		}
+		if conf.Kafka, stop, err = brokersAt(c.Dir, conf.Kafka); err != nil {
+			return nil, func() {}, err
+		}
+	}
+	return sink.NewWay(conf), stop, nil
+}
+
+func printMismatches(w io.Writer, differ []warehouse.Mismatch) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "partition\tminute\tlabels wanted\tthere\tpositive wanted\tthere\t")
+	for _, m := range differ {
+		fmt.Fprintf(t, "%d\t%s\t%d\t%d\t%d\t%d\t\n",
+			m.Partition, m.Minute.UTC().Format(time.RFC3339), m.WantLabels, m.Labels, m.WantPositive, m.Positive)
+	}
+	return t.Flush()
 }

@@ -119,8 +119,7 @@ func freeze(ctx context.Context, instance app.Addresses) (f app.Frozen, release 
 	if err != nil {
 		return f, nil, err
 	}
-	req.Header.Set("Authorization", "Bearer "+instance.BackupToken)
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := clientOf(instance, 0).Do(req) // it lasts as long as the backup
 	if err != nil {
 		return f, nil, err
 	}

@@ -29,6 +29,7 @@ func TestExampleConfigurations(t *testing.T) {
 	for name, value := range map[string]string{
 		"KAFKA_BROKER_1": "kafka-1.example:9093", "KAFKA_BROKER_2": "kafka-2.example:9093", "KAFKA_BROKER_3": "kafka-3.example:9093",
 		"CLICKHOUSE_DSN":           "clickhouse://ctrloop:s3cret@clickhouse.example:9440/ctrloop?secure=true",
+		"CTRLOOP_USER_SALT":        "a salt of the test's own",
 		"CLICKHOUSE_READ_ONLY_DSN": "clickhouse://reader:s3cret@clickhouse.example:9440/ctrloop?secure=true",
 	} {
 		t.Setenv(name, value)
@@ -108,5 +109,27 @@ func TestConfigReferenceIsCurrent(t *testing.T) {
 		if strings.HasPrefix(line, "| `") && strings.HasSuffix(strings.TrimSpace(line), "|  |") {
 			t.Errorf("a key without a doc comment: %s", strings.TrimSpace(line))
 		}
+	}
+}
+
+// V9: the public salt hides nobody, so an instance with brokers of its own must have one of its own.
+func TestASaltIsRequiredOutsideOfEmbeddedRuns(t *testing.T) {
+	check := func(text string) (int, string) {
+		file := filepath.Join(t.TempDir(), "c.yaml")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		code, _, stderr := cli(t, "config", "check", file)
+		return code, stderr
+	}
+	if code, said := check("kafka: {brokers: [k:9092]}\n"); code != exitUsage || !strings.Contains(said, "ingest.user_salt") ||
+		!strings.Contains(said, "openssl rand") {
+		t.Errorf("exit %d: %s", code, said)
+	}
+	if code, said := check("kafka: {brokers: [k:9092]}\ningest: {user_salt: ours}\n"); code != exitOK {
+		t.Errorf("exit %d: %s", code, said)
+	}
+	if code, said := check("joiner: {window: 31m}\n"); code != exitOK {
+		t.Errorf("embedded: exit %d: %s", code, said)
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"ctrloop/app"
 	"ctrloop/ingest"
+	"ctrloop/internal/config"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
 	"ctrloop/schemas"
@@ -28,7 +30,9 @@ type EraseCmd struct {
 type EraseUserCmd struct {
 	ID string `arg:"" help:"The user, as it was sent to the edge."`
 	storeFlags
-	Salt   string `help:"ingest.user_salt of the instance, for users that were sent as text." default:"ctrloop" env:"CTRLOOP_USER_SALT"`
+	Config string `help:"Configuration of the instance: its warehouse, its brokers and its salt." type:"existingfile" placeholder:"FILE"`
+	Salt   string `help:"ingest.user_salt of the instance, for users that were sent as text. Default: the configuration's." env:"CTRLOOP_USER_SALT"`
+	Former bool   `name:"former-salt" help:"The instance had another salt once, and --salt is that one."`
 	Number bool   `help:"The user was sent as a number, or ID is the hash itself."`
 	Kafka  string `help:"Ask these brokers how long their topics keep the hash: HOST:PORT,.... Default: the embedded one of the instance." placeholder:"HOST:PORT"`
 	JSON   bool   `name:"json" help:"Print the proof as JSON."`
@@ -47,14 +51,35 @@ var topicsWithUsers = []string{
 	schemas.TopicDeadLetters,
 }
 
+// person is whom the command names. 0 and the empty id are those who are not named: nobody, and everybody.
+func (c *EraseUserCmd) person(salt string) (warehouse.Person, error) {
+	if !c.Number {
+		if c.ID == "" {
+			return warehouse.Person{}, usageError{errors.New("the user is empty: that is everybody who was sent without a name, and no person")}
+		}
+		return warehouse.Person{User: ingest.HashUser(salt, c.ID), Text: c.ID}, nil
+	}
+	user, err := strconv.ParseUint(c.ID, 10, 64)
+	switch {
+	case err != nil:
+		return warehouse.Person{}, usageError{fmt.Errorf("--number: %q: want a whole number below 2^64", c.ID)}
+	case user == 0:
+		return warehouse.Person{}, usageError{errors.New("--number 0: 0 is everybody who was not named, and no person")}
+	}
+	return warehouse.Person{User: user}, nil
+}
+
 // Run erases and prints the proof.
 func (c *EraseUserCmd) Run(ctx context.Context, g *Globals, out *output) error {
-	user := ingest.HashUser(c.Salt, c.ID)
-	if c.Number {
-		var err error
-		if user, err = strconv.ParseUint(c.ID, 10, 64); err != nil {
-			return usageError{fmt.Errorf("--number: %q: want a whole number below 2^64", c.ID)}
-		}
+	cfg, err := config.Load(c.Config, app.Default())
+	if err != nil {
+		return err
+	}
+	c.Salt = cmp.Or(c.Salt, cfg.Salt())
+	c.DSN = cmp.Or(c.DSN, cfg.ClickHouse.DSN)
+	who, err := c.person(c.Salt)
+	if err != nil {
+		return err
 	}
 	if err := c.beside(ctx); err != nil {
 		return err
@@ -64,6 +89,9 @@ func (c *EraseUserCmd) Run(ctx context.Context, g *Globals, out *output) error {
 		return err
 	}
 	defer done()
+	if err := c.checkSalt(ctx, db); err != nil {
+		return err
+	}
 	until, err := db.Clock(ctx)
 	if err != nil {
 		return err
@@ -71,12 +99,18 @@ func (c *EraseUserCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	if c.DSN != "" {
 		until = until.Add(-eraseMargin)
 	}
-	e, err := db.Erase(ctx, user, until)
+	p := erasureProof{Beside: c.DSN != ""}
+	if p.Erasure, err = db.Erase(ctx, who, until); errors.Is(err, warehouse.ErrNobody) {
+		return withHint(err, "was the id sent so, letter by letter? as a number (--number)? is it another instance's? "+
+			"Events on their way are not seen: ask again in some minutes. No proof was stored")
+	}
 	if err != nil {
 		return err
 	}
-	p := erasureProof{Erasure: e, Beside: c.DSN != ""}
-	if p.Topics, err = c.topics(ctx, time.Now()); err != nil {
+	if p.InClear, err = db.InClear(ctx, who); err != nil {
+		return err
+	}
+	if p.Topics, err = c.topics(ctx, cfg.Kafka.Config, time.Now()); err != nil {
 		return withHint(
 			fmt.Errorf("the rows are gone from the warehouse; how long the topics keep the hash: %w", err),
 			"run it again when the brokers answer, with --kafka where they are not the instance's own",
@@ -87,6 +121,19 @@ func (c *EraseUserCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	}
 	p.print(out.stdout)
 	return nil
+}
+
+// checkSalt refuses a salt that is not the instance's: everybody would be looked for under a hash that nobody has.
+func (c *EraseUserCmd) checkSalt(ctx context.Context, db *warehouse.DB) error {
+	if c.Number || c.Former {
+		return nil
+	}
+	want, err := db.SaltCheck(ctx)
+	if err != nil || want == 0 || want == ingest.SaltCheck(c.Salt) { // 0: of a version that did not say
+		return err
+	}
+	return withHint(errors.New("the salt is not the one that this instance hashes users with"),
+		"give it as --salt, as CTRLOOP_USER_SALT or with --config; --former-salt if it was this one once")
 }
 
 // beside takes the addresses of an instance that runs on the folder: its engine can be written to by whoever may read the
@@ -116,6 +163,8 @@ type erasureProof struct {
 	warehouse.Erasure
 	// Beside: something may go on inserting, so the youngest rows were left.
 	Beside bool `json:"beside,omitempty"`
+	// InClear are commands of control.v1 that name the user in clear: forced units of older versions.
+	InClear uint64 `json:"in_clear,omitempty"`
 	// Topics that hold the hash beyond the erasure; empty: nobody was asked.
 	Topics []topicRest `json:"topics,omitempty"`
 }
@@ -128,12 +177,12 @@ type topicRest struct {
 }
 
 // topics asks the brokers for how long they keep what they have, from now on. Without brokers it returns nothing.
-func (c *EraseUserCmd) topics(ctx context.Context, now time.Time) ([]topicRest, error) {
-	kafka := stream.Default()
+func (c *EraseUserCmd) topics(ctx context.Context, kafka stream.Config, now time.Time) ([]topicRest, error) {
 	folder := filepath.Join(c.Dir, app.KafkaFolder)
 	switch _, err := os.Stat(folder); {
 	case c.Kafka != "":
 		kafka.Brokers = strings.Split(c.Kafka, ",")
+	case len(kafka.Brokers) > 0:
 	case c.DSN == "" && err == nil:
 		broker, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: folder})
 		if err != nil {
@@ -179,6 +228,10 @@ func (p erasureProof) print(w io.Writer) {
 			continue
 		}
 		fmt.Fprintf(w, "  %-16s by %s\n", t.Topic, t.GoneBy.Format("2006-01-02 15:04 MST"))
+	}
+	if p.InClear > 0 {
+		fmt.Fprintf(w, "%d commands of %s name the user in clear: units that an older version forced into an arm. Nothing is deleted from that log\n",
+			p.InClear, schemas.TopicControl)
 	}
 	fmt.Fprintf(w, "data sets, pairs and models hold no users; backups hold what they held\n")
 }

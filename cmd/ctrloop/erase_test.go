@@ -22,7 +22,7 @@ func TestErasureNamesTheTopics(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := EraseUserCmd{Kafka: strings.Join(b.Config.Brokers, ",")}
-	rest, err := c.topics(t.Context(), time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC))
+	rest, err := c.topics(t.Context(), stream.Default(), time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC))
 	if err != nil || len(rest) != len(topicsWithUsers) {
 		t.Fatal(rest, err)
 	}
@@ -34,8 +34,18 @@ func TestErasureNamesTheTopics(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, said.String())
 		}
 	}
-	unasked, err := (&EraseUserCmd{storeFlags: storeFlags{Dir: t.TempDir()}}).topics(t.Context(), time.Now())
+	unasked, err := (&EraseUserCmd{storeFlags: storeFlags{Dir: t.TempDir()}}).topics(t.Context(), stream.Config{}, time.Now())
 	if err != nil || unasked != nil {
 		t.Errorf("without a broker: %v, %v", unasked, err)
+	}
+}
+
+// S19: 0 and the empty id are everybody who was not named.
+func TestErasureOfNobodyAndEverybodyIsRefused(t *testing.T) {
+	for _, args := range [][]string{{"0", "--number"}, {""}, {"00", "--number"}, {"-1", "--number"}, {"alice", "--number"}} {
+		code, _, stderr := cli(t, append([]string{"erase", "user", "--dir", t.TempDir()}, args...)...)
+		if code != exitUsage {
+			t.Errorf("erase user %q: exit %d, %s", args, code, stderr)
+		}
 	}
 }

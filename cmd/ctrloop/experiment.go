@@ -4,20 +4,22 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
 	"net/http"
 	"net/url"
 	"os"
-	"os/user"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
+	"ctrloop/internal/httpapi"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/experiment"
+	"ctrloop/serving/experiment/client"
 	"ctrloop/serving/experiment/ramp"
 )
 
@@ -41,10 +43,10 @@ type ExperimentCmd struct {
 
 // instanceFlags find the instance to talk to.
 type instanceFlags struct {
-	Dir   string `help:"Folder of the instance." default:"ctrloop-data" env:"CTRLOOP_DIR" type:"path"`
-	API   string `name:"api" help:"Address of its API, instead of the one in its folder." placeholder:"URL" env:"CTRLOOP_API"`
-	Actor string `help:"Who does it, for the log. Default: the user of this machine." env:"CTRLOOP_ACTOR"`
-	JSON  bool   `name:"json" help:"Print JSON."`
+	Dir       string `help:"Folder of the instance." default:"ctrloop-data" env:"CTRLOOP_DIR" type:"path"`
+	API       string `name:"api" help:"Address of its API, instead of the one in its folder." placeholder:"URL" env:"CTRLOOP_API"`
+	TokenFile string `help:"File with the token for --api; the variable CTRLOOP_TOKEN serves too." type:"existingfile" placeholder:"FILE"`
+	JSON      bool   `name:"json" help:"Print JSON."`
 }
 
 // noted are commands that a person must give a reason for.
@@ -55,90 +57,75 @@ type noted struct {
 	Expect *int64 `help:"Version of the experiment that this was decided on (show prints it): refused if it has moved on." placeholder:"N"`
 }
 
-// apiTimeout bounds a call; an analysis reads the warehouse.
-const apiTimeout = time.Minute
-
-// maxAPIBytes bounds an answer.
-const maxAPIBytes = 64 << 20
-
 // apiError is a refusal of the API. Its exit code is that of wrong usage where the request could never be right.
-type apiError struct {
-	status     int
-	what, hint string
-}
+type apiError struct{ refused *client.Error }
 
-func (e apiError) Error() string { return e.what }
+func (e apiError) Error() string { return e.refused.Error() }
 
 // Hint is the API's.
-func (e apiError) Hint() string { return e.hint }
+func (e apiError) Hint() string { return e.refused.Hint }
 
 // ExitCode tells wrong requests from failures.
 func (e apiError) ExitCode() int {
-	switch e.status {
+	switch e.refused.Status {
 	case http.StatusBadRequest, http.StatusNotFound, http.StatusUnprocessableEntity:
 		return exitUsage
 	}
 	return exitFailed
 }
 
+// client finds the instance and the token for it.
+func (f instanceFlags) client() (*client.Client, error) {
+	token, err := f.token()
+	if err != nil {
+		return nil, err
+	}
+	found, err := readInstance(f.Dir)
+	if f.API != "" {
+		// The token of a folder is for the instance of that folder alone.
+		if token == "" && err == nil && found.API != "" && httpapi.HostPort(f.API) == httpapi.HostPort(found.API) {
+			return client.New(f.API, found.Token, userName()), nil
+		}
+		return client.New(f.API, token, ""), nil
+	}
+	if err != nil {
+		return nil, withHint(err, "start one with `ctrloop up --dir "+f.Dir+"`, or name its folder with --dir or its API with --api")
+	}
+	if found.API == "" {
+		return nil, withHint(fmt.Errorf("the instance on %s serves no API", f.Dir), "name one that runs the target serving, with --api")
+	}
+	if token != "" {
+		return client.New(found.API, token, ""), nil
+	}
+	return client.New(found.API, found.Token, userName()), nil
+}
+
+// token is the one that was given, "" for none.
+func (f instanceFlags) token() (string, error) {
+	if f.TokenFile == "" {
+		return os.Getenv("CTRLOOP_TOKEN"), nil
+	}
+	raw, err := os.ReadFile(f.TokenFile)
+	if err != nil {
+		return "", usageError{err}
+	}
+	return strings.TrimSpace(string(raw)), nil
+}
+
 // call asks the instance's API; body nil: GET.
 func (f instanceFlags) call(ctx context.Context, method, path string, body any) ([]byte, error) {
-	address := f.API
-	if address == "" {
-		found, err := readInstance(f.Dir)
-		if err != nil {
-			return nil, withHint(err, "start one with `ctrloop up --dir "+f.Dir+"`, or name its folder with --dir or its API with --api")
-		}
-		if address = found.API; address == "" {
-			return nil, withHint(fmt.Errorf("the instance on %s serves no API", f.Dir), "name one that runs the target serving, with --api")
-		}
-	}
-	if !strings.Contains(address, "://") {
-		address = "http://" + address
-	}
-	var in io.Reader
-	if body != nil {
-		raw, err := json.Marshal(body)
-		if err != nil {
-			return nil, err
-		}
-		in = bytes.NewReader(raw)
-	}
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(address, "/")+"/v1/experiments"+path, in)
+	c, err := f.client()
 	if err != nil {
-		return nil, usageError{err}
+		return nil, err
 	}
-	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("X-Ctrloop-Actor", f.actor())
-	res, err := http.DefaultClient.Do(req)
+	raw, err := c.Call(ctx, method, path, body)
+	if refused, ok := errors.AsType[*client.Error](err); ok {
+		return nil, apiError{refused}
+	}
 	if err != nil {
 		return nil, withHint(fmt.Errorf("ask the instance: %w", err), "is it running? `ctrloop status` tells")
 	}
-	defer res.Body.Close()
-	raw, err := io.ReadAll(io.LimitReader(res.Body, maxAPIBytes))
-	if err != nil {
-		return nil, fmt.Errorf("read the answer: %w", err)
-	}
-	if res.StatusCode/100 != 2 {
-		var refusal struct{ Error, Hint string }
-		if json.Unmarshal(raw, &refusal) != nil || refusal.Error == "" {
-			refusal.Error = fmt.Sprintf("%s %s: %s: %.200s", method, req.URL.Path, res.Status, raw)
-		}
-		return nil, apiError{res.StatusCode, refusal.Error, refusal.Hint}
-	}
 	return raw, nil
-}
-
-func (f instanceFlags) actor() string {
-	if f.Actor != "" {
-		return f.Actor
-	}
-	if u, err := user.Current(); err == nil {
-		return u.Username
-	}
-	return "cli"
 }
 
 // command posts and prints the experiment as it is then.

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"ctrloop/internal/httpapi"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/experiment"
 	"ctrloop/serving/experiment/ramp"
@@ -101,7 +102,7 @@ func api(t *testing.T) (*controlLog, *httptest.Server) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := httptest.NewServer(s.Handler())
+	srv := httptest.NewServer(httpapi.OpenAs("ada", s.Routes()...))
 	t.Cleanup(srv.Close)
 	return l, srv
 }
@@ -163,7 +164,7 @@ func TestExperimentCommands(t *testing.T) {
 				args = append(args, strings.Fields(part)...)
 			}
 		}
-		args = append(args, "--api", srv.URL, "--actor", "ada")
+		args = append(args, "--api", srv.URL)
 		var stdout, stderr bytes.Buffer
 		code := run(t.Context(), args, &stdout, &stderr)
 		got := stdout.String()

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"ctrloop/app"
+	"ctrloop/internal/admin"
 	"ctrloop/internal/telemetry"
 )
 
@@ -51,7 +52,8 @@ func (c *StatusCmd) Run(ctx context.Context, out *output) error {
 		return withHint(fmt.Errorf("the instance on %s has no admin listener to ask", c.Dir), "set admin.address in its configuration")
 	}
 	status := instanceStatus{Dir: c.Dir, Addresses: shown(found)}
-	if err := getJSON(ctx, found.Admin, "/readyz", &status); err != nil {
+	client := clientOf(found, statusTimeout)
+	if err := getJSON(ctx, client, found.Admin, admin.ReadyPath, &status); err != nil {
 		return withHint(fmt.Errorf("the instance on %s does not answer (it may have been killed): %w", c.Dir, err),
 			"start it again with `ctrloop up --dir "+c.Dir+"`")
 	}
@@ -59,7 +61,7 @@ func (c *StatusCmd) Run(ctx context.Context, out *output) error {
 		return status.readiness()
 	}
 	if found.API != "" {
-		if err := getJSON(ctx, found.API, "/api/overview", &status.Overview); err != nil {
+		if err := getJSON(ctx, client, found.API, "/api/overview", &status.Overview); err != nil {
 			return fmt.Errorf("ask for the overview: %w", err)
 		}
 	}
@@ -91,9 +93,7 @@ func shown(i app.Addresses) map[string]string {
 }
 
 // getJSON asks an instance for a page. A page that says "not ready" is an answer too.
-func getJSON(ctx context.Context, address, path string, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
-	defer cancel()
+func getJSON(ctx context.Context, client *http.Client, address, path string, into any) error {
 	if !strings.Contains(address, "://") {
 		address = "http://" + address
 	}
@@ -101,7 +101,7 @@ func getJSON(ctx context.Context, address, path string, into any) error {
 	if err != nil {
 		return err
 	}
-	res, err := http.DefaultClient.Do(req)
+	res, err := client.Do(req)
 	if err != nil {
 		return err
 	}

@@ -1,8 +1,8 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -16,7 +16,6 @@ import (
 	"ctrloop/app"
 	"ctrloop/app/trace"
 	"ctrloop/internal/config"
-	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
 	"ctrloop/schemas"
 )
@@ -44,14 +43,21 @@ func (c *TraceCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	if err != nil {
 		return err
 	}
-	kafka, stop, err := c.kafka(cfg)
+	kafka, stop, err := brokersAt(c.Dir, cfg.Kafka.Config)
 	if err != nil {
 		return err
 	}
 	defer stop()
 	finder := trace.Finder{
 		Kafka: kafka, Group: cfg.Joiner.Group, Window: cfg.Joiner.Window, Bucket: cfg.Joiner.Bucket, KeepOneNegativeIn: cfg.Joiner.KeepOneNegativeIn,
-		Slack: c.Slack, Everywhere: c.Everywhere,
+		Slack: c.Slack, Everywhere: c.Everywhere, Now: time.Now(),
+	}
+	if c.Config == "" {
+		window, err := c.runningWindow(ctx)
+		if err != nil {
+			return err
+		}
+		finder.Window = cmp.Or(window, finder.Window)
 	}
 	rep, err := finder.Trace(ctx, id)
 	if err != nil {
@@ -74,40 +80,18 @@ func (c *TraceCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	return err
 }
 
-// kafka returns the topics' broker: the configured one, the running instance's, or the folder's own, started.
-func (c *TraceCmd) kafka(cfg app.Config) (conf stream.Config, stop func(), err error) {
-	conf = cfg.Kafka.Config
-	if len(conf.Brokers) > 0 {
-		return conf, func() {}, nil
-	}
+// runningWindow is the join's window as the instance on the folder has it; 0 where none runs or its warehouse does not say.
+func (c *TraceCmd) runningWindow(ctx context.Context) (time.Duration, error) {
 	running, err := readInstance(c.Dir)
-	if err == nil && running.Kafka != "" {
-		conf.Brokers = strings.Split(running.Kafka, ",")
-	} else if err != nil && !errors.Is(err, errNotRunning) {
-		return conf, nil, err
+	if err != nil || running.ClickHouse == "" {
+		return 0, nil // at rest, or without a warehouse of its own
 	}
-	data := filepath.Join(c.Dir, app.KafkaFolder)
-	if _, err := os.Stat(data); err != nil {
-		if len(conf.Brokers) > 0 { // of a cluster: the instance's configuration has it
-			return conf, func() {}, nil
-		}
-		return conf, nil, withHint(
-			fmt.Errorf("there are no topics in %s: %w", c.Dir, err),
-			"name the folder of an instance with --dir, or its configuration with --config",
-		)
+	db, err := warehouse.Open(ctx, running.ClickHouse)
+	if err != nil {
+		return 0, nil // whoever left the addresses was killed
 	}
-	// A run.json may be all that is left of an instance that was killed: whether the folder can be taken tells.
-	e, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: data})
-	switch {
-	case errors.Is(err, stream.ErrInUse) && len(conf.Brokers) > 0:
-		return conf, func() {}, nil
-	case errors.Is(err, stream.ErrInUse):
-		return conf, nil, withHint(err, "another ctrloop works on this folder; wait for it to start or to end")
-	case err != nil:
-		return conf, nil, err
-	}
-	conf.Brokers = e.Brokers()
-	return conf, e.Close, nil
+	defer func() { _ = db.Close() }() // it was only read from
+	return db.Window(ctx)
 }
 
 // rows asks the warehouse, where there is one.
@@ -132,12 +116,7 @@ func (c *TraceCmd) rows(ctx context.Context, g *Globals, out *output, cfg app.Co
 		return err
 	}
 	defer func() { _ = db.Close() }() // it was only read from
-	rows := []trace.Row{}
-	if err := db.Select(ctx, &rows, trace.RowsQuery, id.String(), id.UnixMilli()); err != nil {
-		return err
-	}
-	rep.Warehouse = &rows
-	return nil
+	return rep.Ask(ctx, db, id)
 }
 
 // printTrace shows a report on one screen.
@@ -165,6 +144,9 @@ func printTrace(w io.Writer, rep trace.Report) error {
 			fmt.Fprintf(t, "warehouse\t%s/%d@%d\tkind=%s version=%d clicked=%d clicks=%d inserted_at=%s\n",
 				schemas.TopicLabels, r.Partition, r.Offset, r.Kind, r.Version, r.Clicked, r.Clicks, r.InsertedAt.UTC().Format(time.RFC3339))
 		}
+	}
+	for _, r := range rep.Refused {
+		fmt.Fprintf(t, "warehouse\t%s/%d@%d\t%s: %s %s\n", r.Topic, r.Partition, r.Offset, r.Kind, r.Reason, r.Detail)
 	}
 	return t.Flush()
 }

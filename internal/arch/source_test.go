@@ -79,6 +79,37 @@ func TestLoggersAreHandedDown(t *testing.T) {
 	})
 }
 
+// TestListenersAreOfOneKit finds servers and refusals beside internal/httpapi, where errors have one shape and clients their
+// bounds, and handlers that let everybody in outside of tests.
+func TestListenersAreOfOneKit(t *testing.T) {
+	banned := []string{
+		"http.Server", "http.Error", "http.NotFound", "http.ListenAndServe", "http.ListenAndServeTLS", "http.Serve", "http.ServeTLS",
+		"http.NewServeMux", "http.DefaultServeMux", "http.HandleFunc", "http.Handle", "httpapi.Open", "httpapi.OpenAs",
+	}
+	found := false
+	eachFile(t, func(p pkg, file *ast.File, fset *token.FileSet) {
+		// The fake of vLLM stands in for a server that is not ours.
+		inside := under(p.folder(), "internal/httpapi")
+		if p.folder() == "serving/backend/vllmfake" {
+			return
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			name := selected(n)
+			if inside {
+				found = found || name == "http.Server"
+				return true
+			}
+			if slices.Contains(banned, name) {
+				t.Errorf("%s: %s: listeners, and what they refuse, are of internal/httpapi", fset.Position(n.Pos()), name)
+			}
+			return true
+		})
+	})
+	if !found {
+		t.Error("internal/httpapi builds no server: has the way of building one changed?")
+	}
+}
+
 // TestPurePackagesReadNoClock finds the impure corners of otherwise harmless packages.
 func TestPurePackagesReadNoClock(t *testing.T) {
 	banned := []string{

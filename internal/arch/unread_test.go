@@ -23,9 +23,7 @@ import (
 
 // unreadFields are fields that the code of this module does not read although a file or a request can set them, each
 // with who reads them instead.
-var unreadFields = map[string]string{
-	"app.Listen.AllowRemote": "the check of the addresses, which is all that it is for",
-}
+var unreadFields = map[string]string{}
 
 // TestWhatIsSetIsRead finds keys of the configuration, and fields of requests and records, that can be set and that nothing
 // reads: whoever sets one believes that it does something (review N2).

@@ -272,19 +272,29 @@ func (l *loader) scalar(node *yaml.Node, t reflect.Type, path string) {
 	}
 }
 
-// duration checks that a duration has a unit. YAML's own reading of a bare 30 would be 30 nanoseconds.
-func (l *loader) duration(node *yaml.Node, path string) {
-	value := node.Value
-	if number, ok := strings.CutSuffix(value, "d"); ok {
+// ParseDuration reads a duration with a unit, days among them: 500ms, 30s, 15m, 12h, 7d.
+func ParseDuration(text string) (time.Duration, error) {
+	value := text
+	if number, ok := strings.CutSuffix(text, "d"); ok {
 		if days, err := strconv.ParseFloat(number, 64); err == nil {
 			value = strconv.FormatFloat(24*days, 'f', -1, 64) + "h"
 		}
 	}
-	if _, err := time.ParseDuration(value); err != nil {
-		l.wrong(node, path, "%q is not a duration; write a number with a unit: 500ms, 30s, 15m, 12h, 7d", node.Value)
+	d, err := time.ParseDuration(value)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a duration; write a number with a unit: 500ms, 30s, 15m, 12h, 7d", text)
+	}
+	return d, nil
+}
+
+// duration checks that a duration has a unit. YAML's own reading of a bare 30 would be 30 nanoseconds.
+func (l *loader) duration(node *yaml.Node, path string) {
+	d, err := ParseDuration(node.Value)
+	if err != nil {
+		l.wrong(node, path, "%v", err)
 		return
 	}
-	node.Value, node.Tag = value, "!!str"
+	node.Value, node.Tag = d.String(), "!!str"
 }
 
 // decode fills out from the node, and reports values of the wrong type.

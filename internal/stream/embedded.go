@@ -18,7 +18,7 @@ import (
 type EmbeddedConfig struct {
 	// Dir holds everything the broker remembers; it is created. One process at a time may use it.
 	Dir string
-	// Port on loopback; 0 picks a free one.
+	// Port on loopback; 0 takes the one that the folder's last broker had, or a free one where it is taken.
 	Port int
 }
 
@@ -52,10 +52,27 @@ func StartEmbedded(c EmbeddedConfig) (*Embedded, error) {
 		lock.Close()
 		return nil, fmt.Errorf("embedded broker: %w", err)
 	}
+	cluster, err := startOnPort(c)
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return &Embedded{cluster: cluster, dir: c.Dir, lock: lock}, nil
+}
+
+// portFile has the port of the folder's last broker.
+const portFile = "port"
+
+// startOnPort starts the broker on the configured port, on the one that the folder's last broker had, or on a free one.
+func startOnPort(c EmbeddedConfig) (*kfake.Cluster, error) {
+	file := filepath.Join(c.Dir, portFile)
 	port := c.Port
+	if kept := loopback.KeptPorts(file, 1); port == 0 && kept != nil && loopback.Free(kept[0]) {
+		port = kept[0]
+	}
 	if port == 0 {
+		var err error
 		if port, err = loopback.FreePort(); err != nil {
-			lock.Close()
 			return nil, fmt.Errorf("embedded broker: %w", err)
 		}
 	}
@@ -70,10 +87,13 @@ func StartEmbedded(c EmbeddedConfig) (*Embedded, error) {
 		}),
 	)
 	if err != nil {
-		lock.Close()
 		return nil, fmt.Errorf("embedded broker on %s, port %d (is the port taken?): %w", c.Dir, port, err)
 	}
-	return &Embedded{cluster: cluster, dir: c.Dir, lock: lock}, nil
+	if err := loopback.KeepPorts(file, port); err != nil {
+		cluster.Close()
+		return nil, fmt.Errorf("embedded broker: %w", err)
+	}
+	return cluster, nil
 }
 
 // lockDir takes the directory for this process; the kernel lets go when the process ends, however it ends.

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -48,6 +49,49 @@ func (m *LagMeter) Lag(ctx context.Context, group string, topics ...string) (int
 		total += n
 	}
 	return total, nil
+}
+
+// Before is how many offsets before the given ones a group has not committed, by partition; partitions that have none left
+// are not in it. A partition where a transaction is still open before its offset has at least one. Ends of transactions
+// count as in Lag.
+func (m *LagMeter) Before(ctx context.Context, group string, marks map[TopicPartition]int64) (map[TopicPartition]int64, error) {
+	var topics []string
+	for tp := range marks {
+		if !slices.Contains(topics, tp.Topic) {
+			topics = append(topics, tp.Topic)
+		}
+	}
+	out := map[TopicPartition]int64{}
+	if len(topics) == 0 {
+		return out, nil
+	}
+	// Ends first: what they hide was not committed before either.
+	end, err := EndOffsets(ctx, m.c, topics...)
+	if err != nil {
+		return nil, err
+	}
+	open, err := uncommitted(ctx, m.c, group, topics)
+	if err != nil {
+		return nil, err
+	}
+	for tp, mark := range marks {
+		s := open[tp]
+		if end[tp] < mark { // something before the mark cannot be read yet
+			out[tp] = max(1, min(s.to, mark)-s.from)
+			continue
+		}
+		if s.to = min(s.to, mark); s.from >= s.to {
+			continue
+		}
+		n, err := m.records(ctx, tp, s)
+		if err != nil {
+			return nil, err
+		}
+		if n > 0 {
+			out[tp] = n
+		}
+	}
+	return out, nil
 }
 
 // uncommitted is what of each partition lies behind the group's place, over one connection.

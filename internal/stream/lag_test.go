@@ -62,6 +62,22 @@ func TestLag(t *testing.T) {
 	check("reader", 0)
 	commit(150)
 	check("reader", end-150)
+	before := func(mark, want int64) {
+		t.Helper()
+		got, err := meter.Before(ctx, "reader", map[stream.TopicPartition]int64{tp: mark})
+		if err != nil || got[tp] != want || len(got) != int(min(want, 1)) {
+			t.Errorf("before %d: %v, want %d, %v", mark, got, want, err)
+		}
+	}
+	before(100, 0)
+	before(150, 0)
+	before(170, 20)
+	before(end, end-150)
+	before(end+10, end-150) // not written yet: what is there is on its way
+	commit(last)
+	before(end, 0)
+	before(end+10, 1)
+	commit(150)
 	stream.DeleteRecordsForTest(t, b.Config, "out", 0, 180)
 	check("reader", end-180)
 	check("nobody", end-180)

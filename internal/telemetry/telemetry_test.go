@@ -2,11 +2,9 @@ package telemetry
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
+	"errors"
 	"io"
-	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -82,75 +80,40 @@ func TestThrottleBoundsItsKeys(t *testing.T) {
 	}
 }
 
-func TestAdminRefusesToListenBeyondLoopback(t *testing.T) {
-	for address, ok := range map[string]bool{
-		"": true, "127.0.0.1:0": true, "localhost:9": true, "[::1]:0": true,
-		"0.0.0.0:0": false, ":0": false, "10.0.0.1:80": false, "example.org:80": false, "127.0.0.1": false,
-	} {
-		if err := (AdminConfig{Address: address}).Validate(); (err == nil) != ok {
-			t.Errorf("%q: %v, want allowed=%v", address, err, ok)
-		}
+// A part's last word counts; a part without a gate may speak too.
+func TestReadiness(t *testing.T) {
+	now := time.Unix(100, 0)
+	r := NewReadiness()
+	r.now = func() time.Time { return now }
+	if ready, gates := r.State(); ready || len(gates) != 0 {
+		t.Errorf("before anything has begun: %v %v", ready, gates)
 	}
-	if err := (AdminConfig{Address: "0.0.0.0:9090", AllowRemote: true}).Validate(); err != nil {
-		t.Errorf("allowed explicitly: %v", err)
+	edge, sink := r.Gate("edge"), r.Gate("sink")
+	edge.Healthy()
+	if ready, _ := r.State(); ready {
+		t.Error("ready while a part starts")
 	}
-}
-
-func TestAdminPages(t *testing.T) {
-	ready := NewReadiness()
-	gate := ready.Gate("joiner")
-	admin, err := NewAdmin(AdminConfig{}, NewRegistry("v1"), ready,
-		func() ([]byte, error) { return []byte("a: 1\n"), nil }, zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
+	now = now.Add(time.Second)
+	sink.Report(nil)
+	if ready, _ := r.State(); !ready {
+		t.Error("not ready when all parts are")
 	}
-	get := func(host, path string) (int, string) {
-		t.Helper()
-		req := httptest.NewRequest(http.MethodGet, path, nil)
-		req.Host = host
-		rec := httptest.NewRecorder()
-		admin.Handler().ServeHTTP(rec, req)
-		return rec.Code, rec.Body.String()
+	now = now.Add(time.Second)
+	sink.Report(errors.New("the warehouse is full"))
+	now = now.Add(time.Second)
+	sink.Tell("the warehouse is full still")
+	ready, gates := r.State()
+	want := []GateState{
+		{Name: "edge", Ready: true, Since: time.Unix(100, 0)},
+		{Name: "sink", Reason: "the warehouse is full still", Since: time.Unix(102, 0)},
 	}
-	if code, body := get("localhost:1", "/readyz"); code != 503 || !strings.Contains(body, `"reason":"starting"`) {
-		t.Errorf("readyz before: %d %s", code, body)
+	if diff := cmp.Diff(want, gates); ready || diff != "" {
+		t.Errorf("ready %v, gates (-want +got):\n%s", ready, diff)
 	}
-	gate.Ready()
-	for path, want := range map[string]string{
-		"/readyz":  `{"gates":[{"name":"joiner","ready":true}],"ready":true}`,
-		"/healthz": "ok", "/configz": "a: 1", "/metrics": `ctrloop_build_info{go=`, "/debug/pprof/": "goroutine",
-	} {
-		if code, body := get("127.0.0.1:1", path); code != 200 || !strings.Contains(body, want) {
-			t.Errorf("%s: %d, no %q in %.200s", path, code, want, body)
-		}
-	}
-	gate.NotReady("broker gone")
-	if code, body := get("[::1]:1", "/readyz"); code != 503 || !strings.Contains(body, "broker gone") {
-		t.Errorf("readyz after: %d %s", code, body)
-	}
-	if code, _ := get("evil.example:1", "/configz"); code != 403 {
-		t.Errorf("a foreign Host header got %d", code)
-	}
-}
-
-func TestAdminRunStopsWithItsContext(t *testing.T) {
-	admin, err := NewAdmin(DefaultAdminConfig(), NewRegistry("v1"), NewReadiness(), nil, zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- admin.Run(ctx) }()
-	res, err := http.Get("http://" + admin.Addr() + "/healthz")
-	if err != nil {
-		t.Fatal(err)
-	}
-	res.Body.Close()
-	cancel()
-	if err := <-done; err != nil {
-		t.Errorf("run: %v", err)
-	}
-	if _, err := http.Get("http://" + admin.Addr() + "/healthz"); err == nil {
-		t.Error("still listening after Run returned")
+	var none *Gate
+	none.Healthy()
+	none.Unhealthy("nobody listens")
+	if !none.Ready() {
+		t.Error("no gate is closed")
 	}
 }

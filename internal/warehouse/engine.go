@@ -1,6 +1,7 @@
 package warehouse
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,7 +47,8 @@ var ErrInUse = errors.New("data directory is in use by another engine")
 type EngineConfig struct {
 	Lib string // path of libchdb.so
 	Dir string // data directory, created when missing; one engine at a time
-	// TCPPort and HTTPPort on 127.0.0.1; 0 takes a free one. They stay the same over restarts of the engine.
+	// TCPPort and HTTPPort on 127.0.0.1; 0 takes those that the folder's last engine had, or free ones where they are taken. They
+	// stay the same over restarts of the engine.
 	TCPPort, HTTPPort int
 	// MaxMemoryBytes bounds what the engine accounts for; its resident memory can exceed it by about
 	// 0.65 GiB (allocator, code). 0 takes 2 GiB.
@@ -150,12 +152,20 @@ func lockPatiently(f *os.File) error {
 	}
 }
 
+// portsFile has the ports of the folder's last engine.
+const portsFile = "ports"
+
 // firstStart finds ports: a free port can be taken between our look and the engine's bind.
 func (e *Engine) firstStart(ctx context.Context) error {
 	fixed := e.cfg.TCPPort != 0 && e.cfg.HTTPPort != 0
+	file := filepath.Join(e.cfg.Dir, portsFile)
+	kept := loopback.KeptPorts(file, 2)
 	for try := 1; ; try++ {
 		cfg := e.cfg
 		var err error
+		if try == 1 && kept != nil {
+			cfg.TCPPort, cfg.HTTPPort = cmp.Or(cfg.TCPPort, kept[0]), cmp.Or(cfg.HTTPPort, kept[1])
+		}
 		if cfg.TCPPort == 0 {
 			cfg.TCPPort, err = loopback.FreePort()
 		}
@@ -168,6 +178,9 @@ func (e *Engine) firstStart(ctx context.Context) error {
 		p, err := e.startProcess(ctx, cfg)
 		if err == nil {
 			e.cfg, e.proc = cfg, p
+			if err := loopback.KeepPorts(file, cfg.TCPPort, cfg.HTTPPort); err != nil {
+				e.log.Warn().Err(err).Msg("the engine may come back on other ports, where processes that know its address do not find it")
+			}
 			return nil
 		}
 		if !errors.Is(err, errPortTaken) || fixed || try == 5 {

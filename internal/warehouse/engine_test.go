@@ -365,3 +365,26 @@ func TestGivenPassword(t *testing.T) {
 		t.Errorf("a new directory: %+v, %v", c, err)
 	}
 }
+
+// R7: other processes know the engine by its address, so it comes back on the ports that it had, and on others only where those
+// are taken.
+func TestEngineComesBackOnItsPorts(t *testing.T) {
+	dir := t.TempDir()
+	first := startEngine(t, EngineConfig{Dir: dir})
+	was := first.DSN()
+	stop(t, first)
+	second := startEngine(t, EngineConfig{Dir: dir})
+	if second.DSN() != was {
+		t.Errorf("the engine was at %s and is at %s", was, second.DSN())
+	}
+	port := second.cfg.TCPPort
+	stop(t, second)
+	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if third := startEngine(t, EngineConfig{Dir: dir}); third.cfg.TCPPort == port {
+		t.Error("two servers on one port")
+	}
+}

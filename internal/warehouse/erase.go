@@ -2,9 +2,12 @@ package warehouse
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -31,6 +34,18 @@ func (e Erasure) Rows() (n uint64) {
 	return n
 }
 
+// Person is whose events are erased.
+type Person struct {
+	// User is the salted hash, or the number that was sent.
+	User uint64
+	// Text is the id as it was sent; empty: it was sent as a number. Tables that hold what a client said are searched for it.
+	Text string
+}
+
+// ErrNobody means that no table has a row of the person, or that there is no such person: 0 and the empty id stand for
+// everybody who is not named.
+var ErrNobody = errors.New("nobody was erased")
+
 // ErrCluster means that a command works on one server only.
 var ErrCluster = errors.New("not possible over a cluster")
 
@@ -44,19 +59,24 @@ const (
 	eraseDeleted eraseStep = "deleted" // the rows are gone, views may still show them
 )
 
-// Erase deletes the rows of a user (salted hash) that were inserted up to a time, in every table that
+// Erase deletes the rows of a person that were inserted up to a time, in every table that
 // carries users, and records the proof in the table erasures. An erasure that was interrupted is finished
 // first, whatever `until` says: call again after an error. Nothing may insert rows dated before `until` while it
-// runs.
+// runs. Where there is nothing to erase it fails with ErrNobody and records nothing: a proof of nothing proves nothing, and the
+// id, the salt or the server is another one than was meant.
 //
 // What the audit expects is lowered by what goes, as one more record of the audit; rollups are counted anew.
 // ClickHouse removes the old parts from the disk some minutes after a mutation, or at its next start.
-func (db *DB) Erase(ctx context.Context, user uint64, until time.Time) (Erasure, error) {
-	return db.erase(ctx, user, until, func(eraseStep) error { return nil })
+func (db *DB) Erase(ctx context.Context, who Person, until time.Time) (Erasure, error) {
+	return db.erase(ctx, who, until, func(eraseStep) error { return nil })
 }
 
-func (db *DB) erase(ctx context.Context, user uint64, until time.Time, fault func(eraseStep) error) (Erasure, error) {
+func (db *DB) erase(ctx context.Context, who Person, until time.Time, fault func(eraseStep) error) (Erasure, error) {
+	user := who.User
 	e := Erasure{User: user, Until: until.UTC().Truncate(time.Second)}
+	if user == 0 {
+		return e, fmt.Errorf("user 0: %w: 0 stands for everybody who was not named", ErrNobody)
+	}
 	var distributed, counted, unfinished uint64
 	if err := db.QueryRow(ctx, "SELECT count() FROM system.tables WHERE database = currentDatabase() AND engine = 'Distributed'").Scan(&distributed); err != nil {
 		return e, err
@@ -80,11 +100,24 @@ func (db *DB) erase(ctx context.Context, user uint64, until time.Time, fault fun
 	if unfinished > 0 {
 		e.Until = pending.UTC()
 	}
-	tables, err := db.userTables(ctx, e)
+	tables, err := db.userTables(ctx, e, who.Text)
 	if err != nil {
 		return e, err
 	}
 	e.Tables = tables
+	if unfinished == 0 {
+		found := uint64(0)
+		for i := range e.Tables {
+			t := &e.Tables[i]
+			if err := db.QueryRow(ctx, t.Query).Scan(&t.RowsBefore); err != nil {
+				return e, err
+			}
+			found += t.RowsBefore
+		}
+		if found == 0 {
+			return e, fmt.Errorf("user %d: %w: no table has a row", user, ErrNobody)
+		}
+	}
 	if counted == 0 {
 		if err := db.eraseAudit(ctx, &e, fault); err != nil {
 			return e, fmt.Errorf("erase user %d: %w", user, err)
@@ -98,18 +131,24 @@ func (db *DB) erase(ctx context.Context, user uint64, until time.Time, fault fun
 	return e, nil
 }
 
-// userTables finds every table that carries users; rollups that are added later are found too.
-func (db *DB) userTables(ctx context.Context, e Erasure) ([]ErasedTable, error) {
+// userTables finds every table that carries users; rollups that are added later are found too. Tables that hold what a
+// client said are searched for the id by its SHA-256, because the query is kept as the proof, and the proof must not name the person.
+func (db *DB) userTables(ctx context.Context, e Erasure, text string) ([]ErasedTable, error) {
 	rows, err := db.Query(
 		ctx,
 		`SELECT table, has(groupArray(name), 'user') AS by_user, has(groupArray(name), 'inserted_at') AS dated FROM system.columns
 		WHERE database = currentDatabase() AND table IN (SELECT name FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree')
-		GROUP BY table HAVING table != 'erasures' AND (by_user OR table = 'exposures') ORDER BY table`,
+		GROUP BY table HAVING table != 'erasures' AND (by_user OR table IN ('exposures', 'dead_letters')) ORDER BY table`,
 	)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = rows.Close() }()
+	said := []string{"'" + sha256Hex(strconv.FormatUint(e.User, 10)) + "'"}
+	if text != "" {
+		said = append(said, "'"+sha256Hex(text)+"'")
+	}
+	ids := strings.Join(said, ", ")
 	var out []ErasedTable
 	for rows.Next() {
 		var name string
@@ -118,8 +157,11 @@ func (db *DB) userTables(ctx context.Context, e Erasure) ([]ErasedTable, error) 
 			return nil, fmt.Errorf("tables that carry users: %w", err)
 		}
 		where := "user = " + strconv.FormatUint(e.User, 10)
-		if byUser == 0 {
-			where = fmt.Sprintf("unit = '%d'", e.User) // exposures: the hash as text
+		switch name {
+		case "exposures": // the unit is what its client calls the user: the hash, or the id
+			where = "hex(SHA256(unit)) IN (" + ids + ")"
+		case "dead_letters": // what could not be read may be anything: its words, and what stands in quotes
+			where = `hasAny(arrayMap(w -> hex(SHA256(w)), arrayConcat(splitByRegexp('[^\\w@.:+-]+', sample), extractAll(sample, '"([^"]*)"'))), [` + ids + "])"
 		}
 		if dated == 1 {
 			where += fmt.Sprintf(" AND inserted_at <= toDateTime(%d, 'UTC')", e.Until.Unix())
@@ -127,6 +169,21 @@ func (db *DB) userTables(ctx context.Context, e Erasure) ([]ErasedTable, error) 
 		out = append(out, ErasedTable{Table: name, Query: "SELECT count() FROM " + quoteName(name) + " WHERE " + where})
 	}
 	return out, rows.Err()
+}
+
+// sha256Hex is what hex(SHA256(...)) says.
+func sha256Hex(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return strings.ToUpper(hex.EncodeToString(sum[:]))
+}
+
+// InClear counts commands on the control log that name the person as it was given: forced units of older versions, which were not
+// hidden yet. Nothing is ever deleted from that log.
+func (db *DB) InClear(ctx context.Context, who Person) (n uint64, err error) {
+	err = db.QueryRow(ctx, `SELECT count() FROM control_log FINAL
+		WHERE type = 'experiment.forced' AND JSONExtractString(data, 'unit') IN (?, ?) AND JSONExtractString(data, 'unit') != ''`,
+		who.Text, strconv.FormatUint(who.User, 10)).Scan(&n)
+	return n, err
 }
 
 func (t ErasedTable) where() string {
@@ -161,6 +218,19 @@ func (db *DB) eraseAudit(ctx context.Context, e *Erasure, fault func(eraseStep) 
 				groupBitXor(cityHash64(UUIDToNum(impression_id))), toUInt64(-sum(cityHash64(UUIDToNum(impression_id)))), ?, 0, reinterpretAsInt64(toUInt64(?))
 			FROM labels FINAL WHERE `+t.where()+" GROUP BY partition, m",
 			e.source(),
+			e.User,
+		)
+		if err != nil {
+			return err
+		}
+		err = db.Exec(
+			ctx,
+			`INSERT INTO label_blocks (partition, minute, first_offset, last_offset, labels, positive, hash_xor, hash_sum) SETTINGS async_insert = 0
+			SELECT partition, toStartOfMinute(toDateTime(event_time, 'UTC')) AS m, -toInt64(?), reinterpretAsInt64(toUInt64(?)),
+				toUInt64(-count()), toUInt64(-countIf(kind IN ('positive', 'corrected'))),
+				groupBitXor(cityHash64(UUIDToNum(impression_id))), toUInt64(-sum(cityHash64(UUIDToNum(impression_id))))
+			FROM labels FINAL WHERE `+t.where()+" GROUP BY partition, m",
+			e.Until.Unix(),
 			e.User,
 		)
 		if err != nil {

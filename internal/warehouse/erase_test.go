@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -100,7 +101,7 @@ func TestErase(t *testing.T) {
 			}
 			if dies != "" {
 				planned := errors.New("dies")
-				_, err := db.erase(t.Context(), user, now, func(at eraseStep) error {
+				_, err := db.erase(t.Context(), Person{User: user}, now, func(at eraseStep) error {
 					if at == dies {
 						return planned
 					}
@@ -110,7 +111,7 @@ func TestErase(t *testing.T) {
 					t.Fatalf("got %v", err)
 				}
 			}
-			e, err := db.Erase(t.Context(), user, now.Add(time.Minute))
+			e, err := db.Erase(t.Context(), Person{User: user}, now.Add(time.Minute))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -141,13 +142,98 @@ func TestErase(t *testing.T) {
 					t.Errorf("%s: %d", tab.Query, n)
 				}
 			}
-			again, err := db.Erase(t.Context(), user, now.Add(2*time.Minute))
-			if err != nil || again.Rows() != 0 {
-				t.Errorf("again: %d rows, %v", again.Rows(), err)
+			if n := count(t, db, "SELECT count() FROM audit_blocks"); n != 0 {
+				t.Errorf("the sums of blocks differ in %d minutes", n)
+			}
+			runs := count(t, db, "SELECT count() FROM erasures")
+			if _, err := db.Erase(t.Context(), Person{User: user}, now.Add(2*time.Minute)); !errors.Is(err, ErrNobody) {
+				t.Errorf("again: %v, want that there is nobody", err)
+			}
+			if n := count(t, db, "SELECT count() FROM erasures"); n != runs {
+				t.Error("a proof of nothing was stored")
 			}
 			if n := count(t, db, "SELECT count() FROM audit_mismatch"); n != 0 {
 				t.Errorf("%d minutes of the audit differ after the second run", n)
 			}
 		})
+	}
+}
+
+// S19, N9: who is not named is not erased, whatever the command says.
+func TestEraseOfNobody(t *testing.T) {
+	db := database(t)
+	rows := crowd(1)
+	for i := range rows[:10] {
+		rows[i].User = 0
+	}
+	audited(t, db, "crowd", rows)
+	for _, who := range []Person{{}, {Text: ""}, {User: 12345}, {User: 12345, Text: "bob"}} {
+		if _, err := db.Erase(t.Context(), who, time.Now().Add(time.Hour)); !errors.Is(err, ErrNobody) {
+			t.Errorf("%+v: %v", who, err)
+		}
+	}
+	if n := count(t, db, "SELECT count() FROM labels"); n != uint64(len(rows)) {
+		t.Errorf("%d rows left of %d", n, len(rows))
+	}
+	if n := count(t, db, "SELECT count() FROM erasures"); n != 0 {
+		t.Errorf("%d proofs of nothing", n)
+	}
+}
+
+// V9: every table with a column that may hold a person is known to the erasure, or is named here with why it holds none.
+func TestErasureKnowsEveryTableOfPeople(t *testing.T) {
+	db := database(t)
+	nobody := map[string]string{
+		"erasures.user":    "whom was erased: kept, so that a warehouse that is made anew can be cleared again",
+		"control_log.data": "forced users are hidden (control.HideUnit); of older logs the proof counts them (InClear)",
+	}
+	tables, err := db.userTables(t.Context(), Erasure{User: 7, Until: time.Now()}, "alice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := map[string]bool{}
+	for _, x := range tables {
+		known[x.Table] = true
+		if strings.Contains(x.Query, "alice") {
+			t.Errorf("the proof of %s names the person: %s", x.Table, x.Query)
+		}
+		if n := count(t, db, x.Query); n != 0 {
+			t.Errorf("%s: %d", x.Query, n)
+		}
+	}
+	var columns []struct {
+		Table string `ch:"table"`
+		Name  string `ch:"name"`
+	}
+	err = db.Select(t.Context(), &columns, `SELECT table, name FROM system.columns WHERE database = currentDatabase()
+		AND table IN (SELECT name FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree')
+		AND match(name, '(?i)user|unit|person|client|device|ip_|email|sample|value_bytes|payload|data$')`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(columns) < 6 {
+		t.Fatalf("%d columns: the test sees nothing", len(columns))
+	}
+	for _, c := range columns {
+		if !known[c.Table] && nobody[c.Table+"."+c.Name] == "" {
+			t.Errorf("%s.%s may hold a person, and the erasure does not know the table", c.Table, c.Name)
+		}
+	}
+}
+
+// V9: exposures hold what the client calls its user: the hash, or the id itself.
+func TestEraseReachesExposures(t *testing.T) {
+	db := database(t)
+	err := db.Exec(t.Context(), `INSERT INTO exposures (experiment, unit, day, variant, time)
+		SELECT 'x', arrayJoin(['77', 'alice', 'bob', '7']), toDate('2026-03-01'), 'control', toDateTime64('2026-03-01 12:00:00', 3, 'UTC')`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := db.Erase(t.Context(), Person{User: 77, Text: "alice"}, time.Now())
+	if err != nil || e.Rows() != 2 {
+		t.Fatalf("%+v, %v", e, err)
+	}
+	if got := lines(t, db, "SELECT unit FROM exposures ORDER BY unit"); got != "7\nbob\n" {
+		t.Errorf("left: %q", got)
 	}
 }

@@ -110,7 +110,7 @@ func TestFreezeBesideDeletions(t *testing.T) {
 	db := database(t)
 	audited(t, db, "erased", crowd(4)[:100])
 	died := errors.New("died")
-	_, err := db.erase(t.Context(), 1<<63, time.Now().Add(time.Hour), func(s eraseStep) error {
+	_, err := db.erase(t.Context(), Person{User: 1 << 63}, time.Now().Add(time.Hour), func(s eraseStep) error {
 		if s == eraseAudited {
 			return died
 		}
@@ -122,7 +122,7 @@ func TestFreezeBesideDeletions(t *testing.T) {
 	if _, err := db.deletions(t.Context()); !errors.Is(err, ErrBusy) {
 		t.Errorf("in the middle of an erasure: %v", err)
 	}
-	if _, err := db.Erase(t.Context(), 1<<63, time.Now()); err != nil {
+	if _, err := db.Erase(t.Context(), Person{User: 1 << 63}, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	before, err := db.deletions(t.Context())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -25,6 +26,13 @@ type AuditRow struct {
 type LateRow struct {
 	*eventpb.Late
 	Place
+}
+
+// DeadLetterRow is one record of dlq.v1 with its place and its time.
+type DeadLetterRow struct {
+	*eventpb.DeadLetter
+	Place
+	TimeMS int64 // Unix ms
 }
 
 // Place is where a mirrored record was read. Topic is the topic's id, so that a topic that was made anew
@@ -226,6 +234,42 @@ func (db *DB) InsertLate(ctx context.Context, rows []LateRow) error {
 		col("source_partition", rows, func(r *r) uint16 { return uint16(r.Place.Partition) }),
 		col("source_offset", rows, func(r *r) int64 { return r.Place.Offset }),
 	})
+}
+
+// sampleBytes bounds what is kept of a dead letter, and of its explanation.
+const sampleBytes = 500
+
+// InsertDeadLetters mirrors dlq.v1; a place is one row however often it comes.
+func (db *DB) InsertDeadLetters(ctx context.Context, rows []DeadLetterRow) error {
+	if len(rows) == 0 {
+		return nil
+	}
+	type r = DeadLetterRow
+	return db.insert(ctx, "dead_letters", []column{
+		col("reason", rows, func(r *r) string { return r.Reason }),
+		col("detail", rows, func(r *r) string { return r.Detail[:min(len(r.Detail), sampleBytes)] }),
+		col("impression_id", rows, func(r *r) uuid.UUID { return impressionOf(r.DeadLetter) }),
+		col("time", rows, func(r *r) int64 { return clampMS(r.TimeMS) }),
+		col("topic", rows, func(r *r) string { return r.Topic }),
+		col("partition", rows, func(r *r) uint16 { return uint16(r.DeadLetter.Partition) }),
+		col("offset", rows, func(r *r) int64 { return r.DeadLetter.Offset }),
+		col("bytes", rows, func(r *r) uint32 { return uint32(len(r.Value)) }),
+		col("sample", rows, func(r *r) string { return string(r.Value[:min(len(r.Value), sampleBytes)]) }),
+		col("source", rows, func(r *r) string { return r.TopicID }),
+		col("source_partition", rows, func(r *r) uint16 { return uint16(r.Place.Partition) }),
+		col("source_offset", rows, func(r *r) int64 { return r.Place.Offset }),
+	})
+}
+
+var anyUUID = regexp.MustCompile(`(?i)\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b`)
+
+// impressionOf is the id that a dead letter is about: its key, or the first id that it names; zero: neither.
+func impressionOf(d *eventpb.DeadLetter) uuid.UUID {
+	if id, err := uuid.FromBytes(d.Key); err == nil {
+		return id
+	}
+	id, _ := uuid.ParseBytes(anyUUID.Find(d.Value[:min(len(d.Value), sampleBytes)]))
+	return id
 }
 
 func bit(b bool) uint8 {

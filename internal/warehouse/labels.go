@@ -74,20 +74,47 @@ func (b *LabelBlock) Name(c NameColumn, v []byte) uint32 {
 	return b.names[c].number(v)
 }
 
-// maxNames bounds what a dictionary holds on to when its block is empty.
+// maxNames is the size from which a dictionary forgets names that no row has any more. Names may be a client's free text.
 const maxNames = 1 << 16
 
-// Drop removes the first n rows.
-func (b *LabelBlock) Drop(n int) {
+// Drop removes the first n rows, and forgets names that no row has any more where there are many of them. It returns how many
+// it has forgotten. So a block knows at most 65,536 names of a column more than it has rows, whatever clients send.
+func (b *LabelBlock) Drop(n int) (forgotten int) {
 	b.Rows = b.Rows[:copy(b.Rows, b.Rows[n:])]
-	if len(b.Rows) > 0 {
-		return
-	}
-	for i := range b.names {
-		if len(b.names[i].values) > maxNames {
-			b.names[i] = dictionary{}
+	for c := range b.names {
+		if d := &b.names[c]; len(d.values) > maxNames && len(d.values) > 2*len(b.Rows) {
+			forgotten += b.forget(NameColumn(c))
 		}
 	}
+	return forgotten
+}
+
+// Names is how many names the block knows, over all columns.
+func (b *LabelBlock) Names() (n int) {
+	for c := range b.names {
+		n += len(b.names[c].values)
+	}
+	return n
+}
+
+// forget numbers the names of the rows that are there anew.
+func (b *LabelBlock) forget(c NameColumn) int {
+	old := b.names[c]
+	b.names[c] = dictionary{}
+	numbers := make(map[uint32]uint32, min(len(b.Rows), maxNames))
+	for i := range b.Rows {
+		was := b.Rows[i].Names[c]
+		if was == 0 {
+			continue
+		}
+		n, ok := numbers[was]
+		if !ok {
+			n = b.names[c].number([]byte(old.value(was)))
+			numbers[was] = n
+		}
+		b.Rows[i].Names[c] = n
+	}
+	return len(old.values) - len(b.names[c].values)
 }
 
 // dictionary numbers strings from 1; 0 is the empty one.

@@ -27,6 +27,9 @@ type Options struct {
 	// Window and Bucket of the join, for the mature horizon (view label_horizon); 0 keeps what the
 	// warehouse has (30 min and 1 s in a new one).
 	Window, Bucket time.Duration
+	// SaltCheck stands for the salt of users (ingest.SaltCheck), so that an erasure under another one is noticed; 0 keeps what
+	// the warehouse has.
+	SaltCheck int64
 	// Accept are numbers of applied files whose text has changed and may: the new checksum is recorded, the file is not
 	// run again.
 	Accept []uint32
@@ -192,17 +195,36 @@ func (db *DB) apply(ctx context.Context, s Step) error {
 
 func (db *DB) setParameters(ctx context.Context, opt Options) error {
 	for _, p := range []struct {
-		name string
-		d    time.Duration
-	}{{"window_ms", opt.Window}, {"bucket_ms", opt.Bucket}} {
-		if p.d == 0 {
+		name  string
+		value int64
+	}{{windowParameter, opt.Window.Milliseconds()}, {"bucket_ms", opt.Bucket.Milliseconds()}, {saltParameter, opt.SaltCheck}} {
+		if p.value == 0 {
 			continue
 		}
-		if err := db.Exec(ctx, "INSERT INTO parameters (name, value) SETTINGS async_insert = 0 VALUES (?, ?)", p.name, p.d.Milliseconds()); err != nil {
+		if err := db.Exec(ctx, "INSERT INTO parameters (name, value) SETTINGS async_insert = 0 VALUES (?, ?)", p.name, p.value); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+const (
+	windowParameter = "window_ms"
+	saltParameter   = "salt_check"
+)
+
+// Window is the join's window as the processes that fill the warehouse have it; 0: none has said.
+func (db *DB) Window(ctx context.Context) (time.Duration, error) {
+	ms, err := db.parameter(ctx, windowParameter)
+	return time.Duration(ms) * time.Millisecond, err
+}
+
+// SaltCheck is what Options.SaltCheck was; 0: nobody has said.
+func (db *DB) SaltCheck(ctx context.Context) (int64, error) { return db.parameter(ctx, saltParameter) }
+
+func (db *DB) parameter(ctx context.Context, name string) (value int64, err error) {
+	err = db.QueryRow(ctx, "SELECT sum(value) FROM parameters FINAL WHERE name = ?", name).Scan(&value)
+	return value, err
 }
 
 func migrationsTable(d dialect) string {

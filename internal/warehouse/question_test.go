@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"ctrloop/schemas"
+	"ctrloop/schemas/eventpb"
 	"ctrloop/schemas/question"
 )
 
@@ -18,6 +20,13 @@ func TestBookOfQuestions(t *testing.T) {
 	}
 	rows := world(rand.New(rand.NewPCG(11, 12)), 3000)
 	if err := db.InsertLabels(t.Context(), "book", rows); err != nil {
+		t.Fatal(err)
+	}
+	dead := []DeadLetterRow{
+		{DeadLetter: &eventpb.DeadLetter{Reason: string(schemas.DeadBadTime), Topic: schemas.TopicRawImpressions}, Place: Place{"dlq", 0, 1}},
+		{DeadLetter: &eventpb.DeadLetter{Reason: string(schemas.DeadMalformed), Topic: schemas.TopicRawClicks}, Place: Place{"dlq", 0, 2}},
+	}
+	if err := db.InsertDeadLetters(t.Context(), dead); err != nil {
 		t.Fatal(err)
 	}
 	given := map[string]string{"product": "p1", "experiment": "x1", "id": rows[0].Impression.String(), "least": "1"}

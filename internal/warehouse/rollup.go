@@ -58,8 +58,8 @@ const rollupDue = `
 // hasTime says that the row's partition of labels.v1 has a watermark. The first condition is a constant of the query: while
 // all have one, which is nearly always, no column is read for it. Days are not rolled up while one has none: its rows
 // would be missing from them once it has.
-const hasTime = "((SELECT timeless = 0 FROM label_horizon) OR partition GLOBAL NOT IN " +
-	"(SELECT partition FROM label_partitions GROUP BY partition HAVING max(watermark) <= toDateTime64(0, 3, 'UTC')))"
+const hasTime = "((SELECT timeless = 0 FROM label_horizon) OR " +
+	"NOT has((SELECT timeless_partitions FROM label_horizon), partition))"
 
 // The condition on versions is that of labels_latest, on one day. The table carries its database: on a cluster the
 // shards read the text too, with a default database of their own.
@@ -277,12 +277,20 @@ func (db *DB) Touch(ctx context.Context, days ...time.Time) error {
 	return db.insert(ctx, "label_hours", []column{{"hour", hours}, {"rows", rows}})
 }
 
-// KeepRolledUp calls RollUp every interval until ctx ends. A failure is logged and tried again: views only
-// become slower by it.
-func (db *DB) KeepRolledUp(ctx context.Context, interval time.Duration, log zerolog.Logger) error {
+// KeepRolledUp calls RollUp every interval until ctx ends, while this process leads: two at a time do no harm, and count
+// everything twice. A failure is logged and tried again: views only become slower by it.
+func (db *DB) KeepRolledUp(ctx context.Context, interval time.Duration, leads func() bool, log zerolog.Logger) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
+		if !leads() {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-tick.C:
+			}
+			continue
+		}
 		began := time.Now()
 		done, err := db.RollUp(ctx, rollupSettled)
 		switch {
@@ -291,21 +299,8 @@ func (db *DB) KeepRolledUp(ctx context.Context, interval time.Duration, log zero
 		case err != nil:
 			log.Warn().Err(err).Msg("labels were not rolled up, questions over long spans are slow until they are")
 		case done.Days+done.Weeks > 0:
-			log.Debug().Int(
-				"days",
-				done.Days,
-			).Int(
-				"weeks",
-				done.Weeks,
-			).Int(
-				"dropped",
-				done.Dropped,
-			).Dur(
-				"took",
-				time.Since(began),
-			).Msg(
-				"labels rolled up",
-			)
+			log.Debug().Int("days", done.Days).Int("weeks", done.Weeks).Int("dropped", done.Dropped).Dur("took", time.Since(began)).
+				Msg("labels rolled up")
 		}
 		select {
 		case <-ctx.Done():

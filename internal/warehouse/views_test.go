@@ -1089,7 +1089,7 @@ func TestEmptyViews(t *testing.T) {
 	for _, name := range names {
 		got := lines(t, db, "SELECT * FROM "+name)
 		if name == "label_horizon" {
-			if !strings.Contains(got, "\t600000\t1000\t0\t0\n") {
+			if !strings.Contains(got, "\t600000\t1000\t0\t0\t[]\n") {
 				t.Errorf("label_horizon of nothing: %q", got)
 			}
 		} else if got != "" {

@@ -22,7 +22,8 @@ type Config struct {
 	MaxRows int `yaml:"max_rows"`
 	// MaxBufferedRows over all partitions; at about 300 bytes each. Reading stops beyond it.
 	MaxBufferedRows int `yaml:"max_buffered_rows"`
-	// FlushInterval is the pace of inserts under light load; a backlog is not held up by it.
+	// FlushInterval is the pace of inserts under light load; a backlog is not held up by it. With more than 20 partitions in one
+	// instance it is longer, so that there are at most 20 inserts a second.
 	FlushInterval time.Duration `yaml:"flush_interval"`
 	// Inserts is how many partitions are inserted at the same time.
 	Inserts int `yaml:"inserts"`

@@ -66,11 +66,23 @@ func (s *Service) labels(ctx context.Context) (progress bool, err error) {
 	}
 	defer w.consumer.Close()
 	defer w.metrics.buffered.Set(0)
+	began := time.Now()
 	for {
 		if err := w.step(ctx); err != nil {
 			return w.progress, err
 		}
+		if time.Since(began) >= patience && w.rows() == 0 { // nothing came in all that time, and nothing failed
+			w.health.works("labels")
+		}
 	}
+}
+
+// rows that wait.
+func (w *session) rows() (n int) {
+	for _, p := range w.parts {
+		n += len(p.block.Rows)
+	}
+	return n
 }
 
 // step polls once and inserts what is due.
@@ -194,17 +206,29 @@ func (w *session) take(b stream.PartitionBatch, now time.Time) {
 	}
 }
 
+// maxBlocksPerSecond bounds the blocks of one sink under light load. Each is a part of labels and of every table that is fed
+// by it, which the engine has to merge: with a block a second of each of 256 partitions it would be 1,000 parts a second. So the more partitions,
+// the longer each waits: 256 of them 13 s, up to 20 of them FlushInterval. Full blocks do not wait.
+const maxBlocksPerSecond = 20
+
+// pace is how long rows of a partition wait for others.
+func (w *session) pace() time.Duration {
+	return max(w.cfg.FlushInterval, time.Duration(len(w.parts))*time.Second/maxBlocksPerSecond)
+}
+
 // due cuts the blocks that are to be inserted now: full ones, aged ones, and all when memory is full.
 func (w *session) due(now time.Time) []block {
-	total := 0
+	total, names := 0, 0
 	for _, p := range w.parts {
-		total += len(p.block.Rows)
+		total, names = total+len(p.block.Rows), names+p.block.Names()
 	}
 	w.metrics.buffered.Set(float64(total))
+	w.metrics.names.Set(float64(names))
+	pace := w.pace()
 	var out []block
 	for id, p := range w.parts {
 		rows := p.block.Rows
-		full, aged := len(rows) >= w.cfg.MaxRows, now.Sub(p.first) >= w.cfg.FlushInterval
+		full, aged := len(rows) >= w.cfg.MaxRows, now.Sub(p.first) >= pace
 		if len(rows) == 0 || !full && !aged && total < w.cfg.MaxBufferedRows {
 			continue
 		}
@@ -304,6 +328,7 @@ func (w *session) finish(ctx context.Context, blocks []block) error {
 		return fmt.Errorf("commit the end: %w", err)
 	}
 	w.progress = true
+	w.health.works("labels")
 	now := time.Now()
 	for _, b := range blocks {
 		p := w.parts[b.partition]
@@ -312,7 +337,7 @@ func (w *session) finish(ctx context.Context, blocks []block) error {
 			w.metrics.watermark.Set(float64(b.rows.Rows[b.n-1].WatermarkMS) / 1000)
 		}
 		if b.rows == &p.block { // not a recovered one
-			p.block.Drop(b.n)
+			w.metrics.forgotten.Add(float64(p.block.Drop(b.n)))
 			p.first = now // the rest is younger than this; it waits one interval more at most
 		}
 	}

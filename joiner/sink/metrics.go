@@ -11,6 +11,8 @@ type metrics struct {
 	mirrored                           *prometheus.CounterVec
 	undecodable                        *prometheus.CounterVec
 	buffered, watermark, mismatched    prometheus.Gauge
+	onTheWay, names                    prometheus.Gauge
+	forgotten, lost                    prometheus.Counter
 	audits                             prometheus.Counter
 	seconds                            prometheus.Histogram
 }
@@ -30,19 +32,29 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		inserts:     counter("label_inserts_total", "Blocks of labels inserted."),
 		recovered:   counter("recovered_inserts_total", "Blocks that an earlier session had begun, inserted again under the same token."),
 		sessions:    counter("failed_sessions_total", "Sessions that ended with an error and were followed by another."),
+		lost:        counter("lost_records_sessions_total", "Sessions that ended because the broker had deleted what comes next. Must be 0."),
 		mirrored:    byTopic("mirrored_records_total", "Records mirrored into their tables."),
 		undecodable: byTopic("undecodable_records_total", "Records that could not be decoded and were left out. Must be 0."),
 		mismatched: gauge(
 			"audit_mismatched_minutes",
-			"Minutes of the last two days of impression time in which the warehouse differs from audit.v1, the same way twice in a row. Must be 0.",
+			"Minutes of the last two days of impression time in which the warehouse differs from audit.v1 with nothing on its way. Must be 0.",
+		),
+		onTheWay: gauge(
+			"audit_waits_for_rows",
+			"Rows of labels.v1 and audit.v1 on their way, which the audit waits for before it judges what differed at its last look.",
 		),
 		audits:    counter("audits_total", "Looks at the audit."),
+		names:     gauge("known_names", "Names of products, campaigns and the like that rows which wait refer to, over all partitions."),
+		forgotten: counter("forgotten_names_total", "Names that were forgotten because no row had them any more; many: clients send free text."),
 		buffered:  gauge("buffered_rows", "Label rows read and not inserted yet."),
 		watermark: gauge("inserted_watermark_seconds", "Newest watermark of an inserted label, event time, Unix seconds."),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "ctrloop_sink_insert_seconds", Help: "Duration of inserts of labels.",
 			Buckets: prometheus.ExponentialBuckets(0.005, 2, 14)}),
 	}
-	for _, c := range []prometheus.Collector{m.rows, m.inserts, m.recovered, m.sessions, m.mirrored, m.undecodable, m.buffered, m.watermark, m.mismatched, m.audits, m.seconds} {
+	for _, c := range []prometheus.Collector{
+		m.rows, m.inserts, m.recovered, m.sessions, m.mirrored, m.undecodable, m.buffered, m.watermark, m.mismatched, m.onTheWay, m.audits,
+		m.seconds, m.names, m.forgotten, m.lost,
+	} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("sink metrics: %w", err)
 		}

@@ -15,12 +15,13 @@ import (
 	"ctrloop/schemas/eventpb"
 )
 
-var mirrorTopics = []string{schemas.TopicAudit, schemas.TopicLate, schemas.TopicCreatives, schemas.TopicPairs}
+var mirrorTopics = []string{schemas.TopicAudit, schemas.TopicLate, schemas.TopicDeadLetters, schemas.TopicCreatives, schemas.TopicPairs}
 
 // mirrored is one batch of rows, by table.
 type mirrored struct {
 	audit     []warehouse.AuditRow
 	late      []warehouse.LateRow
+	dead      []warehouse.DeadLetterRow
 	creatives []schemas.Creative
 	pairs     []schemas.Pair
 }
@@ -51,12 +52,14 @@ func (s *Service) mirror(ctx context.Context) (progress bool, err error) {
 			return progress, err
 		}
 		if batch.Len() == 0 {
+			s.health.works("mirror")
 			continue
 		}
 		if err := s.mirrorBatch(ctx, consumer, batch, ids); err != nil {
 			return progress, err
 		}
 		progress = true
+		s.health.works("mirror")
 		// Let records gather: a few larger inserts a second instead of one per transaction of the joiner.
 		if batch.Len() < s.cfg.MaxRows/2 {
 			select {
@@ -118,6 +121,9 @@ func (s *Service) insertMirrored(ctx context.Context, m *mirrored) error {
 	if err := s.db.InsertLate(ctx, m.late); err != nil {
 		return err
 	}
+	if err := s.db.InsertDeadLetters(ctx, m.dead); err != nil {
+		return err
+	}
 	if err := s.db.InsertCreatives(ctx, m.creatives); err != nil {
 		return err
 	}
@@ -140,6 +146,12 @@ func (m *mirrored) add(r *stream.Record, topicID string) error {
 			return err
 		}
 		m.late = append(m.late, warehouse.LateRow{Late: l, Place: place})
+	case schemas.TopicDeadLetters:
+		d := &eventpb.DeadLetter{}
+		if err := proto.Unmarshal(r.Value, d); err != nil {
+			return err
+		}
+		m.dead = append(m.dead, warehouse.DeadLetterRow{DeadLetter: d, Place: place, TimeMS: r.Timestamp.UnixMilli()})
 	case schemas.TopicCreatives:
 		if r.Value == nil {
 			return nil // deleted from the compacted topic; the table keeps its history
@@ -184,7 +196,9 @@ func (s *Service) control(ctx context.Context) (progress bool, err error) {
 		err := s.db.InsertControl(ictx, rows)
 		s.metrics.mirrored.WithLabelValues(schemas.TopicControl).Add(float64(len(rows)))
 		rows = rows[:0]
-		progress = err == nil
+		if progress = err == nil; progress {
+			s.health.works("control")
+		}
 		return err
 	}
 	fold := func(r *stream.Record) {

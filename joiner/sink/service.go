@@ -20,10 +20,14 @@ type Warehouse interface {
 	InsertLabelBlock(ctx context.Context, token string, b *warehouse.LabelBlock, n int) error
 	InsertAudit(ctx context.Context, rows []warehouse.AuditRow) error
 	InsertLate(ctx context.Context, rows []warehouse.LateRow) error
+	InsertDeadLetters(ctx context.Context, rows []warehouse.DeadLetterRow) error
 	InsertCreatives(ctx context.Context, rows []schemas.Creative) error
 	InsertPairs(ctx context.Context, rows []schemas.Pair) error
 	InsertControl(ctx context.Context, rows []warehouse.ControlRow) error
 	Audit(ctx context.Context, since time.Time) ([]warehouse.Mismatch, error)
+	AuditBlocks(ctx context.Context, since time.Time) ([]warehouse.Cell, error)
+	AuditCells(ctx context.Context, cells []warehouse.Cell) ([]warehouse.Mismatch, error)
+	InsertProgress(ctx context.Context, topicID string, rows []warehouse.Progress, now time.Time) error
 	NewestAudited(ctx context.Context) (time.Time, error)
 	Retire(ctx context.Context, keep time.Duration) ([]time.Time, error)
 	LabelKeys(ctx context.Context, partition int32, from, to int64) (map[warehouse.LabelKey]struct{}, error)
@@ -50,6 +54,13 @@ type Service struct {
 	backoff time.Duration
 	giveUp  time.Duration
 	behind  *stream.LagMeter
+	way     *Way
+	join    Join
+	leader  Leader
+	// auditRows is auditRows, but in tests.
+	auditRows time.Duration
+	health    health
+	lostPause time.Duration
 	// refilled: the warehouse may have forgotten the tokens of blocks that it has.
 	refilled bool
 }
@@ -81,6 +92,11 @@ func New(cfg Config, db Warehouse, log zerolog.Logger, reg prometheus.Registerer
 		backoff: minBackoff,
 		giveUp:  giveUp,
 		behind:  stream.NewLagMeter(cfg.Kafka),
+		way:     NewWay(cfg),
+		leader:  always{},
+
+		auditRows: auditRows,
+		lostPause: lostPause,
 	}, nil
 }
 
@@ -88,14 +104,16 @@ func New(cfg Config, db Warehouse, log zerolog.Logger, reg prometheus.Registerer
 // what was read and not inserted is read again by the next run.
 func (s *Service) Run(ctx context.Context) error {
 	var g errgroup.Group
-	for name, session := range map[string]func(context.Context) (bool, error){"labels": s.labels, "mirror": s.mirror, "control": s.control, "audit": s.audit} {
-		g.Go(func() error { s.keep(ctx, name, session); return nil })
+	for name, session := range map[string]func(context.Context) (bool, error){
+		"labels": s.labels, "mirror": s.mirror, "control": s.control, "audit": s.audit, "progress": s.progress,
+	} {
+		g.Go(func() error { s.supervise(ctx, name, session); return nil })
 	}
 	return g.Wait()
 }
 
-// keep runs sessions one after the other. A session says whether it brought anything into the warehouse.
-func (s *Service) keep(ctx context.Context, name string, session func(context.Context) (progress bool, err error)) {
+// supervise runs sessions one after the other. A session says whether it brought anything into the warehouse.
+func (s *Service) supervise(ctx context.Context, name string, session func(context.Context) (progress bool, err error)) {
 	wait := s.backoff
 	for {
 		progress, err := session(ctx)
@@ -106,18 +124,31 @@ func (s *Service) keep(ctx context.Context, name string, session func(context.Co
 			wait = s.backoff
 		}
 		s.metrics.sessions.Inc()
-		level := zerolog.WarnLevel
-		if warehouse.Permanent(err) || errors.Is(err, stream.ErrDataLoss) {
+		s.health.fails(name, err, time.Now())
+		pause, level := wait, zerolog.WarnLevel
+		switch {
+		case errors.Is(err, stream.ErrDataLoss):
+			err = fmt.Errorf("%w; %s", err, s.lostAdvice())
+			s.metrics.lost.Inc()
+			pause, level = s.lostPause, zerolog.ErrorLevel
+		case warehouse.Permanent(err):
 			level = zerolog.ErrorLevel // will not heal by itself
 		}
-		s.log.WithLevel(level).Err(err).Str("part", name).Dur("retry_in", wait).Msg("sink session ended, starting again at the last commit")
+		s.log.WithLevel(level).Err(err).Str("part", name).Dur("retry_in", pause).Msg("sink session ended, starting again at the last commit")
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(wait):
+		case <-time.After(pause):
 		}
 		wait = min(wait*2, maxBackoff)
 	}
+}
+
+// lostAdvice is what a person can do where the broker has deleted records that the sink has not read.
+func (s *Service) lostAdvice() string {
+	return fmt.Sprintf("the warehouse lacks them for good, and the audit will show it. Make kafka.retention longer than the longest outage. "+
+		"To go on behind the gap, stop all sinks and set the groups %s and %s to the earliest offset "+
+		"(kafka-consumer-groups --reset-offsets --to-earliest): what is there already replaces itself", s.cfg.Group, s.mirrorGroup())
 }
 
 func (s *Service) mirrorGroup() string { return s.cfg.mirrorGroup() }

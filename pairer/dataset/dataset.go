@@ -3,10 +3,13 @@
 package dataset
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -19,6 +22,8 @@ const (
 	PairsFile     = "pairs.arrow"
 	CreativesFile = "creatives.arrow"
 	ManifestFile  = "manifest.json"
+	// RecordsFile has the pairs as they are published on pairs.v1, one JSON object a line, where the pairer made the data set.
+	RecordsFile = "pairs.jsonl"
 )
 
 // PairRow is a row of pairs.arrow: two creatives of one product, side by side.
@@ -132,4 +137,36 @@ func Write(dir string, pairs []schemas.Pair, creatives []CreativeRow, m Manifest
 // Pairs reads the pair table of a data set.
 func Pairs(dir string) ([]PairRow, error) {
 	return columnar.Read[PairRow](filepath.Join(dir, PairsFile))
+}
+
+// WriteRecords adds the pairs as they are published.
+func WriteRecords(dir string, pairs []schemas.Pair) error {
+	var b bytes.Buffer
+	lines := json.NewEncoder(&b)
+	for _, p := range pairs {
+		if err := lines.Encode(p); err != nil {
+			return fmt.Errorf("write data set: pair %s: %w", p.ID, err)
+		}
+	}
+	return os.WriteFile(filepath.Join(dir, RecordsFile), b.Bytes(), 0o644)
+}
+
+// Records reads what WriteRecords wrote; none of a data set that was made elsewhere.
+func Records(dir string) ([]schemas.Pair, error) {
+	raw, err := os.ReadFile(filepath.Join(dir, RecordsFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read data set: %w", err)
+	}
+	var out []schemas.Pair
+	for lines := json.NewDecoder(bytes.NewReader(raw)); lines.More(); {
+		var p schemas.Pair
+		if err := lines.Decode(&p); err != nil {
+			return nil, fmt.Errorf("read data set: %s: %w", RecordsFile, err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
 }

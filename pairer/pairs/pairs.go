@@ -19,6 +19,8 @@ import (
 type Evidence struct {
 	Product, Category, Placement, Creative string
 	Impressions, Clicks                    int64
+	// Span that this evidence covers; the zero Span: that of all evidence.
+	Span Span
 }
 
 // Policy is a rule that decides which pairs are made and what they weigh.
@@ -44,22 +46,38 @@ type Config struct {
 // Span is the event time that evidence covers, Unix milliseconds, [From, To].
 type Span struct{ FromMS, ToMS int64 }
 
+// union is the least span that holds both; a zero span holds nothing.
+func (s Span) union(o Span) Span {
+	switch {
+	case s == Span{}:
+		return o
+	case o == Span{}:
+		return s
+	}
+	return Span{min(s.FromMS, o.FromMS), max(s.ToMS, o.ToMS)}
+}
+
 // Prior of click rates.
 type Prior struct{ Alpha, Beta float64 }
 
 // FitPrior fits a Beta prior by the method of moments: the variance of observed rates, less what binomial
-// noise alone would give. Without spread beyond noise it returns a prior as strong as ten thousand impressions.
+// noise alone would give. Without spread beyond noise it returns a prior as strong as ten thousand impressions. The order
+// of the evidence makes no difference, not in the last bit either: data sets are named by what is computed from it.
 func FitPrior(evidence []Evidence) Prior {
-	var imp, clk, n float64
+	evidence = slices.SortedFunc(slices.Values(evidence), func(a, b Evidence) int {
+		return cmp.Or(cmp.Compare(a.Impressions, b.Impressions), cmp.Compare(a.Clicks, b.Clicks))
+	})
+	var impressions, clicks int64 // whole numbers add up to the same in every order
 	for _, e := range evidence {
 		if e.Impressions > 0 {
-			imp, clk, n = imp+float64(e.Impressions), clk+float64(e.Clicks), n+1
+			impressions, clicks = impressions+e.Impressions, clicks+e.Clicks
 		}
 	}
-	if imp == 0 || clk == 0 {
+	if impressions == 0 || clicks == 0 {
 		return Prior{1, 1}
 	}
-	m := clk / imp
+	imp := float64(impressions)
+	m := float64(clicks) / imp
 	// Weighted by impressions, so that a creative seen ten times does not pass for spread.
 	var spread, noise float64
 	for _, e := range evidence {
@@ -103,8 +121,10 @@ func ProbGreater(x, y distuv.Beta) float64 {
 	return min(1, max(0, p))
 }
 
-// Build makes the pairs of all cells, in an order that depends on the evidence alone.
+// Build makes the pairs of all cells, in an order that depends on the evidence alone. span is that of evidence which has
+// none of its own. A pair is named by its own two sides, so that other products' traffic does not rename it.
 func Build(cfg Config, evidence []Evidence, span Span) []schemas.Pair {
+	evidence = Sum(evidence)
 	prior := FitPrior(evidence)
 	cells := map[[2]string][]Evidence{}
 	for _, e := range evidence {
@@ -141,17 +161,22 @@ func BuildLater(cfg Config, early, late []Evidence, earlySpan, lateSpan Span) []
 	return slices.Concat(train, test, later)
 }
 
-// Sum adds up the evidence of each creative and cell.
+// Sum adds up the evidence of each creative and cell, in the order of their names. Where a creative was reported under
+// several categories, the last one by name is taken: a creative is never compared with itself.
 func Sum(parts ...[]Evidence) []Evidence {
-	at := map[[3]string]int{}
-	var out []Evidence
-	for _, e := range slices.Concat(parts...) {
-		k := [3]string{e.Product, e.Placement, e.Creative}
-		if i, ok := at[k]; ok {
-			out[i].Impressions, out[i].Clicks = out[i].Impressions+e.Impressions, out[i].Clicks+e.Clicks
+	all := slices.Concat(parts...)
+	slices.SortFunc(all, func(a, b Evidence) int {
+		return cmp.Or(cmp.Compare(a.Product, b.Product), cmp.Compare(a.Placement, b.Placement), cmp.Compare(a.Creative, b.Creative),
+			cmp.Compare(a.Category, b.Category))
+	})
+	out := all[:0]
+	for _, e := range all {
+		if n := len(out); n > 0 && out[n-1].Product == e.Product && out[n-1].Placement == e.Placement && out[n-1].Creative == e.Creative {
+			last := &out[n-1]
+			last.Category = e.Category
+			last.Impressions, last.Clicks, last.Span = last.Impressions+e.Impressions, last.Clicks+e.Clicks, last.Span.union(e.Span)
 			continue
 		}
-		at[k] = len(out)
 		out = append(out, e)
 	}
 	return out
@@ -186,6 +211,9 @@ func makePair(cfg Config, prior Prior, a, b Evidence, span Span) (schemas.Pair, 
 	pa, pb := prior.Posterior(a), prior.Posterior(b)
 	if pa.Mean() < pb.Mean() {
 		a, b, pa, pb = b, a, pb, pa
+	}
+	if own := a.Span.union(b.Span); own != (Span{}) {
+		span = own
 	}
 	weight := 2*ProbGreater(pa, pb) - 1
 	if cfg.Policy == PolicyCAIG {
@@ -223,15 +251,4 @@ func caigKeeps(hi, lo Evidence, floor int64) bool {
 	}
 	ratio := (float64(hi.Clicks) / float64(hi.Impressions)) / (float64(lo.Clicks) / float64(lo.Impressions))
 	return ratio >= 1.05 && ratio <= 1.20
-}
-
-// Effective is the sum of weights of the training pairs: how many sure comparisons the set is worth.
-func Effective(ps []schemas.Pair) float64 {
-	var sum float64
-	for _, p := range ps {
-		if p.Split == "train" {
-			sum += p.Weight
-		}
-	}
-	return sum
 }

@@ -43,13 +43,13 @@ func TestProbGreaterEqualsTheClosedForm(t *testing.T) {
 func TestFitPriorFindsTheTruth(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	truth := distuv.Beta{Alpha: 36, Beta: 964, Src: r} // 3.6 %, strength 1000
-	var ev []Evidence
+	var all []Evidence
 	for range 4000 {
 		n := int64(200 + r.IntN(2000))
 		k := int64(distuv.Binomial{N: float64(n), P: truth.Rand(), Src: r}.Rand())
-		ev = append(ev, Evidence{Impressions: n, Clicks: k})
+		all = append(all, Evidence{Impressions: n, Clicks: k})
 	}
-	p := FitPrior(ev)
+	p := FitPrior(all)
 	if mean := p.Alpha / (p.Alpha + p.Beta); math.Abs(mean-0.036) > 0.001 {
 		t.Errorf("mean %v", mean)
 	}
@@ -61,13 +61,18 @@ func TestFitPriorFindsTheTruth(t *testing.T) {
 	}
 }
 
+// ev is evidence of one creative.
+func ev(product, category, placement, creative string, impressions, clicks int64) Evidence {
+	return Evidence{Product: product, Category: category, Placement: placement, Creative: creative, Impressions: impressions, Clicks: clicks}
+}
+
 func cell() []Evidence {
 	return []Evidence{
-		{"p-1", "kitchen/mugs", "home", "c-a", 2000, 100},
-		{"p-1", "kitchen/mugs", "home", "c-b", 2000, 60},
-		{"p-1", "kitchen/mugs", "home", "c-c", 2000, 60},
-		{"p-1", "kitchen/mugs", "search", "c-a", 2000, 200},
-		{"p-1", "kitchen/mugs", "search", "c-b", 10, 9},
+		ev("p-1", "kitchen/mugs", "home", "c-a", 2000, 100),
+		ev("p-1", "kitchen/mugs", "home", "c-b", 2000, 60),
+		ev("p-1", "kitchen/mugs", "home", "c-c", 2000, 60),
+		ev("p-1", "kitchen/mugs", "search", "c-a", 2000, 200),
+		ev("p-1", "kitchen/mugs", "search", "c-b", 10, 9),
 	}
 }
 
@@ -87,10 +92,10 @@ func TestBuildComparesWithinACellOnly(t *testing.T) {
 }
 
 func TestBuildDependsOnEvidenceAlone(t *testing.T) {
-	ev := cell()
-	a := Build(Config{Policy: PolicyPosterior, HoldoutFraction: 0.5}, ev, Span{1, 2})
-	rand.New(rand.NewPCG(3, 4)).Shuffle(len(ev), func(i, j int) { ev[i], ev[j] = ev[j], ev[i] })
-	b := Build(Config{Policy: PolicyPosterior, HoldoutFraction: 0.5}, ev, Span{1, 2})
+	all := cell()
+	a := Build(Config{Policy: PolicyPosterior, HoldoutFraction: 0.5}, all, Span{1, 2})
+	rand.New(rand.NewPCG(3, 4)).Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	b := Build(Config{Policy: PolicyPosterior, HoldoutFraction: 0.5}, all, Span{1, 2})
 	if d := cmp.Diff(a, b); d != "" {
 		t.Error(d)
 	}
@@ -104,13 +109,13 @@ func TestBuildDependsOnEvidenceAlone(t *testing.T) {
 }
 
 func TestSidesAreBalanced(t *testing.T) {
-	var ev []Evidence
+	var all []Evidence
 	for i := range 400 {
 		id := string(rune('A'+i%26)) + string(rune('a'+i/26))
-		ev = append(ev, Evidence{id, "x/y", "home", "c-1", 1000, 50}, Evidence{id, "x/y", "home", "c-2", 1000, 30})
+		all = append(all, ev(id, "x/y", "home", "c-1", 1000, 50), ev(id, "x/y", "home", "c-2", 1000, 30))
 	}
 	left := 0
-	ps := Build(Config{Policy: PolicyPosterior}, ev, Span{})
+	ps := Build(Config{Policy: PolicyPosterior}, all, Span{})
 	for _, p := range ps {
 		if p.Left {
 			left++
@@ -122,29 +127,29 @@ func TestSidesAreBalanced(t *testing.T) {
 }
 
 func TestCAIGRule(t *testing.T) {
-	ev := []Evidence{
-		{"p", "c", "s", "c-1", 2000, 100}, {"p", "c", "s", "c-2", 2000, 90}, // ratio 1.11: kept
-		{"p", "c", "s", "c-3", 2000, 60}, // 1.5 and 1.67: above the band
-		{"p", "c", "s", "c-4", 1000, 45}, // too few impressions
+	all := []Evidence{
+		ev("p", "c", "s", "c-1", 2000, 100), ev("p", "c", "s", "c-2", 2000, 90), // ratio 1.11: kept
+		ev("p", "c", "s", "c-3", 2000, 60), // 1.5 and 1.67: above the band
+		ev("p", "c", "s", "c-4", 1000, 45), // too few impressions
 	}
-	ps := Build(Config{Policy: PolicyCAIG}, ev, Span{})
+	ps := Build(Config{Policy: PolicyCAIG}, all, Span{})
 	if len(ps) != 1 || ps[0].Chosen.Creative != "c-1" || ps[0].Rejected.Creative != "c-2" || ps[0].Weight != 1 {
 		t.Errorf("%+v", ps)
 	}
 }
 
 func TestSplitIsByProduct(t *testing.T) {
-	var ev []Evidence
+	var all []Evidence
 	held := 0
 	for i := range 200 {
 		id := "p-" + string(rune('a'+i%26)) + string(rune('a'+i/26))
 		if schemas.Holdout(id, 0.2) {
 			held++
 		}
-		ev = append(ev, Evidence{id, "x/y", "home", "c-1", 1000, 50}, Evidence{id, "x/y", "home", "c-2", 1000, 20})
+		all = append(all, ev(id, "x/y", "home", "c-1", 1000, 50), ev(id, "x/y", "home", "c-2", 1000, 20))
 	}
 	test := 0
-	for _, p := range Build(Config{Policy: PolicyPosterior, HoldoutFraction: 0.2}, ev, Span{}) {
+	for _, p := range Build(Config{Policy: PolicyPosterior, HoldoutFraction: 0.2}, all, Span{}) {
 		if p.Split == "test" {
 			test++
 		}
@@ -161,8 +166,8 @@ func TestLaterPairsRestOnLaterEvidence(t *testing.T) {
 		p := fmt.Sprintf("p-%d", i)
 		for c := range 2 {
 			id := fmt.Sprintf("c-%d-%d", i, c)
-			early = append(early, Evidence{p, "x/y", "home", id, 800, int64(20 + 30*c)})
-			late = append(late, Evidence{p, "x/y", "home", id, 200, int64(12 - 8*c)}) // taste has turned
+			early = append(early, ev(p, "x/y", "home", id, 800, int64(20+30*c)))
+			late = append(late, ev(p, "x/y", "home", id, 200, int64(12-8*c))) // taste has turned
 		}
 	}
 	cfg := Config{Policy: PolicyPosterior, MinImpressions: 500, HoldoutFraction: 0.5}
@@ -179,5 +184,48 @@ func TestLaterPairsRestOnLaterEvidence(t *testing.T) {
 	}
 	if count["train"] == 0 || count["test"] == 0 || count["later"] != count["train"] || count["train"]+count["test"] != 40 {
 		t.Errorf("pairs by split: %v", count)
+	}
+}
+
+// S7: twenty orders of the same rows are one list of pairs, to the last bit.
+func TestPairsDependOnNoOrderOfRows(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	var all []Evidence
+	for i := range 60 {
+		for c := range 3 {
+			all = append(all, ev(fmt.Sprintf("p-%d", i), "x/y", "home", fmt.Sprintf("c-%d-%d", i, c), 1000+r.Int64N(3000), 20+r.Int64N(90)))
+		}
+	}
+	want := Build(Config{Policy: PolicyPosterior}, all, Span{1, 2})
+	for range 20 {
+		r.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+		if d := cmp.Diff(want, Build(Config{Policy: PolicyPosterior}, all, Span{1, 2})); d != "" {
+			t.Fatal(d)
+		}
+	}
+}
+
+// S7: a pair carries the span of its own evidence, so what other products get neither renames nor redates it.
+func TestAPairHasTheSpanOfItsOwnEvidence(t *testing.T) {
+	side := func(product, creative string, clicks, from, to int64) Evidence {
+		e := ev(product, "x/y", "home", creative, 2000, clicks)
+		e.Span = Span{from, to}
+		return e
+	}
+	mine := []Evidence{side("p", "c-a", 40, 10, 20), side("p", "c-b", 90, 12, 25)}
+	cfg := Config{Policy: PolicyPosterior}
+	alone := Build(cfg, mine, Span{10, 25})
+	beside := Build(cfg, append(mine, side("q", "c-c", 70, 1, 99), side("q", "c-d", 20, 1, 99)), Span{1, 99})
+	if len(alone) != 1 || len(beside) != 2 || alone[0].ID != beside[0].ID || beside[0].FromMS != 10 || beside[0].ToMS != 25 {
+		t.Errorf("alone %+v, beside another product %+v", alone, beside)
+	}
+}
+
+// The category is what the client says: a creative under two of them is one creative, not a pair with itself.
+func TestACreativeIsNotComparedWithItself(t *testing.T) {
+	all := []Evidence{ev("p", "x/y", "home", "c-a", 2000, 40), ev("p", "x/z", "home", "c-a", 2000, 90), ev("p", "x/z", "home", "c-b", 4000, 40)}
+	ps := Build(Config{Policy: PolicyPosterior}, all, Span{})
+	if len(ps) != 1 || ps[0].Chosen.Creative != "c-a" || ps[0].Chosen.Impressions != 4000 || ps[0].Rejected.Creative != "c-b" {
+		t.Errorf("%+v", ps)
 	}
 }

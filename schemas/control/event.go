@@ -1,6 +1,8 @@
 package control
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -216,8 +218,40 @@ type Pause struct{}
 
 // Forced gives a unit an arm whatever its hash says, for quality assurance. It is no part of the analysis.
 type Forced struct {
-	Unit    string `json:"unit"`              // user hash or product, as the experiment's Unit says
+	Unit    string `json:"unit"`              // product, or HideUnit of a user; in older logs the user as it was given
 	Variant string `json:"variant,omitempty"` // "control" or "treatment"; empty takes the entry back
+}
+
+// HideUnit is how a user is named on the control log, which nothing is ever deleted from: a hash under the experiment's id, so
+// that the log names nobody and two experiments cannot be held against each other.
+func HideUnit(experiment, user string) string {
+	h := hideUnit(experiment, user)
+	return string(h[:])
+}
+
+const hiddenPrefix = "sha256:"
+
+func hideUnit(experiment, user string) (hidden [len(hiddenPrefix) + 32]byte) {
+	var place [256]byte // on the stack: assignments ask for it
+	text := append(place[:0], "ctrloop forced unit of "...)
+	text = append(text, experiment...)
+	text = append(text, 0)
+	sum := sha256.Sum256(append(text, user...))
+	copy(hidden[:], hiddenPrefix)
+	hex.Encode(hidden[len(hiddenPrefix):], sum[:16])
+	return hidden
+}
+
+// ForcedArm is the variant that a unit was given by hand; empty: none. Users in clear are of older logs.
+func (x *ExperimentStatus) ForcedArm(unit string) string {
+	if len(x.Forced) == 0 {
+		return ""
+	}
+	if v := x.Forced[unit]; v != "" || unit == "" || x.Unit == "product" {
+		return v
+	}
+	h := hideUnit(x.ID, unit)
+	return x.Forced[string(h[:])]
 }
 
 // Holdout is the part of all units that takes part in no experiment on a logical model. With a Version they stay on
@@ -312,6 +346,7 @@ type Dataset struct {
 	ToMS     int64  `json:"to_ms"`
 	Policy   string `json:"policy"`
 	Seed     uint64 `json:"seed"`
+	BuiltMS  int64  `json:"built_ms,omitempty"` // wall clock, Unix milliseconds: the newest is what evidence is held against
 }
 
 // Breaker reports on the guard of a slice of the traffic.

@@ -3,12 +3,15 @@
 -- Columns:  partition (of labels.v1); rows, newest_event, newest_watermark (event time), newest_offset, inserted_at (wall
 --           clock, UTC, of the newest insert), idle_seconds (since then).
 -- Example:  SELECT max(idle_seconds) FROM freshness
--- Note:     rows counts what was sent, a block that was sent again under another token included.
+-- Note:     rows counts what was sent, a block that was sent again under another token included. Partitions that labels.v1 had
+--           before it was made anew are left out.
 -- Cost:     a few rows.
 CREATE OR REPLACE VIEW freshness {{cluster}}AS
 SELECT partition, sum(p.rows) AS rows, max(event_time) AS newest_event, max(watermark) AS newest_watermark,
     max(offset) AS newest_offset, max(p.inserted_at) AS inserted_at, dateDiff('second', inserted_at, now()) AS idle_seconds
 FROM label_partitions AS p
+WHERE (SELECT count() FROM label_progress) = 0
+    OR partition GLOBAL IN (SELECT partition FROM label_progress WHERE source = (SELECT argMax(source, time) FROM label_progress))
 GROUP BY partition
 COMMENT 'How far behind the warehouse is, per partition of labels.v1';
 
@@ -19,7 +22,8 @@ COMMENT 'How far behind the warehouse is, per partition of labels.v1';
 -- Rule:     every version of a label counts once, corrections too, as in audit.v1. The hash is
 --           cityHash64(UUIDToNum(impression_id)): CityHash64 1.0.2 over the 16 raw bytes of the id, as
 --           go-faster/city CH64 computes it.
--- Note:     labels and audit travel separately: a minute may differ for the second between their inserts.
+-- Note:     labels and audit travel separately: a minute may differ for the second between their inserts. `ctrloop audit`
+--           knows what is on its way.
 -- Example:  SELECT count() FROM audit_mismatch
 -- Cost:     one FINAL scan of labels with a hash per row.
 CREATE OR REPLACE VIEW audit_mismatch {{cluster}}AS
@@ -41,6 +45,42 @@ FROM
 GROUP BY partition, minute
 HAVING want_labels != labels OR want_positive != positive OR want_xor != hash_xor OR want_sum != hash_sum
 COMMENT 'Minutes in which the labels here differ from what the joiner says it made';
+
+-- audit_blocks
+-- Question: in which minutes do the blocks that were inserted differ from what the joiner says it made?
+-- Columns:  partition (of labels.v1), minute (of impression time). Empty: the sums are equal.
+-- Note:     cheaper than audit_mismatch and weaker: it adds up what was inserted and does not look at what is there. A minute
+--           that is in it must be looked at in audit_mismatch.
+-- Example:  SELECT count() FROM audit_blocks
+-- Cost:     one row for each block and minute, and each record of audit.v1.
+CREATE OR REPLACE VIEW audit_blocks {{cluster}}AS
+SELECT partition, minute
+FROM
+(
+    SELECT partition, minute, labels, positive, hash_xor, hash_sum FROM audit FINAL
+    UNION ALL
+    SELECT partition, minute, toUInt64(-labels), toUInt64(-positive), hash_xor, toUInt64(-hash_sum) FROM label_blocks FINAL
+)
+GROUP BY partition, minute
+HAVING sum(labels) != 0 OR sum(positive) != 0 OR groupBitXor(hash_xor) != 0 OR sum(hash_sum) != 0
+COMMENT 'Minutes in which the sums of inserted blocks differ from what the joiner says it made';
+
+-- rejected
+-- Question: which events became no label of their own, and why?
+-- Columns:  kind (dead letter: nobody could use it; late: the join could not), reason (closed lists), detail (in words), impression_id
+--           (zero: not known), time (of the record), topic, partition, offset (where it was read), bytes, sample (its first 500 bytes; of
+--           late events empty).
+-- Note:     dead letters are kept for 30 days after their insert, late events as labels are (sink.retention). click_after_window: a corrected
+--           label follows.
+-- Example:  SELECT kind, reason, count(), any(detail) FROM rejected GROUP BY kind, reason ORDER BY 3 DESC
+-- Cost:     one scan of both tables.
+CREATE OR REPLACE VIEW rejected {{cluster}}AS
+SELECT 'dead letter' AS kind, toString(reason) AS reason, detail, impression_id, time, toString(topic) AS topic, partition, offset, bytes, sample
+FROM dead_letters FINAL
+UNION ALL
+SELECT 'late', toString(reason), '', impression_id, event_time, toString(topic), partition, offset, toUInt32(0), ''
+FROM late FINAL
+COMMENT 'Events that became no label of their own, with the reason';
 
 -- trace_impression
 -- Question: what does the warehouse know of one impression?

@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"path"
 	"strings"
+
+	"ctrloop/internal/httpapi"
 )
 
 //go:embed ui/dist
@@ -16,7 +18,8 @@ var dist embed.FS
 
 // policy lets the page load its own script, style and images and talk to its own server: nothing else, nothing
 // inline, no frame around it.
-const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
+	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 func guard(w http.ResponseWriter) {
 	h := w.Header()
@@ -27,7 +30,7 @@ func guard(w http.ResponseWriter) {
 }
 
 // assets serves the embedded files; a browser revalidates them by their digest.
-func assets() http.Handler {
+func assets() http.HandlerFunc {
 	type file struct {
 		body      []byte
 		kind, tag string
@@ -48,14 +51,14 @@ func assets() http.Handler {
 	if err != nil {
 		panic("console: embedded files: " + err.Error()) // a bug of the build, not of the run
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return func(w http.ResponseWriter, r *http.Request) {
 		name := strings.TrimPrefix(r.URL.Path, "/assets/")
 		if r.URL.Path == "/" {
 			name = "index.html"
 		}
 		f, ok := files[name]
 		if !ok || name == "index.html" && r.URL.Path != "/" {
-			http.NotFound(w, r)
+			httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "the page names its files", "no file %q", r.URL.Path))
 			return
 		}
 		guard(w)
@@ -67,5 +70,5 @@ func assets() http.Handler {
 			return
 		}
 		_, _ = w.Write(f.body)
-	})
+	}
 }

@@ -168,7 +168,7 @@ func serve(t *testing.T, src Source, pictures http.Handler) (*httptest.Server, *
 	}
 	srv := httptest.NewServer(mux)
 	t.Cleanup(func() {
-		s.stopped.Do(func() { close(s.stop) })
+		srv.CloseClientConnections() // live streams
 		srv.Close()
 	})
 	return srv, s

@@ -12,7 +12,7 @@ type Config struct {
 	Refresh time.Duration `yaml:"refresh"`
 	// Timeout of gathering one update, wall clock. After it the page says that its data are old.
 	Timeout time.Duration `yaml:"timeout"`
-	// MaxStreams is the number of live viewers; one more is answered 503 and polls.
+	// MaxStreams is the number of live viewers; one more ends the oldest stream, whose page polls.
 	MaxStreams int `yaml:"max_streams"`
 }
 

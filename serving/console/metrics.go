@@ -3,10 +3,10 @@ package console
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	seconds prometheus.Histogram
-	errors  prometheus.Counter
-	streams prometheus.Gauge
-	refused prometheus.Counter
+	seconds   prometheus.Histogram
+	errors    prometheus.Counter
+	streams   prometheus.Gauge
+	displaced prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -17,11 +17,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "ctrloop_console_overview_errors_total", Help: "Overviews that could not be gathered; the page then shows the last one and its age."}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "ctrloop_console_streams", Help: "Live viewers."}),
-		refused: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "ctrloop_console_streams_refused_total", Help: "Live viewers beyond max_streams, answered 503."}),
+		displaced: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ctrloop_console_streams_displaced_total", Help: "Live viewers that were ended because max_streams newer ones came."}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.seconds, m.errors, m.streams, m.refused)
+		reg.MustRegister(m.seconds, m.errors, m.streams, m.displaced)
 	}
 	return m
 }

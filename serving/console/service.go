@@ -6,23 +6,29 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
+
+	"ctrloop/internal/access"
+	"ctrloop/internal/httpapi"
+	"ctrloop/internal/telemetry"
 )
+
+// logEvery is the pace of lines about a fault that repeats.
+const logEvery = 10 * time.Second
 
 // Service serves the page and its data.
 type Service struct {
 	cfg     Config
 	source  Source
-	log     zerolog.Logger
+	limited *telemetry.Throttle
 	metrics *metrics
 	now     func() time.Time
-	streams chan struct{} // a slot per live viewer
-	stop    chan struct{} // closed when Run ends, so that live streams do not hold up a graceful stop
-	stopped sync.Once
+	viewers viewers
 
 	mu   sync.Mutex // held while gathering: viewers wait for one reading instead of making one each
 	last reading
@@ -44,26 +50,18 @@ func New(cfg Config, source Source, log zerolog.Logger, reg prometheus.Registere
 	if source == nil {
 		return nil, errors.New("console: a Source must be given")
 	}
-	return &Service{cfg: cfg, source: source, log: log, metrics: newMetrics(reg), now: time.Now,
-		streams: make(chan struct{}, cfg.MaxStreams), stop: make(chan struct{})}, nil
+	return &Service{cfg: cfg, source: source, limited: telemetry.NewThrottle(log, logEvery, time.Now), metrics: newMetrics(reg), now: time.Now}, nil
 }
 
-// Run waits for ctx and then ends the live streams, which would otherwise hold up a server's graceful stop.
-func (s *Service) Run(ctx context.Context) error {
-	<-ctx.Done()
-	s.stopped.Do(func() { close(s.stop) })
-	return nil
-}
-
-// Handler serves GET /, /assets/, /api/overview and /api/live. Images are at the paths that the overview names.
-func (s *Service) Handler() http.Handler {
-	mux := http.NewServeMux()
+// Routes are the page and its data. Images are at the paths that the overview names.
+func (s *Service) Routes() []httpapi.Route {
 	page := assets()
-	mux.Handle("GET /{$}", page)
-	mux.Handle("GET /assets/", page)
-	mux.HandleFunc("GET /api/overview", s.overview)
-	mux.HandleFunc("GET /api/live", s.live)
-	return mux
+	return []httpapi.Route{
+		{Method: http.MethodGet, Path: "/{$}", Scope: access.Read, Handle: page},
+		{Method: http.MethodGet, Path: "/assets/", Scope: access.Public, Handle: page}, // code, no data
+		{Method: http.MethodGet, Path: "/api/overview", Scope: access.Read, Handle: s.overview},
+		{Method: http.MethodGet, Path: "/api/live", Scope: access.Read, Handle: s.live},
+	}
 }
 
 // read gives the overview, gathered anew when the last reading is older than Refresh.
@@ -84,7 +82,7 @@ func (s *Service) read(ctx context.Context) reading {
 			s.last.seq++
 		} else {
 			s.metrics.errors.Inc()
-			s.log.Warn().Err(err).Msg("the overview could not be gathered")
+			s.limited.Event(zerolog.WarnLevel, "overview").Err(err).Msg("the overview could not be gathered")
 		}
 	}
 	return s.last
@@ -105,63 +103,76 @@ func (s *Service) gather(ctx context.Context) ([]byte, error) {
 
 func (s *Service) overview(w http.ResponseWriter, r *http.Request) {
 	guard(w)
-	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	got := s.read(r.Context())
 	if got.err != nil {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		_, _ = w.Write(problem(got.err))
+		httpapi.Fail(w, problem(got.err))
 		return
 	}
-	_, _ = w.Write(got.json)
+	httpapi.ReplyRaw(w, http.StatusOK, got.json)
 }
 
-func problem(err error) []byte {
-	raw, _ := json.Marshal(
-		map[string]string{
-			"error": err.Error(),
-			"hint":  "the page keeps the last figures and shows their age; `ctrloop status` says which part is down",
-		},
-	)
-	return raw
+func problem(err error) *httpapi.Error {
+	return httpapi.Refuse(http.StatusServiceUnavailable,
+		"the page keeps the last figures and shows their age; `ctrloop status` says which part is down", "%v", err)
+}
+
+// viewers bounds live streams. One more ends the oldest: streams that somebody opened and forgot shut out nobody.
+type viewers struct {
+	mu   sync.Mutex
+	open []chan struct{} // oldest first
+}
+
+// join returns a channel that is closed when the stream must end, and whether another one has made place for it.
+func (v *viewers) join(most int) (displaced chan struct{}, ended bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.open) >= most {
+		close(v.open[0])
+		v.open, ended = v.open[1:], true
+	}
+	displaced = make(chan struct{})
+	v.open = append(v.open, displaced)
+	return displaced, ended
+}
+
+func (v *viewers) leave(c chan struct{}) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.open = slices.DeleteFunc(v.open, func(o chan struct{}) bool { return o == c })
 }
 
 // live sends an overview at once and then with each new reading: server-sent events "overview" with the document,
-// "problem" when it could not be gathered.
+// "problem" when it could not be gathered, "full" before it ends because newer viewers want the place.
 func (s *Service) live(w http.ResponseWriter, r *http.Request) {
-	select {
-	case s.streams <- struct{}{}:
-		defer func() { <-s.streams; s.metrics.streams.Dec() }()
-		s.metrics.streams.Inc()
-	default:
-		s.metrics.refused.Inc()
-		w.Header().Set("Retry-After", "10")
-		http.Error(w, "too many live viewers (console.max_streams); the page polls instead", http.StatusServiceUnavailable)
-		return
+	displaced, ended := s.viewers.join(s.cfg.MaxStreams)
+	if ended {
+		s.metrics.displaced.Inc()
 	}
+	s.metrics.streams.Inc()
+	defer func() { s.viewers.leave(displaced); s.metrics.streams.Dec() }()
 	guard(w)
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Accel-Buffering", "no")
-	out := http.NewResponseController(w)
-	defer func() { _ = out.SetWriteDeadline(time.Time{}) }() // the connection may serve another request
+	// A viewer that does not read is dropped by the listener's write deadline.
+	send := func(name string, data []byte) bool {
+		_, err := fmt.Fprintf(w, "event: %s\nretry: 2000\ndata: %s\n\n", name, data)
+		return err == nil && http.NewResponseController(w).Flush() == nil
+	}
 	tick := time.NewTicker(s.cfg.Refresh)
 	defer tick.Stop()
 	sent := int64(0)
 	for {
 		got := s.read(r.Context())
-		name, data := "overview", got.json
-		if got.err != nil {
-			name, data = "problem", problem(got.err)
-		}
-		if got.err != nil || got.seq != sent {
-			// A viewer that does not read is dropped rather than waited for. Servers without deadlines
-			// (tests) answer ErrNotSupported, which changes nothing.
-			_ = out.SetWriteDeadline(time.Now().Add(s.cfg.Timeout))
-			if _, err := fmt.Fprintf(w, "event: %s\nretry: 2000\ndata: %s\n\n", name, data); err != nil {
+		switch {
+		case got.err != nil:
+			raw, _ := json.Marshal(map[string]any{"error": problem(got.err)}) // strings always encode
+			if !send("problem", raw) {
 				return
 			}
-			if out.Flush() != nil {
+		case got.seq != sent:
+			if !send("overview", got.json) {
 				return
 			}
 			sent = got.seq
@@ -169,7 +180,10 @@ func (s *Service) live(w http.ResponseWriter, r *http.Request) {
 		select {
 		case <-r.Context().Done():
 			return
-		case <-s.stop:
+		case <-httpapi.Stopping(r.Context()):
+			return
+		case <-displaced:
+			send("full", []byte("{}"))
 			return
 		case <-tick.C:
 		}

@@ -12,7 +12,6 @@ import (
 	"image/color"
 	"image/png"
 	"math"
-	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -29,6 +28,7 @@ import (
 
 	"ctrloop/internal/artifact"
 	"ctrloop/internal/catalogue"
+	"ctrloop/internal/httpapi"
 	"ctrloop/internal/imaging"
 	"ctrloop/schemas"
 	"ctrloop/serving/backend"
@@ -410,8 +410,7 @@ func TestSameSeedSameCreatives(t *testing.T) {
 func TestHTTP(t *testing.T) {
 	s := newStage(t, t.TempDir(), &writer{write: grammatical}, Scene{})
 	s.start(t)
-	mux := http.NewServeMux()
-	s.Register(mux)
+	mux := httpapi.Open(s.Routes()...)
 	do := func(method, path, body string) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
 		mux.ServeHTTP(w, httptest.NewRequest(method, path, strings.NewReader(body)))
@@ -538,8 +537,7 @@ func TestMatchingFromElsewhere(t *testing.T) {
 	s.judge = CatalogueRule{}
 	s.start(t)
 	s.finish(t, Request{Products: ids(1), Model: "prompt"})
-	mux := http.NewServeMux()
-	s.Register(mux)
+	mux := httpapi.Open(s.Routes()...)
 	c := s.topic.got[0]
 	put := func(id, body string) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()

@@ -7,13 +7,24 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
+	"github.com/rs/zerolog"
+
+	"ctrloop/internal/access"
+	"ctrloop/internal/httpapi"
 	"ctrloop/schemas"
 )
 
 const maxListed = 10_000
 
-// Register adds this package's calls to a mux:
+// Bounds of bodies, in bytes: of a job with a list of products, and of a score.
+const (
+	maxJobBody   = 8 << 20
+	maxScoreBody = 64 << 10
+)
+
+// Routes are this package's calls:
 //
 //	POST /v1/creatives            {"products": [..] | "all", "version": .. , "per_product": .., "seed": ..} -> 202, progress
 //	GET  /v1/creatives/jobs/{id}  -> progress
@@ -21,13 +32,16 @@ const maxListed = 10_000
 //	GET  /v1/creatives            ?product= &version= &limit= -> list
 //	GET  /v1/creatives/{id}       -> one; {id}.png: its picture
 //	PUT  /v1/creatives/{id}/matching  {"score": 0..1, "judge": ..} -> the creative; for judges outside of this process
-func (s *Service) Register(mux *http.ServeMux) {
-	mux.HandleFunc("POST /v1/creatives", s.postJob)
-	mux.HandleFunc("GET /v1/creatives/jobs/{id}", s.getJob)
-	mux.HandleFunc("DELETE /v1/creatives/jobs/{id}", s.deleteJob)
-	mux.HandleFunc("GET /v1/creatives", s.list)
-	mux.HandleFunc("GET /v1/creatives/{id}", s.get)
-	mux.HandleFunc("PUT /v1/creatives/{id}/matching", s.putMatching)
+func (s *Service) Routes() []httpapi.Route {
+	return []httpapi.Route{
+		{Method: http.MethodPost, Path: "/v1/creatives", Scope: access.ModelsPromote, Handle: s.postJob},
+		{Method: http.MethodGet, Path: "/v1/creatives/jobs/{id}", Scope: access.Read, Handle: s.getJob},
+		{Method: http.MethodDelete, Path: "/v1/creatives/jobs/{id}", Scope: access.ModelsPromote, Handle: s.deleteJob},
+		{Method: http.MethodGet, Path: "/v1/creatives", Scope: access.Read, Handle: s.list},
+		// Pictures are for everybody, the rest is not: get asks for the scope read.
+		{Method: http.MethodGet, Path: "/v1/creatives/{id}", Scope: access.Public, Handle: s.get},
+		{Method: http.MethodPut, Path: "/v1/creatives/{id}/matching", Scope: access.ModelsPromote, Handle: s.putMatching},
+	}
 }
 
 func (s *Service) postJob(w http.ResponseWriter, r *http.Request) {
@@ -37,10 +51,8 @@ func (s *Service) postJob(w http.ResponseWriter, r *http.Request) {
 		PerProduct int             `json:"per_product"`
 		Seed       uint64          `json:"seed"`
 	}
-	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 8<<20))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&body); err != nil {
-		fail(w, http.StatusBadRequest, "body: "+err.Error())
+	if err := httpapi.ReadJSON(r, maxJobBody, &body); err != nil {
+		httpapi.Fail(w, err)
 		return
 	}
 	req := Request{Model: body.Version, PerProduct: body.PerProduct, Seed: body.Seed}
@@ -49,46 +61,47 @@ func (s *Service) postJob(w http.ResponseWriter, r *http.Request) {
 	}
 	if all := string(body.Products); all != `"all"` && all != "" && all != "null" {
 		if err := json.Unmarshal(body.Products, &req.Products); err != nil || len(req.Products) == 0 {
-			fail(w, http.StatusBadRequest, `products: want "all" or a list of ids`)
+			httpapi.Fail(w, httpapi.Refuse(http.StatusBadRequest, `want "all" or a list of ids`, "products is neither"))
 			return
 		}
 	}
 	p, err := s.Submit(req)
 	switch {
 	case errors.Is(err, ErrBadRequest):
-		fail(w, http.StatusBadRequest, err.Error())
+		httpapi.Fail(w, httpapi.Refuse(http.StatusBadRequest, "GET /v1/models lists versions", "%v", err))
 	case errors.Is(err, ErrFull):
-		w.Header().Set("Retry-After", "60")
-		fail(w, http.StatusTooManyRequests, err.Error())
+		full := httpapi.Refuse(http.StatusTooManyRequests, "come back after Retry-After, or cancel a job", "%v", err)
+		full.RetryAfter = time.Minute
+		httpapi.Fail(w, full)
 	case err != nil:
-		s.log.Error().Err(err).Msg("job could not be queued")
-		fail(w, http.StatusInternalServerError, err.Error())
+		s.limited.Event(zerolog.ErrorLevel, "job").Err(err).Msg("job could not be queued")
+		httpapi.Fail(w, err)
 	default:
 		w.Header().Set("Location", "/v1/creatives/jobs/"+p.ID)
-		write(w, http.StatusAccepted, p)
+		httpapi.Reply(w, http.StatusAccepted, p)
 	}
 }
 
 func (s *Service) getJob(w http.ResponseWriter, r *http.Request) {
 	p, ok := s.Job(r.PathValue("id"))
 	if !ok {
-		fail(w, http.StatusNotFound, fmt.Sprintf("no job %q", r.PathValue("id")))
+		httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "POST /v1/creatives answers with an id", "no job %q", r.PathValue("id")))
 		return
 	}
-	write(w, http.StatusOK, p)
+	httpapi.Reply(w, http.StatusOK, p)
 }
 
 func (s *Service) deleteJob(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
 	if p, ok := s.Cancel(id); ok {
-		write(w, http.StatusOK, p)
+		httpapi.Reply(w, http.StatusOK, p)
 		return
 	}
 	if p, ok := s.Job(id); ok {
-		fail(w, http.StatusConflict, fmt.Sprintf("job %q has ended already: it is %s", id, p.State))
+		httpapi.Fail(w, httpapi.Refuse(http.StatusConflict, "there is nothing to cancel", "job %q has ended already: it is %s", id, p.State))
 		return
 	}
-	fail(w, http.StatusNotFound, fmt.Sprintf("no job %q", id))
+	httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "POST /v1/creatives answers with an id", "no job %q", id))
 }
 
 func (s *Service) list(w http.ResponseWriter, r *http.Request) {
@@ -97,7 +110,7 @@ func (s *Service) list(w http.ResponseWriter, r *http.Request) {
 	if l := q.Get("limit"); l != "" {
 		n, err := strconv.Atoi(l)
 		if err != nil || n < 1 || n > maxListed {
-			fail(w, http.StatusBadRequest, fmt.Sprintf("limit: want 1 to %d", maxListed))
+			httpapi.Fail(w, httpapi.Refuse(http.StatusBadRequest, fmt.Sprintf("want 1 to %d", maxListed), "limit %q", l))
 			return
 		}
 		limit = n
@@ -106,24 +119,30 @@ func (s *Service) list(w http.ResponseWriter, r *http.Request) {
 	if out == nil {
 		out = []schemas.Creative{}
 	}
-	write(w, http.StatusOK, map[string]any{"creatives": out})
+	httpapi.Reply(w, http.StatusOK, map[string]any{"creatives": out})
 }
 
 func (s *Service) get(w http.ResponseWriter, r *http.Request) {
 	id, picture := strings.CutSuffix(r.PathValue("id"), ".png")
+	if !picture {
+		if err := httpapi.Require(r, access.Read); err != nil {
+			httpapi.Fail(w, err)
+			return
+		}
+	}
 	c, ok := s.lib.Now().Get(id)
 	if !ok {
-		fail(w, http.StatusNotFound, fmt.Sprintf("no creative %q", id))
+		httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "GET /v1/creatives lists them", "no creative %q", id))
 		return
 	}
 	if !picture {
-		write(w, http.StatusOK, c)
+		httpapi.Reply(w, http.StatusOK, c)
 		return
 	}
 	file, err := s.store.Bytes(c.Asset)
 	if err != nil {
-		s.log.Error().Err(err).Str("creative", id).Msg("picture is missing")
-		fail(w, http.StatusNotFound, fmt.Sprintf("the picture of %q is not in the store", id))
+		s.limited.Event(zerolog.ErrorLevel, "picture").Err(err).Str("creative", id).Msg("picture is missing")
+		httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "make it again with POST /v1/creatives", "the picture of %q is not in the store", id))
 		return
 	}
 	// The id is a digest of the file: what it names never changes.
@@ -147,43 +166,33 @@ func (s *Service) putMatching(w http.ResponseWriter, r *http.Request) {
 		Score *float64 `json:"score"`
 		Judge string   `json:"judge"`
 	}
-	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&body); err != nil {
-		fail(w, http.StatusBadRequest, "body: "+err.Error())
+	if err := httpapi.ReadJSON(r, maxScoreBody, &body); err != nil {
+		httpapi.Fail(w, err)
 		return
 	}
 	if body.Score == nil || !(*body.Score >= 0 && *body.Score <= 1) || body.Judge == "" || len(body.Judge) > maxJudgeName {
-		fail(w, http.StatusBadRequest, fmt.Sprintf("want a score from 0 to 1 and the judge's name of at most %d bytes", maxJudgeName))
+		httpapi.Fail(w, httpapi.Refuse(http.StatusBadRequest, fmt.Sprintf("want a score from 0 to 1 and the judge's name of at most %d bytes",
+			maxJudgeName), "the score or the judge is missing or out of range"))
 		return
 	}
 	if s.judge != nil && body.Judge == s.judge.Name() {
-		fail(w, http.StatusBadRequest, fmt.Sprintf("judge %q is the built-in one: scores under its name are its own; take another name", body.Judge))
+		httpapi.Fail(w, httpapi.Refuse(http.StatusBadRequest, "take another name",
+			"judge %q is the built-in one: scores under its name are its own", body.Judge))
 		return
 	}
 	s.writes.Lock()
 	defer s.writes.Unlock()
 	c, ok := s.lib.Now().Get(r.PathValue("id"))
 	if !ok {
-		fail(w, http.StatusNotFound, fmt.Sprintf("no creative %q", r.PathValue("id")))
+		httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "GET /v1/creatives lists them", "no creative %q", r.PathValue("id")))
 		return
 	}
 	c.Matching, c.MatchingJudge = *body.Score, body.Judge
 	if err := s.pub.Publish(r.Context(), c); err != nil {
-		s.log.Error().Err(err).Str("creative", c.ID).Msg("score could not be published")
-		fail(w, http.StatusServiceUnavailable, "publish the score: "+err.Error()+"; send it again")
+		s.limited.Event(zerolog.ErrorLevel, "score").Err(err).Str("creative", c.ID).Msg("score could not be published")
+		httpapi.Fail(w, httpapi.Refuse(http.StatusServiceUnavailable, "send it again", "publish the score: %v", err))
 		return
 	}
 	s.lib.Put(c)
-	write(w, http.StatusOK, c)
-}
-
-func write(w http.ResponseWriter, code int, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(v)
-}
-
-func fail(w http.ResponseWriter, code int, msg string) {
-	write(w, code, map[string]any{"error": map[string]any{"message": msg, "code": code}})
+	httpapi.Reply(w, http.StatusOK, c)
 }

@@ -23,6 +23,7 @@ import (
 	"ctrloop/internal/artifact"
 	"ctrloop/internal/catalogue"
 	"ctrloop/internal/imaging"
+	"ctrloop/internal/telemetry"
 	"ctrloop/schemas"
 	"ctrloop/serving/backend"
 	"ctrloop/serving/gateway"
@@ -61,6 +62,7 @@ type Service struct {
 	pub      Publisher
 	lib      *Library
 	log      zerolog.Logger
+	limited  *telemetry.Throttle // of log, for what every request may repeat
 	m        *metrics
 
 	writes sync.Mutex // held from reading a creative to publishing what was changed in it
@@ -85,6 +87,9 @@ type Deps struct {
 	Library   *Library
 }
 
+// logEvery is the pace of lines about a fault that repeats.
+const logEvery = 10 * time.Second
+
 // New reads the jobs of earlier runs; Run goes on with those that were not finished.
 func New(cfg Config, d Deps, log zerolog.Logger, reg prometheus.Registerer) (*Service, error) {
 	if err := cfg.Validate(); err != nil {
@@ -93,7 +98,7 @@ func New(cfg Config, d Deps, log zerolog.Logger, reg prometheus.Registerer) (*Se
 	s := &Service{
 		cfg: cfg, products: d.Products, model: d.Model, resolve: d.Resolve, drawer: d.Drawer, judge: d.Judge, store: d.Store, pub: d.Publisher,
 		prompter: prompter{Prompting: d.Prompting, views: map[string]string{}},
-		lib:      d.Library, log: log, m: newMetrics(reg, d.Library), jobs: map[string]*job{}, wake: make(chan struct{}, 1),
+		lib:      d.Library, log: log, limited: telemetry.NewThrottle(log, logEvery, time.Now), m: newMetrics(reg, d.Library), jobs: map[string]*job{}, wake: make(chan struct{}, 1),
 	}
 	jobs, problems, err := readJobs(cfg.Dir)
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+
 	"math/rand/v2"
 	"net/http"
 	"strconv"
@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
+	"ctrloop/internal/httpapi"
 	"ctrloop/schemas"
 	"ctrloop/serving/creatives"
 	"ctrloop/serving/experiment/assign"
@@ -321,25 +322,20 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		Request
 		Requests []Request `json:"requests"`
 	}
-	in := json.NewDecoder(http.MaxBytesReader(w, r.Body, s.cfg.MaxBodyBytes))
-	in.DisallowUnknownFields() // a misspelt key would be a decision about something else
-	if err := in.Decode(&body); err != nil {
-		fail(w, http.StatusBadRequest, "body: "+err.Error())
-		return
-	}
-	if _, err := in.Token(); !errors.Is(err, io.EOF) {
-		fail(w, http.StatusBadRequest, "body: something follows the JSON object: send one object")
+	if err := httpapi.ReadJSON(r, s.cfg.MaxBodyBytes, &body); err != nil {
+		httpapi.Fail(w, err)
 		return
 	}
 	if len(body.Requests) > MaxBatch {
-		fail(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("%d requests in one call, at most %d", len(body.Requests), MaxBatch))
+		httpapi.Fail(w, httpapi.Refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("send at most %d at once", MaxBatch),
+			"%d requests in one call", len(body.Requests)))
 		return
 	}
 	if body.Requests == nil {
 		s.serveOne(w, body.Request)
 	} else {
 		out := s.Decide(body.Requests, make([]Decision, 0, len(body.Requests)))
-		write(w, http.StatusOK, encodeBatch(out))
+		httpapi.ReplyRaw(w, http.StatusOK, encodeBatch(out))
 	}
 	s.m.latency.Observe(time.Since(start).Seconds())
 }
@@ -348,23 +344,11 @@ func (s *Service) serveOne(w http.ResponseWriter, r Request) {
 	d := s.Decide([]Request{r}, make([]Decision, 0, 1))[0]
 	switch {
 	case d.Wrong:
-		fail(w, http.StatusBadRequest, d.Error)
+		httpapi.Fail(w, httpapi.Refuse(http.StatusBadRequest, "mend the request", "%s", d.Error))
 		return
 	case d.Error != "":
-		fail(w, http.StatusNotFound, d.Error)
+		httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "ask again when there is one", "%s", d.Error))
 		return
 	}
-	write(w, http.StatusOK, d.append(nil))
-}
-
-func write(w http.ResponseWriter, code int, raw []byte) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(len(raw)))
-	w.WriteHeader(code)
-	_, _ = w.Write(raw)
-}
-
-func fail(w http.ResponseWriter, code int, msg string) {
-	raw, _ := json.Marshal(map[string]any{"error": map[string]any{"message": msg, "code": code}})
-	write(w, code, raw)
+	httpapi.ReplyRaw(w, http.StatusOK, d.append(nil))
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"ctrloop/internal/httpapi"
 	"ctrloop/internal/stats"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/experiment/exposure"
@@ -176,7 +177,7 @@ func TestTheDocumentedExamples(t *testing.T) {
 			r.world.now = r.world.now.Add(time.Second)
 			rec := httptest.NewRecorder()
 			req := httptest.NewRequestWithContext(t.Context(), method, path, in)
-			req.Header.Set("X-Ctrloop-Actor", "ada")
+			req.Header.Set(httpapi.HeaderRequestID, "9f41c07be2d85a36")
 			h.ServeHTTP(rec, req)
 			body, what = rec.Body.Bytes(), lines[0]
 			requests++

@@ -3,16 +3,15 @@ package experiment
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net/http"
 	"regexp"
 	"slices"
-	"strings"
 
+	"ctrloop/internal/access"
+	"ctrloop/internal/httpapi"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/experiment/assign"
 	"ctrloop/serving/experiment/ramp"
@@ -24,19 +23,21 @@ const maxBody = 1 << 20
 
 var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$`)
 
-// Handler serves what docs/experiments.md lists, with examples. Who may call is decided in front of it; the caller's
-// name comes in the X-Ctrloop-Actor header.
-func (s *Service) Handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/experiments", s.list)
-	mux.HandleFunc("POST /v1/experiments", s.create)
-	mux.HandleFunc("GET /v1/experiments/{id}", s.get)
-	mux.HandleFunc("GET /v1/experiments/{id}/analysis", s.analysis)
-	mux.HandleFunc("GET /v1/experiments/{id}/results", s.results)
-	mux.HandleFunc("GET /v1/experiments/{id}/categories", s.categories)
-	mux.HandleFunc("GET /v1/experiments/{id}/exposures", s.exposures)
-	mux.HandleFunc("GET /v1/experiments/{id}/looks", s.looks)
-	mux.HandleFunc("GET /v1/experiments/{id}/export", s.export)
+// Routes are what docs/experiments.md lists, with examples.
+func (s *Service) Routes() []httpapi.Route {
+	var routes []httpapi.Route
+	add := func(method, path string, scope access.Scope, handle http.HandlerFunc) {
+		routes = append(routes, httpapi.Route{Method: method, Path: "/v1/experiments" + path, Scope: scope, Handle: handle})
+	}
+	add(http.MethodGet, "", access.Read, s.list)
+	add(http.MethodPost, "", access.ExperimentsWrite, s.create)
+	add(http.MethodGet, "/{id}", access.Read, s.get)
+	add(http.MethodGet, "/{id}/analysis", access.Read, s.analysis)
+	add(http.MethodGet, "/{id}/results", access.Read, s.results)
+	add(http.MethodGet, "/{id}/categories", access.Read, s.categories)
+	add(http.MethodGet, "/{id}/exposures", access.Read, s.exposures)
+	add(http.MethodGet, "/{id}/looks", access.Read, s.looks)
+	add(http.MethodGet, "/{id}/export", access.Read, s.export)
 	for name, call := range map[string]func(context.Context, string, string, Request) error{
 		"start":    s.Start,
 		"pause":    func(ctx context.Context, id, who string, r Request) error { return s.Pause(ctx, id, who, r, false) },
@@ -47,22 +48,15 @@ func (s *Service) Handler() http.Handler {
 		"promote":  s.stopAs(control.Promote),
 		"rollback": s.stopAs(control.RollBack),
 	} {
-		mux.HandleFunc("POST /v1/experiments/{id}/"+name, s.manual(call))
+		add(http.MethodPost, "/{id}/"+name, access.ExperimentsWrite, s.manual(call))
 	}
-	mux.HandleFunc("GET /v1/experiments/webhooks", s.hooks)
-	mux.HandleFunc("POST /v1/experiments/{id}/webhooks/replay", s.replay)
-	mux.HandleFunc("GET /v1/experiments/holdouts", s.holdouts)
-	mux.HandleFunc("PUT /v1/experiments/holdouts/{logical}", s.setHoldout)
-	mux.HandleFunc("GET /v1/experiments/assignments", s.snapshot)
-	mux.HandleFunc("POST /v1/experiments/exposures", s.expose)
-	// What is left: callers read errors as JSON, whatever they got wrong.
-	mux.HandleFunc("/v1/experiments", noCall)
-	mux.HandleFunc("/v1/experiments/", noCall)
-	return mux
-}
-
-func noCall(w http.ResponseWriter, r *http.Request) {
-	fail(w, http.StatusNotFound, "no call "+r.Method+" "+r.URL.Path, "docs/experiments.md lists the calls, with examples")
+	add(http.MethodGet, "/webhooks", access.Read, s.hooks)
+	add(http.MethodPost, "/{id}/webhooks/replay", access.ExperimentsWrite, s.replay)
+	add(http.MethodGet, "/holdouts", access.Read, s.holdouts)
+	add(http.MethodPut, "/holdouts/{logical}", access.ExperimentsWrite, s.setHoldout)
+	add(http.MethodGet, "/assignments", access.Read, s.snapshot)
+	add(http.MethodPost, "/exposures", access.EventsWrite, s.expose)
+	return routes
 }
 
 // reserved are ids that would hide a path of the API.
@@ -130,20 +124,20 @@ func (s *Service) list(w http.ResponseWriter, _ *http.Request) {
 		out = append(out, one)
 	}
 	slices.SortFunc(out, func(a, b Status) int { return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(a.ID, b.ID)) })
-	reply(w, http.StatusOK, map[string]any{"experiments": out})
+	httpapi.Reply(w, http.StatusOK, map[string]any{"experiments": out})
 }
 
 func (s *Service) get(w http.ResponseWriter, r *http.Request) {
 	st := s.d.Control.State()
 	if x, ok := s.find(w, r, st); ok {
-		reply(w, http.StatusOK, s.status(st, x))
+		httpapi.Reply(w, http.StatusOK, s.status(st, x))
 	}
 }
 
 func (s *Service) find(w http.ResponseWriter, r *http.Request, st *control.State) (control.ExperimentStatus, bool) {
 	x := st.Experiments[r.PathValue("id")]
 	if x == nil {
-		refuse(w, fmt.Errorf("%w: %q", ErrUnknown, r.PathValue("id")))
+		fail(w, fmt.Errorf("%w: %q", ErrUnknown, r.PathValue("id")))
 		return control.ExperimentStatus{}, false
 	}
 	return *x, true
@@ -156,10 +150,10 @@ func (s *Service) analysis(w http.ResponseWriter, r *http.Request) {
 	}
 	a, err := s.analyse(r.Context(), x)
 	if err != nil {
-		fail(w, http.StatusServiceUnavailable, err.Error(), "the experiment goes on as it is; try again")
+		httpapi.Fail(w, httpapi.Refuse(http.StatusServiceUnavailable, "the experiment goes on as it is; try again", "%v", err))
 		return
 	}
-	reply(w, http.StatusOK, a)
+	httpapi.Reply(w, http.StatusOK, a)
 }
 
 // finite is nil for what is no finite number.
@@ -212,7 +206,8 @@ func (s *Service) create(w http.ResponseWriter, r *http.Request) {
 		control.Experiment
 		Note string `json:"note"`
 	}{Experiment: control.Experiment{Unit: "user", Steps: []float64{0.01, 0.05, 0.2, 0.5, 1}, Alpha: 0.05, NStar: 5000, Logical: "prompt"}}
-	if !read(w, r, &req) {
+	if err := httpapi.ReadJSON(r, maxBody, &req); err != nil {
+		httpapi.Fail(w, err)
 		return
 	}
 	x := req.Experiment
@@ -228,19 +223,15 @@ func (s *Service) create(w http.ResponseWriter, r *http.Request) {
 	}
 	x.Created = s.d.Wall().UTC()
 	if err := Check(x, st); err != nil {
-		fail(
-			w,
-			http.StatusUnprocessableEntity,
-			err.Error(),
-			"fields: id, logical, unit, seed, control, treatment, steps, alpha, n_star, draft, slot, targeting, note; only treatment is needed",
-		)
+		httpapi.Fail(w, httpapi.Refuse(http.StatusUnprocessableEntity, "fields: id, logical, unit, seed, control, treatment, steps, alpha, "+
+			"n_star, draft, slot, targeting, note; only treatment is needed", "%v", err))
 		return
 	}
-	if err := s.append(r.Context(), control.ExperimentCreated, control.ExperimentEntity(x.ID), 0, who(r), req.Note, x); err != nil {
-		refuse(w, err)
+	if err := s.append(r.Context(), control.ExperimentCreated, control.ExperimentEntity(x.ID), 0, caller(r), req.Note, x); err != nil {
+		fail(w, err)
 		return
 	}
-	reply(w, http.StatusCreated, x)
+	httpapi.Reply(w, http.StatusCreated, x)
 }
 
 // Check returns every reason why the experiment may not start in this state.
@@ -308,16 +299,17 @@ func Check(x control.Experiment, st *control.State) error {
 func (s *Service) manual(call func(ctx context.Context, id, who string, r Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		var req Request
-		if !read(w, r, &req) {
+		if err := httpapi.ReadJSON(r, maxBody, &req); err != nil {
+			httpapi.Fail(w, err)
 			return
 		}
 		id := r.PathValue("id")
-		if err := call(r.Context(), id, who(r), req); err != nil {
-			refuse(w, err)
+		if err := call(r.Context(), id, caller(r), req); err != nil {
+			fail(w, err)
 			return
 		}
 		st := s.d.Control.State()
-		reply(w, http.StatusOK, s.status(st, *st.Experiments[id]))
+		httpapi.Reply(w, http.StatusOK, s.status(st, *st.Experiments[id]))
 	}
 }
 
@@ -347,7 +339,7 @@ func (s *Service) hooks(w http.ResponseWriter, _ *http.Request) {
 	if s.d.Hooks != nil {
 		out = s.d.Hooks.Status()
 	}
-	reply(w, http.StatusOK, map[string]any{"endpoints": out})
+	httpapi.Reply(w, http.StatusOK, map[string]any{"endpoints": out})
 }
 
 func (s *Service) replay(w http.ResponseWriter, r *http.Request) {
@@ -355,24 +347,25 @@ func (s *Service) replay(w http.ResponseWriter, r *http.Request) {
 		Endpoint string `json:"endpoint"` // empty: all
 		From     int64  `json:"from"`     // version of the experiment; 0: all
 	}
-	if !read(w, r, &req) {
+	if err := httpapi.ReadJSON(r, maxBody, &req); err != nil {
+		httpapi.Fail(w, err)
 		return
 	}
 	if _, ok := s.find(w, r, s.d.Control.State()); !ok {
 		return
 	}
 	if s.d.Hooks == nil {
-		fail(w, http.StatusNotFound, "no webhooks are configured", "name endpoints under webhooks.endpoints in the configuration")
+		httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "name endpoints under webhooks.endpoints in the configuration", "no webhooks are configured"))
 		return
 	}
 	n, err := s.d.Hooks.Replay(req.Endpoint, r.PathValue("id"), req.From)
 	switch {
 	case errors.Is(err, webhook.ErrUnknownEndpoint):
-		fail(w, http.StatusNotFound, err.Error(), "GET /v1/experiments/webhooks lists them")
+		httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "GET /v1/experiments/webhooks lists them", "%v", err))
 	case err != nil:
-		fail(w, http.StatusServiceUnavailable, err.Error(), "try again")
+		httpapi.Fail(w, httpapi.Refuse(http.StatusServiceUnavailable, "try again", "%v", err))
 	default:
-		reply(w, http.StatusAccepted, map[string]int{"deliveries": n})
+		httpapi.Reply(w, http.StatusAccepted, map[string]int{"deliveries": n})
 	}
 }
 
@@ -382,7 +375,7 @@ func (s *Service) holdouts(w http.ResponseWriter, _ *http.Request) {
 		out = append(out, h)
 	}
 	slices.SortFunc(out, func(a, b control.Holdout) int { return cmp.Compare(a.Logical, b.Logical) })
-	reply(w, http.StatusOK, map[string]any{"holdouts": out})
+	httpapi.Reply(w, http.StatusOK, map[string]any{"holdouts": out})
 }
 
 func (s *Service) setHoldout(w http.ResponseWriter, r *http.Request) {
@@ -390,62 +383,32 @@ func (s *Service) setHoldout(w http.ResponseWriter, r *http.Request) {
 		control.Holdout
 		Note string `json:"note"`
 	}
-	if !read(w, r, &req) {
+	if err := httpapi.ReadJSON(r, maxBody, &req); err != nil {
+		httpapi.Fail(w, err)
 		return
 	}
 	req.Logical = r.PathValue("logical")
-	if err := s.SetHoldout(r.Context(), req.Holdout, who(r), req.Note); err != nil {
-		refuse(w, err)
+	if err := s.SetHoldout(r.Context(), req.Holdout, caller(r), req.Note); err != nil {
+		fail(w, err)
 		return
 	}
 	s.holdouts(w, r)
 }
 
-func who(r *http.Request) string { return cmp.Or(r.Header.Get("X-Ctrloop-Actor"), "api") }
+// caller is the actor of a command: who was authenticated.
+func caller(r *http.Request) string { return httpapi.Who(r.Context()).Name }
 
-func read(w http.ResponseWriter, r *http.Request, v any) bool {
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(v); err != nil {
-		what := err.Error()
-		if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok { // without the names of Go's types
-			what = strings.TrimSpace(fmt.Sprintf("%s cannot be a JSON %s", wrong.Field, wrong.Value))
-		}
-		fail(w, http.StatusBadRequest, "body: "+what, "want one JSON object with known fields")
-		return false
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		fail(w, http.StatusBadRequest, "body: something follows the JSON object", "send one object")
-		return false
-	}
-	return true
-}
-
-func refuse(w http.ResponseWriter, err error) {
+// fail answers a command that was not carried out.
+func fail(w http.ResponseWriter, err error) {
+	status, hint := http.StatusServiceUnavailable, "the control log did not take the command; try again"
 	var wrong badRequest
 	switch {
 	case errors.As(err, &wrong):
-		fail(w, http.StatusUnprocessableEntity, err.Error(), wrong.hint)
+		status, hint = http.StatusUnprocessableEntity, wrong.hint
 	case errors.Is(err, ErrUnknown):
-		fail(w, http.StatusNotFound, err.Error(), "GET /v1/experiments lists them")
+		status, hint = http.StatusNotFound, "GET /v1/experiments lists them"
 	case errors.Is(err, control.ErrConflict), errors.Is(err, control.ErrInvalid):
-		fail(w, http.StatusConflict, err.Error(), "read the experiment again and decide anew; what was decided stands")
-	default:
-		fail(w, http.StatusServiceUnavailable, err.Error(), "the control log did not take the command; try again")
+		status, hint = http.StatusConflict, "read the experiment again and decide anew; what was decided stands"
 	}
-}
-
-func reply(w http.ResponseWriter, code int, v any) {
-	raw, err := json.Marshal(v)
-	if err != nil {
-		fail(w, http.StatusInternalServerError, "encode the answer: "+err.Error(), "this is a bug")
-		return
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
-	_, _ = w.Write(append(raw, '\n'))
-}
-
-func fail(w http.ResponseWriter, code int, what, hint string) {
-	reply(w, code, map[string]string{"error": what, "hint": hint})
+	httpapi.Fail(w, httpapi.Refuse(status, hint, "%v", err))
 }

@@ -126,7 +126,7 @@ func (s *Service) Override(ctx context.Context, id, who string, r Request) error
 
 // Force gives a unit an arm for quality assurance, or takes that back with an empty variant.
 func (s *Service) Force(ctx context.Context, id, who string, r Request) error {
-	_, _, at, err := s.command(id, r, false)
+	_, x, at, err := s.command(id, r, false)
 	if err != nil {
 		return err
 	}
@@ -138,15 +138,11 @@ func (s *Service) Force(ctx context.Context, id, who string, r Request) error {
 			r.Variant,
 		)
 	}
-	return s.append(
-		ctx,
-		control.ExperimentForced,
-		control.ExperimentEntity(id),
-		at,
-		who,
-		r.Note,
-		control.Forced{Unit: r.Unit, Variant: r.Variant},
-	)
+	unit := r.Unit
+	if _, clear := x.Forced[unit]; x.Unit != "product" && (!clear || r.Variant != "") { // a user in clear, of an older version, is taken back so
+		unit = control.HideUnit(id, unit)
+	}
+	return s.append(ctx, control.ExperimentForced, control.ExperimentEntity(id), at, who, r.Note, control.Forced{Unit: unit, Variant: r.Variant})
 }
 
 // Stop ends an experiment by hand: promote, rollback or inconclusive.

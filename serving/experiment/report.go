@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"time"
 
+	"ctrloop/internal/httpapi"
 	"ctrloop/internal/stats"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/experiment/ramp"
@@ -333,11 +334,11 @@ func (s *Service) page(w http.ResponseWriter, r *http.Request, get func(*control
 	v, err := get(st, x)
 	switch {
 	case errors.Is(err, errNoReports):
-		fail(w, http.StatusNotFound, err.Error(), "start an instance with a warehouse")
+		httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "start an instance with a warehouse", "%v", err))
 	case err != nil:
-		fail(w, http.StatusServiceUnavailable, err.Error(), "the experiment goes on as it is; try again")
+		httpapi.Fail(w, httpapi.Refuse(http.StatusServiceUnavailable, "the experiment goes on as it is; try again", "%v", err))
 	default:
-		reply(w, http.StatusOK, v)
+		httpapi.Reply(w, http.StatusOK, v)
 	}
 }
 
@@ -367,7 +368,7 @@ func (s *Service) looks(w http.ResponseWriter, r *http.Request) {
 	if text := r.URL.Query().Get("limit"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 || n > maxLooks {
-			fail(w, http.StatusUnprocessableEntity, fmt.Sprintf("limit %q", text), fmt.Sprintf("want 1 to %d", maxLooks))
+			httpapi.Fail(w, httpapi.Refuse(http.StatusUnprocessableEntity, fmt.Sprintf("want 1 to %d", maxLooks), "limit %q", text))
 			return
 		}
 		limit = n
@@ -411,7 +412,7 @@ func (s *Service) exported(ctx context.Context, st *control.State, x control.Exp
 func (s *Service) export(w http.ResponseWriter, r *http.Request) {
 	format := cmp.Or(r.URL.Query().Get("format"), "json")
 	if format != "json" && format != "csv" {
-		fail(w, http.StatusUnprocessableEntity, fmt.Sprintf("format %q", format), "want json or csv")
+		httpapi.Fail(w, httpapi.Refuse(http.StatusUnprocessableEntity, "want json or csv", "format %q", format))
 		return
 	}
 	if format == "json" {
@@ -427,7 +428,7 @@ func (s *Service) export(w http.ResponseWriter, r *http.Request) {
 	}
 	e, err := s.exported(r.Context(), st, x)
 	if err != nil {
-		fail(w, http.StatusServiceUnavailable, err.Error(), "the experiment goes on as it is; try again")
+		httpapi.Fail(w, httpapi.Refuse(http.StatusServiceUnavailable, "the experiment goes on as it is; try again", "%v", err))
 		return
 	}
 	w.Header().Set("Content-Type", "text/csv; charset=utf-8")

@@ -478,7 +478,7 @@ func (f sinkFunc) Look(_ context.Context, l Look) error { f(l); return nil }
 func call(t *testing.T, h http.Handler, method, path, body string) (int, map[string]any) {
 	t.Helper()
 	req := httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader(body))
-	req.Header.Set("X-Ctrloop-Actor", "ada")
+	req.Header.Set("X-Ctrloop-Actor", "ceo") // nobody believes it
 	rec := httptest.NewRecorder()
 	h.ServeHTTP(rec, req)
 	raw, _ := io.ReadAll(rec.Body)
@@ -504,7 +504,7 @@ func TestHTTP(t *testing.T) {
 		{`[]`, "body: cannot be a JSON array"},
 		{`{"treatment":"prompt-b","steps":"all"}`, "steps cannot be a JSON string"},
 	} {
-		if code, v := call(t, h, "POST", "/v1/experiments", c.body); code/100 != 4 || !strings.Contains(v["error"].(string), c.want) {
+		if code, v := call(t, h, "POST", "/v1/experiments", c.body); code/100 != 4 || !strings.Contains(message(v), c.want) {
 			t.Errorf("%s: %d %v, want an error with %q", c.body, code, v, c.want)
 		}
 	}
@@ -513,7 +513,7 @@ func TestHTTP(t *testing.T) {
 		t.Fatalf("create: %d %v", code, v)
 	}
 	if code, v := call(t, h, "POST", "/v1/experiments", `{"id":"e2","treatment":"prompt-b"}`); code != 422 ||
-		!strings.Contains(v["error"].(string), "one at a time") {
+		!strings.Contains(message(v), "one at a time") {
 		t.Errorf("second on the same model: %d %v", code, v)
 	}
 	code, v := call(t, h, "GET", "/v1/experiments/e/analysis", "")
@@ -550,11 +550,27 @@ func TestHTTP(t *testing.T) {
 	if code, _ = call(t, h, "GET", "/v1/experiments/none", ""); code != 404 {
 		t.Errorf("unknown id: %d", code)
 	}
-	for _, c := range [][2]string{{"DELETE", "/v1/experiments/e"}, {"PATCH", "/v1/experiments"}, {"POST", "/v1/experiments/e/bogus"}, {"GET", "/v1/experiments/"}} {
-		if code, v := call(t, h, c[0], c[1], ""); code != 404 || v["error"] != "no call "+c[0]+" "+c[1] || v["hint"] == "" {
+	for _, c := range []struct {
+		method, path string
+		code         int
+		says         string
+	}{
+		{"DELETE", "/v1/experiments/e", 405, "takes no DELETE"},
+		{"PATCH", "/v1/experiments", 405, "takes no PATCH"},
+		{"POST", "/v1/experiments/e/bogus", 404, "there is no POST /v1/experiments/e/bogus"},
+		{"GET", "/v1/experiments/", 404, "there is no GET"},
+	} {
+		if code, v := call(t, h, c.method, c.path, ""); code != c.code || !strings.Contains(message(v), c.says) {
 			t.Errorf("%v: %d %v", c, code, v)
 		}
 	}
+}
+
+// message is that of a refusal.
+func message(v map[string]any) string {
+	refusal, _ := v["error"].(map[string]any)
+	text, _ := refusal["message"].(string)
+	return text
 }
 
 func TestConfigNamesEveryProblem(t *testing.T) {

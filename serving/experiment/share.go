@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"time"
 
+	"ctrloop/internal/httpapi"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/experiment/assign"
 	"ctrloop/serving/experiment/exposure"
@@ -29,7 +30,7 @@ func (s *Service) snapshot(w http.ResponseWriter, r *http.Request) {
 			running[id] = &c
 		}
 	}
-	reply(w, http.StatusOK, map[string]any{"offset": st.Offset, "routes": st.Routes, "experiments": running, "holdouts": st.Holdouts})
+	httpapi.Reply(w, http.StatusOK, map[string]any{"offset": st.Offset, "routes": st.Routes, "experiments": running, "holdouts": st.Holdouts})
 }
 
 // maxExposures bounds one request.
@@ -40,39 +41,33 @@ func (s *Service) expose(w http.ResponseWriter, r *http.Request) {
 	var req struct {
 		Exposures []exposure.Exposure `json:"exposures"`
 	}
-	if !read(w, r, &req) {
+	if err := httpapi.ReadJSON(r, maxBody, &req); err != nil {
+		httpapi.Fail(w, err)
 		return
 	}
 	if s.d.Exposures == nil {
-		fail(w, http.StatusNotFound, errNoReports.Error(), "start an instance with a warehouse")
+		httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "start an instance with a warehouse", "%v", errNoReports))
 		return
 	}
 	if len(req.Exposures) > maxExposures {
-		fail(
-			w,
-			http.StatusRequestEntityTooLarge,
-			strconv.Itoa(len(req.Exposures))+" exposures",
-			"send at most "+strconv.Itoa(maxExposures)+" at once",
-		)
+		httpapi.Fail(w, httpapi.Refuse(http.StatusRequestEntityTooLarge, "send at most "+strconv.Itoa(maxExposures)+" at once",
+			"%d exposures", len(req.Exposures)))
 		return
 	}
 	experiments := s.d.Control.State().Experiments
 	for _, e := range req.Exposures {
 		if experiments[e.Experiment] == nil || e.Unit == "" || e.Variant != assign.Control && e.Variant != assign.Treatment || e.Time.IsZero() {
-			fail(
-				w,
-				http.StatusUnprocessableEntity,
-				"an exposure of "+strconv.Quote(e.Unit)+" to "+strconv.Quote(e.Variant)+" of "+strconv.Quote(e.Experiment),
+			httpapi.Fail(w, httpapi.Refuse(http.StatusUnprocessableEntity,
 				"each wants an experiment that exists, a unit, the variant control or treatment, and a time (RFC 3339)",
-			)
+				"an exposure of %q to %q of %q", e.Unit, e.Variant, e.Experiment))
 			return
 		}
 	}
 	if err := s.d.Exposures.Expose(r.Context(), req.Exposures); err != nil {
-		fail(w, http.StatusServiceUnavailable, err.Error(), "send them again; repetitions do no harm")
+		httpapi.Fail(w, httpapi.Refuse(http.StatusServiceUnavailable, "send them again; repetitions do no harm", "%v", err))
 		return
 	}
-	reply(w, http.StatusAccepted, map[string]int{"exposures": len(req.Exposures)})
+	httpapi.Reply(w, http.StatusAccepted, map[string]int{"exposures": len(req.Exposures)})
 }
 
 var _ exposure.Sink = Warehouse{}

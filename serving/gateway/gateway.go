@@ -18,6 +18,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
+	"ctrloop/internal/httpapi"
+	"ctrloop/internal/telemetry"
 	"ctrloop/serving/backend"
 	"ctrloop/serving/experiment/assign"
 	"ctrloop/serving/route"
@@ -34,6 +36,9 @@ const (
 	HeaderForce      = "X-Force-Variant" // "<experiment>:control" or "<experiment>:treatment", for testers
 )
 
+// logEvery is the pace of lines about a fault that repeats.
+const logEvery = 10 * time.Second
+
 // Gateway is safe for concurrent use.
 type Gateway struct {
 	cfg     Config
@@ -41,6 +46,7 @@ type Gateway struct {
 	assign  route.Assigner
 	suspect func(r *route.Replica, version string)
 	log     zerolog.Logger
+	limited *telemetry.Throttle // of log
 	m       *metrics
 	retries *budget
 	timed   func(assign.Assignment, time.Duration)
@@ -63,7 +69,8 @@ func New(
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Gateway{cfg: cfg, table: table, assign: a, suspect: suspect, log: log, m: newMetrics(reg), retries: newBudget(cfg.RetryShare)}, nil
+	return &Gateway{cfg: cfg, table: table, assign: a, suspect: suspect, log: log, m: newMetrics(reg),
+		limited: telemetry.NewThrottle(log, logEvery, time.Now), retries: newBudget(cfg.RetryShare)}, nil
 }
 
 // Stats since the start.
@@ -247,7 +254,7 @@ func (g *Gateway) inspect(ctx context.Context, a *admission, u *upstream) error 
 	g.m.wrong.Inc()
 	g.m.wrongs.Add(1)
 	g.suspect(r, a.Name)
-	g.log.Error().Str("replica", r.Name()).Str("admitted", a.Model).Str("answered", id.model).
+	g.limited.Event(zerolog.ErrorLevel, "wrong version").Str("replica", r.Name()).Str("admitted", a.Model).Str("answered", id.model).
 		Msg("another version answered than was admitted; the answer is not passed on")
 	return bad(backend.WrongVersion, fmt.Errorf("%q answered", id.model))
 }
@@ -263,21 +270,16 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, start time.Time) outcome {
-	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, g.cfg.MaxBodyBytes))
+	raw, err := httpapi.Body(r, g.cfg.MaxBodyBytes)
 	if err != nil {
-		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return g.refuse(
-				w,
-				http.StatusRequestEntityTooLarge,
-				"BadRequestError",
-				fmt.Sprintf("the body is larger than %d bytes", g.cfg.MaxBodyBytes),
-			)
+		if r.Context().Err() != nil {
+			return canceled
 		}
-		return canceled
+		return g.refuse(w, err)
 	}
 	req, err := parseRequest(raw, g.allows)
 	if err != nil {
-		return g.refuse(w, http.StatusBadRequest, "BadRequestError", err.Error())
+		return g.refuse(w, httpapi.Refuse(http.StatusBadRequest, "send a chat completion as OpenAI's API takes it", "%v", err))
 	}
 	unit := r.Header.Get(HeaderUnit)
 	if unit == "" {
@@ -285,11 +287,11 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, start time.Time)
 	}
 	a, err := g.admit(req.model, assign.Unit{User: unit, Product: r.Header.Get(HeaderProduct), Force: r.Header.Get(HeaderForce)})
 	if err != nil {
-		return g.refuse(w, http.StatusNotFound, "NotFoundError", err.Error())
+		return g.refuse(w, httpapi.Refuse(http.StatusNotFound, "GET /v1/models lists them", "%v", err))
 	}
 	defer a.Release()
 	if force := r.Header.Get(HeaderForce); force != "" && a.Reason != assign.ByForce {
-		return g.refuse(w, http.StatusBadRequest, "BadRequestError", assign.ForceRefused(force))
+		return g.refuse(w, httpapi.Refuse(http.StatusBadRequest, "ask for an arm of an experiment that runs, or leave the header out", "%s", assign.ForceRefused(force)))
 	}
 	u, err := g.send(r.Context(), a, req.withModel(a.Model))
 	if err != nil {
@@ -332,7 +334,7 @@ func (g *Gateway) pass(ctx context.Context, w http.ResponseWriter, body io.Reade
 			return canceled // the client has closed its stream
 		} else if err != nil {
 			// Half of the answer is out: cutting the connection is the only honest way to say that it is not whole.
-			g.log.Warn().Err(err).Msg("answer broke off after its first byte")
+			g.limited.Event(zerolog.WarnLevel, "broke off").Err(err).Msg("answer broke off after its first byte")
 			g.m.end(failed)
 			panic(http.ErrAbortHandler)
 		}
@@ -354,27 +356,20 @@ func (g *Gateway) unanswered(w http.ResponseWriter, r *http.Request, a *admissio
 	if r.Context().Err() != nil {
 		return canceled
 	}
-	w.Header().Set("Retry-After", strconv.Itoa(int(g.cfg.RetryAfter/time.Second)))
 	a.headers(w.Header())
+	refused := httpapi.Refuse(http.StatusServiceUnavailable, "come back after Retry-After", "%v", err)
+	refused.RetryAfter = g.cfg.RetryAfter
+	httpapi.Fail(w, refused)
 	if errors.Is(err, errFull) {
-		writeError(w, http.StatusServiceUnavailable, "ServiceUnavailableError", err.Error())
 		return full
 	}
-	g.log.Warn().Err(err).Str("version", a.Name).Msg("request failed")
-	writeError(w, http.StatusServiceUnavailable, "ServiceUnavailableError", err.Error())
+	g.limited.Event(zerolog.WarnLevel, "failed").Err(err).Str("version", a.Name).Msg("request failed")
 	return failed
 }
 
-func (g *Gateway) refuse(w http.ResponseWriter, code int, typ, msg string) outcome {
-	writeError(w, code, typ, msg)
+func (g *Gateway) refuse(w http.ResponseWriter, err error) outcome {
+	httpapi.Fail(w, err)
 	return refused
-}
-
-// writeError uses the error shape of OpenAI's and vLLM's APIs.
-func writeError(w http.ResponseWriter, code int, typ, msg string) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(map[string]any{"error": map[string]any{"message": msg, "type": typ, "param": nil, "code": code}})
 }
 
 // Chat is the same door for callers in this process; it returns the version that answered. Retry when Full(err).

@@ -116,7 +116,7 @@ func TestVersionIsDecidedAtAdmission(t *testing.T) {
 			t.Fatalf("answered by %q", id.model)
 		}
 	}
-	if resp, got := post(t, s.url, body("nope", "")); resp.StatusCode != 404 || !strings.Contains(got, "NotFoundError") {
+	if resp, got := post(t, s.url, body("nope", "")); resp.StatusCode != 404 || !strings.Contains(got, "not_found") {
 		t.Fatalf("unknown model: %d %s", resp.StatusCode, got)
 	}
 	if got := s.gw.Stats(); got != (Stats{Requests: 2}) {

@@ -214,8 +214,5 @@ func (x *experiment) forced(u *Unit) string {
 			return v
 		}
 	}
-	if len(x.Forced) == 0 {
-		return ""
-	}
-	return x.Forced[x.value(u)]
+	return x.ForcedArm(x.value(u))
 }

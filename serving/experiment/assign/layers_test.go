@@ -126,6 +126,30 @@ func TestHoldoutTakesPartInNothing(t *testing.T) {
 	}
 }
 
+// V9: the control log names no user: a forced one is known by its hash. Products are named, and so are users of older logs.
+func TestForcedUsersAreHidden(t *testing.T) {
+	for _, tc := range []struct {
+		unit, listed string
+		want         bool
+	}{
+		{"user", control.HideUnit("e1", "tester"), true},
+		{"user", "tester", true},
+		{"user", control.HideUnit("e2", "tester"), false},
+		{"product", "p-1", true},
+		{"product", control.HideUnit("e1", "p-1"), false},
+	} {
+		st := state(tc.unit, 0.0001)
+		st.Experiments["e1"].Forced = map[string]string{tc.listed: Treatment}
+		got, _ := New(st).Assign("prompt", Unit{User: "tester", Product: "p-1"})
+		if (got.Reason == ByForce) != tc.want {
+			t.Errorf("%+v: %+v", tc, got)
+		}
+	}
+	if strings.Contains(control.HideUnit("e1", "tester"), "tester") || control.HideUnit("e1", "tester") == control.HideUnit("e2", "tester") {
+		t.Error("the hash names the user, or is the same in two experiments")
+	}
+}
+
 func TestForcedArmsAreNoPartOfTheExperiment(t *testing.T) {
 	st := state("user", 0.0001)
 	st.Holdouts["prompt"] = control.Holdout{Logical: "prompt", Share: 0.999, Seed: "h"}

@@ -12,6 +12,7 @@ import (
 
 	"ctrloop/schemas/control"
 	"ctrloop/serving/experiment/assign"
+	"ctrloop/serving/experiment/client"
 	"ctrloop/serving/experiment/exposure"
 
 	of "github.com/open-feature/go-sdk/openfeature"
@@ -48,7 +49,7 @@ type recorder struct{ got []exposure.Exposure }
 func (r *recorder) Expose(e exposure.Exposure) { r.got = append(r.got, e) }
 
 // client registers the provider with the SDK, under a domain of the test's own.
-func client(t *testing.T, p *Provider) *of.Client {
+func sdk(t *testing.T, p *Provider) *of.Client {
 	t.Helper()
 	if err := of.SetNamedProviderAndWait(t.Name(), p); err != nil {
 		t.Fatal(err)
@@ -63,7 +64,7 @@ func german(user string) of.EvaluationContext {
 // Through the SDK: the same arms as serving gives, with reason and metadata; each is exposed as what it was.
 func TestThroughTheSDK(t *testing.T) {
 	src, exposed := &fixed{assign.New(state())}, &recorder{}
-	c := client(t, NewProvider(src, exposed))
+	c := sdk(t, NewProvider(src, exposed))
 	arms := map[string]int{}
 	for i := range 200 {
 		user := fmt.Sprint("u", i)
@@ -92,7 +93,7 @@ func TestThroughTheSDK(t *testing.T) {
 
 func TestWhoIsNotInTheExperiment(t *testing.T) {
 	src, exposed := &fixed{assign.New(state())}, &recorder{}
-	c := client(t, NewProvider(src, exposed))
+	c := sdk(t, NewProvider(src, exposed))
 	french := of.NewEvaluationContext("u", map[string]any{"country": "fr", "age": 30})
 	if d, err := c.StringValueDetails(t.Context(), "prompt", "none", french); err != nil || d.Value != "prompt-a" ||
 		d.Reason != of.StaticReason {
@@ -162,8 +163,8 @@ func TestRemote(t *testing.T) {
 		_ = json.NewEncoder(w).Encode(st)
 	}))
 	defer srv.Close()
-	r := NewRemote(srv.URL+"/", nil)
-	c := client(t, NewProvider(r, nil))
+	r := NewRemote(client.New(srv.URL+"/", "", ""))
+	c := sdk(t, NewProvider(r, nil))
 	if _, err := c.StringValue(t.Context(), "prompt", "", german("u")); err == nil {
 		t.Error("an answer before the first state")
 	}

@@ -40,14 +40,23 @@ function take(text: string): void {
   draw();
 }
 
+// said is the message of a refusal.
+function said(text: string): string {
+  return (JSON.parse(text) as { error: { message: string } }).error.message;
+}
+
 function connect(): void {
   stream?.close();
   stream = new EventSource("/api/live");
   stream.addEventListener("overview", (e) => take((e as MessageEvent<string>).data));
   stream.addEventListener("problem", (e) => {
-    const v = JSON.parse((e as MessageEvent<string>).data) as { error: string };
-    problem = v.error;
+    problem = said((e as MessageEvent<string>).data);
     draw();
+  });
+  stream.addEventListener("full", () => { // newer viewers have the places: poll until one is free
+    stream?.close();
+    setTimeout(connect, 10_000);
+    void poll();
   });
   stream.onerror = () => {
     if (stream?.readyState === EventSource.CLOSED) { // refused: poll until a stream is free
@@ -61,7 +70,8 @@ async function poll(): Promise<void> {
   const r = await fetch("/api/overview");
   const text = await r.text();
   if (r.ok) take(text);
-  else { problem = (JSON.parse(text) as { error: string }).error; draw(); }
+  else if (r.status === 401) location.assign("/login");
+  else { problem = said(text); draw(); }
 }
 
 function theme(): void {

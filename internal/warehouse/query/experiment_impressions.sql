@@ -1,0 +1,2 @@
+-- Impressions of an experiment. Argument: its id.
+SELECT count() FROM labels_latest WHERE experiment = ?

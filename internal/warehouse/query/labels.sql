@@ -1,0 +1,2 @@
+-- Rows of labels, every version counted.
+SELECT count() FROM labels

@@ -1,0 +1,2 @@
+-- Rows of labels of any experiment.
+SELECT count() FROM labels WHERE experiment != ''

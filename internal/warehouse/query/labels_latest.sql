@@ -1,0 +1,2 @@
+-- Impressions.
+SELECT count() FROM labels_latest

@@ -1,0 +1,2 @@
+-- Pairs made since the data began.
+SELECT count() FROM pairs FINAL
