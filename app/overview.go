@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -658,6 +659,13 @@ func (o *overview) alerts(st *control.State, l joiner.Ledger, bg background) []c
 			add(page, "No model server answers for %s", cmp.Or(version, rollout.Logical))
 		case up > time.Minute: // a model server that starts is no emergency
 			add(warn, "No model server has answered for %s yet", cmp.Or(version, rollout.Logical))
+		}
+	}
+	if s := o.app.serving; s != nil && s.experiment != nil {
+		for _, id := range slices.Sorted(maps.Keys(st.Experiments)) {
+			if seen := s.experiment.Seen(id); seen.Alarm && st.Experiments[id].Running() {
+				add(page, "%s", clip(fmt.Sprintf("Nobody sees what experiment %s does: %d looks in a row failed: %s", id, seen.Failed, seen.Error)))
+			}
 		}
 	}
 	if bg.warehouseErr != nil {

@@ -466,8 +466,11 @@ func (o *overview) rollout(bg background) *console.Rollout {
 		return nil
 	}
 	r := console.NewRollout(bg.verdict.x, bg.verdict.v, o.app.cfg.Experiment.Ramp.Margin)
-	if !r.Running { // the reason of the decision, not of a look after it
+	switch {
+	case !r.Running: // the reason of the decision, not of a look after it
 		r.Why = bg.history.decided[control.ExperimentEntity(r.ID)]
+	case bg.verdictErr != nil: // the figures are those of an older look
+		r.Stale, r.Why = true, clip(fmt.Sprintf("NOT PRESENT, the figures are of an older look: %v", bg.verdictErr))
 	}
 	return &r
 }

@@ -258,7 +258,7 @@ func TestFromVersionToDecision(t *testing.T) {
 		"messages": []any{map[string]any{"role": "user", "content": []any{map[string]any{"type": "text", "text": "hello"}}}},
 	}
 	h := i.call("POST", "/v1/chat/completions", chat, 200, nil)
-	if h.Get("X-Experiment") != "x" || h.Get("X-Propensity") != "0.5" {
+	if h.Get("X-Experiment") != "x" || h.Get("X-Arm-Share") != "0.5" {
 		t.Errorf("headers %v", h)
 	}
 	i.log.Put(t, control.ExperimentDecided, control.ExperimentEntity("x"), control.Decision{Outcome: control.Promote})

@@ -16,7 +16,7 @@ import (
 type BenchExperimentsCmd struct {
 	Runs    int      `help:"Runs of each row of each table. Below 200 the intervals are too wide to tell much." default:"1000"`
 	Seed    uint64   `help:"Draws everything; the same seed gives the same tables, whatever the number of workers." default:"1"`
-	Only    []string `help:"Parts to run, of aa, lift, srm, guards, matching, bots, novelty, simpson and rollout; all by default." placeholder:"NAME"`
+	Only    []string `help:"Parts to run, of aa, small, lift, srm, guards, matching, bots, novelty, simpson and rollout; all by default." placeholder:"NAME"`
 	Workers int      `help:"Goroutines that share the runs; 0 is one for each core." default:"0"`
 	JSON    string   `name:"json" help:"Write the result to this file too; - is standard output, without the tables." placeholder:"FILE"`
 }

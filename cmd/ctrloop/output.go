@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"reflect"
 	"strings"
 
 	"ctrloop/internal/artifact"
@@ -35,6 +37,43 @@ func (o *output) loggerAt(g *Globals, auto string) zerolog.Logger {
 		level = auto
 	}
 	return telemetry.NewLogger(telemetry.LogConfig{Level: level, Format: g.LogFormat}, o.stderr)
+}
+
+// checkFinite refuses an answer with a number in it that is none: the one place where NaN and infinities are stopped. What is
+// not known is null in an answer (a pointer that is nil), with the reason beside it.
+func checkFinite(v any) error { return finiteAt(reflect.ValueOf(v), "") }
+
+func finiteAt(v reflect.Value, path string) error {
+	switch v.Kind() {
+	case reflect.Float32, reflect.Float64:
+		if f := v.Float(); math.IsNaN(f) || math.IsInf(f, 0) {
+			return fmt.Errorf("%s would be %g: the input is beyond what can be computed with", strings.TrimPrefix(path, "."), f)
+		}
+	case reflect.Pointer, reflect.Interface:
+		if !v.IsNil() {
+			return finiteAt(v.Elem(), path)
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if err := finiteAt(v.Field(i), path+"."+v.Type().Field(i).Name); err != nil {
+				return err
+			}
+		}
+	case reflect.Slice, reflect.Array:
+		for i := range v.Len() {
+			if err := finiteAt(v.Index(i), fmt.Sprintf("%s[%d]", path, i)); err != nil {
+				return err
+			}
+		}
+	case reflect.Map:
+		for _, k := range v.MapKeys() {
+			if err := finiteAt(v.MapIndex(k), fmt.Sprintf("%s[%v]", path, k)); err != nil {
+				return err
+			}
+		}
+	default: // has no number of this kind in it
+	}
+	return nil
 }
 
 // printJSON prints v on stdout as one indented JSON document.

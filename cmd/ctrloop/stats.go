@@ -52,8 +52,9 @@ type StatsLiftCmd struct {
 	statsSource
 	statsAnswer
 	statsSequence
-	FDR *float64      `name:"fdr" placeholder:"RATE" help:"False-discovery rate over the categories, where there are any. Default: alpha, as on an experiment's page."`
-	Pre time.Duration `default:"336h" help:"With --experiment: how long before the test a unit's impressions are its covariate; 0 uses none."`
+	Exact float64       `placeholder:"IMPRESSIONS" help:"Of a file: an exact interval too, that holds from the first unit on, where no unit can have more than IMPRESSIONS. The bound must be known before the data; rows must be in the order in which units came."`
+	FDR   *float64      `name:"fdr" placeholder:"RATE" help:"False-discovery rate over the categories, where there are any. Default: alpha, as on an experiment's page."`
+	Pre   time.Duration `default:"336h" help:"With --experiment: how long before the test a unit's impressions are its covariate; 0 uses none."`
 }
 
 // statsArm is one arm of `stats lift --json`.
@@ -64,24 +65,27 @@ type statsArm struct {
 	CTR         float64 `json:"ctr"`
 }
 
-// statsDifference is a lift with its intervals. Rates are fractions of 1. Relative figures are null where the data
-// bound them not at all.
+// statsDifference is a lift with its intervals. Rates are fractions of 1. What is null has its reason in null_because,
+// under its own name.
 type statsDifference struct {
-	LiftAbsolute float64  `json:"lift_absolute"`
-	Low          float64  `json:"low"`
-	High         float64  `json:"high"`
-	SE           float64  `json:"se"`
-	PAlwaysValid float64  `json:"p_always_valid"`
-	LiftRelative *float64 `json:"lift_relative"`
-	RelativeLow  *float64 `json:"relative_low"`
-	RelativeHigh *float64 `json:"relative_high"`
+	LiftAbsolute *float64          `json:"lift_absolute"`
+	Low          *float64          `json:"low"`
+	High         *float64          `json:"high"`
+	SE           *float64          `json:"se"`
+	PAlwaysValid *float64          `json:"p_always_valid"`
+	LiftRelative *float64          `json:"lift_relative"`
+	RelativeLow  *float64          `json:"relative_low"`
+	RelativeHigh *float64          `json:"relative_high"`
+	NullBecause  map[string]string `json:"null_because,omitempty"`
 }
 
 func difference(l stats.Lift) statsDifference {
-	return statsDifference{
-		LiftAbsolute: l.Absolute, Low: l.Interval.Low, High: l.Interval.High, SE: l.SE, PAlwaysValid: l.P,
-		LiftRelative: finite(l.Relative), RelativeLow: finite(l.RelativeI.Low), RelativeHigh: finite(l.RelativeI.High),
+	d := statsDifference{LiftAbsolute: finite(l.Absolute), LiftRelative: finite(l.Relative), NullBecause: l.Missing()}
+	if l.Unknown == "" {
+		d.Low, d.High, d.SE, d.PAlwaysValid = finite(l.Interval.Low), finite(l.Interval.High), finite(l.SE), finite(l.P)
+		d.RelativeLow, d.RelativeHigh = finite(l.RelativeI.Low), finite(l.RelativeI.High)
 	}
+	return d
 }
 
 // statsLift is the answer of `stats lift --json`.
@@ -89,13 +93,21 @@ type statsLift struct {
 	Control   statsArm `json:"control"`
 	Treatment statsArm `json:"treatment"`
 	statsDifference
-	Alpha         float64         `json:"alpha"`
-	NStar         float64         `json:"nstar"`
-	UnitsInBoth   int             `json:"units_in_both_arms"`
-	Uninformative bool            `json:"uninformative"`
-	Adjusted      *statsAdjusted  `json:"adjusted,omitempty"`
-	FDR           float64         `json:"fdr,omitempty"` // of the categories
-	Categories    []statsCategory `json:"categories,omitempty"`
+	Alpha       float64         `json:"alpha"`
+	NStar       float64         `json:"nstar"`
+	UnitsInBoth int             `json:"units_in_both_arms"`
+	Exact       *statsExact     `json:"exact,omitempty"`
+	Adjusted    *statsAdjusted  `json:"adjusted,omitempty"`
+	Within      *statsWithin    `json:"within_categories,omitempty"`
+	FDR         float64         `json:"fdr,omitempty"` // of the categories
+	Categories  []statsCategory `json:"categories,omitempty"`
+}
+
+// statsExact is an interval of the difference that holds at every look from the first unit on.
+type statsExact struct {
+	Low  float64 `json:"low"`
+	High float64 `json:"high"`
+	Most float64 `json:"most_impressions"` // that a unit can have, by the caller
 }
 
 // statsAdjusted is the lift with the covariate from before the test (ratio CUPED).
@@ -103,6 +115,18 @@ type statsAdjusted struct {
 	statsDifference
 	Theta     float64 `json:"theta"`
 	Reduction float64 `json:"variance_reduction"`
+	Refused   string  `json:"refused,omitempty"` // why the covariate was not used: the figures are the plain ones
+}
+
+// statsWithin is the lift within categories, put together, beside the pooled one. Its absolute figures are of weighted
+// impressions and mean nothing by themselves.
+type statsWithin struct {
+	LiftRelative *float64          `json:"lift_relative"`
+	RelativeLow  *float64          `json:"relative_low"`
+	RelativeHigh *float64          `json:"relative_high"`
+	PAlwaysValid *float64          `json:"p_always_valid"`
+	NullBecause  map[string]string `json:"null_because,omitempty"`
+	Trap         string            `json:"trap,omitempty"` // why the pooled lift must not be read on its own
 }
 
 // statsCategory is one category's lift. The selected interval is that of a reported category among so many (e-BY),
@@ -113,11 +137,13 @@ type statsCategory struct {
 	LiftRelative *float64 `json:"lift_relative"`
 	RelativeLow  *float64 `json:"relative_low"`
 	RelativeHigh *float64 `json:"relative_high"`
-	PAlwaysValid float64  `json:"p_always_valid"`
+	PAlwaysValid *float64 `json:"p_always_valid"`
 	Q            float64  `json:"q"`
 	Discovered   bool     `json:"discovered"`
 	SelectedLow  *float64 `json:"selected_relative_low"`
 	SelectedHigh *float64 `json:"selected_relative_high"`
+
+	NullBecause map[string]string `json:"null_because,omitempty"`
 }
 
 // Run reads the file or the warehouse and answers.
@@ -128,6 +154,9 @@ func (c *StatsLiftCmd) Run(ctx context.Context, g *Globals, o *output) error {
 	}
 	if c.FDR != nil && !(*c.FDR > 0 && *c.FDR < 1) {
 		return usageError{fmt.Errorf("--fdr %g: want a rate in (0,1)", *c.FDR)}
+	}
+	if c.Exact != 0 && (!(c.Exact >= 1 && c.Exact <= 1e9) || c.Experiment != "") {
+		return usageError{fmt.Errorf("--exact %g: want the largest number of impressions that a unit can have, 1 to 1e9, and a file", c.Exact)}
 	}
 	if c.Pre < 0 {
 		return usageError{fmt.Errorf("--pre %v: want a time of 0 or more", c.Pre)}
@@ -164,6 +193,18 @@ func (c *StatsLiftCmd) Run(ctx context.Context, g *Globals, o *output) error {
 		return fmt.Errorf("categories of %s: %w", name, err)
 	}
 	out := liftAnswer(data, plain, l, categories)
+	if c.Exact > 0 {
+		iv, err := stats.ExactLift(data.Units[0], data.Units[1], c.Exact, q.Alpha)
+		if err != nil {
+			return fmt.Errorf("lift of %s: %w", name, err)
+		}
+		out.Exact = &statsExact{iv.Low, iv.High, c.Exact}
+	}
+	if len(data.Categories) > 1 {
+		if out.Within, err = within(data.Categories, plain, q); err != nil {
+			return fmt.Errorf("lift within the categories of %s: %w", name, err)
+		}
+	}
 	out.Alpha, out.NStar = q.Alpha, q.NStar
 	if len(categories) > 0 {
 		out.FDR = fdr
@@ -186,15 +227,16 @@ func liftAnswer(data statcsv.LiftData, l stats.Lift, adjusted stats.AdjustedLift
 	arm := func(s stats.Sums) statsArm { return statsArm{s.N, int64(s.D), int64(s.M), s.Rate()} }
 	out := statsLift{
 		Control: arm(data.Control), Treatment: arm(data.Treatment), statsDifference: difference(l),
-		UnitsInBoth: data.InBothArms, Uninformative: l.Uninformative,
+		UnitsInBoth: data.InBothArms,
 	}
 	if data.HasPre {
-		out.Adjusted = &statsAdjusted{difference(adjusted.Lift), adjusted.Theta, adjusted.Reduction}
+		out.Adjusted = &statsAdjusted{difference(adjusted.Lift), adjusted.Theta, adjusted.Reduction, adjusted.Refused}
 	}
 	for _, k := range categories {
+		d := difference(k.Lift)
 		row := statsCategory{
-			Category: k.Name, Units: k.Units, LiftRelative: finite(k.Relative), RelativeLow: finite(k.RelativeI.Low), RelativeHigh: finite(k.RelativeI.High),
-			PAlwaysValid: k.P, Q: k.Q, Discovered: k.Discovered,
+			Category: k.Name, Units: k.Units, LiftRelative: d.LiftRelative, RelativeLow: d.RelativeLow, RelativeHigh: d.RelativeHigh,
+			PAlwaysValid: d.PAlwaysValid, Q: k.Q, Discovered: k.Discovered, NullBecause: d.NullBecause,
 		}
 		if k.Discovered {
 			row.SelectedLow, row.SelectedHigh = finite(k.SelectedRelative.Low), finite(k.SelectedRelative.High)
@@ -202,6 +244,25 @@ func liftAnswer(data statcsv.LiftData, l stats.Lift, adjusted stats.AdjustedLift
 		out.Categories = append(out.Categories, row)
 	}
 	return out
+}
+
+// within compares the pooled lift with the one within categories.
+func within(categories []stats.Category, pooled stats.Lift, q stats.Sequence) (*statsWithin, error) {
+	l, err := stats.CompareAcross(categories, q)
+	if errors.Is(err, stats.ErrNoStrata) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	d := difference(l)
+	out := &statsWithin{LiftRelative: d.LiftRelative, RelativeLow: d.RelativeLow, RelativeHigh: d.RelativeHigh, PAlwaysValid: d.PAlwaysValid,
+		NullBecause: d.NullBecause}
+	if stats.Trap(pooled, l) {
+		out.Trap = "the arms met the categories in different shares, and the pooled lift contradicts the lift within them (Simpson's paradox): " +
+			"do not read the pooled one, and find out why the shares differ"
+	}
+	return out, nil
 }
 
 func printLift(w io.Writer, out statsLift, l stats.Lift, adjusted stats.AdjustedLift, categories []stats.CategoryLift) {
@@ -212,13 +273,23 @@ func printLift(w io.Writer, out statsLift, l stats.Lift, adjusted stats.Adjusted
 		fmt.Fprintf(w, "%-10s %9d units %11d impressions %9d clicks   CTR %.4f %%\n", a.name, a.Units, a.Impressions, a.Clicks, 100*a.CTR)
 	}
 	show := func(name string, l stats.Lift) {
+		if l.Unknown != "" {
+			fmt.Fprintf(w, "%-10s %+.4f points, no interval and no p: %s\n", name, 100*l.Absolute, l.Unknown)
+			return
+		}
 		fmt.Fprintf(w, "%-10s %+.4f points, %g %% at every look: %+.4f to %+.4f   always-valid p %.4g\n",
 			name, 100*l.Absolute, 100*(1-out.Alpha), 100*l.Interval.Low, 100*l.Interval.High, l.P)
 		fmt.Fprintf(w, "relative   %s, %s to %s\n", percent(l.Relative), percent(l.RelativeI.Low), percent(l.RelativeI.High))
 	}
 	show("lift", l)
+	if e := out.Exact; e != nil {
+		fmt.Fprintf(w, "exact      %+.4f to %+.4f points, %g %% at every look from the first unit on; no unit has more than %g impressions\n",
+			100*e.Low, 100*e.High, 100*(1-out.Alpha), e.Most)
+	}
 	switch {
 	case out.Adjusted == nil:
+	case adjusted.Refused != "":
+		fmt.Fprintf(w, "adjusted   not at all: %s\n", adjusted.Refused)
 	case adjusted.Theta == 0:
 		fmt.Fprintln(w, "adjusted   as above: the time before the test has nothing to go by in one of the arms")
 	default:
@@ -230,11 +301,14 @@ func printLift(w io.Writer, out statsLift, l stats.Lift, adjusted stats.Adjusted
 			100*adjusted.Reduction,
 		)
 	}
-	if l.Uninformative {
-		fmt.Fprintln(w, "note       the data show no variation (no clicks, or one unit an arm), so the interval is the whole range")
-	}
 	if len(categories) == 0 {
 		return
+	}
+	if in := out.Within; in != nil {
+		fmt.Fprintf(w, "within     categories %s\n", in.text())
+		if in.Trap != "" {
+			fmt.Fprintf(w, "warning    %s\n", in.Trap)
+		}
 	}
 	name := len("category")
 	for _, k := range categories {
@@ -253,7 +327,7 @@ func printLift(w io.Writer, out statsLift, l stats.Lift, adjusted stats.Adjusted
 			k.Name,
 			k.Units,
 			percent(k.Relative),
-			percent(k.RelativeI.Low)+" to "+percent(k.RelativeI.High),
+			intervalText(k.Lift),
 			k.P,
 			k.Q,
 			mark,
@@ -264,6 +338,29 @@ func printLift(w io.Writer, out statsLift, l stats.Lift, adjusted stats.Adjusted
 		"reported: at most %g %% of these are expected to be false, however often one looks (e-BH); intervals widened for being picked (e-BY)\n",
 		100*out.FDR,
 	)
+}
+
+func (in *statsWithin) text() string {
+	if why := in.NullBecause["p_always_valid"]; why != "" {
+		return fmt.Sprintf("%s, no interval and no p: %s", percent(number(in.LiftRelative)), why)
+	}
+	return fmt.Sprintf("%s, %s to %s", percent(number(in.LiftRelative)), percent(number(in.RelativeLow)), percent(value(in.RelativeHigh)))
+}
+
+// number is what the pointer points to, NaN where it is nil.
+func number(v *float64) float64 {
+	if v == nil {
+		return math.NaN()
+	}
+	return *v
+}
+
+// intervalText is the relative interval of a row.
+func intervalText(l stats.Lift) string {
+	if l.Unknown != "" {
+		return "too little data"
+	}
+	return percent(l.RelativeI.Low) + " to " + percent(l.RelativeI.High)
 }
 
 // StatsSRMCmd is `ctrloop stats srm`.
@@ -367,14 +464,19 @@ type StatsOPECmd struct {
 type statsOPE struct {
 	Estimators map[stats.Estimator]stats.Estimate `json:"estimators"`
 	ESS        float64                            `json:"ess"`
-	Rows       int                                `json:"rows"`
-	Clicks     int64                              `json:"clicks"`
+	// MeanWeight is about 1 where the logged propensities are those with which the log was made.
+	MeanWeight   float64  `json:"mean_weight"`
+	MeanWeightSE float64  `json:"mean_weight_se"`
+	Warnings     []string `json:"warnings,omitempty"`
+	Rows         int      `json:"rows"`
+	Clicks       int64    `json:"clicks"`
 }
 
 // Run reads the policy and the log, and answers.
 func (c *StatsOPECmd) Run(ctx context.Context, g *Globals, o *output) error {
-	if !(c.Alpha > 0 && c.Alpha < 1) || !(c.SG >= 0 && c.SG <= 1) || !(c.Shrink > 0) || !(c.Clip > 0) || !(c.Switch >= 0) {
-		return usageError{errors.New("ope: alpha must lie in (0,1), sg in [0,1], shrink and clip must be positive, switch not negative")}
+	params := stats.OPEParams{Clip: c.Clip, Switch: c.Switch, Shrink: c.Shrink, SG: c.SG, Alpha: c.Alpha}
+	if err := params.Validate(); err != nil {
+		return usageError{err}
 	}
 	ids := statcsv.NewNames()
 	readPolicy := statcsv.ReadPolicy
@@ -391,25 +493,26 @@ func (c *StatsOPECmd) Run(ctx context.Context, g *Globals, o *output) error {
 	if err != nil {
 		return err
 	}
-	samples, err := log.Samples(policy)
+	samples, err := log.Samples(policy, log.Prior())
 	if err != nil {
 		return fmt.Errorf("%s with %s: %w", name, c.Policy, err)
 	}
-	est, ess, err := stats.EvaluatePolicy(samples, stats.OPEParams{Clip: c.Clip, Switch: c.Switch, Shrink: c.Shrink, SG: c.SG, Alpha: c.Alpha})
+	got, err := stats.EvaluatePolicy(samples, params)
 	if err != nil {
 		return fmt.Errorf("%s with %s: %w", name, c.Policy, err)
 	}
-	out := statsOPE{Estimators: est, ESS: ess, Rows: len(samples), Clicks: log.Clicks()}
+	out := statsOPE{Estimators: got.Estimates, ESS: got.ESS, Rows: len(samples), Clicks: log.Clicks(),
+		MeanWeight: got.MeanWeight, MeanWeightSE: got.MeanWeightSE, Warnings: got.Warnings()}
 	return o.answerReport(c.statsAnswer, out, statsReport{
 		Title: "Value of " + c.Policy + " on " + name,
 		Text: func(w io.Writer) {
-			fmt.Fprintf(w, "%d rows, %d clicks, effective sample size %.1f\n", out.Rows, out.Clicks, ess)
+			fmt.Fprintf(w, "%d rows, %d clicks, effective sample size %.1f, mean importance weight %.4g\n", out.Rows, out.Clicks, got.ESS, got.MeanWeight)
 			for _, name := range stats.Estimators() {
-				e := est[name]
+				e := got.Estimates[name]
 				fmt.Fprintf(w, "%-12s %10.6f   %g %%: %.6f to %.6f\n", name, e.Value, 100*(1-c.Alpha), e.Low, e.High)
 			}
-			if ess < 100 {
-				fmt.Fprintln(w, "note         the effective sample size is small: the policies differ too much for these figures to be trusted")
+			for _, warning := range out.Warnings {
+				fmt.Fprintln(w, "warning      "+warning)
 			}
 		},
 		Plots: opePlots(out),
@@ -436,6 +539,9 @@ func readStatsFile[T any](path string, read func(io.Reader) (T, error)) (T, erro
 
 // answer prints the result as text, unless the JSON goes to standard output, and writes the JSON where asked.
 func (o *output) answer(jsonFile string, v any, text func(io.Writer)) error {
+	if err := checkFinite(v); err != nil {
+		return err
+	}
 	if jsonFile != "-" {
 		text(o.stdout)
 	}

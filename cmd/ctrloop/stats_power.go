@@ -57,8 +57,8 @@ func (c *StatsPowerCmd) Run(ctx context.Context, g *Globals, o *output) error {
 	if err := q.Validate(); err != nil {
 		return usageError{err}
 	}
-	if !(c.Share > 0 && c.Share < 1) || !(c.Power > 0 && c.Power < 1) || !(c.Target > 0) || c.UnitsPerDay < 0 {
-		return usageError{errors.New("power: share and power must lie in (0,1), target must be positive, units-per-day not negative")}
+	if !(c.Share > 0 && c.Share < 1) || !(c.Power > 0 && c.Power < 1) || !(c.Target > 0) || !(c.UnitsPerDay >= 0 && c.UnitsPerDay <= 1e15) {
+		return usageError{errors.New("power: share and power must lie in (0,1), target must be positive, units-per-day not negative, at most 1e15")}
 	}
 	if slices.ContainsFunc(c.Effects, func(e float64) bool { return !(math.Abs(e) > 0) || math.IsInf(e, 0) }) {
 		return usageError{fmt.Errorf("--effects %v: want relative lifts other than 0; 0.05 is +5 %%", c.Effects)}
@@ -87,6 +87,9 @@ func (c *StatsPowerCmd) Run(ctx context.Context, g *Globals, o *output) error {
 	}
 	n := float64(data.N)
 	toTarget := stats.UnitsForHalfWidth(q, sigma, c.Target*rate)
+	if math.IsInf(toTarget, 1) {
+		return usageError{fmt.Errorf("--target %g: more than 1e18 units would be needed; that cannot be planned", c.Target)}
+	}
 	days := func(units float64) *float64 {
 		if c.UnitsPerDay <= 0 {
 			return nil
@@ -100,6 +103,9 @@ func (c *StatsPowerCmd) Run(ctx context.Context, g *Globals, o *output) error {
 	}
 	for _, e := range c.Effects {
 		units := stats.UnitsToDetect(q, sigma, e*rate, c.Power)
+		if math.IsInf(units, 1) {
+			return usageError{fmt.Errorf("--effects %g: more than 1e18 units would be needed to find it; that cannot be planned", e)}
+		}
 		out.Effects = append(out.Effects, statsEffect{e, finite(units), days(units)})
 	}
 	return o.answerReport(c.statsAnswer, out, statsReport{

@@ -67,27 +67,144 @@ func runJSON(t *testing.T, args ...string) map[string]any {
 }
 
 func TestStatsLift(t *testing.T) {
-	in := tempFile(t, "unit,arm,impressions,clicks\na,control,10,1\nb,control,10,2\nc,treatment,10,3\nd,treatment,10,2\n")
+	var rows strings.Builder
+	rows.WriteString("unit,arm,impressions,clicks\n")
+	for i := range 20 {
+		fmt.Fprintf(&rows, "a%d,control,10,1\nb%d,control,10,2\nc%d,treatment,10,3\nd%d,treatment,10,2\n", i, i, i, i)
+	}
+	in := tempFile(t, rows.String())
 	v := runJSON(t, "lift", in)
 	c := v["control"].(map[string]any)
-	if c["units"] != 2.0 || c["impressions"] != 20.0 || c["clicks"] != 3.0 || c["ctr"] != 0.15 {
+	if c["units"] != 40.0 || c["impressions"] != 400.0 || c["clicks"] != 60.0 || c["ctr"] != 0.15 {
 		t.Errorf("control %v", c)
 	}
-	// Each arm: rates 0.1/0.2 and 0.3/0.2, sample variance of the rate 0.005, halved: 0.0025; both: 0.005.
-	for k, want := range map[string]float64{"lift_absolute": 0.1, "se": math.Sqrt(0.005), "lift_relative": 0.25/0.15 - 1} {
+	// Each arm: 40 rates 0.05 from their mean, sample variance 0.1/39, over 40 units; both arms: twice that.
+	for k, want := range map[string]float64{"lift_absolute": 0.1, "se": math.Sqrt(2 * 0.1 / 39 / 40), "lift_relative": 0.25/0.15 - 1} {
 		if got := v[k].(float64); math.Abs(got-want) > 1e-12 {
 			t.Errorf("%s = %v, want %v", k, got, want)
 		}
 	}
 	low, high := v["low"].(float64), v["high"].(float64)
-	if math.Abs((low+high)/2-0.1) > 1e-12 || low > 0 {
+	if math.Abs((low+high)/2-0.1) > 1e-12 || low <= 0 {
 		t.Errorf("interval [%g, %g]", low, high)
 	}
-	if p := v["p_always_valid"].(float64); p < 0.5 || p > 1 {
-		t.Errorf("four units gave p = %g", p)
+	if p := v["p_always_valid"].(float64); p < 0.001 || p > 0.05 || v["null_because"] != nil {
+		t.Errorf("p = %g, %v", p, v["null_because"])
 	}
 	if out, err := runStats(t, "lift", "--alpha", "0.1", "--nstar", "100", in); err != nil || !strings.Contains(out, "90 % at every look") {
 		t.Errorf("text: %v\n%s", err, out)
+	}
+}
+
+// Too little data: null with the reason, in JSON and in words; an exact interval where the bound is known.
+func TestStatsLiftOfFewUnits(t *testing.T) {
+	in := tempFile(t, "unit,arm,impressions,clicks\na,control,10,1\nb,control,10,1\nc,treatment,10,2\nd,treatment,10,2\n")
+	v := runJSON(t, "lift", in, "--exact", "10")
+	for _, name := range []string{"low", "high", "se", "p_always_valid", "relative_low", "relative_high"} {
+		if why, _ := v["null_because"].(map[string]any)[name].(string); v[name] != nil || !strings.Contains(why, "too little data") {
+			t.Errorf("%s = %v because %q", name, v[name], why)
+		}
+	}
+	if e := v["exact"].(map[string]any); e["low"].(float64) > -0.3 || e["high"].(float64) < 0.3 {
+		t.Errorf("exact %v", e)
+	}
+	if out, err := runStats(t, "lift", in); err != nil || !strings.Contains(out, "no interval and no p: too little data") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if _, err := runStats(t, "lift", in, "--exact", "9"); err == nil || !strings.Contains(err.Error(), "known beforehand") {
+		t.Errorf("error %v, want one about the bound", err)
+	}
+}
+
+// The treatment is better within both categories and worse in the sum: it met the poor one more often.
+func TestStatsLiftTellsSimpsonsTrap(t *testing.T) {
+	var rows strings.Builder
+	rows.WriteString("unit,arm,impressions,clicks,category\n")
+	n := 0
+	fill := func(arm, category string, units, rate int) {
+		for i := range units {
+			n++
+			clicks := 0
+			if i%20 < rate {
+				clicks = 2
+			}
+			fmt.Fprintf(&rows, "u%d,%s,10,%d,%s\n", n, arm, clicks, category)
+		}
+	}
+	fill("control", "good", 4000, 10)
+	fill("treatment", "good", 1000, 12)
+	fill("control", "poor", 1000, 2)
+	fill("treatment", "poor", 4000, 3)
+	in := tempFile(t, rows.String())
+	v := runJSON(t, "lift", in)
+	within := v["within_categories"].(map[string]any)
+	if v["high"].(float64) >= 0 || within["relative_low"].(float64) <= 0 || within["trap"] == nil {
+		t.Errorf("pooled %v, within %v", v["statsDifference"], within)
+	}
+	if out, err := runStats(t, "lift", in); err != nil || !strings.Contains(out, "Simpson") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// What cannot be computed is refused with words: no NaN and no infinity leaves with exit 0.
+func TestStatsRefusesWhatHasNoAnswer(t *testing.T) {
+	lift := tempFile(t, "unit,arm,impressions,clicks\na,control,10,1\nb,control,10,2\nc,treatment,10,3\nd,treatment,10,2\n")
+	units := tempFile(t, "unit,impressions,clicks\na,10,1\nb,10,2\nc,10,3\n")
+	srm := tempFile(t, "arm,count\ncontrol,1000\ntreatment,900\n")
+	log := tempFile(t, "item_id,position,click,propensity_score\n1,1,1,0.5\n2,1,0,0.5\n1,1,0,0.5\n")
+	policy := tempFile(t, "item_id,position,probability\n1,1,0.5\n2,1,0.5\n")
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"srm", srm, "--prior", "1e308"}, "prior"},
+		{[]string{"srm", srm, "--prior", "inf"}, "prior"},
+		{[]string{"srm", tempFile(t, "arm,count\na,9000000000000000000\nb,9000000000000000000\n")}, "counted exactly"},
+		{[]string{"srm", tempFile(t, "arm,count\na,9000000000000000\nb,9000000000000000\n")}, "digits"},
+		{[]string{"lift", lift, "--nstar", "1e300"}, "nstar"},
+		{[]string{"lift", lift, "--alpha", "nan"}, "alpha"},
+		{[]string{"lift", tempFile(t, "unit,arm,impressions,clicks\nc,control,9000000000000000000,1\nt,treatment,10,1\n")}, "counted exactly"},
+		{[]string{"power", units, "--effects", "1e-12"}, "cannot be planned"},
+		{[]string{"power", units, "--target", "1e-12"}, "cannot be planned"},
+		{[]string{"power", units, "--units-per-day", "inf"}, "units-per-day"},
+		{[]string{"ope", log, "--policy", policy, "--shrink", "inf"}, "shrink"},
+		{[]string{"ope", log, "--policy", policy, "--clip", "nan"}, "clip"},
+		{[]string{"ope", log, "--policy", policy, "--sg", "nan"}, "sg"},
+		{[]string{"ope", tempFile(t, "item_id,position,click,propensity_score\n1,1,1,nan\n"), "--policy", policy}, "finite"},
+	} {
+		for _, extra := range [][]string{nil, {"--json", "-"}} {
+			if out, err := runStats(t, append(c.args, extra...)...); err == nil || !strings.Contains(err.Error(), c.want) || out != "" {
+				t.Errorf("%v: error %v, want one about %q; printed %q", c.args, err, c.want, out)
+			}
+		}
+	}
+	if err := checkFinite(map[string]any{"a": []*float64{new(float64)}, "b": struct{ X float64 }{math.Inf(1)}}); err == nil ||
+		!strings.Contains(err.Error(), "[b].X") {
+		t.Errorf("error %v, want one that names the field", err)
+	}
+}
+
+// Logged propensities that are not those of the log show in the mean weight.
+func TestStatsOPEWarnsOfPropensities(t *testing.T) {
+	var wrong, right strings.Builder
+	for _, b := range []*strings.Builder{&wrong, &right} {
+		b.WriteString("item_id,position,click,propensity_score\n")
+	}
+	for i := range 2000 {
+		item, p := 1, 0.9
+		if i%10 == 0 {
+			item, p = 2, 0.1
+		}
+		fmt.Fprintf(&wrong, "%d,1,%d,0.5\n", item, i%7/6)
+		fmt.Fprintf(&right, "%d,1,%d,%g\n", item, i%7/6, p)
+	}
+	policy := tempFile(t, "item_id,position,probability\n1,1,0.3\n2,1,0.7\n")
+	v := runJSON(t, "ope", tempFile(t, wrong.String()), "--policy", policy)
+	if w := v["mean_weight"].(float64); math.Abs(w-(0.9*0.6+0.1*1.4)) > 1e-9 || len(v["warnings"].([]any)) != 1 {
+		t.Errorf("mean weight %g, warnings %v", w, v["warnings"])
+	}
+	if v = runJSON(t, "ope", tempFile(t, right.String()), "--policy", policy); math.Abs(v["mean_weight"].(float64)-1) > 1e-9 || v["warnings"] != nil {
+		t.Errorf("mean weight %v, warnings %v", v["mean_weight"], v["warnings"])
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"ctrloop/internal/stats/statcsv"
 	"ctrloop/internal/warehouse"
 	"ctrloop/schemas/control"
+	"ctrloop/serving/decide"
 	"ctrloop/serving/experiment"
 )
 
@@ -386,13 +387,17 @@ func (w statsWarehouse) units(ctx context.Context) (stats.RatioSums, error) {
 // maxLogRows bounds the decisions that are read into memory, about 50 bytes each.
 const maxLogRows = 20_000_000
 
-// log reads the logged decisions.
+// log reads the logged decisions: those of the experiment's arms, and those that explored instead. Propensities are over all of
+// that, so a log without the explorations would not be what they describe.
 func (w statsWarehouse) log(ctx context.Context, names *statcsv.Names) (*statcsv.Log, error) {
 	within, args := w.within()
 	rows, err := w.db.Query(
 		ctx,
-		`SELECT toString(product), toString(creative), clicked, propensity FROM labels_mature WHERE experiment = ? AND `+within+` ORDER BY event_time, impression_id LIMIT ?`,
-		slices.Concat([]any{w.id}, args, []any{maxLogRows + 1})...)
+		`SELECT toString(product), toString(creative), clicked, propensity
+		FROM labels_mature
+		WHERE (experiment = ? OR experiment = '' AND policy = ?) AND `+within+`
+		ORDER BY event_time, impression_id LIMIT ?`,
+		slices.Concat([]any{w.id, decide.ExploredFrom(w.id)}, args, []any{maxLogRows + 1})...)
 	if err != nil {
 		return nil, err
 	}

@@ -43,8 +43,8 @@ var ErrRate = errors.New("false-discovery rate must lie in (0,1)")
 // error, and with 44 categories finds less. A category's interval, once reported, is the one of level
 // 1 - fdr |reported| / K of the same sequence ([XWR], e-BY).
 //
-// A category without impressions in one of the arms, or without variation, has e-value 1: it counts among the K
-// and is never reported. The answer is in the order of the categories.
+// A category without impressions in one of the arms, with too little data for an asymptotic e-value ([TooFew]), or
+// without variation, has e-value 1: it counts among the K and is never reported. The answer is in the order of the categories.
 func CompareCategories(categories []Category, q Sequence, fdr float64) ([]CategoryLift, error) {
 	if !(fdr > 0 && fdr < 1) {
 		return nil, fmt.Errorf("%w: %g", ErrRate, fdr)
@@ -64,13 +64,13 @@ func CompareCategories(categories []Category, q Sequence, fdr float64) ([]Catego
 				}
 			}
 			out[i].Lift = Lift{
-				Absolute:      math.NaN(),
-				Relative:      math.NaN(),
-				Interval:      Interval{-1, 1},
-				RelativeI:     everything,
-				P:             1,
-				Units:         float64(c.Control.N + c.Treatment.N),
-				Uninformative: true,
+				Absolute:  math.NaN(),
+				Relative:  math.NaN(),
+				Interval:  Interval{-1, 1},
+				RelativeI: everything,
+				P:         1,
+				Units:     float64(c.Control.N + c.Treatment.N),
+				Unknown:   "one of the arms has no impressions",
 			}
 			continue
 		}
@@ -90,7 +90,7 @@ func CompareCategories(categories []Category, q Sequence, fdr float64) ([]Catego
 	}
 	for i := range out {
 		if c := categories[i]; out[i].Discovered {
-			x := contrast{d0: c.Treatment.Rate(), d1: c.Control.Rate(), v0: c.Treatment.RateVariance(), v2: c.Control.RateVariance()}
+			x := plainContrast(c.Control, c.Treatment)
 			z := q.zAt(out[i].Units, fdr*float64(discovered)/float64(len(out)))
 			out[i].Selected = Interval{out[i].Absolute - z*out[i].SE, out[i].Absolute + z*out[i].SE}
 			out[i].SelectedRelative = x.fieller(z)

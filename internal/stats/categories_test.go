@@ -155,7 +155,7 @@ func TestCategoriesWithoutDataCountAmongTheRest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got[0].Discovered || got[2].Discovered || !got[1].Discovered || !got[0].Uninformative {
+	if got[0].Discovered || got[2].Discovered || !got[1].Discovered || got[0].Unknown == "" {
 		t.Errorf("%+v", got)
 	}
 	if want := 3 * math.Exp(-got[1].LogE); math.Abs(got[1].Q-want) > 1e-12 {

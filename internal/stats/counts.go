@@ -12,6 +12,9 @@ import (
 // ErrShares is returned for planned shares or counts that make no multinomial.
 var ErrShares = errors.New("sample ratio: shares must be positive and add up to 1, counts must not be negative")
 
+// mostCounted bounds units and the prior's weight: beyond it the gamma functions have no digits left.
+const mostCounted = 1e12
+
 // SampleRatio is the logarithm of the Bayes factor against the planned shares of the arms, for counts of
 // units that came one by one ([LM] eq. 7): multinomial with a Dirichlet prior alpha_k = prior x share_k,
 //
@@ -25,8 +28,8 @@ func SampleRatio(counts []int64, shares []float64, prior float64) (float64, erro
 	if len(counts) != len(shares) || len(counts) < 2 {
 		return 0, fmt.Errorf("%w: %d counts and %d shares", ErrShares, len(counts), len(shares))
 	}
-	if !(prior > 0) || math.IsInf(prior, 0) {
-		return 0, fmt.Errorf("%w: prior %g must be positive", ErrShares, prior)
+	if !(prior > 0 && prior <= mostCounted) {
+		return 0, fmt.Errorf("%w: prior %g must be positive, at most %g", ErrShares, prior, float64(mostCounted))
 	}
 	sum, n, ln := 0.0, 0.0, 0.0
 	for k, c := range counts {
@@ -39,6 +42,9 @@ func SampleRatio(counts []int64, shares []float64, prior float64) (float64, erro
 	}
 	if math.Abs(sum-1) > 1e-6 {
 		return 0, fmt.Errorf("%w: they add up to %g", ErrShares, sum)
+	}
+	if n > mostCounted {
+		return 0, fmt.Errorf("%w: %g units are more than the factor has digits for (%g)", ErrShares, n, float64(mostCounted))
 	}
 	return ln + lnGamma(prior*sum) - lnGamma(prior*sum+n), nil
 }
@@ -106,9 +112,8 @@ func UnitsToAlarm(actual, shares []float64, alpha, prior float64) (float64, erro
 		}
 		return -math.Log(alpha) - ln
 	}
-	// The factor falls before it rises: look for the first doubling that alarms, then inside it. Beyond 1e12 units
-	// the gamma functions have no digits left, and nobody waits for it.
-	for hi := 1.0; hi < 1e12; hi *= 2 {
+	// The factor falls before it rises: look for the first doubling that alarms, then inside it.
+	for hi := 1.0; hi < mostCounted; hi *= 2 {
 		if missing(hi) <= 0 {
 			lo := hi / 2
 			for range 60 {

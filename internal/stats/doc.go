@@ -18,5 +18,6 @@
 //   - [DKL] Deng, Knoblich, Lu: Applying the delta method in metric analytics, arXiv 1803.06336.
 //   - [WR] Wang, Ramdas: False discovery rate control with e-values, arXiv 2009.02824.
 //   - [XWR] Xu, Wang, Ramdas: Post-selection inference for e-value based confidence intervals, arXiv 2203.12572.
+//   - [WSR] Waudby-Smith, Ramdas: Estimating means of bounded random variables by betting, arXiv 2010.09686.
 //   - [RKKOW] Russo, Van Roy, Kazerouni, Osband, Wen: A tutorial on Thompson sampling, arXiv 1707.02038.
 package stats

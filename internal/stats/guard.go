@@ -3,7 +3,7 @@ package stats
 import "math"
 
 // Guard is [Inferiority] made safe for a small arm, as at the first steps of a ramp. The small arm's variance is
-// taken to be at least what its units would have with the spread of the larger arm's.
+// taken to be at least what its units would have with the spread of the larger arm's, as in [Compare].
 //
 // The reason: clicks are rare and few units bring many of them, so that a small arm that happened to get few
 // clicks has seen little of its own variance either. The bound that trusts it calls harm far more often than its
@@ -15,12 +15,7 @@ import "math"
 // "alike" means that everything is 1.25 times as large, and so is the spread that the small treatment borrows.
 func Guard(control, treatment RatioSums, margin float64, q Sequence) Interval {
 	k := 1 - margin
-	va, vb := control.RateVariance(), treatment.RateVariance()
-	if na, nb := float64(control.N), float64(treatment.N); nb <= na {
-		vb = math.Max(vb, math.Max(1, k*k)*va*na/nb)
-	} else {
-		va = math.Max(va, vb*nb/na)
-	}
+	va, vb := spread(control, treatment, math.Max(1, k*k))
 	v, d := vb+k*k*va, treatment.Rate()-k*control.Rate()
 	if !(v > 0) || math.IsNaN(d) {
 		return Interval{-1, 1}

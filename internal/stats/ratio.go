@@ -45,15 +45,14 @@ func (s RatioSums) Rate() float64 {
 // v/n with v = (s2_m - 2 R s_md + R^2 s2_d) / dbar^2 and sample (n-1) moments, in rate units squared.
 // It is computed from the residuals e = m - R d, whose sum is zero by the definition of R, so that
 // v = sum e^2 / ((n-1) dbar^2): the same number without the cancellation of the textbook form.
-// NaN when there are fewer than two units or no impressions.
+// NaN when there are fewer than two units or no impressions; exactly 0 where all units have the same rate.
 func (s RatioSums) RateVariance() float64 {
 	if s.N < 2 || s.D == 0 {
 		return math.NaN()
 	}
-	r, n := s.Rate(), float64(s.N)
-	e2 := max(0, s.MM-2*r*s.MD+r*r*s.DD)
+	n := float64(s.N)
 	dbar := s.D / n
-	return e2 / ((n - 1) * dbar * dbar * n)
+	return s.squaredResiduals() / ((n - 1) * dbar * dbar * n)
 }
 
 // ErrSums is returned for sums that no set of units can have.

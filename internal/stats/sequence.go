@@ -18,11 +18,14 @@ type Sequence struct {
 func DefaultSequence() Sequence { return Sequence{Alpha: 0.05, NStar: 5000} }
 
 // ErrSequence is returned for parameters outside their range.
-var ErrSequence = errors.New("confidence sequence: alpha must lie in (0,1) and nstar must be positive and finite")
+var ErrSequence = errors.New("confidence sequence: alpha must lie in (0,1) and nstar must be positive, at most 1e15")
+
+// mostNStar is more units than anything will ever count.
+const mostNStar = 1e15
 
 // Validate checks the parameters.
 func (q Sequence) Validate() error {
-	if !(q.Alpha > 0 && q.Alpha < 1) || !(q.NStar > 0) || math.IsInf(q.NStar, 0) {
+	if !(q.Alpha > 0 && q.Alpha < 1) || !(q.NStar > 0 && q.NStar <= mostNStar) {
 		return fmt.Errorf("%w: alpha %g, nstar %g", ErrSequence, q.Alpha, q.NStar)
 	}
 	return nil

@@ -16,6 +16,9 @@ type Stratum struct {
 // ErrStrata is returned for strata that do not say how the arms were shared.
 var ErrStrata = errors.New("stratified comparison: shares must lie in (0, 1]")
 
+// ErrNoStrata is returned where nothing can be compared.
+var ErrNoStrata = errors.New("stratified comparison: no stratum has units and both arms")
+
 // OverlapWeight is the weight of an impression whose arm had the given probability: 1 - p, so 1 - share in the
 // treatment and share in the control. Weighted so, each stratum has the same expected weight in both arms,
 // share (1 - share) of its impressions, whatever the ramp does: a rate that drifts while the share grows moves
@@ -67,9 +70,53 @@ func CompareWeighted(control, treatment RatioSums, units float64, q Sequence) (L
 	if n := float64(control.N + treatment.N); n > 0 {
 		q.NStar *= n / units
 	}
-	l, err := Compare(control, treatment, q)
+	if err := checkArms(control, treatment, q); err != nil {
+		return Lift{}, err
+	}
+	l := plainContrast(control, treatment).lift(float64(control.N+treatment.N), q, tooFewWeighted(control, treatment))
 	l.Units = units
-	return l, err
+	return l, nil
+}
+
+// tooFewWeighted is [TooFew] where weighted clicks are no counts: it asks for effective numbers of units and, in each
+// arm, of clicks.
+func tooFewWeighted(control, treatment RatioSums) string {
+	units := min(control.EffectiveUnits(), treatment.EffectiveUnits())
+	clicks := min(effective(control.M, control.MM), effective(treatment.M, treatment.MM))
+	if !(units >= LeastUnits) || !(clicks >= LeastClicks) {
+		return fmt.Sprintf("too little data in the smaller arm: %.3g of %d effective units, %.3g of %d effective clicks",
+			units, LeastUnits, clicks, LeastClicks)
+	}
+	return ""
+}
+
+// effective is (sum x)^2 / sum x^2, the number of equal values that weigh as much; 0 of nothing.
+func effective(sum, squares float64) float64 {
+	if squares == 0 {
+		return 0
+	}
+	return sum / squares * sum
+}
+
+// CompareAcross is the lift within categories, put together: [CompareStratified] with the treatment's share of the units of
+// each, so that a category which one arm met more often weighs the same in both. Where the arms met the categories alike
+// it says what the pooled lift says; where they did not, the pooled one may have the wrong sign (Simpson's paradox). A unit
+// counts in each category that it met. Categories without both arms are left out.
+func CompareAcross(categories []Category, q Sequence) (Lift, error) {
+	var strata []Stratum
+	for _, c := range categories {
+		if n := float64(c.Control.N + c.Treatment.N); c.Control.D > 0 && c.Treatment.D > 0 {
+			strata = append(strata, Stratum{Share: float64(c.Treatment.N) / n, Control: c.Control, Treatment: c.Treatment})
+		}
+	}
+	return CompareStratified(strata, q)
+}
+
+// Trap says that the pooled lift and the one within categories contradict each other: they have different signs, or
+// the pooled interval leaves the other out.
+func Trap(pooled, within Lift) bool {
+	a, b := pooled.Absolute, within.Relative
+	return a > 0 && b < 0 || a < 0 && b > 0 || pooled.Unknown == "" && (b < pooled.RelativeI.Low || b > pooled.RelativeI.High)
 }
 
 // CompareStratified is [CompareWeighted] of [Stratify].
@@ -79,7 +126,7 @@ func CompareStratified(strata []Stratum, q Sequence) (Lift, error) {
 		return Lift{}, err
 	}
 	if units == 0 {
-		return Lift{}, errors.New("stratified comparison: no stratum has units and both arms")
+		return Lift{}, ErrNoStrata
 	}
 	return CompareWeighted(control, treatment, units, q)
 }

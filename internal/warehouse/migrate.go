@@ -15,6 +15,7 @@ import (
 	"text/template"
 	"time"
 
+	"ctrloop/internal/stats"
 	"ctrloop/schemas/table"
 )
 
@@ -308,7 +309,9 @@ type dialect struct {
 func (d dialect) render(name, text string) (string, error) {
 	t, err := template.New(name).Funcs(template.FuncMap{
 		"cluster": d.onCluster, "local": d.local, "engine": d.engine, "dedup": d.dedup, "distributed": d.distributed,
-		"dict": dict, "arm": func() string { return armKey }, "version_key": versionKey,
+		"dict": dict, "arm": func() string { return armKey }, "version_key": versionKey, "has_time": func() string { return hasTime },
+		"least_units": func() int { return stats.LeastUnits }, "least_clicks": func() int { return stats.LeastClicks },
+		"rounding": func() string { return strconv.FormatFloat(stats.RoundingOfSquares, 'g', -1, 64) },
 	}).Parse(text)
 	if err != nil {
 		return "", fmt.Errorf("schemas/table: %w", err)

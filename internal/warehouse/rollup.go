@@ -52,8 +52,14 @@ const rollupDue = `
 		GROUP BY due_day
 	) AS due
 	LEFT JOIN (SELECT day AS due_day, generation, until AS made_until, touched AS made_touched FROM rollups FINAL) AS made USING (due_day)
-	WHERE generation = 0 OR until != made_until OR touched != made_touched
+	WHERE (generation = 0 OR until != made_until OR touched != made_touched) AND (SELECT timeless = 0 FROM label_horizon)
 	ORDER BY due_day`
+
+// hasTime says that the row's partition of labels.v1 has a watermark. The first condition is a constant of the query: while
+// all have one, which is nearly always, no column is read for it. Days are not rolled up while one has none: its rows
+// would be missing from them once it has.
+const hasTime = "((SELECT timeless = 0 FROM label_horizon) OR " +
+	"NOT has((SELECT timeless_partitions FROM label_horizon), partition))"
 
 // The condition on versions is that of labels_latest, on one day. The table carries its database: on a cluster the
 // shards read the text too, with a default database of their own.

@@ -269,7 +269,7 @@ func checkExperiments(t *testing.T, db *DB, good []LabelRow) {
 	}
 	units := map[unit]*[2]float64{}
 	for _, r := range good {
-		if r.Experiment == "" {
+		if r.Experiment == "" || r.User == 0 { // nobody is not a user
 			continue
 		}
 		k := unit{arm{r.Experiment, r.Variant}, r.User}
@@ -334,11 +334,12 @@ type liftRow struct {
 	LiftLow    float64 `ch:"lift_low"`
 	LiftHigh   float64 `ch:"lift_high"`
 	P          float64 `ch:"p"`
+	Unknown    string  `ch:"unknown"`
 }
 
 func readLifts(t *testing.T, db *DB) (out []liftRow) {
 	t.Helper()
-	if err := db.Select(t.Context(), &out, "SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p FROM experiment_lift"); err != nil {
+	if err := db.Select(t.Context(), &out, "SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p, unknown FROM experiment_lift"); err != nil {
 		t.Fatal(err)
 	}
 	return out
@@ -358,6 +359,9 @@ func checkLift(t *testing.T, l liftRow, control, treatment stats.RatioSums) {
 	near(t, name+"lift_low", l.LiftLow, want.RelativeI.Low)
 	near(t, name+"lift_high", l.LiftHigh, want.RelativeI.High)
 	near(t, name+"p", l.P, want.P)
+	if (l.Unknown == "") != (want.Unknown == "") {
+		t.Errorf("%sunknown %q, want %q", name, l.Unknown, want.Unknown)
+	}
 }
 
 // near is equality to 1e-9, relative to the larger where that is above 1.
@@ -391,7 +395,7 @@ func TestLiftEdges(t *testing.T) {
 				r := LabelRow{
 					Impression:  schemas.NewImpressionID(at, random),
 					Version:     1,
-					User:        uint64(u),
+					User:        uint64(u) + 1,
 					Product:     "p",
 					Creative:    "c",
 					Experiment:  experiment,
@@ -428,6 +432,147 @@ func TestLiftEdges(t *testing.T) {
 	}
 	for _, l := range lifts {
 		checkLift(t, l, *sums[l.Experiment+"/control"], *sums[l.Experiment+"/treatment"])
+	}
+}
+
+// Small arms of all kinds: the views say what internal/stats says, and nothing where it says nothing. Among them arms without
+// a click, with one user, with users who are all alike, and impressions of nobody.
+func TestSmallArmsEqualStats(t *testing.T) {
+	db := database(t)
+	rng := rand.New(rand.NewPCG(36, 1))
+	at := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	var rows []LabelRow
+	show := func(experiment, variant string, user uint64, clicked bool) {
+		var random [10]byte
+		for j := range random {
+			random[j] = byte(rng.Uint32())
+		}
+		r := LabelRow{Impression: schemas.NewImpressionID(at, random), Version: 1, User: user, Product: "p", Creative: "c", Category: experiment,
+			Experiment: experiment, Variant: variant, Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE,
+			WatermarkMS: at.Add(time.Hour).UnixMilli(), Weight: 1}
+		if clicked {
+			r.Clicked, r.Kind = true, eventpb.LabelKind_LABEL_KIND_POSITIVE
+		}
+		rows = append(rows, r)
+	}
+	const experiments = 150
+	sums, nobody := map[string]*stats.RatioSums{}, map[string]int{}
+	for i := range experiments {
+		experiment := fmt.Sprintf("small-%03d", i)
+		for _, variant := range []string{"control", "treatment"} {
+			s := &stats.RatioSums{}
+			sums[experiment+"/"+variant] = s
+			rate := []float64{0, 0.02, 0.1, 0.5, 1}[rng.IntN(5)]
+			alike, most := rng.IntN(4) == 0, 1+rng.IntN(12)
+			for user := range 1 + rng.IntN(60) {
+				d := 1 + rng.IntN(most)
+				if alike {
+					d = most
+				}
+				m := 0
+				for k := range d {
+					clicked := rng.Float64() < rate
+					if alike {
+						clicked = float64(k) < rate*float64(d)
+					}
+					if clicked {
+						m++
+					}
+					show(experiment, variant, 1+uint64(user), clicked)
+				}
+				s.Observe(float64(m), float64(d))
+			}
+			for range rng.IntN(3) {
+				nobody[experiment+"/"+variant]++
+				show(experiment, variant, 0, true)
+			}
+		}
+	}
+	if err := db.InsertLabels(t.Context(), "small", rows); err != nil {
+		t.Fatal(err)
+	}
+	for _, view := range []string{"experiment_lift", "experiment_lift_by_category"} {
+		var got []liftRow
+		err := db.Select(t.Context(), &got, "SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p, unknown FROM "+view)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(got) != experiments {
+			t.Errorf("%s: %d lifts, want %d", view, len(got), experiments)
+		}
+		said := 0
+		for _, l := range got {
+			checkLift(t, l, *sums[l.Experiment+"/control"], *sums[l.Experiment+"/treatment"])
+			if l.Unknown == "" {
+				said++
+			}
+		}
+		if said < 10 || said > experiments-10 {
+			t.Errorf("%s: %d of %d say something: the test is of one kind only", view, said, experiments)
+		}
+	}
+	for _, view := range []string{"experiment_results", "experiment_health"} {
+		var got []struct {
+			Experiment string `ch:"experiment"`
+			Variant    string `ch:"variant"`
+			Users      uint64 `ch:"users"`
+			Anonymous  uint64 `ch:"anonymous"`
+		}
+		if err := db.Select(t.Context(), &got, "SELECT experiment, variant, users, anonymous FROM "+view); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range got {
+			k := r.Experiment + "/" + r.Variant
+			if int64(r.Users) != sums[k].N || int(r.Anonymous) != nobody[k] {
+				t.Errorf("%s: %s has %d users and %d impressions without one, want %d and %d", view, k, r.Users, r.Anonymous, sums[k].N, nobody[k])
+			}
+		}
+	}
+	if n := count(t, db, "SELECT count() FROM experiment_health WHERE isNaN(planned) AND not_planned != ''"); n != 2*experiments {
+		t.Errorf("%d arms have a reason for the plan that nobody knows, want %d", n, 2*experiments)
+	}
+}
+
+// A partition whose time is not known has shown clicks only. It holds nobody back, and is left out until it has one.
+func TestPartitionWithoutAWatermark(t *testing.T) {
+	db := database(t)
+	at := time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC)
+	label := func(i byte, partition int32, clicked bool, watermark time.Time) LabelRow {
+		r := LabelRow{Impression: schemas.NewImpressionID(at, [10]byte{i}), Version: 1, User: 1, Product: "p", Creative: "c", Weight: 1,
+			Partition: partition, Offset: int64(i), Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE}
+		if clicked {
+			r.Clicked, r.Kind = true, eventpb.LabelKind_LABEL_KIND_POSITIVE
+		}
+		if !watermark.IsZero() {
+			r.WatermarkMS = watermark.UnixMilli()
+		}
+		return r
+	}
+	later := at.Add(5 * time.Hour)
+	insert := func(token string, rows ...LabelRow) {
+		if err := db.InsertLabels(t.Context(), token, rows); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const figures = "SELECT count(), sum(clicked) FROM labels_mature UNION ALL SELECT sum(impressions), sum(clicks) FROM ctr_hours"
+	insert("a", label(1, 0, false, later), label(2, 0, true, later))
+	rollUp(t, db)
+	insert("b", label(3, 1, true, time.Time{}), label(4, 1, true, time.Time{}))
+	if got, want := lines(t, db, "SELECT toString(horizon), partitions, timeless FROM label_horizon"), "2026-03-01 14:49:59.000\t2\t1\n"; got != want {
+		t.Errorf("horizon %q, want %q", got, want)
+	}
+	for _, when := range []string{"as they came", "after a roll-up"} {
+		if got, want := lines(t, db, figures), "2\t1\n2\t1\n"; got != want {
+			t.Errorf("%s, while a partition has no time: %q, want %q", when, got, want)
+		}
+		if r, err := db.RollUp(t.Context(), 0); err != nil || r.Days != 0 {
+			t.Errorf("rolled up %+v, %v, while a partition has no time", r, err)
+		}
+	}
+	insert("c", label(5, 1, false, later))
+	rollUp(t, db)
+	if got, want := lines(t, db, figures), "5\t3\n5\t3\n"; got != want {
+		t.Errorf("once it has one: %q, want %q", got, want)
 	}
 }
 
@@ -487,7 +632,7 @@ func TestStepsOfARamp(t *testing.T) {
 		r := LabelRow{
 			Impression:  schemas.NewImpressionID(at, random),
 			Version:     1,
-			User:        rng.Uint64N(1000),
+			User:        1 + rng.Uint64N(1000),
 			Product:     "p",
 			Creative:    "c",
 			Experiment:  "ramp",
@@ -496,7 +641,7 @@ func TestStepsOfARamp(t *testing.T) {
 			WatermarkMS: start.Add(6 * time.Hour).UnixMilli(),
 			Weight:      1,
 		}
-		if float64(r.User) < 1000*shares[v.step] {
+		if float64(r.User) <= 1000*shares[v.step] {
 			r.Variant = "treatment"
 		}
 		if rng.Float64() < v.rate {
@@ -535,7 +680,7 @@ func TestStepsOfARamp(t *testing.T) {
 		Until  time.Time `ch:"until"`
 		Users  uint64    `ch:"users"`
 	}
-	const query = "SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p, step, share, visits, since, until, users FROM experiment_steps(id = 'ramp', settle = 60) ORDER BY step"
+	const query = "SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p, unknown, step, share, visits, since, until, users FROM experiment_steps(id = 'ramp', settle = 60) ORDER BY step"
 	if err := db.Select(t.Context(), &got, query); err != nil {
 		t.Fatal(err)
 	}
@@ -620,7 +765,7 @@ func TestLiftByProduct(t *testing.T) {
 		}
 	}
 	var got []liftRow
-	if err := db.Select(t.Context(), &got, "SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p FROM experiment_steps(id = 'x0', settle = 0)"); err != nil ||
+	if err := db.Select(t.Context(), &got, "SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p, unknown FROM experiment_steps(id = 'x0', settle = 0)"); err != nil ||
 		len(got) != 1 {
 		t.Fatal(err, got)
 	}
@@ -670,7 +815,7 @@ func checkRampIsNotPooled(t *testing.T, db *DB) {
 		`INSERT INTO experiment_looks (experiment, time, step, share, action, rule, lift, lift_low, lift_high, p, srm_p, impressions) VALUES
 		('ramp', '2026-03-01 02:30:00', 0, 0.1, 'hold', '', 0.5, -0.5, 2, 0.3, 1, 100), ('ramp', '2026-03-01 03:30:00', 1, 0.5, 'hold', '', 0.25, -0.125, 1.5, 0.75, 1, 100)`,
 	)
-	if got, want := ask(), "nan\t0.25\t-0.125\t1.5\t0.75\tstep 1 at 2026-03-01 03:30:00\n"; got != want {
+	if got, want := ask(), "nan\t0.25\t-0.125\t1.5\t0.75\tstep 2 at 2026-03-01 03:30:00\n"; got != want {
 		t.Errorf("after two looks: %q, want %q", got, want)
 	}
 }
@@ -698,7 +843,7 @@ func checkOtherViews(t *testing.T, db *DB, rows, good []LabelRow, horizon int64)
 	// experiment_health: users by variant, and those who met more than one.
 	met := map[string]map[uint64]map[string]bool{}
 	for _, r := range good {
-		if r.Experiment != "" {
+		if r.Experiment != "" && r.User != 0 {
 			if met[r.Experiment] == nil {
 				met[r.Experiment] = map[uint64]map[string]bool{}
 			}
@@ -736,7 +881,7 @@ func checkOtherViews(t *testing.T, db *DB, rows, good []LabelRow, horizon int64)
 	}
 	units := map[unit][2]float64{}
 	for _, r := range good {
-		if r.Experiment != "" {
+		if r.Experiment != "" && r.User != 0 {
 			k := unit{cell{r.Experiment, r.Category, r.Variant}, r.User}
 			u := units[k]
 			u[1]++
@@ -757,7 +902,7 @@ func checkOtherViews(t *testing.T, db *DB, rows, good []LabelRow, horizon int64)
 		Category string `ch:"category"`
 		liftRow
 	}
-	if err := db.Select(t.Context(), &lifts, "SELECT experiment, category, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p FROM experiment_lift_by_category"); err != nil {
+	if err := db.Select(t.Context(), &lifts, "SELECT experiment, category, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p, unknown FROM experiment_lift_by_category"); err != nil {
 		t.Fatal(err)
 	}
 	if len(lifts) != 8 {
@@ -825,7 +970,7 @@ func checkCUPED(t *testing.T, db *DB, good []LabelRow) {
 		if r.Clicked {
 			c = 1
 		}
-		if r.Experiment == "x0" {
+		if r.Experiment == "x0" && r.User != 0 {
 			k := unit{r.Variant, r.User}
 			during[k] = [2]uint64{during[k][0] + c, during[k][1] + 1}
 		}
@@ -944,7 +1089,7 @@ func TestEmptyViews(t *testing.T) {
 	for _, name := range names {
 		got := lines(t, db, "SELECT * FROM "+name)
 		if name == "label_horizon" {
-			if !strings.Contains(got, "\t600000\t1000\t0\n") {
+			if !strings.Contains(got, "\t600000\t1000\t0\t0\t[]\n") {
 				t.Errorf("label_horizon of nothing: %q", got)
 			}
 		} else if got != "" {

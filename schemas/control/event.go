@@ -344,6 +344,8 @@ type Decision struct {
 	// Champion is the version that the decision brings to the route, empty: the route stays. The fold works it out itself
 	// and rejects a decision that says another; it is here for those who read commands without folding them.
 	Champion string `json:"champion,omitempty"`
+	// Unknown says why the data bound the lift not at all; the figures of it are then 0 in [-1, 1], p 1, and mean nothing.
+	Unknown string `json:"unknown,omitempty"`
 }
 
 // JobState is where a training job is.

@@ -95,7 +95,7 @@ type Impression struct {
 	Variant       string                 `protobuf:"bytes,11,opt,name=variant,proto3" json:"variant,omitempty"`                               // "control", "treatment", ...
 	ModelVersion  string                 `protobuf:"bytes,12,opt,name=model_version,json=modelVersion,proto3" json:"model_version,omitempty"` // the prompt model that wrote the creative
 	Policy        string                 `protobuf:"bytes,13,opt,name=policy,proto3" json:"policy,omitempty"`                                 // snapshot of the decision policy
-	Propensity    float64                `protobuf:"fixed64,14,opt,name=propensity,proto3" json:"propensity,omitempty"`                       // probability with which this creative was chosen, (0,1]
+	Propensity    float64                `protobuf:"fixed64,14,opt,name=propensity,proto3" json:"propensity,omitempty"`                       // probability of this creative for this request over exploration, arm and draw, (0,1]
 	Schema        uint32                 `protobuf:"varint,15,opt,name=schema,proto3" json:"schema,omitempty"`                                // version of this message, 1
 	Bot           bool                   `protobuf:"varint,16,opt,name=bot,proto3" json:"bot,omitempty"`                                      // marked as non-human by the edge; kept, never deleted
 	unknownFields protoimpl.UnknownFields

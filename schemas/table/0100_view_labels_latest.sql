@@ -3,8 +3,8 @@
 -- Columns:  those of labels, suspect included; one row per impression.
 -- Example:  SELECT kind, count() FROM labels_latest GROUP BY kind
 -- Cost:     FINAL makes rows that were inserted twice count once before they are merged; it costs about
---           0.17 us of CPU a row on unmerged parts and little after a merge, the test for a newer version 0.1 us. A row is superseded when the next version
---           of its impression is there; versions count up by one, so the set holds one entry per
+--           0.17 us of CPU a row on unmerged parts and little after a merge, the test for a newer version 0.1 us. A row is
+--           superseded when the next version of its impression is there; versions count up by one, so the set holds one entry per
 --           correction, not one per impression. (argMax by impression would be right too, at 25 times the cost.)
 CREATE OR REPLACE VIEW labels_latest {{cluster}}AS
 SELECT *

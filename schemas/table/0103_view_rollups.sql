@@ -24,7 +24,9 @@ FROM
                 INNER JOIN (SELECT day AS rolled_day, generation, until, touched FROM rollups FINAL) AS made USING (rolled_day)
                 GROUP BY rolled_day
                 HAVING sumIf(sent, hour < until) = any(touched)
-                    AND u <= (SELECT toStartOfHour(toDateTime(fromUnixTimestamp64Milli(greatest(horizon_ms, 0) + 1, 'UTC'), 'UTC')) FROM label_horizon)
+                    AND u <= (
+                        SELECT toStartOfHour(toDateTime(fromUnixTimestamp64Milli(greatest(horizon_ms, 0) + 1, 'UTC'), 'UTC'))
+                        FROM label_horizon)
             ) AS cells
             LEFT JOIN (SELECT week, generation, days FROM rollup_weeks FINAL) AS weeks USING (week)
             GROUP BY week
@@ -35,8 +37,10 @@ FROM
 COMMENT 'Days whose rollup is current';
 
 {{define "rolled_days"}}SELECT day FROM rollup_cells WHERE until = toDateTime(day + 1, 'UTC'){{end -}}
-{{define "rolled_hours"}}SELECT toDateTime(day, 'UTC') + 3600 * arrayJoin(range(toUInt32(dateDiff('hour', toDateTime(day, 'UTC'), until)))) FROM rollup_cells{{end -}}
-{{define "not_rolled"}}event_time >= (SELECT ifNull(minOrNull(hour), toDateTime(4294967295, 'UTC')) FROM label_hours WHERE hour GLOBAL NOT IN ({{template "rolled_hours"}}))
+{{define "rolled_hours"}}SELECT toDateTime(day, 'UTC') + 3600 * arrayJoin(range(toUInt32(dateDiff('hour', toDateTime(day, 'UTC'), until))))
+    FROM rollup_cells{{end -}}
+{{define "not_rolled"}}event_time >= (
+        SELECT ifNull(minOrNull(hour), toDateTime(4294967295, 'UTC')) FROM label_hours WHERE hour GLOBAL NOT IN ({{template "rolled_hours"}}))
     AND event_time <= (SELECT horizon FROM label_horizon)
     AND toDate(event_time, 'UTC') GLOBAL NOT IN ({{template "rolled_days"}})
     AND toStartOfHour(toDateTime(event_time, 'UTC')) GLOBAL NOT IN ({{template "rolled_hours"}}){{end -}}
@@ -60,7 +64,7 @@ WHERE {{version_key "version"}} GLOBAL NOT IN
         FROM labels
         WHERE version > 1 AND {{template "not_rolled"}}
     )
-    AND bot = 0 AND suspect = 0
+    AND bot = 0 AND suspect = 0 AND {{has_time}}
 COMMENT 'Mature impressions that are in no current rollup';
 
 -- ctr_hours
@@ -74,8 +78,8 @@ SELECT day, hour, experiment, variant, product, category, model_version, impress
 FROM rollup_ctr_hours
 WHERE (day, generation) GLOBAL IN (SELECT day, generation FROM rollup_cells)
 UNION ALL
-SELECT toDate(event_time, 'UTC') AS day, toStartOfHour(toDateTime(event_time, 'UTC')) AS hour, experiment, variant, product, category, model_version,
-    count() AS impressions, sum(clicked) AS clicks
+SELECT toDate(event_time, 'UTC') AS day, toStartOfHour(toDateTime(event_time, 'UTC')) AS hour,
+    experiment, variant, product, category, model_version, count() AS impressions, sum(clicked) AS clicks
 FROM labels_unrolled
 GROUP BY day, hour, experiment, variant, product, category, model_version
 COMMENT 'Impressions and clicks by hour';
@@ -99,8 +103,8 @@ COMMENT 'Impressions and clicks by day';
 
 -- user_days
 -- Question: impressions and clicks of each user by day?
--- Columns:  day, experiment (empty: none), variant, user (salted hash); impressions, clicks. Several rows may have the
---           same key: add them up.
+-- Columns:  day, experiment (empty: none), variant, user (salted hash; 0: impressions without a user, which are not one
+--           user's); impressions, clicks. Several rows may have the same key: add them up.
 -- Example:  SELECT count() FROM (SELECT user FROM user_days GROUP BY user HAVING sum(impressions) > 100)
 -- Cost:     one rollup row for each user, day and experiment, and labels_unrolled.
 CREATE OR REPLACE VIEW user_days {{cluster}}AS
@@ -126,7 +130,8 @@ COMMENT 'Variants of each experiment';
 
 -- user_totals
 -- Question: impressions and clicks of each user in each experiment?
--- Columns:  arm (of experiment_arms), user (salted hash); impressions, clicks. Several rows may have the same key: add them up.
+-- Columns:  arm (of experiment_arms), user (salted hash; 0: impressions without a user, which are not one user's);
+--           impressions, clicks. Several rows may have the same key: add them up.
 -- Note:     arm is a hash of 64 bits of both names: to group by names costs three times as much. Join with experiment_arms at the end.
 -- Example:  SELECT max(n) FROM (SELECT sum(impressions) AS n FROM user_totals GROUP BY arm, user)
 -- Cost:     one rollup row for each user, experiment and week, or day where the week has none; and each row of labels_unrolled.

@@ -59,7 +59,8 @@ SELECT hour, model_version, impressions, clicks, clicks / impressions AS ctr,
     impressions / sum(impressions) OVER (PARTITION BY hour) AS share, promotion.promoted AS promoted
 FROM
 (
-    SELECT hour, toString(ctr_hours.model_version) AS model_version, sum(ctr_hours.impressions) AS impressions, sum(ctr_hours.clicks) AS clicks
+    SELECT hour, toString(ctr_hours.model_version) AS model_version,
+        sum(ctr_hours.impressions) AS impressions, sum(ctr_hours.clicks) AS clicks
     FROM ctr_hours
     GROUP BY hour, model_version
 ) AS served

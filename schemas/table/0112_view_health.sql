@@ -37,7 +37,8 @@ FROM
     FROM audit FINAL
     UNION ALL
     SELECT partition, toStartOfMinute(toDateTime(event_time, 'UTC')) AS minute, 0, 0, 0, 0,
-        count(), countIf(kind IN ('positive', 'corrected')), groupBitXor(cityHash64(UUIDToNum(impression_id))), sum(cityHash64(UUIDToNum(impression_id)))
+        count(), countIf(kind IN ('positive', 'corrected')),
+        groupBitXor(cityHash64(UUIDToNum(impression_id))), sum(cityHash64(UUIDToNum(impression_id)))
     FROM labels FINAL
     GROUP BY partition, minute
 )
@@ -91,7 +92,7 @@ CREATE OR REPLACE VIEW trace_impression {{cluster}}AS
 WITH toUUID({id:String}) AS wanted
 SELECT labels.*, toUnixTimestamp64Milli(watermark) - toUnixTimestamp64Milli(event_time) AS age_ms,
     version = max(version) OVER () AS latest,
-    latest AND bot = 0 AND suspect = 0 AND event_time <= (SELECT horizon FROM label_horizon) AS counts,
+    latest AND bot = 0 AND suspect = 0 AND event_time <= (SELECT horizon FROM label_horizon) AND {{has_time}} AS counts,
     known.description AS description, known.blocked AS blocked
 FROM (SELECT * FROM labels FINAL PREWHERE event_time = UUIDv7ToDateTime(wanted, 'UTC') WHERE impression_id = wanted) AS labels
 LEFT JOIN (SELECT toLowCardinality(id) AS creative, description, blocked FROM creatives FINAL) AS known USING (creative)

@@ -8,6 +8,8 @@
 //	{{distributed "labels" key}} the Distributed table over labels_local, or nothing
 //	{{dict "key" "value"}}       parameters of a {{template}}
 //	{{arm}}                      the number of an experiment's variant, from columns experiment and variant
+//	{{has_time}}                 the condition that a label's partition has a watermark
+//	{{least_units}}              and {{least_clicks}}, {{rounding}}: constants of internal/stats
 //
 // A file NNNN_name.sql is applied once and must not change afterwards; a file NNNN_view_name.sql holds only
 // CREATE OR REPLACE VIEW and is applied again whenever it has changed. A semicolon at the end of a line

@@ -1,6 +1,7 @@
 // Package decide picks the creative for an ad slot: the experiment's arm gives the model version, a fair draw one of
 // that version's creatives. A small share of the traffic explores instead: uniform over every version's creatives,
-// labelled, and for that an unbiased test set. The probability of each choice is exact and goes with it.
+// labelled, and for that an unbiased test set. With each choice goes its propensity: the exact probability of this
+// creative for this request over everything random in its way, which is exploration, the arm and the draw within it.
 package decide
 
 import (
@@ -8,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+
 	"math/rand/v2"
 	"net/http"
 	"strconv"
@@ -36,8 +38,13 @@ const MaxBatch = 5000
 const (
 	PolicyUniform  = "uniform"  // among the creatives of the assigned version
 	PolicyFallback = "fallback" // the assigned version has none for the product: among all of the product's
-	PolicyExplore  = "explore"  // among all of the product's
+	PolicyExplore  = "explore"  // among all of the product's; of a unit of experiment x: ExploredFrom(x)
 )
+
+// ExploredFrom is the policy of an exploration whose unit belongs to the experiment. The impression is no part of the
+// experiment, but of its log of decisions: the propensities of the experiment's impressions count exploration in, so
+// they are those of both together.
+func ExploredFrom(experiment string) string { return PolicyExplore + ":" + experiment }
 
 // VariantExplore marks exploration; such impressions belong to no experiment.
 const VariantExplore = "explore"
@@ -92,6 +99,38 @@ func (u *User) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
+// Attributes are those that targeting may ask for. JSON may give text, numbers and booleans; a number is compared as one and
+// is the same attribute as its text.
+type Attributes map[string]string
+
+// UnmarshalJSON takes an object of strings, numbers and booleans.
+func (a *Attributes) UnmarshalJSON(b []byte) error {
+	var raw map[string]json.RawMessage
+	if err := json.Unmarshal(b, &raw); err != nil {
+		return err
+	}
+	out := make(Attributes, len(raw))
+	for k, v := range raw {
+		switch v[0] {
+		case '"':
+			var s string
+			if err := json.Unmarshal(v, &s); err != nil {
+				return err
+			}
+			out[k] = s
+		case '{', '[', 'n':
+			return fmt.Errorf("attributes: %q: %s: want text, a number or a boolean", k, v)
+		default:
+			out[k] = string(v)
+		}
+	}
+	*a = out
+	return nil
+}
+
+// maxTimeMS is the last time that an impression id can carry (48 bits of milliseconds).
+const maxTimeMS = 1<<48 - 1
+
 // Request is one ad slot to fill.
 type Request struct {
 	User      User   `json:"user"`
@@ -100,7 +139,7 @@ type Request struct {
 	Position  uint32 `json:"position"`
 	TimeMS    int64  `json:"time_ms"` // event time, 0: now
 	// Attributes for the targeting of experiments, beside product, category and placement: country, device, ...
-	Attributes map[string]string `json:"attributes"`
+	Attributes Attributes `json:"attributes"`
 	// Force asks for an arm, "<experiment>:control" or "<experiment>:treatment", for testers. The impression then
 	// belongs to no experiment and is never an exploration.
 	Force string `json:"force"`
@@ -108,18 +147,30 @@ type Request struct {
 
 // Decision is what to show, and what the impression must carry.
 type Decision struct {
-	ImpressionID string  `json:"impression_id"`
-	Creative     string  `json:"creative"`
-	CreativeURL  string  `json:"creative_url"`
-	Experiment   string  `json:"experiment"`
-	Variant      string  `json:"variant"`
-	ModelVersion string  `json:"model_version"`
-	Policy       string  `json:"policy"`
-	Propensity   float64 `json:"propensity"`
-	Product      string  `json:"product"`
-	Placement    string  `json:"placement,omitempty"`
-	Position     uint32  `json:"position,omitempty"`
-	Error        string  `json:"error,omitempty"`
+	ImpressionID string `json:"impression_id"`
+	Creative     string `json:"creative"`
+	CreativeURL  string `json:"creative_url"`
+	Experiment   string `json:"experiment"`
+	Variant      string `json:"variant"`
+	ModelVersion string `json:"model_version"`
+	Policy       string `json:"policy"`
+	// Propensity is the probability of this creative for this request, over exploration, the arm and the draw, (0,1].
+	Propensity float64 `json:"propensity"`
+	// ArmShare is the probability of the variant for a unit of the experiment, (0,1]; 1 without an experiment. It says how the
+	// traffic is split and nothing of the creative.
+	ArmShare  float64 `json:"arm_share"`
+	Product   string  `json:"product"`
+	Placement string  `json:"placement,omitempty"`
+	Position  uint32  `json:"position,omitempty"`
+	Error     string  `json:"error,omitempty"`
+
+	Wrong bool `json:"-"` // Error is about the request, which can never be right
+}
+
+// refuse sets the error of a request that can never be right.
+func (d *Decision) refuse(what string) Decision {
+	d.Error, d.Wrong = what, true
+	return *d
 }
 
 // Service decides. Safe for concurrent use.
@@ -177,32 +228,43 @@ func (s *Service) fork() *rand.PCG {
 
 func (s *Service) one(view *creatives.View, g *rand.PCG, now int64, r *Request) Decision {
 	d := Decision{Product: r.Product, Placement: r.Placement, Position: r.Position}
+	if r.TimeMS < 0 || r.TimeMS > maxTimeMS {
+		return d.refuse(fmt.Sprintf("time_ms %d: want the event time in Unix milliseconds, 0 (now) to %d", r.TimeMS, int64(maxTimeMS)))
+	}
 	shelf := view.Shelf(r.Product)
 	if shelf == nil || len(shelf.All) == 0 {
 		d.Error = "product " + strconv.Quote(r.Product) + " has no creative that may serve: POST /v1/creatives makes them"
 		return d
 	}
-	pool := shelf.All
-	if s.cfg.Epsilon > 0 && r.Force == "" && unit(g) < s.cfg.Epsilon {
-		d.Variant, d.Policy = VariantExplore, PolicyExplore
-	} else {
-		a, ok := s.assign.Assign(Logical, assign.Unit{
-			User: string(r.User), Product: r.Product, Category: shelf.All[0].Category, Placement: r.Placement, Attributes: r.Attributes, Force: r.Force,
-		})
-		if !ok {
-			d.Error = "no model version is champion yet"
-			return d
+	a, ok := s.assign.Assign(Logical, assign.Unit{
+		User: string(r.User), Product: r.Product, Category: shelf.All[0].Category, Placement: r.Placement, Attributes: r.Attributes, Force: r.Force,
+	})
+	epsilon := s.cfg.Epsilon
+	switch {
+	case !ok:
+		d.Error = "no model version is champion yet"
+		return d
+	case r.Force != "" && a.Reason != assign.ByForce:
+		return d.refuse(assign.ForceRefused(r.Force))
+	case r.Force != "": // a tester gets what was asked for
+		epsilon = 0
+	}
+	pool, own := poolOf(shelf, a.Version)
+	switch {
+	case epsilon > 0 && unit(g) < epsilon:
+		pool = shelf.All
+		d.Variant, d.Policy, d.ArmShare = VariantExplore, PolicyExplore, 1
+		if a.Experiment != "" {
+			d.Policy = ExploredFrom(a.Experiment)
 		}
-		d.Experiment, d.Variant, d.Policy = a.Experiment, a.Variant, PolicyUniform
-		if own := shelf.ByVersion[a.Version]; len(own) > 0 {
-			pool = own
-		} else {
-			// The unit stays in its arm (intention to treat): leaving it out would bias the arms against each other.
-			d.Policy = PolicyFallback
-		}
+	case own:
+		d.Experiment, d.Variant, d.Policy, d.ArmShare = a.Experiment, a.Variant, PolicyUniform, a.ArmShare
+	default:
+		// The unit stays in its arm (intention to treat): leaving it out would bias the arms against each other.
+		d.Experiment, d.Variant, d.Policy, d.ArmShare = a.Experiment, a.Variant, PolicyFallback, a.ArmShare
 	}
 	c := &pool[pick(g, len(pool))]
-	d.Creative, d.ModelVersion, d.Propensity = c.ID, c.ModelVersion, 1/float64(len(pool))
+	d.Creative, d.ModelVersion, d.Propensity = c.ID, c.ModelVersion, propensity(shelf, c, &a, epsilon)
 	d.CreativeURL = s.cfg.PublicURL + "/v1/creatives/" + c.ID + ".png"
 	ms := r.TimeMS
 	if ms == 0 {
@@ -210,6 +272,31 @@ func (s *Service) one(view *creatives.View, g *rand.PCG, now int64, r *Request) 
 	}
 	d.ImpressionID = impression(g, ms)
 	return d
+}
+
+// poolOf are the creatives that a version's draw is among: its own, or else all of the product's.
+func poolOf(shelf *creatives.Shelf, version string) (pool []schemas.Creative, own bool) {
+	if pool = shelf.ByVersion[version]; len(pool) > 0 {
+		return pool, true
+	}
+	return shelf.All, false
+}
+
+// propensity of the creative for a request of this unit: epsilon of the exploration's draw, and of the rest each arm's
+// share of that arm's draw.
+func propensity(shelf *creatives.Shelf, c *schemas.Creative, a *assign.Assignment, epsilon float64) float64 {
+	drawn := func(version string) float64 {
+		pool, own := poolOf(shelf, version)
+		if own && c.ModelVersion != version {
+			return 0
+		}
+		return 1 / float64(len(pool))
+	}
+	p := a.ArmShare * drawn(a.Version)
+	if a.Other != "" {
+		p += (1 - a.ArmShare) * drawn(a.Other)
+	}
+	return epsilon/float64(len(shelf.All)) + (1-epsilon)*p
 }
 
 // unit draws from [0,1).
@@ -255,7 +342,11 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (s *Service) serveOne(w http.ResponseWriter, r Request) {
 	d := s.Decide([]Request{r}, make([]Decision, 0, 1))[0]
-	if d.Error != "" {
+	switch {
+	case d.Wrong:
+		httpapi.Fail(w, httpapi.Refuse(http.StatusBadRequest, "mend the request", "%s", d.Error))
+		return
+	case d.Error != "":
 		httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "ask again when there is one", "%s", d.Error))
 		return
 	}

@@ -102,8 +102,8 @@ func TestArmsAreStickyAndPropensitiesExact(t *testing.T) {
 			if want := map[string]string{"control": "v-control", "treatment": "v-treatment"}[d.Variant]; d.ModelVersion != want {
 				t.Fatalf("%s got version %s", d.Variant, d.ModelVersion)
 			}
-			if want := map[string]float64{"control": 1. / 4, "treatment": 1. / 2}[d.Variant]; d.Propensity != want {
-				t.Fatalf("%s: propensity %v, want %v", d.Variant, d.Propensity, want)
+			if want := map[string]float64{"control": 1. / 8, "treatment": 1. / 4}[d.Variant]; d.Propensity != want || d.ArmShare != 0.5 {
+				t.Fatalf("%s: propensity %v, want %v; share of the arm %v", d.Variant, d.Propensity, want, d.ArmShare)
 			}
 			if seen[d.Variant] == nil {
 				seen[d.Variant] = map[string]int{}
@@ -142,12 +142,14 @@ func TestExplorationIsUniformOverEverythingAndLabelled(t *testing.T) {
 	seen := map[string]int{}
 	explored, n := 0, 40_000
 	for _, d := range s.Decide(requests(n, "p1"), nil) {
-		if d.Policy != PolicyExplore {
+		if d.Variant != VariantExplore {
 			continue
 		}
 		explored++
 		seen[d.Creative]++
-		if d.Experiment != "" || d.Variant != VariantExplore || d.Propensity != 1./6 {
+		// 0.3 of all six, and 0.7 of the draw within either arm.
+		want := map[string]float64{"v-control": 0.3/6 + 0.7*0.5/4, "v-treatment": 0.3/6 + 0.7*0.5/2}[d.ModelVersion]
+		if d.Experiment != "" || d.Policy != ExploredFrom("e") || d.ArmShare != 1 || math.Abs(d.Propensity-want) > 1e-15 {
 			t.Fatalf("%+v", d)
 		}
 	}
@@ -212,11 +214,24 @@ func TestHTTP(t *testing.T) {
 		t.Fatalf("%d %s %v", w.Code, w.Body, err)
 	}
 	for body, code := range map[string]int{
-		`{"product":"nope"}`:          404,
-		`{"user":1.5,"product":"p1"}`: 400,
-		`{"user":[1],"product":"p1"}`: 400,
-		`[`:                           400,
-		`{"requests":[` + strings.Repeat(`{},`, MaxBatch) + `{}]}`: 413,
+		`{"product":"nope"}`:             404,
+		`{"user":1.5,"product":"p1"}`:    400,
+		`{"user":[1],"product":"p1"}`:    400,
+		`[`:                              400,
+		`{"product":"p1","prodct":"p1"}`: 400,
+		`{"requests":[{"product":"p1","users":"u"}]}`:                                400,
+		`{"user":"u","product":"p1"} x`:                                              400,
+		`{"user":"u","product":"p1"}{}`:                                              400,
+		`{"user":"u","product":"p1","time_ms":-5}`:                                   400,
+		`{"user":"u","product":"p1","time_ms":281474976710656}`:                      400,
+		`{"user":"u","product":"p1","attributes":{"a":[1]}}`:                         400,
+		`{"user":"u","product":"p1","attributes":{"a":null}}`:                        400,
+		`{"user":"u","product":"p1","attributes":{"age":37,"pro":true,"lang":"de"}}`: 200,
+		`{"user":"u","product":"p1","force":"e:treatment"}`:                          200,
+		`{"user":"u","product":"p1","force":"e:treatmnt"}`:                           400,
+		`{"user":"u","product":"p1","force":"f:treatment"}`:                          400,
+		`{"user":"u","product":"p1","force":"treatment"}`:                            400,
+		`{"requests":[` + strings.Repeat(`{},`, MaxBatch) + `{}]}`:                   413,
 	} {
 		if w := call(s, body); w.Code != code {
 			t.Errorf("%.40s: %d, want %d: %s", body, w.Code, code, w.Body)

@@ -29,6 +29,8 @@ func (d *Decision) append(b []byte) []byte {
 	b = field(append(b, ','), "policy", d.Policy)
 	b = append(b, `,"propensity":`...)
 	b = strconv.AppendFloat(b, d.Propensity, 'f', -1, 64)
+	b = append(b, `,"arm_share":`...)
+	b = strconv.AppendFloat(b, d.ArmShare, 'f', -1, 64)
 	b = field(append(b, ','), "product", d.Product)
 	if d.Placement != "" {
 		b = field(append(b, ','), "placement", d.Placement)

@@ -44,7 +44,7 @@ func (c *counts) add(d *Decision) {
 	switch {
 	case d.Error != "":
 		c.failed++
-	case d.Policy == PolicyExplore:
+	case d.Variant == VariantExplore:
 		c.explore++
 	case d.Policy == PolicyFallback:
 		c.fallback++

@@ -43,8 +43,16 @@ func TestEpsilonTrafficOutlivesAPromotion(t *testing.T) {
 	for _, got := range d.Decide(reqs, nil) {
 		switch got.Variant {
 		case decide.VariantExplore:
-			if total++; got.Policy != decide.PolicyExplore || got.Experiment != "" || got.Propensity != 0.25 {
+			if total++; got.Policy != decide.PolicyExplore || got.Experiment != "" || got.ArmShare != 1 {
 				t.Fatalf("exploration %+v", got)
+			}
+			// One of four by exploration; else the champion's only one.
+			want := cfg.Epsilon / 4
+			if got.ModelVersion == "prompt-b" {
+				want += 1 - cfg.Epsilon
+			}
+			if math.Abs(got.Propensity-want) > 1e-15 {
+				t.Fatalf("exploration %+v, want the propensity %g", got, want)
 			}
 			explored[got.Creative]++
 		default:

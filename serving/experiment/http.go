@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"regexp"
 	"slices"
@@ -66,48 +67,59 @@ type Status struct {
 	control.ExperimentStatus
 	Running bool          `json:"running"`
 	Phase   control.Phase `json:"phase"`
-	Version int64         `json:"version"` // commands applied to it; "expect" of a request names it
-	Decides int           `json:"decides"` // index of the step that decides, -1: none
+	Version int64         `json:"version"`         // commands applied to it; "expect" of a request names it
+	Decides int           `json:"decides"`         // index of the step that decides, -1: none
+	Looks   *Seen         `json:"looks,omitempty"` // how the looks at it go, while it runs
 }
 
-func status(st *control.State, x control.ExperimentStatus) Status {
-	return Status{x, x.Running(), x.Phase(), st.Versions[control.ExperimentEntity(x.ID)], ramp.Decides(x.Steps)}
+func (s *Service) status(st *control.State, x control.ExperimentStatus) Status {
+	out := Status{x, x.Running(), x.Phase(), st.Versions[control.ExperimentEntity(x.ID)], ramp.Decides(x.Steps), nil}
+	if out.Running {
+		seen := s.Seen(x.ID)
+		out.Looks = &seen
+	}
+	return out
 }
 
 // Analysis is the answer of /analysis. Data is for Argo Rollouts' web metric, which reads it by a jsonPath.
 type Analysis struct {
-	Data       Argo         `json:"data"`
-	OK         bool         `json:"ok"`       // false: rolled back or inconclusive, now or earlier
-	Decision   ramp.Action  `json:"decision"` // what a look says now, or what ended it
-	Rule       string       `json:"rule"`     // that fired
-	Why        string       `json:"why"`
-	Experiment string       `json:"experiment"`
-	Running    bool         `json:"running"`
-	Step       control.Step `json:"step"`
+	Data Argo `json:"data"`
+	OK   bool `json:"ok"` // nothing speaks against the treatment, and there are data enough to know
+	// Inconclusive: neither ok nor ended against the treatment, because nothing is known yet or figures could not be read.
+	Inconclusive bool         `json:"inconclusive"`
+	Decision     ramp.Action  `json:"decision"` // what a look says now, or what ended it
+	Rule         string       `json:"rule"`     // that fired
+	Why          string       `json:"why"`
+	Experiment   string       `json:"experiment"`
+	Running      bool         `json:"running"`
+	Step         control.Step `json:"step"`
 	ramp.Figures
 }
 
 // Argo is the part of the analysis that conditions of a web metric name: with jsonPath "{$.data}",
 // successCondition "result.ok && result.successPercent >= 0.90", failureCondition "result.failed".
 type Argo struct {
-	OK       bool `json:"ok"`       // nothing speaks against the treatment
-	Failed   bool `json:"failed"`   // rolled back or inconclusive: the opposite of OK
+	OK       bool `json:"ok"`       // nothing speaks against the treatment, and there are data enough to know
+	Failed   bool `json:"failed"`   // rolled back or ended as inconclusive
 	Promoted bool `json:"promoted"` // ended well: condition of a rollout that waits for the decision
 	Decided  bool `json:"decided"`
+	// Inconclusive: neither ok nor failed. Argo, whose two conditions are then both false, measures the same.
+	Inconclusive bool `json:"inconclusive"`
 	// SuccessPercent is the share (0 to 1, in spite of its name, as in Argo's documentation) of the treatment's
-	// generations that succeeded; 1 before the first.
-	SuccessPercent float64 `json:"successPercent"`
-	Share          float64 `json:"share"` // of the treatment in the traffic
-	Lift           float64 `json:"lift"`  // relative, 0 while it is not known
-	LiftLow        float64 `json:"liftLow"`
-	LiftHigh       float64 `json:"liftHigh"`
+	// generations that succeeded; null before the first.
+	SuccessPercent *float64 `json:"successPercent"`
+	Share          float64  `json:"share"` // of the treatment in the traffic
+	Lift           *float64 `json:"lift"`  // relative; null while it is not known
+	LiftLow        *float64 `json:"liftLow"`
+	LiftHigh       *float64 `json:"liftHigh"`
+	Why            string   `json:"why"` // why what is null is not known, or the rule's reason
 }
 
 func (s *Service) list(w http.ResponseWriter, _ *http.Request) {
 	out := []Status{}
 	st := s.d.Control.State()
 	for _, x := range st.Experiments {
-		one := status(st, *x)
+		one := s.status(st, *x)
 		one.Trail = nil // of one experiment only
 		out = append(out, one)
 	}
@@ -118,7 +130,7 @@ func (s *Service) list(w http.ResponseWriter, _ *http.Request) {
 func (s *Service) get(w http.ResponseWriter, r *http.Request) {
 	st := s.d.Control.State()
 	if x, ok := s.find(w, r, st); ok {
-		httpapi.Reply(w, http.StatusOK, status(st, x))
+		httpapi.Reply(w, http.StatusOK, s.status(st, x))
 	}
 }
 
@@ -144,6 +156,14 @@ func (s *Service) analysis(w http.ResponseWriter, r *http.Request) {
 	httpapi.Reply(w, http.StatusOK, a)
 }
 
+// finite is nil for what is no finite number.
+func finite(n ramp.Num) *float64 {
+	if f := float64(n); !math.IsNaN(f) && !math.IsInf(f, 0) {
+		return &f
+	}
+	return nil
+}
+
 func (s *Service) analyse(ctx context.Context, x control.ExperimentStatus) (Analysis, error) {
 	v, err := s.Analyse(ctx, x)
 	if err != nil {
@@ -163,11 +183,19 @@ func (s *Service) analyse(ctx context.Context, x control.ExperimentStatus) (Anal
 		a.Decision, a.Rule, a.OK = ramp.Action(d.Outcome), d.Rule, d.Outcome == control.Promote
 		a.Why = "ended; the figures are those of its last steps as they are now"
 	}
-	d := v.Decision() // with finite figures
-	a.Data = Argo{OK: a.OK, Failed: !a.OK, Promoted: x.Decision != nil && a.OK, Decided: x.Decision != nil, SuccessPercent: 1,
-		Share: x.Step.Share, Lift: d.Lift, LiftLow: d.LiftLow, LiftHigh: d.LiftHigh}
+	failed := v.Failed()
+	if x.Decision != nil {
+		failed = !a.OK
+	}
+	a.Inconclusive = !a.OK && !failed
+	a.Data = Argo{OK: a.OK, Failed: failed, Inconclusive: a.Inconclusive, Promoted: x.Decision != nil && a.OK, Decided: x.Decision != nil,
+		Share: x.Step.Share, Why: a.Why}
+	if v.Decision().Unknown == "" {
+		a.Data.Lift, a.Data.LiftLow, a.Data.LiftHigh = finite(v.Figures.Relative), finite(v.Figures.RelativeLow), finite(v.Figures.RelativeHigh)
+	}
 	if g := v.Figures.Generation; g.Total > 0 {
-		a.Data.SuccessPercent = 1 - float64(g.Failed)/float64(g.Total)
+		succeeded := ramp.Num(1 - float64(g.Failed)/float64(g.Total))
+		a.Data.SuccessPercent = finite(succeeded)
 	}
 	return a, nil
 }
@@ -281,7 +309,7 @@ func (s *Service) manual(call func(ctx context.Context, id, who string, r Reques
 			return
 		}
 		st := s.d.Control.State()
-		httpapi.Reply(w, http.StatusOK, status(st, *st.Experiments[id]))
+		httpapi.Reply(w, http.StatusOK, s.status(st, *st.Experiments[id]))
 	}
 }
 

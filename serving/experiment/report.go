@@ -122,6 +122,8 @@ type Category struct {
 	SelectedLow  ramp.Num `json:"selected_low"`  // relative, wide enough for having been picked out; -1 where it was not discovered
 	SelectedHigh ramp.Num `json:"selected_high"` // null: no bound
 	Adjustment   string   `json:"adjustment"`
+
+	Missing map[string]string `json:"null_because,omitempty"` // why figures are null, or bound nothing
 }
 
 // Exposure is a day of the cumulative exposure.
@@ -151,7 +153,7 @@ func (s *Service) Results(ctx context.Context, st *control.State, x control.Expe
 	if err != nil {
 		return Results{}, err
 	}
-	out := Results{Experiment: status(st, x), Decision: a, Steps: []ramp.Figures{}}
+	out := Results{Experiment: s.status(st, x), Decision: a, Steps: []ramp.Figures{}}
 	var of ramp.Figures // that the lift is shown of
 	for i, share := range x.Steps {
 		if !slices.ContainsFunc(x.History, func(s control.Step) bool { return s.Index == i }) {
@@ -292,7 +294,7 @@ func adjust(sums []CategorySums, q stats.Sequence) ([]Category, error) {
 				), RelativeLow: ramp.Num(l.RelativeI.Low), RelativeHigh: ramp.Num(l.RelativeI.High), P: ramp.Num(l.Q), Discovered: l.Discovered,
 				SelectedLow: ramp.Num(
 					l.SelectedRelative.Low,
-				), SelectedHigh: ramp.Num(l.SelectedRelative.High), Adjustment: fmt.Sprintf("e-BH over %d", len(sums))},
+				), SelectedHigh: ramp.Num(l.SelectedRelative.High), Adjustment: fmt.Sprintf("e-BH over %d", len(sums)), Missing: l.Missing()},
 		)
 	}
 	slices.SortFunc(out, func(a, b Category) int {

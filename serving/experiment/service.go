@@ -78,6 +78,7 @@ type Service struct {
 	d       Deps
 	log     zerolog.Logger
 	metrics *metrics
+	watch   watch
 }
 
 const actor = "experiment-controller"
@@ -116,6 +117,8 @@ func (s *Service) lookAll(ctx context.Context, log control.Log) error {
 	var errs []error
 	running := s.running()
 	s.metrics.running.Set(float64(len(running)))
+	s.watch.keep(running)
+	defer func() { s.metrics.failing.Set(float64(s.watch.alarms(s.cfg.Failed))) }()
 	for _, x := range running {
 		start := time.Now()
 		err := s.look(ctx, log, x)
@@ -142,8 +145,8 @@ func (s *Service) running() []control.ExperimentStatus {
 	return out
 }
 
-func (s *Service) look(ctx context.Context, log control.Log, x control.ExperimentStatus) error {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+func (s *Service) look(parent context.Context, log control.Log, x control.ExperimentStatus) error {
+	ctx, cancel := context.WithTimeout(parent, s.cfg.Timeout)
 	defer cancel()
 	st := s.d.Control.State()
 	at := st.Versions[control.ExperimentEntity(x.ID)]
@@ -153,8 +156,20 @@ func (s *Service) look(ctx context.Context, log control.Log, x control.Experimen
 	}
 	x = *cur
 	v, err := s.Analyse(ctx, x)
-	if err != nil {
+	switch {
+	case parent.Err() != nil: // this process stops
 		return err
+	case err != nil:
+		if acted, did := s.blind(parent, log, st, x, at, err); acted {
+			return did
+		}
+		return err
+	}
+	if failed := s.watch.saw(x.ID, s.d.Wall(), v); failed != nil { // the look stands, but it has not seen everything
+		s.metrics.errors.Inc()
+		if acted, err := s.blind(parent, log, st, x, at, failed); acted {
+			return err
+		}
 	}
 	if st.Routes[x.Logical].Champion == x.Treatment && v.Action != ramp.Promote { // by hand, or before a crash
 		v.Action, v.Rule, v.Why, v.Next = ramp.Promote, ramp.AlreadyPromoted, "the treatment is the champion already", nil
@@ -193,14 +208,15 @@ func (s *Service) Analyse(ctx context.Context, x control.ExperimentStatus) (ramp
 			return ramp.Verdict{}, fmt.Errorf("sums of the deciding step: %w", err)
 		}
 	}
+	// A figure that cannot be read stops no guard that needs it not.
 	if s.d.Metrics != nil {
 		if ev.Metrics, err = s.d.Metrics.Metrics(ctx, x, now); err != nil {
-			return ramp.Verdict{}, fmt.Errorf("metrics of the guardrails: %w", err)
+			ev.Unread = append(ev.Unread, fmt.Sprintf("metrics of the guardrails: %v", err))
 		}
 	}
 	if s.d.Health != nil {
 		if ev.Generation, err = s.d.Health.Generation(ctx, x.Treatment); err != nil {
-			return ramp.Verdict{}, fmt.Errorf("generation counts of %s: %w", x.Treatment, err)
+			ev.Unread = append(ev.Unread, fmt.Sprintf("generation counts of %s: %v", x.Treatment, err))
 		}
 	}
 	return ramp.Look(s.cfg.Ramp, x, ev), nil

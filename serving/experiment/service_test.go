@@ -531,7 +531,7 @@ func TestHTTP(t *testing.T) {
 		t.Errorf("second on the same model: %d %v", code, v)
 	}
 	code, v := call(t, h, "GET", "/v1/experiments/e/analysis", "")
-	if code != 200 || v["ok"] != true || v["decision"] != "hold" || v["rule"] != "min_samples" || v["lift_absolute"] != nil {
+	if code != 200 || v["ok"] != false || v["inconclusive"] != true || v["decision"] != "hold" || v["rule"] != "min_samples" || v["lift_absolute"] != nil {
 		t.Errorf("analysis without data: %d %v", code, v)
 	}
 	r.world.hour(r.log.st, 3000, 0.05, 0.05)

@@ -43,33 +43,48 @@ func (w Warehouse) Sums(ctx context.Context, x control.Experiment, spans []Span)
 	from, args := seen(x, spans)
 	var rows []armRow
 	err := w.DB.Select(ctx, &rows, `
-		SELECT variant, count() AS n, toFloat64(sum(k)) AS m, toFloat64(sum(c)) AS d,
+		SELECT arm AS variant, count() AS n, toFloat64(sum(k)) AS m, toFloat64(sum(c)) AS d,
 			toFloat64(sum(k * k)) AS mm, toFloat64(sum(c * c)) AS dd, toFloat64(sum(k * c)) AS md
-		FROM (SELECT variant, unit, toUInt64(sum(clicks)) AS k, toUInt64(sum(impressions)) AS c FROM (`+from+`) GROUP BY variant, unit)
-		GROUP BY variant`, args...)
+		FROM (
+			SELECT if(`+nobody(x, "unit")+`, '', toString(variant)) AS arm, unit,
+				toUInt64(sum(clicks)) AS k, toUInt64(sum(impressions)) AS c
+			FROM (`+from+`)
+			GROUP BY arm, unit
+		)
+		GROUP BY arm`, args...)
 	if err != nil {
 		return ramp.Sums{}, err
 	}
 	var out ramp.Sums
 	for _, r := range rows {
-		if err := r.into(&out, x.ID); err != nil {
-			return ramp.Sums{}, err
-		}
+		r.into(&out)
 	}
 	return out, nil
 }
 
-func (r armRow) into(out *ramp.Sums, id string) error {
+// nobody is the condition that a row has none of the units that the experiment randomises by. Such impressions are not one
+// unit that was in both arms; they are counted apart.
+func nobody(x control.Experiment, column string) string {
+	if x.Unit == "product" {
+		return "empty(" + column + ")"
+	}
+	return column + " = 0"
+}
+
+// into adds the row to its arm; what has no unit (the variant is empty) or a variant that the experiment does not have is
+// counted apart: anybody at the edge can write a variant, and that must not stop a look.
+func (r armRow) into(out *ramp.Sums) {
 	s := stats.RatioSums{N: int64(r.N), M: r.M, D: r.D, MM: r.MM, DD: r.DD, MD: r.MD}
 	switch r.Variant {
 	case assign.Control:
 		out.Control = s
 	case assign.Treatment:
 		out.Treatment = s
+	case "":
+		out.Apart.Anonymous += int64(r.D)
 	default:
-		return fmt.Errorf("impressions of experiment %s have the variant %q, want control or treatment", id, r.Variant)
+		out.Apart.Foreign += int64(r.D)
 	}
-	return nil
 }
 
 // Scores reads both arms in one query, to which the scores go as a table.
@@ -87,13 +102,14 @@ func (w Warehouse) Scores(ctx context.Context, x control.Experiment, spans []Spa
 		Impressions int64 `ch:"impressions"`
 	}
 	err = w.DB.Select(ctx, &rows, `
-		SELECT variant, countIf(c > 0) AS n, sum(k) AS m, sum(c) AS d, sum(k * k) AS mm, sum(c * c) AS dd, sum(k * c) AS md, toInt64(sum(every)) AS impressions
+		SELECT variant, countIf(c > 0) AS n, sum(k) AS m, sum(c) AS d, sum(k * k) AS mm, sum(c * c) AS dd, sum(k * c) AS md,
+			toInt64(sum(every)) AS impressions
 		FROM (
 			SELECT variant, sum(seen * value) AS k, toFloat64(sumIf(seen, key != '')) AS c, sum(seen) AS every
 			FROM (
 				SELECT variant, `+unitColumn(x)+` AS unit, toString(creative) AS creative, toUInt64(count()) AS seen
 				FROM labels_mature
-				WHERE experiment = ? AND `+within+`
+				WHERE experiment = ? AND NOT (`+nobody(x, unitColumn(x))+`) AND `+within+`
 				GROUP BY variant, unit, creative
 			) AS shown
 			LEFT JOIN scores ON shown.creative = scores.key
@@ -105,12 +121,11 @@ func (w Warehouse) Scores(ctx context.Context, x control.Experiment, spans []Spa
 		return out, err
 	}
 	for _, r := range rows {
-		if err := r.into(&out.Sums, x.ID); err != nil {
-			return ScoreSums{}, err
-		}
-		if r.Variant == assign.Treatment {
+		r.into(&out.Sums)
+		switch r.Variant {
+		case assign.Treatment:
 			out.Impressions[1] = r.Impressions
-		} else {
+		case assign.Control:
 			out.Impressions[0] = r.Impressions
 		}
 	}
@@ -133,7 +148,7 @@ func (w Warehouse) Categories(ctx context.Context, x control.Experiment, spans [
 		FROM (
 			SELECT category, variant, toUInt64(sum(clicked)) AS k, toUInt64(count()) AS c
 			FROM labels_mature
-			WHERE experiment = ? AND `+within+`
+			WHERE experiment = ? AND NOT (`+nobody(x, unitColumn(x))+`) AND `+within+`
 			GROUP BY category, variant, `+unitColumn(x)+`
 		)
 		GROUP BY category, variant
@@ -146,9 +161,7 @@ func (w Warehouse) Categories(ctx context.Context, x control.Experiment, spans [
 		if len(out) == 0 || out[len(out)-1].Category != r.Category {
 			out = append(out, CategorySums{Category: r.Category})
 		}
-		if err := r.into(&out[len(out)-1].Sums, x.ID); err != nil {
-			return nil, err
-		}
+		r.into(&out[len(out)-1].Sums)
 	}
 	return out, nil
 }
@@ -161,11 +174,12 @@ func (w Warehouse) Arrivals(ctx context.Context, x control.Experiment) ([]Arriva
 		Treatment int64     `ch:"treatment"`
 	}
 	err := w.DB.Select(ctx, &rows, `
-		SELECT toDateTime(first, 'UTC') AS day, toInt64(countIf(variant = 'control')) AS control, toInt64(countIf(variant = 'treatment')) AS treatment
+		SELECT toDateTime(first, 'UTC') AS day, toInt64(countIf(variant = 'control')) AS control,
+			toInt64(countIf(variant = 'treatment')) AS treatment
 		FROM (
 			SELECT variant, min(day) AS first
 			FROM `+daysOf(x)+`
-			WHERE experiment = ?
+			WHERE experiment = ? AND NOT (`+nobody(x, unitColumn(x))+`) AND variant IN ('control', 'treatment')
 			GROUP BY variant, `+unitColumn(x)+`
 		)
 		GROUP BY day
@@ -192,7 +206,10 @@ func (w Warehouse) Multiple(ctx context.Context, x control.Experiment, spans []S
 	}
 	err := w.DB.Select(ctx, &rows, `
 		SELECT toInt64(count()) AS units, toInt64(countIf(arms > 1)) AS both
-		FROM (SELECT uniqExact(variant) AS arms FROM (`+from+`) GROUP BY unit)`, args...)
+		FROM (SELECT uniqExact(variant) AS arms FROM (`+from+`) 
+			WHERE NOT (`+nobody(x, "unit")+`) AND variant IN ('control', 'treatment')
+			GROUP BY unit
+		)`, args...)
 	if err != nil || len(rows) == 0 {
 		return Multiple{}, err
 	}
@@ -349,7 +366,8 @@ func (w Warehouse) Look(ctx context.Context, l Look) error {
 	return w.DB.Exec(
 		ctx,
 		`INSERT INTO experiment_looks (experiment, time, step, share, action, rule, lift, lift_low, lift_high, p, srm_p, impressions)
-		SELECT ?, fromUnixTimestamp64Milli(toInt64(?), 'UTC'), ?, ?, ?, ?, toFloat64(?), toFloat64(?), toFloat64(?), toFloat64(?), toFloat64(?), ?`,
+		SELECT ?, fromUnixTimestamp64Milli(toInt64(?), 'UTC'), ?, ?, ?, ?,
+			toFloat64(?), toFloat64(?), toFloat64(?), toFloat64(?), toFloat64(?), ?`,
 		l.Experiment,
 		l.Time.UnixMilli(),
 		l.Step.Index,

@@ -54,7 +54,7 @@ func checkSums(t *testing.T, db *warehouse.DB) {
 		r := warehouse.LabelRow{
 			Impression:  schemas.NewImpressionID(at, random),
 			Version:     1,
-			User:        rng.Uint64N(300),
+			User:        1 + rng.Uint64N(300),
 			Product:     []string{"p1", "p2", "p3", "p4"}[rng.IntN(4)],
 			Creative:    "c" + strconv.Itoa(i%3),
 			Category:    []string{"Books", "Garden"}[rng.IntN(2)],
@@ -141,7 +141,7 @@ func checkDays(t *testing.T, db *warehouse.DB) {
 		r := warehouse.LabelRow{
 			Impression: schemas.NewImpressionID(start.Add(time.Duration(rng.Int64N(int64(90*time.Hour)))), random),
 			Version:    1,
-			User:       rng.Uint64N(200),
+			User:       1 + rng.Uint64N(200),
 			Product: fmt.Sprint(
 				"p",
 				rng.IntN(30),
@@ -156,6 +156,12 @@ func checkDays(t *testing.T, db *warehouse.DB) {
 		if rng.IntN(10) == 0 {
 			r.Clicked, r.Clicks, r.Kind = true, 1, eventpb.LabelKind_LABEL_KIND_POSITIVE
 		}
+		switch rng.IntN(40) {
+		case 0:
+			r.User = 0
+		case 1:
+			r.Variant = "anything that somebody wrote"
+		}
 		rows = append(rows, r)
 	}
 	if err := db.InsertLabels(t.Context(), "days", rows); err != nil {
@@ -167,6 +173,7 @@ func checkDays(t *testing.T, db *warehouse.DB) {
 		t.Helper()
 		per := map[key][2]float64{}
 		arms := map[string]map[string]bool{}
+		var apart ramp.Apart
 		for _, r := range rows {
 			at := r.Impression.Time()
 			if !slices.ContainsFunc(spans, func(s Span) bool { return !at.Before(s.From) && (s.To.IsZero() || at.Before(s.To)) }) {
@@ -175,6 +182,14 @@ func checkDays(t *testing.T, db *warehouse.DB) {
 			k := key{r.Variant, fmt.Sprint(r.User)}
 			if unit == "product" {
 				k.unit = r.Product
+			}
+			if k.unit == "0" {
+				apart.Anonymous++
+				continue
+			}
+			if r.Variant != "control" && r.Variant != "treatment" {
+				apart.Foreign++
+				continue
 			}
 			v := per[k]
 			v[1]++
@@ -187,7 +202,7 @@ func checkDays(t *testing.T, db *warehouse.DB) {
 			}
 			arms[k.unit][r.Variant] = true
 		}
-		var want ramp.Sums
+		want := ramp.Sums{Apart: apart}
 		for k, v := range per {
 			map[string]*stats.RatioSums{"control": &want.Control, "treatment": &want.Treatment}[k.variant].Observe(v[0], v[1])
 		}
@@ -207,6 +222,9 @@ func checkDays(t *testing.T, db *warehouse.DB) {
 		t.Helper()
 		first := map[key]time.Time{}
 		for _, r := range rows {
+			if r.User == 0 || r.Variant != "control" && r.Variant != "treatment" {
+				continue
+			}
 			k, d := key{r.Variant, fmt.Sprint(r.User)}, r.Impression.Time().Truncate(24*time.Hour)
 			if f, ok := first[k]; !ok || d.Before(f) {
 				first[k] = d

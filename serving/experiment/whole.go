@@ -33,6 +33,8 @@ type WholeRamp struct {
 	RelativeHigh ramp.Num `json:"lift_relative_high"`
 	P            ramp.Num `json:"p_always_valid"`
 	Units        ramp.Num `json:"units_even_split"` // sum of 4 share (1 - share) units: what they are worth at one half
+
+	Missing map[string]string `json:"null_because,omitempty"` // why figures are null, or bound nothing
 }
 
 // overlapWeighted names the estimator of WholeRamp.
@@ -78,6 +80,7 @@ func (s *Service) wholeRamp(ctx context.Context, x control.ExperimentStatus, ste
 		RelativeHigh: ramp.Num(l.RelativeI.High),
 		P:            ramp.Num(l.P),
 		Units:        ramp.Num(l.Units),
+		Missing:      l.Missing(),
 	}, nil
 }
 
@@ -103,7 +106,7 @@ func (w Warehouse) Weighted(ctx context.Context, x control.Experiment, parts []P
 			FROM (
 				SELECT variant, `+unitColumn(x)+` AS unit, clicked, multiIf(`+strings.Join(cases, ", ")+`, toFloat64(0)) AS weight
 				FROM labels_mature
-				WHERE experiment = ? AND (`+strings.Join(conds, " OR ")+`)
+				WHERE experiment = ? AND NOT (`+nobody(x, unitColumn(x))+`) AND (`+strings.Join(conds, " OR ")+`)
 			)
 			GROUP BY variant, unit
 		)
@@ -112,9 +115,7 @@ func (w Warehouse) Weighted(ctx context.Context, x control.Experiment, parts []P
 		return out, err
 	}
 	for _, r := range rows {
-		if err := r.into(&out, x.ID); err != nil {
-			return ramp.Sums{}, err
-		}
+		r.into(&out)
 	}
 	return out, nil
 }

@@ -30,7 +30,7 @@ const (
 	HeaderVersion    = "X-Model-Version"
 	HeaderExperiment = "X-Experiment"
 	HeaderVariant    = "X-Variant"
-	HeaderPropensity = "X-Propensity"
+	HeaderArmShare   = "X-Arm-Share"     // probability of the arm for a unit of the experiment; creatives have a propensity, answers here do not
 	HeaderUnit       = "X-Unit"          // the user, for assignment; the body's "user" serves too
 	HeaderProduct    = "X-Product"       // for experiments by product
 	HeaderForce      = "X-Force-Variant" // "<experiment>:control" or "<experiment>:treatment", for testers
@@ -85,7 +85,7 @@ type admission struct {
 }
 
 func (g *Gateway) admit(model string, u assign.Unit) (*admission, error) {
-	a := assign.Assignment{Propensity: 1}
+	a := assign.Assignment{ArmShare: 1}
 	name := model
 	if g.assign != nil {
 		if got, ok := g.assign.Assign(model, u); ok && got.Variant != "" {
@@ -290,6 +290,9 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, start time.Time)
 		return g.refuse(w, httpapi.Refuse(http.StatusNotFound, "GET /v1/models lists them", "%v", err))
 	}
 	defer a.Release()
+	if force := r.Header.Get(HeaderForce); force != "" && a.Reason != assign.ByForce {
+		return g.refuse(w, httpapi.Refuse(http.StatusBadRequest, "ask for an arm of an experiment that runs, or leave the header out", "%s", assign.ForceRefused(force)))
+	}
 	u, err := g.send(r.Context(), a, req.withModel(a.Model))
 	if err != nil {
 		return g.unanswered(w, r, a, err)
@@ -340,7 +343,7 @@ func (g *Gateway) pass(ctx context.Context, w http.ResponseWriter, body io.Reade
 
 func (a *admission) headers(h http.Header) {
 	h.Set(HeaderVersion, a.Name)
-	h.Set(HeaderPropensity, strconv.FormatFloat(a.Propensity, 'g', -1, 64))
+	h.Set(HeaderArmShare, strconv.FormatFloat(a.ArmShare, 'g', -1, 64))
 	if a.Experiment != "" {
 		h.Set(HeaderExperiment, a.Experiment)
 	}

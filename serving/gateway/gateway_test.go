@@ -108,7 +108,7 @@ func TestVersionIsDecidedAtAdmission(t *testing.T) {
 	s := newStage(t, 1, 8, vllmfake.Config{}, nil)
 	for _, model := range []string{"prompt", "prompt-1"} {
 		resp, got := post(t, s.url, body(model, ""))
-		if resp.StatusCode != 200 || resp.Header.Get(HeaderVersion) != "prompt-1" || resp.Header.Get(HeaderPropensity) != "1" ||
+		if resp.StatusCode != 200 || resp.Header.Get(HeaderVersion) != "prompt-1" || resp.Header.Get(HeaderArmShare) != "1" ||
 			resp.Header.Get(HeaderExperiment) != "" {
 			t.Fatalf("%s: %d %v %s", model, resp.StatusCode, resp.Header, got)
 		}
@@ -133,14 +133,14 @@ func (f fixed) Assign(_ string, u assign.Unit) (assign.Assignment, bool) {
 
 func TestExperimentArms(t *testing.T) {
 	arms := fixed{
-		"ann": {Experiment: "e1", Variant: "treatment", Version: "prompt-1", Propensity: 0.05},
-		"bob": {Experiment: "e1", Variant: "control", Version: "prompt-gone", Propensity: 0.95},
+		"ann": {Experiment: "e1", Variant: "treatment", Version: "prompt-1", ArmShare: 0.05},
+		"bob": {Experiment: "e1", Variant: "control", Version: "prompt-gone", ArmShare: 0.95},
 	}
 	s := newStage(t, 1, 8, vllmfake.Config{}, arms)
 	resp, _ := post(t, s.url, body("prompt", `,"user":"ann"`))
 	want := []string{"prompt-1", "e1", "treatment", "0.05"}
 	var got []string
-	for _, h := range []string{HeaderVersion, HeaderExperiment, HeaderVariant, HeaderPropensity} {
+	for _, h := range []string{HeaderVersion, HeaderExperiment, HeaderVariant, HeaderArmShare} {
 		got = append(got, resp.Header.Get(h))
 	}
 	if d := cmp.Diff(want, got); d != "" {
@@ -156,10 +156,10 @@ func TestExperimentArms(t *testing.T) {
 // champion. Answers are timed with the assignment that was made.
 func TestUnitsBesideTheExperiment(t *testing.T) {
 	s := newStage(t, 1, 8, vllmfake.Config{}, fixed{
-		"tester": {Variant: assign.Forced, Version: "prompt-1", Propensity: 1},
-		"held":   {Variant: assign.Holdout, Version: "prompt-1", Propensity: 1},
-		"old":    {Variant: assign.Holdout, Version: "prompt-0", Propensity: 1},
-		"broken": {Variant: assign.Forced, Version: "prompt-0", Propensity: 1},
+		"tester": {Variant: assign.Forced, Version: "prompt-1", ArmShare: 1},
+		"held":   {Variant: assign.Holdout, Version: "prompt-1", ArmShare: 1},
+		"old":    {Variant: assign.Holdout, Version: "prompt-0", ArmShare: 1},
+		"broken": {Variant: assign.Forced, Version: "prompt-0", ArmShare: 1},
 	})
 	var mu sync.Mutex
 	var timed []string

@@ -24,7 +24,7 @@ func TestNamesJoinALogAndAPolicy(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	samples, err := l.Samples(p)
+	samples, err := l.Samples(p, obpPrior)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +33,8 @@ func TestNamesJoinALogAndAPolicy(t *testing.T) {
 			t.Errorf("row %d: weight %g, want %g", i+1, samples[i].Weight, want)
 		}
 	}
-	est, _, err := stats.EvaluatePolicy(samples, stats.DefaultOPEParams())
+	eval, err := stats.EvaluatePolicy(samples, stats.DefaultOPEParams())
+	est := eval.Estimates
 	if err != nil || math.Abs(est[stats.IPS].Value-2.5/4) > 1e-12 {
 		t.Errorf("ips %g, %v", est[stats.IPS].Value, err)
 	}

@@ -15,6 +15,7 @@ type LiftData struct {
 	HasPre             bool             // the file has a covariate from before the test
 	Categories         []stats.Category // in the order of their first rows; none without the column
 	InBothArms         int              // units with rows in both arms; they count in each
+	Units              [2][]stats.Unit  // of control and treatment, in the order of their first rows
 }
 
 // liftUnit adds up one unit's rows.
@@ -78,6 +79,7 @@ func ReadLift(in io.Reader) (LiftData, error) {
 		for _, name := range order[arm] {
 			u := arms[arm][name]
 			sums.Observe(float64(u.m), float64(u.d), float64(u.preM), float64(u.preD))
+			out.Units[arm] = append(out.Units[arm], stats.Unit{M: float64(u.m), D: float64(u.d)})
 			for i := range out.Categories {
 				if v, ok := u.categories[out.Categories[i].Name]; ok {
 					c := &out.Categories[i].Control
@@ -119,7 +121,9 @@ func (u *liftUnit) add(t *table, first bool) error {
 	if m > d {
 		return t.bad(3, "%d clicks on %d impressions: clicks are clicked impressions here, at most one each", m, d)
 	}
-	u.m, u.d = u.m+m, u.d+d
+	if u.m, u.d = u.m+m, u.d+d; u.d > maxCount {
+		return t.bad(2, "unit %q has more impressions than can be counted exactly (%d)", t.text(0), int64(maxCount))
+	}
 	if t.has(4) {
 		if u.categories == nil {
 			u.categories = map[string][2]int64{}
@@ -400,16 +404,26 @@ func (l *Log) Clicks() int64 {
 	return int64(n)
 }
 
+// Prior is what the reward model takes for known of an item before its first impression: Impressions at a Rate.
+type Prior struct{ Rate, Impressions float64 }
+
+// Prior of one impression at the log's own rate.
+func (l *Log) Prior() Prior {
+	return Prior{Rate: float64(l.Clicks()) / max(1, float64(len(l.Item))), Impressions: 1}
+}
+
 // Samples joins the log with an evaluation policy. The reward model is the item's smoothed rate over the log
-// itself, (clicks + 1) / (impressions + 100), the same at every position. A logged item that the policy
+// itself, the prior's impressions added, the same at every position. A logged item that the policy
 // never shows there has weight 0; a logged position that the policy does not know is an error.
-func (l *Log) Samples(p *Policy) ([]stats.OPESample, error) {
+func (l *Log) Samples(p *Policy, prior Prior) ([]stats.OPESample, error) {
 	shown, clicked := map[int64]float64{}, map[int64]float64{}
 	for i, item := range l.Item {
 		shown[item]++
 		clicked[item] += l.Click[i]
 	}
-	q := func(item int64) float64 { return (clicked[item] + 1) / (shown[item] + 100) }
+	q := func(item int64) float64 {
+		return (clicked[item] + prior.Rate*prior.Impressions) / (shown[item] + prior.Impressions)
+	}
 	direct := map[int64]float64{} // sum_a pi_e(a|position) q(a), normalised as numpy.average does
 	for pos, items := range p.items {
 		num, den := 0.0, 0.0
@@ -420,6 +434,17 @@ func (l *Log) Samples(p *Policy) ([]stats.OPESample, error) {
 		}
 		direct[pos] = num / den
 	}
+	// The direct method's value is the mean over rows of the policy's items' rates, so a row's reward moves it by the
+	// policy's mean probability of its item over all rows, by the item's rows.
+	wanted, at := map[int64]float64{}, map[int64]float64{}
+	for _, pos := range l.Position {
+		at[pos]++
+	}
+	for pos, items := range p.items {
+		for _, a := range items {
+			wanted[a] += at[pos] * p.prob[[2]int64{a, pos}]
+		}
+	}
 	out := make([]stats.OPESample, len(l.Item))
 	for i, item := range l.Item {
 		pos := l.Position[i]
@@ -427,7 +452,10 @@ func (l *Log) Samples(p *Policy) ([]stats.OPESample, error) {
 		if !ok {
 			return nil, fmt.Errorf("%w: row %d of the log is at position %d, for which the policy has no probabilities", ErrInput, i+1, pos)
 		}
-		out[i] = stats.OPESample{Reward: l.Click[i], Weight: p.prob[[2]int64{item, pos}] / l.Propensity[i], Q: q(item), QPolicy: d}
+		out[i] = stats.OPESample{
+			Reward: l.Click[i], Weight: p.prob[[2]int64{item, pos}] / l.Propensity[i], Q: q(item), QPolicy: d,
+			Pull: wanted[item] / (shown[item] + prior.Impressions),
+		}
 	}
 	return out, nil
 }

@@ -102,12 +102,18 @@ func (t *table) bad(i int, format string, args ...any) error {
 	return fmt.Errorf("%w: line %d, column %q: %s", ErrInput, line, t.names[i], fmt.Sprintf(format, args...))
 }
 
-// count is a whole number, not negative; "3.0" is one.
+// maxCount is the largest number up to which sums of counts are exact.
+const maxCount = 1 << 53
+
+// count is a whole number, not negative, at most maxCount; "3.0" is one.
 func (t *table) count(i int) (int64, error) {
 	s := t.text(i)
 	if n, err := strconv.ParseInt(s, 10, 64); err == nil {
-		if n < 0 {
+		switch {
+		case n < 0:
 			return 0, t.bad(i, "%d is negative, want a count", n)
+		case n > maxCount:
+			return 0, t.bad(i, "%d is more than can be counted exactly (%d)", n, int64(maxCount))
 		}
 		return n, nil
 	}
@@ -117,7 +123,7 @@ func (t *table) count(i int) (int64, error) {
 		return 0, err
 	case f < 0:
 		return 0, t.bad(i, "%g is negative, want a count", f)
-	case f != math.Trunc(f) || f > 1<<53:
+	case f != math.Trunc(f) || f > maxCount:
 		return 0, t.bad(i, "%q is not a whole number", s)
 	}
 	return int64(f), nil

@@ -3,7 +3,7 @@
     uv venv --python 3.12 a && uv pip install --python a --no-deps --require-hashes -r requirements-py312.txt
     uv venv --python 3.10 b && uv pip install --python b --no-deps --require-hashes -r requirements-py310.txt
     a/bin/python reference.py gbstats ssrm savvi tea_tasting scipy
-    b/bin/python reference.py confseq obp
+    b/bin/python reference.py confseq confseq_betting obp
 
 writes reference/<name>.json (obp: ../statcsv/testdata/obp.json). Each file names the package's version. Two
 environments, because the packages' own pins exclude each other; --no-deps, because ssrm-test's pin (numpy < 2) is
@@ -231,6 +231,27 @@ def confseq():
     return {"cases": out}
 
 
+def confseq_betting():
+    """Capital of the hedged bets on the mean of bounded values, after each value (pure Python: needs no compiler)."""
+    from confseq.betting import betting_mart
+
+    rng = np.random.default_rng(20)
+    out = []
+    for name, x in [
+        ("coin", rng.binomial(1, 0.05, 200)), ("rare", rng.binomial(1, 0.01, 200)), ("beta", rng.beta(2, 5, 100)),
+        ("nothing", np.zeros(50)), ("everything", np.ones(50)),
+    ]:
+        x = x.astype(float)
+        row = {"name": name, "x": x.tolist(), "capital": []}
+        for alpha in [0.05, 0.001]:
+            for m in [0.01, 0.05, 0.3, 0.9]:
+                log = np.log(betting_mart(x, m, alpha=alpha, convex_comb=True))
+                after = [n for n in [1, 2, 3, 5, 10, 30, 50, 100, 200] if n <= len(x)]
+                row["capital"].append({"alpha": alpha, "m": m, "after": after, "log": [float(log[n - 1]) for n in after]})
+        out.append(row)
+    return {"cases": out}
+
+
 def obp():
     from unittest.mock import MagicMock
 
@@ -291,7 +312,7 @@ def plain(v):
 
 SOURCES = {
     "gbstats": ("gbstats", gbstats), "ssrm": ("ssrm-test", ssrm), "savvi": ("savvi", savvi), "tea_tasting": ("tea-tasting", tea_tasting),
-    "scipy": ("scipy", scipy_and_mpmath), "confseq": ("confseq", confseq), "obp": ("obp", obp),
+    "scipy": ("scipy", scipy_and_mpmath), "confseq": ("confseq", confseq), "confseq_betting": ("confseq", confseq_betting), "obp": ("obp", obp),
 }
 
 for name in sys.argv[1:]:

@@ -127,8 +127,8 @@ func TestGrowingTheShareMovesNobodyOut(t *testing.T) {
 			if was && !is {
 				t.Fatalf("user %q left the treatment when the share grew to %g", user, s)
 			}
-			if want := map[bool]float64{true: s, false: 1 - s}[is]; a.Propensity != want {
-				t.Fatalf("propensity %g of %s at share %g", a.Propensity, a.Variant, s)
+			if want := map[bool]float64{true: s, false: 1 - s}[is]; a.ArmShare != want {
+				t.Fatalf("arm share %g of %s at share %g", a.ArmShare, a.Variant, s)
 			}
 			was = is
 		}
@@ -155,7 +155,7 @@ func TestWhoIsNotInTheExperiment(t *testing.T) {
 	if _, ok := New(control.NewState()).Assign("prompt", Unit{User: "u"}); ok {
 		t.Error("an assignment without a champion")
 	}
-	champion := func(why Reason) Assignment { return Assignment{Version: "prompt-a", Propensity: 1, Reason: why} }
+	champion := func(why Reason) Assignment { return Assignment{Version: "prompt-a", ArmShare: 1, Reason: why} }
 	if a, _ := New(state("user", 0)).Assign("prompt", Unit{User: "u"}); a != champion(ByChampion) {
 		t.Errorf("without an experiment: %+v", a)
 	}

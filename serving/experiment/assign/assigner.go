@@ -1,6 +1,7 @@
 package assign
 
 import (
+	"strconv"
 	"strings"
 
 	"ctrloop/schemas/control"
@@ -24,7 +25,8 @@ type Unit struct {
 	Placement  string
 	Attributes map[string]string // others that the caller gives: country, device, ...
 
-	// Force asks for an arm, for testers: "<experiment>:control" or "<experiment>:treatment". Anything else is ignored.
+	// Force asks for an arm, for testers: "<experiment>:control" or "<experiment>:treatment" of one that runs. Anything else
+	// gives nothing by hand: who asked must look at Reason, which is ByForce only if the arm was given.
 	Force string
 }
 
@@ -44,14 +46,17 @@ const (
 
 // Assignment says which model version answers, and why.
 type Assignment struct {
-	Experiment string  // empty: not part of one; the analysis counts what carries an experiment
-	Variant    string  // Control or Treatment of Experiment; without one Holdout, Forced or empty
-	Version    string  // model version
-	Step       int     // of the ramp
-	Propensity float64 // probability of this arm for a unit of the experiment drawn at random, (0,1]; 1 without one
-	Reason     Reason
-	Forced     string // ByForce: the experiment whose arm was given by hand, which is then no part of it
-	ForcedArm  string // ByForce: Control or Treatment
+	Experiment string // empty: not part of one; the analysis counts what carries an experiment
+	Variant    string // Control or Treatment of Experiment; without one Holdout, Forced or empty
+	Version    string // model version
+	Step       int    // of the ramp
+	// ArmShare is the probability of this arm for a unit of the experiment drawn at random, (0,1]; 1 without one. It is not
+	// the propensity of a creative, to which the draw within the arm and exploration belong too.
+	ArmShare  float64
+	Other     string // version of the experiment's other arm, which had 1 - ArmShare; empty without one
+	Reason    Reason
+	Forced    string // ByForce: the experiment whose arm was given by hand, which is then no part of it
+	ForcedArm string // ByForce: Control or Treatment
 }
 
 // Assigner answers from one state of the control log. It never changes: build another when the state has moved
@@ -105,18 +110,18 @@ func (a *Assigner) Assign(logical string, u Unit) (Assignment, bool) {
 	if !ok || p.champion == "" {
 		return Assignment{}, false
 	}
-	out := Assignment{Version: p.champion, Propensity: 1, Reason: ByChampion}
+	out := Assignment{Version: p.champion, ArmShare: 1, Reason: ByChampion}
 	for i := range p.experiments {
 		x := &p.experiments[i]
 		if v := x.forced(&u); v != "" {
 			return Assignment{
-				Variant:    Forced,
-				Version:    x.version(v),
-				Step:       x.Step.Index,
-				Propensity: 1,
-				Reason:     ByForce,
-				Forced:     x.ID,
-				ForcedArm:  v,
+				Variant:   Forced,
+				Version:   x.version(v),
+				Step:      x.Step.Index,
+				ArmShare:  1,
+				Reason:    ByForce,
+				Forced:    x.ID,
+				ForcedArm: v,
 			}, true
 		}
 	}
@@ -126,7 +131,7 @@ func (a *Assigner) Assign(logical string, u Unit) (Assignment, bool) {
 			value = u.Product
 		}
 		if value != "" && hash2(p.holdout.Seed, value) < p.holdout.Share {
-			return Assignment{Variant: Holdout, Version: p.holdout.Version, Propensity: 1, Reason: ByHoldout}, true
+			return Assignment{Variant: Holdout, Version: p.holdout.Version, ArmShare: 1, Reason: ByHoldout}, true
 		}
 	}
 	for i := range p.experiments {
@@ -145,11 +150,12 @@ func (a *Assigner) Assign(logical string, u Unit) (Assignment, bool) {
 				Variant:    Control,
 				Version:    x.Control,
 				Step:       x.Step.Index,
-				Propensity: 1 - x.Step.Share,
+				ArmShare:   1 - x.Step.Share,
+				Other:      x.Treatment,
 				Reason:     BySplit,
 			}
 			if hash2(x.Seed, value) < x.Step.Share {
-				out.Variant, out.Version, out.Propensity = Treatment, x.Treatment, x.Step.Share
+				out.Variant, out.Version, out.ArmShare, out.Other = Treatment, x.Treatment, x.Step.Share, x.Control
 			}
 			return out, true
 		}
@@ -194,6 +200,11 @@ func (x *experiment) version(variant string) string {
 		return x.Treatment
 	}
 	return x.Control
+}
+
+// ForceRefused says what is wrong with a [Unit.Force] that gave nothing by hand.
+func ForceRefused(force string) string {
+	return "force " + strconv.Quote(force) + `: want "<experiment>:control" or "<experiment>:treatment" of an experiment that runs on this model`
 }
 
 // forced is the variant that was given by hand: in the request, or on the experiment's list.

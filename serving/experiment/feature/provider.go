@@ -131,7 +131,7 @@ func (p *Provider) evaluate(flag string, flat of.FlattenedContext) (evaluation, 
 			),
 		)
 	}
-	meta := of.FlagMetadata{"version": got.Version, "why": string(got.Reason), "propensity": got.Propensity}
+	meta := of.FlagMetadata{"version": got.Version, "why": string(got.Reason), "arm_share": got.ArmShare}
 	if got.Experiment != "" {
 		meta["experiment"], meta["step"] = got.Experiment, int64(got.Step)
 	}

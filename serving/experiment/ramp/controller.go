@@ -3,6 +3,7 @@ package ramp
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"ctrloop/schemas/control"
@@ -42,6 +43,8 @@ const (
 	ChampionChanged  Rule = "champion_changed"  // better than its control, which is not the champion any more (given by the service)
 	TreatmentFailed  Rule = "treatment_failed"  // its version cannot answer any more (given by the service)
 	Manual           Rule = "manual"            // a person ended it (given by the service)
+	UnreadFigures    Rule = "unread_figures"    // figures could not be read, or cannot be right: nothing is decided for the treatment
+	Blind            Rule = "blind"             // looks have failed one after another for too long (given by the service)
 )
 
 // Evidence is what a look is given.
@@ -50,6 +53,7 @@ type Evidence struct {
 	Deciding   Sums   // of the deciding step; the same as Now while it runs
 	Generation Counts // of the treatment's version, since the experiment began
 	Metrics    []Metric
+	Unread     []string // figures that could not be read, with the reasons
 }
 
 // Verdict is the outcome of one look.
@@ -58,6 +62,7 @@ type Verdict struct {
 	Rule    Rule          `json:"rule"`
 	Why     string        `json:"why"`
 	Next    *control.Step `json:"next,omitempty"` // of a Step; without its time
+	Enough  bool          `json:"enough"`         // the data reach what a rule about the treatment needs; false: nothing is known of it yet
 	Figures Figures       `json:"figures"`        // that the rule fired on
 }
 
@@ -75,11 +80,27 @@ func Decides(steps []float64) int {
 // Look gives the verdict on a running experiment. While it is paused only a guard's roll-back acts.
 func Look(cfg Config, x control.ExperimentStatus, ev Evidence) Verdict {
 	v := look(cfg, x, ev)
+	v.Enough = looker{cfg: cfg, x: x, f: v.Figures}.missing() == "" && len(ev.Unread) == 0
+	if v.Action != RollBack && v.Action != Inconclusive {
+		if why := Unseen(v.Figures); why != "" {
+			v.Why = fmt.Sprintf("%s; otherwise: %s by %s, %s", why, v.Action, v.Rule, v.Why)
+			v.Action, v.Rule, v.Next = Hold, UnreadFigures, nil
+		}
+	}
 	if x.Paused && v.Rule != Paused && (v.Action != RollBack || v.Rule == LiftBelowZero) {
 		v.Why = fmt.Sprintf("the ramp is paused; otherwise: %s by %s, %s", v.Action, v.Rule, v.Why)
 		v.Action, v.Rule, v.Next = Hold, Paused, nil
 	}
 	return v
+}
+
+// Unseen says what a look could not read, or what of it cannot be right; empty: nothing.
+func Unseen(f Figures) string {
+	out := slices.Clone(f.Unread)
+	if f.Broken != "" {
+		out = append(out, f.Broken)
+	}
+	return strings.Join(out, "; ")
 }
 
 func look(cfg Config, x control.ExperimentStatus, ev Evidence) Verdict {
@@ -190,6 +211,9 @@ func (l looker) missing() string {
 	}
 	if n := l.expectedClicks(); n < cfg.MinClicks {
 		out = append(out, fmt.Sprintf("expected clicks (%.1f of %g)", math.Floor(10*n)/10, cfg.MinClicks))
+	}
+	if len(out) == 0 && f.unknown != "" { // enough by the configuration, and still nothing is known
+		out = append(out, "an interval: "+f.unknown)
 	}
 	return strings.Join(out, ", ")
 }
@@ -329,9 +353,13 @@ func (v Verdict) Decision() control.Decision {
 	return control.Decision{
 		Outcome: control.Outcome(v.Action), Rule: string(v.Rule),
 		Lift: or(f.Relative, 0), LiftLow: or(f.RelativeLow, -1), LiftHigh: or(f.RelativeHigh, 1), P: or(f.P, 1), SRMP: or(f.SRMP, 1),
-		Impressions: f.Control.Impressions + f.Treatment.Impressions,
+		Impressions: f.Control.Impressions + f.Treatment.Impressions, Unknown: f.unknown,
 	}
 }
 
-// Ok says whether the rollout may go on: nothing has made the look end it against the treatment.
-func (v Verdict) Ok() bool { return v.Action != RollBack && v.Action != Inconclusive }
+// Ok says whether nothing speaks against the treatment, as far as is known: the look has not ended against it, and there were
+// data enough to know.
+func (v Verdict) Ok() bool { return v.Enough && !v.Failed() }
+
+// Failed says whether the look has ended against the treatment. Neither Ok nor Failed: nothing is known yet.
+func (v Verdict) Failed() bool { return v.Action == RollBack || v.Action == Inconclusive }

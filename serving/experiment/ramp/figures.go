@@ -2,6 +2,7 @@ package ramp
 
 import (
 	"encoding/json"
+	"errors"
 	"math"
 
 	"ctrloop/internal/stats"
@@ -12,6 +13,13 @@ import (
 type Sums struct {
 	Control   stats.RatioSums `json:"control"`
 	Treatment stats.RatioSums `json:"treatment"`
+	Apart     Apart           `json:"apart"`
+}
+
+// Apart are impressions of the experiment that belong to no unit of either arm. They are shown, and stop nothing.
+type Apart struct {
+	Foreign   int64 `json:"foreign_variant"` // of a variant that the experiment does not have
+	Anonymous int64 `json:"without_user"`    // without the user that the experiment randomises by
 }
 
 // Counts are attempts at generating a creative.
@@ -72,11 +80,28 @@ type Figures struct {
 	Generation   Counts       `json:"generation"`
 	ErrorP       Num          `json:"generation_error_p"`
 	Guardrails   []Guard      `json:"guardrails,omitempty"` // the other metrics, in the order of the configuration
+	Apart        Apart        `json:"impressions_apart"`
+	// Missing says why figures are not known, by their names here; what is not known is null, or for an interval that bounds
+	// nothing the whole range.
+	Missing map[string]string `json:"null_because,omitempty"`
+	// Broken says why the sums cannot be right; empty: they can.
+	Broken string `json:"broken,omitempty"`
+	// Unread are the figures that could not be read at this look, with the reasons: nothing is decided for the treatment then.
+	Unread []string `json:"unread,omitempty"`
+
+	unknown string // why the lift is bound by nothing; empty: it is bound
 }
 
 // Describe computes the figures of a step without judging them.
 func Describe(cfg Config, x control.ExperimentStatus, step control.Step, ev Evidence) Figures {
 	return figures(cfg, x, step, ev.Now, ev)
+}
+
+// NoFigures are those of a look that saw nothing.
+func NoFigures(step control.Step, why string) Figures {
+	nan := Num(math.NaN())
+	return Figures{Step: step, Lift: nan, LiftLow: -1, LiftHigh: 1, Relative: nan, RelativeLow: -1, RelativeHigh: Num(math.Inf(1)),
+		P: 1, Guard: 1, GuardLow: -1, SRMP: 1, MDE: nan, ErrorP: 1, unknown: why}
 }
 
 // DescribeArm gives one arm's figures, with the interval of the sequence.
@@ -93,6 +118,7 @@ func figures(cfg Config, x control.ExperimentStatus, step control.Step, s Sums, 
 		P: 1, Guard: 1, GuardLow: -1, SRMP: 1, MDE: nan,
 		ErrorP:     Num(stats.PFromLogE(stats.RateExceeds(gen.Failed, gen.Total, cfg.ErrorLimit))),
 		Guardrails: guards(cfg.Guardrails, ev.Metrics, x.NStar),
+		Apart:      s.Apart, Unread: ev.Unread,
 	}
 	if step.Share < 1 {
 		ln, err := stats.SampleRatio([]int64{s.Control.N, s.Treatment.N}, []float64{1 - step.Share, step.Share}, cfg.SRMPrior)
@@ -101,14 +127,22 @@ func figures(cfg Config, x control.ExperimentStatus, step control.Step, s Sums, 
 		}
 	}
 	l, err := stats.Compare(s.Control, s.Treatment, q)
-	if err != nil { // an arm without impressions: nothing is known yet
+	switch {
+	case errors.Is(err, stats.ErrSums):
+		f.Broken, f.unknown = err.Error(), err.Error()
+	case err != nil: // an arm without impressions: nothing is known yet
+		f.unknown = err.Error()
+	}
+	if err != nil {
+		f.Missing = map[string]string{"lift_absolute": f.unknown, "lift_relative": f.unknown, "mde_absolute": f.unknown, "p_always_valid": f.unknown}
 		return f
 	}
+	f.unknown, f.Missing = l.Unknown, l.Missing()
 	g := stats.Guard(s.Control, s.Treatment, cfg.Margin, stats.Sequence{Alpha: cfg.GuardAlpha, NStar: x.NStar})
 	f.Lift, f.LiftLow, f.LiftHigh, f.P = Num(l.Absolute), Num(l.Interval.Low), Num(l.Interval.High), Num(l.P)
 	f.Relative, f.RelativeLow, f.RelativeHigh = Num(l.Relative), Num(l.RelativeI.Low), Num(l.RelativeI.High)
 	f.GuardLow, f.Guard = Num(g.Low), Num(g.High)
-	if !l.Uninformative {
+	if l.Unknown == "" {
 		f.MDE = Num(stats.MDE(q, l.Units, l.SE*math.Sqrt(l.Units), 0.8))
 	}
 	return f

@@ -109,6 +109,7 @@ type part struct {
 func parts() []part {
 	return []part{
 		{"aa", "A/A with a look at every batch", runAA, 10},
+		{"small", "Few units, small arms and a look at every user", runSmall, 20},
 		{"lift", "Planted lifts", runLift, 30},
 		{"srm", "Sample ratio", runRatio, 10},
 		{"guards", "Guards at their limits", runGuards, 10},
