@@ -2,7 +2,9 @@ package app
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -35,17 +37,53 @@ func at(seconds float64) time.Time { return t0.Add(time.Duration(seconds * float
 
 func ms(seconds float64) int64 { return at(seconds).UnixMilli() }
 
-// folded is the state after commands, one second apart.
+// folded is the state after commands, one second apart, each behind those that must come before it.
 func folded(t *testing.T, commands ...control.Event) *control.State {
 	t.Helper()
 	st := control.NewState()
 	for i, e := range commands {
-		e.ID, e.Time = string(rune('a'+i)), at(float64(i))
-		if _, err := st.Apply(int64(i), e); err != nil {
-			t.Fatal(err)
+		for _, e := range append(before(t, st, e), e) {
+			e.ID, e.Time = fmt.Sprint("e", st.Offset+1), at(float64(i))
+			if _, err := st.Apply(st.Offset+1, e); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	return st
+}
+
+// before are commands without which the log would reject e: versions that are probed, jobs that are started.
+func before(t *testing.T, st *control.State, e control.Event) (out []control.Event) {
+	t.Helper()
+	var data struct {
+		Version, Control, Treatment string
+	}
+	if err := json.Unmarshal(e.Data, &data); err != nil {
+		t.Fatal(err)
+	}
+	probe := func(version string) {
+		if st.Models[version] == nil {
+			out = append(out, registered(t, control.Model{Version: version, Logical: "prompt", Base: "b"}))
+		} else if st.Models[version].State != control.ModelFetched {
+			return
+		}
+		for _, s := range []control.ModelState{control.ModelLoaded, control.ModelProbed, control.ModelShadow} {
+			out = append(out, event(t, control.ModelStateChanged, control.ModelEntity(version), "", control.ModelStateChange{State: s}))
+		}
+	}
+	switch e.Type {
+	case control.ModelPromoted:
+		probe(data.Version)
+	case control.ExperimentCreated:
+		probe(data.Control)
+		probe(data.Treatment)
+	case control.JobFinished, control.JobFailed:
+		if j := st.Jobs[strings.TrimPrefix(e.Entity, control.JobEntity(""))]; j == nil || j.State != control.JobQueued {
+			break
+		}
+		out = append(out, event(t, control.JobStarted, e.Entity, "", control.JobUpdate{Attempt: 1}))
+	}
+	return out
 }
 
 func event(t *testing.T, typ control.Type, entity, note string, data any) control.Event {

