@@ -149,6 +149,8 @@ func (v *VLLM) do(req *http.Request) (resp *http.Response, err error) {
 		if err == nil || !reused || began || req.Context().Err() != nil {
 			return resp, err
 		}
+		// The other kept connections may be as dead: a server that has been killed closes all of them at once.
+		v.client.CloseIdleConnections()
 		if req.GetBody != nil {
 			var again error
 			if req.Body, again = req.GetBody(); again != nil {

@@ -139,7 +139,7 @@ type Rollout struct {
 	Action       string    `json:"action"` // what the last look concluded, or the outcome
 	Rule         string    `json:"rule"`
 	Why          string    `json:"why"`
-	Stale        bool      `json:"stale"` // the figures are of an older look: the last one failed
+	Stale        bool      `json:"stale"`        // the figures are of an older look: the last one failed
 	FiguresStep  int       `json:"figures_step"` // the step whose data the figures below are
 	Control      Arm       `json:"control"`
 	Treatment    Arm       `json:"treatment"`

@@ -123,11 +123,12 @@ var (
 
 // send tries the version's replicas, the idlest first. Another one is asked only after an answer that says that nothing
 // was done, or that is not passed on, and only as often as the bounds allow: a request that ends one server must not be
-// handed to all of them.
+// handed to all of them (see dead).
 func (g *Gateway) send(ctx context.Context, a *admission, body []byte) (*upstream, error) {
 	g.retries.earn()
 	var tried []*route.Replica
 	var last error
+	deaths := 0 // of replicas with this request in hand
 	for {
 		r, busy := pick(a.Current(), tried)
 		if r == nil {
@@ -145,18 +146,34 @@ func (g *Gateway) send(ctx context.Context, a *admission, body []byte) (*upstrea
 			return u, nil
 		}
 		r.Release()
+		broken := backend.KindOf(err) == backend.Broken
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
-		case !harmless(err), len(tried) > g.cfg.MaxRetries:
+		case broken && (deaths > 0 || !dead(ctx, r)), !broken && !harmless(err), len(tried) > g.cfg.MaxRetries:
 			return nil, fmt.Errorf("%w: %w", errNobody, err)
+		case backend.KindOf(err) == backend.Unavailable: // nothing was asked of anybody: it costs no budget
 		case !g.retries.spend():
 			g.m.spent.Inc()
 			return nil, fmt.Errorf("%w: %w: %w", errNobody, errSpent, err)
 		}
+		if broken {
+			deaths++
+		}
 		last = err
 		g.m.retries.WithLabelValues(string(backend.KindOf(err))).Inc()
 	}
+}
+
+// deathCheck bounds how long a replica that broke off is asked whether it lives.
+const deathCheck = 500 * time.Millisecond
+
+// dead says whether a replica that broke off is gone as a whole. One that lives has broken off this one request, and would
+// again; one that is gone was killed by somebody, or by the request: it may be tried once more, and no more than once.
+func dead(ctx context.Context, r *route.Replica) bool {
+	ctx, cancel := context.WithTimeout(ctx, deathCheck)
+	defer cancel()
+	return backend.KindOf(r.Health(ctx)) == backend.Unavailable
 }
 
 // harmless says whether the same request may be handed to another replica: the first one did no work for it, or its
