@@ -18,6 +18,7 @@ import (
 
 	"ctrloop/internal/artifact"
 	"ctrloop/internal/catalogue"
+	"ctrloop/internal/controllog"
 	"ctrloop/internal/imaging"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
@@ -89,7 +90,7 @@ func start(t *testing.T, baseDir string, replicas ...string) *instance {
 	if testing.Verbose() {
 		out = t.Output()
 	}
-	d := Deps{Control: i.log, Creatives: i.topic, Store: i.store, Products: catalogue.Embedded()}
+	d := Deps{Control: i.log, Swap: controllog.Alone(i.log), Creatives: i.topic, Store: i.store, Products: catalogue.Embedded()}
 	if i.Service, err = New(cfg, d, zerolog.New(out), prometheus.NewRegistry()); err != nil {
 		t.Fatal(err)
 	}

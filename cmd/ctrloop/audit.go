@@ -115,6 +115,11 @@ func (c *AuditCmd) Run(ctx context.Context, g *Globals, out *output) error {
 
 // verdict says what minutes that differ mean.
 func (c *AuditCmd) verdict(minutes int, left sink.Left, asked bool) error {
+	_, gone := os.Stat(filepath.Join(c.Dir, app.RefillFile))
+	if restored := c.DSN == "" && gone == nil; restored {
+		return withHint(fmt.Errorf("%d minutes: %w", minutes, errAudit),
+			"the folder is a restored backup of a running instance: `ctrloop up --dir "+c.Dir+"` fills the warehouse up from its topics")
+	}
 	if left.Rows() > 0 {
 		return withHint(
 			fmt.Errorf("%d minutes differ, and %d rows of %s and %s are not in the warehouse: %w",
@@ -123,10 +128,6 @@ func (c *AuditCmd) verdict(minutes int, left sink.Left, asked bool) error {
 		)
 	}
 	err := fmt.Errorf("%d minutes: %w", minutes, errAudit)
-	if _, gone := os.Stat(filepath.Join(c.Dir, app.RefillFile)); c.DSN == "" && gone == nil {
-		return withHint(err,
-			"the folder is a restored backup of a running instance: `ctrloop up --dir "+c.Dir+"` fills the warehouse up from its topics")
-	}
 	if !asked {
 		return withHint(err, "no broker was asked for what is on its way: name them with --kafka or --config")
 	}

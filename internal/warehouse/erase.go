@@ -115,7 +115,7 @@ func (db *DB) erase(ctx context.Context, who Person, until time.Time, fault func
 			found += t.RowsBefore
 		}
 		if found == 0 {
-			return e, fmt.Errorf("user %d: %w: no table has a row", user, ErrNobody)
+			return e, db.onlyYoung(ctx, e)
 		}
 	}
 	if counted == 0 {
@@ -129,6 +129,26 @@ func (db *DB) erase(ctx context.Context, who Person, until time.Time, fault func
 		return e, fmt.Errorf("erase user %d: %w; call again to finish", user, err)
 	}
 	return e, nil
+}
+
+// onlyYoung is nil where a person has rows, and all of them were inserted after the time up to which is erased: they are for
+// another run, and there is nothing to prove yet. It is ErrNobody where there are none.
+func (db *DB) onlyYoung(ctx context.Context, e Erasure) error {
+	for _, t := range e.Tables {
+		var young uint64
+		if err := db.QueryRow(ctx, strings.TrimSuffix(t.Query, upTo(e.Until))).Scan(&young); err != nil {
+			return err
+		}
+		if young > 0 {
+			return nil
+		}
+	}
+	return fmt.Errorf("user %d: %w: no table has a row", e.User, ErrNobody)
+}
+
+// upTo ends the query of a table whose rows are dated.
+func upTo(until time.Time) string {
+	return fmt.Sprintf(" AND inserted_at <= toDateTime(%d, 'UTC')", until.Unix())
 }
 
 // userTables finds every table that carries users; rollups that are added later are found too. Tables that hold what a
@@ -161,10 +181,10 @@ func (db *DB) userTables(ctx context.Context, e Erasure, text string) ([]ErasedT
 		case "exposures": // the unit is what its client calls the user: the hash, or the id
 			where = "hex(SHA256(unit)) IN (" + ids + ")"
 		case "dead_letters": // what could not be read may be anything: its words, and what stands in quotes
-			where = `hasAny(arrayMap(w -> hex(SHA256(w)), arrayConcat(splitByRegexp('[^\\w@.:+-]+', sample), extractAll(sample, '"([^"]*)"'))), [` + ids + "])"
+			where = `hasAny(arrayMap(w -> hex(SHA256(w)), arrayConcat(splitByRegexp('[^[:alnum:]_@.:+-]+', sample), extractAll(sample, '"([^"]*)"'))), [` + ids + "])"
 		}
 		if dated == 1 {
-			where += fmt.Sprintf(" AND inserted_at <= toDateTime(%d, 'UTC')", e.Until.Unix())
+			where += upTo(e.Until)
 		}
 		out = append(out, ErasedTable{Table: name, Query: "SELECT count() FROM " + quoteName(name) + " WHERE " + where})
 	}

@@ -12,17 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ctrloop_trainer.prompt.model import LORA_EXCLUDE, LORA_TARGETS, Ask, PromptModel
+from ctrloop_trainer.prompt import lora
+from ctrloop_trainer.prompt.model import Ask, PromptModel
 from ctrloop_trainer.rounds import probe
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 base, out, digest = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(1)
-torch.manual_seed(0)
 v = PromptModel.load(base)
-config = LoraConfig(r=8, lora_alpha=8, target_modules=LORA_TARGETS, exclude_modules=LORA_EXCLUDE)
-v.model = get_peft_model(v.model, config)
+v.model = lora.attach(v.model, v.family, rank=8, dropout=0.0, seed=0, alpha=8, base_name=v.name)
 
 
 def randomise() -> None:
