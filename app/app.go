@@ -180,7 +180,8 @@ func Start(ctx context.Context, opt Options) (_ *App, err error) {
 		name  string
 		start func(context.Context) error
 	}{
-		{"access", a.openDoor}, {"admin", a.startAdmin}, {"kafka", a.startKafka}, {"warehouse", a.startWarehouse}, {"artifacts", a.openArtifacts}, {"logs", a.openLogs},
+		{"access", a.openDoor}, {"admin", a.startAdmin}, {"kafka", a.startKafka}, {"warehouse", a.startWarehouse}, {"artifacts", a.openArtifacts},
+		{"logs", a.openLogs},
 	} {
 		if err := s.start(ctx); err != nil {
 			return nil, fmt.Errorf("start %s: %w", s.name, err)
@@ -595,7 +596,8 @@ func (a *App) pickBase() (string, error) {
 	}
 	if !a.store.Has(digest) {
 		return "", fmt.Errorf(
-			"the live model belongs to the base %.12s, which is neither among the artifacts of %s nor shipped with this release: restore the folder, or name the base with models.base",
+			"the live model belongs to the base %.12s, which is neither among the artifacts of %s nor shipped with this release: restore the "+
+				"folder, or name the base with models.base",
 			digest,
 			a.opt.Dir,
 		)

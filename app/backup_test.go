@@ -58,7 +58,8 @@ func TestBackupPage(t *testing.T) {
 		t.Cleanup(func() { _ = resp.Body.Close() })
 		return resp
 	}
-	for token, want := range map[string]int{"": http.StatusUnauthorized, secret[1:]: http.StatusUnauthorized, secret: http.StatusServiceUnavailable} {
+	for token, want := range map[string]int{"": http.StatusUnauthorized, secret[1:]: http.StatusUnauthorized,
+		secret: http.StatusServiceUnavailable} {
 		if got := ask(t.Context(), token).StatusCode; got != want {
 			t.Errorf("token %q before the instance is ready: %d, want %d", token, got, want)
 		}

@@ -84,7 +84,8 @@ func (o *overview) Overview(ctx context.Context) (console.Overview, error) {
 			a.stage(console.Train, Trainer, up, func() console.Stage { return o.trainStage(c, st, now) }),
 			a.stage(console.Serve, Serving, up, func() console.Stage { return o.serveStage(c) }),
 		},
-		Freshness: freshness(st, newest), Champion: champion(st, bg.traffic), Rollout: o.rollout(bg), CTR: whole(bg.traffic.series, bg.traffic.horizonMS),
+		Freshness: freshness(st, newest), Champion: champion(st, bg.traffic), Rollout: o.rollout(bg),
+		CTR:   whole(bg.traffic.series, bg.traffic.horizonMS),
 		Marks: bg.history.marks, Creatives: o.creatives(st, bg), Events: bg.history.events,
 	}
 	out.Alerts = o.since(now, o.alerts(st, ledger, bg))
@@ -559,7 +560,8 @@ func freshness(st *control.State, newest int64) console.Freshness {
 		age := max(0, float64(newest-to)/1000)
 		f.AgeSeconds = &age
 	} else {
-		f = console.Freshness{Why: "No event has been seen since this process started, so the age of what " + version + " has learned is not known."}
+		f = console.Freshness{Why: "No event has been seen since this process started, so the age of what " + version +
+			" has learned is not known."}
 	}
 	return f
 }

@@ -150,7 +150,8 @@ func TestTheCountersExist(t *testing.T) {
 	service.Decide([]decide.Request{{Product: "none"}}, nil)
 	// Vectors without a child are not gathered; registering a second one of the name is refused if it is there.
 	for _, name := range []string{metricRouted, metricRead, metricDropped, metricRejected, metricDecisions} {
-		label := map[string]string{metricRouted: "kind", metricRead: "topic", metricDropped: "reason", metricRejected: "reason", metricDecisions: "policy"}[name]
+		label := map[string]string{metricRouted: "kind", metricRead: "topic", metricDropped: "reason", metricRejected: "reason",
+			metricDecisions: "policy"}[name]
 		probe := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: "probe"}, []string{label})
 		if err := reg.Register(probe); err == nil {
 			t.Errorf("no service registers the counter %s", name)
@@ -215,7 +216,8 @@ func TestLedgerAndWatermark(t *testing.T) {
 		Partitions: []joiner.PartitionLedger{{WatermarkMS: ms(30), MaxImpressionMS: ms(40), MaxClickMS: ms(45)}, {WatermarkMS: ms(20)}, {}},
 		Total:      window.Ledger{ImpressionsIn: 15, Positive: 1, FinalNegative: 2, Duplicate: 3, LateImpressions: 4, Open: 5},
 	}
-	if diff := cmp.Diff(console.Ledger{Received: 15, Positive: 1, Negative: 2, Open: 5, Duplicate: 3, Late: 4}, ledgerOf(l.Total)); diff != "" {
+	if diff := cmp.Diff(console.Ledger{Received: 15, Positive: 1, Negative: 2, Open: 5, Duplicate: 3, Late: 4},
+		ledgerOf(l.Total)); diff != "" {
 		t.Errorf("ledger (-want +got):\n%s", diff)
 	}
 	if newestEvent(l) != ms(45) || lowWatermark(l) != ms(20) {
@@ -319,8 +321,10 @@ func TestServeStage(t *testing.T) {
 	}{
 		{"", 0, serving.Stats{}, console.Degraded, "no model loaded"},
 		{"prompt-1", 0, serving.Stats{}, console.Degraded, "no model server answers for prompt-1"},
-		{"prompt-1", 1, serving.Stats{Swap: swap.Stats{Flips: 2, FlipWorst: 1234567}}, console.Idle, "prompt-1 on 1 server, 2 hot swaps, worst 1.23ms"},
-		{"prompt-1", 2, serving.Stats{Gateway: gateway.Stats{Requests: 9, Failed: 1}}, console.Idle, "prompt-1 on 2 servers; of 9 requests to models 1 failed"},
+		{"prompt-1", 1, serving.Stats{Swap: swap.Stats{Flips: 2, FlipWorst: 1234567}}, console.Idle,
+			"prompt-1 on 1 server, 2 hot swaps, worst 1.23ms"},
+		{"prompt-1", 2, serving.Stats{Gateway: gateway.Stats{Requests: 9, Failed: 1}}, console.Idle,
+			"prompt-1 on 2 servers; of 9 requests to models 1 failed"},
 	} {
 		if s := serveStage(c.version, c.replicas, c.stats); s.State != c.state || !strings.HasPrefix(s.Detail, c.detail) {
 			t.Errorf("%q on %d: %+v, want %s, %q", c.version, c.replicas, s, c.state, c.detail)
@@ -331,7 +335,8 @@ func TestServeStage(t *testing.T) {
 func TestExperimentCreativesAndMarks(t *testing.T) {
 	create := func(id string) control.Event {
 		return event(t, control.ExperimentCreated, control.ExperimentEntity(id), "", control.Experiment{
-			ID: id, Logical: "prompt", Control: "prompt-aaaaaaaaaaaa", Treatment: "prompt-bbbbbbbbbbbb", Steps: []float64{0.005, 0.5}, Created: at(map[string]float64{"x1": 1, "x2": 2}[id])})
+			ID: id, Logical: "prompt", Control: "prompt-aaaaaaaaaaaa", Treatment: "prompt-bbbbbbbbbbbb", Steps: []float64{0.005, 0.5},
+			Created: at(map[string]float64{"x1": 1, "x2": 2}[id])})
 	}
 	step := event(t, control.ExperimentStepped, control.ExperimentEntity("x2"), "", control.Step{Index: 1, Share: 0.5, AtMS: ms(77)})
 	end := func(id string) control.Event {
@@ -357,7 +362,8 @@ func TestExperimentCreativesAndMarks(t *testing.T) {
 		t.Errorf("variant without an experiment is %q", got)
 	}
 	var got []console.Mark
-	for _, m := range append(stepMarks(folded(t, create("x2"), step)), undated{"promoted", x.Treatment, at(9), 0}, undated{"rolled_back", x.Control, at(9), 0}) {
+	for _, m := range append(stepMarks(folded(t, create("x2"), step)), undated{"promoted", x.Treatment, at(9), 0},
+		undated{"rolled_back", x.Control, at(9), 0}) {
 		got = append(got, m.mark(max(m.atMS, ms(9))))
 	}
 	want := []console.Mark{{Time: at(9), Kind: "step", Label: "bbbbbbbb at 0.5 %"}, {Time: at(77), Kind: "step", Label: "50 %"},
@@ -426,7 +432,8 @@ func TestAlerts(t *testing.T) {
 }
 
 func TestBucketsFitThePage(t *testing.T) {
-	for _, span := range []time.Duration{0, time.Second, 90 * time.Second, time.Hour, 26 * time.Hour, 40 * 24 * time.Hour, 3000 * 24 * time.Hour} {
+	for _, span := range []time.Duration{0, time.Second, 90 * time.Second, time.Hour, 26 * time.Hour, 40 * 24 * time.Hour,
+		3000 * 24 * time.Hour} {
 		from := ms(13)
 		to := from + span.Milliseconds()
 		w := bucket(from, to)
@@ -440,7 +447,8 @@ func TestBucketsFitThePage(t *testing.T) {
 }
 
 func TestBrief(t *testing.T) {
-	for d, want := range map[time.Duration]string{5 * time.Minute: "5m", 2 * time.Hour: "2h", 10 * time.Second: "10s", 90 * time.Minute: "1h30m", 0: "0s"} {
+	for d, want := range map[time.Duration]string{5 * time.Minute: "5m", 2 * time.Hour: "2h", 10 * time.Second: "10s",
+		90 * time.Minute: "1h30m", 0: "0s"} {
 		if got := brief(d); got != want {
 			t.Errorf("brief(%v) = %q, want %q", d, got, want)
 		}

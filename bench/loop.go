@@ -90,7 +90,8 @@ func (f *feeder) finish(t Traffic) (Wrong, error) {
 		if ms >= end {
 			ms = t.endMS()
 		}
-		if err := f.feed([]*stream.Record{punctuation(schemas.TopicImpressions, 0, ms)}, []*stream.Record{punctuation(schemas.TopicClicks, 0, ms)}, 0); err != nil {
+		if err := f.feed([]*stream.Record{punctuation(schemas.TopicImpressions, 0, ms)},
+			[]*stream.Record{punctuation(schemas.TopicClicks, 0, ms)}, 0); err != nil {
 			return Wrong{}, err
 		}
 		if ms == t.endMS() {

@@ -100,8 +100,9 @@ const largest = "x-1"
 // propensity is that of a creative in the policy's snapshot of the hour. The first day is a Wednesday, so that seven days lie
 // in two calendar weeks, as most do: a user has up to two rows in the totals by week.
 const makeLabels = `
-INSERT INTO labels (impression_id, event_time, version, user, product, creative, placement, position, campaign, category, experiment, variant,
-	model_version, policy, propensity, bot, kind, clicked, click_delay_ms, clicks, weight, watermark, partition, offset, inserted_at)
+INSERT INTO labels (impression_id, event_time, version, user, product, creative, placement, position, campaign, category,
+	experiment, variant, model_version, policy, propensity, bot, kind, clicked,
+	click_delay_ms, clicks, weight, watermark, partition, offset, inserted_at)
 WITH
 	toUInt64(%[1]d) AS seed,
 	sipHash64(number, seed, 1) AS h1, sipHash64(number, seed, 2) AS h2, sipHash64(number, seed, 3) AS h3,
@@ -121,12 +122,16 @@ WITH
 SELECT
 	reinterpretAsUUID(bitShiftLeft(toUInt128(low), 64) + toUInt128(high)), fromUnixTimestamp64Milli(toInt64(ms), 'UTC'), v, hashed,
 	concat('product-', toString(item)), concat('c-', substring(lower(hex(sipHash64(item, nth))), 1, 16)),
-	['feed', 'side', 'search', 'cart'][1 + h2 %% 4], 1 + h1 %% 12, concat('campaign-', toString(item %% 20)), concat('department-', toString(item %% 9), '/category-', toString(item %% 44)),
+	['feed', 'side', 'search', 'cart'][1 + h2 %% 4], 1 + h1 %% 12, concat('campaign-', toString(item %% 20)),
+	concat('department-', toString(item %% 9), '/category-', toString(item %% 44)),
 	trial, if(trial = '', '', if(sipHash64(hashed, trial) %% 2 = 0, 'control', 'treatment')),
 	concat('prompt-', substring(lower(hex(sipHash64(nth + day))), 1, 12)), concat('thompson-', toString(intDiv(ms, 3600000))),
-	bitShiftRight(sipHash64(item, nth, intDiv(ms, 3600000)), 11) / 9007199254740992, h3 %% 100 = 50, multiIf(v = 2, 'corrected', hit, 'positive', 'final_negative'), hit OR v = 2,
+	bitShiftRight(sipHash64(item, nth, intDiv(ms, 3600000)), 11) / 9007199254740992, h3 %% 100 = 50,
+	multiIf(v = 2, 'corrected', hit, 'positive', 'final_negative'), hit OR v = 2,
 	multiIf(v = 2, 1800000 + delay, hit, delay, 0), hit OR v = 2, 1,
-	fromUnixTimestamp64Milli(if(hit, toInt64(ms) + delay, toInt64(intDiv(ms, 1000)) * 1000 + 1801000), 'UTC'), h2 %% 8, intDiv(number, 8) * 2 + v, toDateTime(intDiv(ms, 1000) + if(hit, intDiv(delay, 1000), 1802), 'UTC')
+	fromUnixTimestamp64Milli(if(hit, toInt64(ms) + delay, toInt64(intDiv(ms, 1000)) * 1000 + 1801000), 'UTC'),
+	h2 %% 8, intDiv(number, 8) * 2 + v,
+	toDateTime(intDiv(ms, 1000) + if(hit, intDiv(delay, 1000), 1802), 'UTC')
 FROM (SELECT number FROM numbers_mt(%[5]d, %[6]d))
 ARRAY JOIN if(late, [1, 2], [1]) AS v
 SETTINGS max_insert_threads = 2, insert_deduplicate = 0, max_partitions_per_insert_block = 0, max_execution_time = 0`
@@ -134,7 +139,8 @@ SETTINGS max_insert_threads = 2, insert_deduplicate = 0, max_partitions_per_inse
 // rawWeek asks labels itself what experiment_results answers from rollups. By a number of the variant: with its name in
 // the key it takes half as long again.
 const rawWeek = `SELECT arm, count(), sum(m), sum(d), sum(m * m), sum(d * d), sum(m * d)
-FROM (SELECT cityHash64(variant) AS arm, user, toUInt64(sum(clicked)) AS m, toUInt64(count()) AS d FROM labels_mature WHERE experiment = '` + largest + `' GROUP BY arm, user)
+FROM (SELECT cityHash64(variant) AS arm, user, toUInt64(sum(clicked)) AS m, toUInt64(count()) AS d FROM labels_mature
+	WHERE experiment = '` + largest + `' GROUP BY arm, user)
 GROUP BY arm`
 
 // questions are asked in this order.
@@ -216,7 +222,8 @@ func merge(ctx context.Context, db *warehouse.DB, progress func(float64, string)
 	var days []struct {
 		Partition string `ch:"partition"`
 	}
-	if err := db.Select(ctx, &days, "SELECT DISTINCT partition FROM system.parts WHERE database = currentDatabase() AND table = 'labels' AND active ORDER BY partition"); err != nil {
+	if err := db.Select(ctx, &days, "SELECT DISTINCT partition FROM system.parts "+
+		"WHERE database = currentDatabase() AND table = 'labels' AND active ORDER BY partition"); err != nil {
 		return err
 	}
 	for i, d := range days[:max(0, len(days)-1)] {
@@ -265,7 +272,9 @@ func ask(ctx context.Context, db *warehouse.DB, c QueryConfig, rep *QueryReport,
 		}
 		err := db.QueryRow(
 			ctx,
-			"SELECT any(read_rows), any(read_bytes), max(memory_usage), any(result_rows), toFloat64(min(ProfileEvents['OSCPUVirtualTimeMicroseconds'])) / 1000 FROM system.query_log WHERE type = 'QueryFinish' AND log_comment = ?",
+			"SELECT any(read_rows), any(read_bytes), max(memory_usage), any(result_rows), "+
+				"toFloat64(min(ProfileEvents['OSCPUVirtualTimeMicroseconds'])) / 1000 "+
+				"FROM system.query_log WHERE type = 'QueryFinish' AND log_comment = ?",
 			comment,
 		).
 			Scan(
@@ -313,7 +322,8 @@ func weighColumns(ctx context.Context, db *warehouse.DB, rep *QueryReport) error
 	}
 	err = db.Select(ctx, &tables, `
 		SELECT table AS name, sum(rows) AS n, sum(bytes_on_disk) AS bytes
-		FROM system.parts WHERE database = currentDatabase() AND active AND (table = 'labels' OR startsWith(table, 'rollup') OR startsWith(table, 'label_'))
+		FROM system.parts WHERE database = currentDatabase() AND active
+			AND (table = 'labels' OR startsWith(table, 'rollup') OR startsWith(table, 'label_'))
 		GROUP BY table ORDER BY bytes DESC`)
 	if err != nil {
 		return err

@@ -89,7 +89,8 @@ func (r Report) Print(w io.Writer) error {
 	if o := r.Open; o != nil {
 		fmt.Fprintf(
 			w,
-			"\n%d impressions open over 2 h, in a process of its own: %.1f B each, at most %d MiB resident; restart from %d MiB of segments in %.2f s\n",
+			"\n%d impressions open over 2 h, in a process of its own: %.1f B each, at most %d MiB resident; restart from %d MiB of "+
+				"segments in %.2f s\n",
 			o.OpenImpressions,
 			o.BytesPerOpen,
 			o.PeakRSS>>20,

@@ -274,11 +274,9 @@ func (m sinkMeter) measure(ctx context.Context, work func() (float64, error)) (c
 	c.Wrong = max(int64(there)-m.rows, m.rows-int64(there))
 	return c, m.db.QueryRow(
 		ctx,
-		"SELECT sum(data_compressed_bytes) / sum(rows), toInt64(count()) FROM system.parts WHERE active AND table = 'labels' AND database = currentDatabase()",
-	).Scan(
-		&c.BytesPerRow,
-		&c.Parts,
-	)
+		"SELECT sum(data_compressed_bytes) / sum(rows), toInt64(count()) FROM system.parts "+
+			"WHERE active AND table = 'labels' AND database = currentDatabase()",
+	).Scan(&c.BytesPerRow, &c.Parts)
 }
 
 // mergesOver waits until the engine has nothing to merge: their cost belongs to the inserts.

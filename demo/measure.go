@@ -440,7 +440,9 @@ func (d *demo) measureExperiment(ctx context.Context) error {
 		dec = *x.Decision
 		e.Decision = string(dec.Outcome)
 		d.board.Outcome = map[control.Outcome]string{
-			control.Promote: "promoted " + x.Treatment, control.RollBack: "rolled back " + x.Treatment, control.Inconclusive: "inconclusive: " + x.Treatment + " was not promoted",
+			control.Promote:      "promoted " + x.Treatment,
+			control.RollBack:     "rolled back " + x.Treatment,
+			control.Inconclusive: "inconclusive: " + x.Treatment + " was not promoted",
 		}[dec.Outcome]
 	}
 	e.Rule, e.Lift, e.LiftLow, e.LiftHigh, e.SRMP = dec.Rule, dec.Lift, dec.LiftLow, dec.LiftHigh, dec.SRMP

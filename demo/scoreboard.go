@@ -34,10 +34,10 @@ type Scoreboard struct {
 	Experiment Experiment     `json:"experiment"`
 	// Freshness is the event time between the newest click and the newest one that the live model learned from, in
 	// seconds; of a model that has learned from none (Learned), the age of the whole run.
-	Freshness float64 `json:"freshness_seconds"`
-	Learned   bool    `json:"live_has_learned"`
-	Versions   []Version      `json:"versions"`
-	Phases     []Phase        `json:"phases"`
+	Freshness float64   `json:"freshness_seconds"`
+	Learned   bool      `json:"live_has_learned"`
+	Versions  []Version `json:"versions"`
+	Phases    []Phase   `json:"phases"`
 }
 
 // Stream compares labels with the oracle.

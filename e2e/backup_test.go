@@ -46,7 +46,8 @@ func TestBackupOfARunningInstance(t *testing.T) {
 		return sql(
 			t,
 			dir,
-			"SELECT concat(toString(count()), ' ', toString(uniqExact(impression_id)), ' ', toString((SELECT sum(labels) FROM audit FINAL)), ' ', toString((SELECT count() FROM audit_mismatch))) FROM labels",
+			"SELECT concat(toString(count()), ' ', toString(uniqExact(impression_id)), ' ', toString((SELECT sum(labels) FROM audit FINAL)), ' ', "+
+				"toString((SELECT count() FROM audit_mismatch))) FROM labels",
 		)
 	}
 	settled := func(dir string, want func(labels, distinct, audited, differ int) bool) {

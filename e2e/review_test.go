@@ -33,7 +33,8 @@ var reviewed = map[string]struct {
 	"csv_null_item.csv":               {4, counted{"rows": 3, "rejected": 3, "bad_field": 3}, `item_id "NULL" names no item`},
 	"csv_one_row_2099.csv": {4, counted{"rows": 21, "impressions": 20, "clicks": 4, "rejected": 1, "bad_time": 1, "positive": 4,
 		"final_negative": 16, "warehouse_rows": 20}, "line 12: bad_time"},
-	"csv_ts_iso_T_Z.csv":                 {0, counted{"rows": 2, "impressions": 2, "clicks": 1, "positive": 1, "final_negative": 1, "warehouse_rows": 2}, ""},
+	"csv_ts_iso_T_Z.csv": {0, counted{"rows": 2, "impressions": 2, "clicks": 1, "positive": 1, "final_negative": 1,
+		"warehouse_rows": 2}, ""},
 	"csv_upper_header.csv":               {0, small, ""},
 	"gz_trailing_zeros.csv.gz":           {0, small, ""},
 	"zst_log.csv.zst":                    {0, small, ""},
@@ -140,7 +141,8 @@ func TestReplayOfSeveralDays(t *testing.T) {
 		t.Fatalf("exit %d, %v after %v: %s", code, second, first, stderr)
 	}
 	again, stderr, code := account(t, "--dir", dir, one)
-	if d := cmp.Diff(counted{"rows": 600, "impressions": 600, "clicks": 120, "repeated": 720, "warehouse_rows": 1200}, again); d != "" || code != 0 {
+	if d := cmp.Diff(counted{"rows": 600, "impressions": 600, "clicks": 120, "repeated": 720, "warehouse_rows": 1200}, again); d != "" ||
+		code != 0 {
 		t.Errorf("the first day again: exit %d, %s\n%s", code, d, stderr)
 	}
 
@@ -160,7 +162,8 @@ func TestReplayOfSeveralDays(t *testing.T) {
 func TestReplayWithOptions(t *testing.T) {
 	needEngine(t)
 	list := filepath.Join(t.TempDir(), "rejects.jsonl")
-	got, stderr, code := account(t, "--skip-bad", "--max-rejects", "10%", "--rejects", list, filepath.Join(reviewLogs, "jsonl_one_bad_line.jsonl"))
+	got, stderr, code := account(t, "--skip-bad", "--max-rejects", "10%", "--rejects", list,
+		filepath.Join(reviewLogs, "jsonl_one_bad_line.jsonl"))
 	want := maps.Clone(events)
 	want["rows"], want["rejected"], want["malformed"] = 15, 1, 1
 	if d := cmp.Diff(want, got); d != "" || code != 0 {

@@ -22,7 +22,8 @@ func BenchmarkDecode(b *testing.B) {
 	rewritten := rawValue(b, older)
 	click := rawValue(b, testClick(1_700_000_000_000, 1, 1_700_000_000_005))
 	json := []byte(
-		`{"type":"impression","id":"018bcfe5-6800-7000-8000-000000000001","product":"p","creative":"c-1","user":"alice","placement":"feed","position":1,"propensity":0.25}`,
+		`{"type":"impression","id":"018bcfe5-6800-7000-8000-000000000001","product":"p","creative":"c-1","user":"alice","placement":"feed",` +
+			`"position":1,"propensity":0.25}`,
 	)
 	for name, value := range map[string][]byte{"proto": proto, "rewritten": rewritten, "click": click, "json": json} {
 		b.Run(name, func(b *testing.B) {

@@ -224,7 +224,8 @@ func (d decoder) jsonClick(j *jsonEvent) (event, *problem) {
 	if err != nil {
 		return event{}, reject(schemas.DeadBadID, "impression_id: %v", err)
 	}
-	return encode(click, &eventpb.Click{ImpressionId: id[:], Id: []byte(j.ID), TimeMs: j.TimeMS, Schema: orOne(j.Schema), Bot: j.Bot || IsBot(j.UserAgent)})
+	return encode(click, &eventpb.Click{ImpressionId: id[:], Id: []byte(j.ID), TimeMs: j.TimeMS, Schema: orOne(j.Schema),
+		Bot: j.Bot || IsBot(j.UserAgent)})
 }
 
 func orOne(schema uint32) uint32 { return max(schema, 1) }

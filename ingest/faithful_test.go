@@ -135,7 +135,8 @@ func TestEmptyUserIsNobody(t *testing.T) {
 
 // TestClicksOfRobotsAreMarked, by a flag or by the agent; ids of other systems fit.
 func TestClicksOfRobotsAreMarked(t *testing.T) {
-	for more, want := range map[string]bool{`"bot":true`: true, `"user_agent":"curl/8.5.0"`: true, `"user_agent":"Mozilla/5.0 Firefox/127.0"`: false} {
+	for more, want := range map[string]bool{`"bot":true`: true, `"user_agent":"curl/8.5.0"`: true,
+		`"user_agent":"Mozilla/5.0 Firefox/127.0"`: false} {
 		id := strings.Repeat("g", 128) // a gclid has about 100
 		e, p := decode(t, fmt.Sprintf(`{"type":"click","impression_id":%q,"id":%q,"time_ms":1700000000000,%s}`, someID, id, more))
 		if p != nil {

@@ -128,7 +128,8 @@ func newServiceMetrics(reg prometheus.Registerer) *serviceMetrics {
 		m.dropped.WithLabelValues(string(r))
 	}
 	if reg != nil {
-		reg.MustRegister(m.read, m.routed, m.dropped, m.clamped, m.transactions, m.punctuations, m.lowWatermark, m.buffered, m.paused, m.owned, m.unproven)
+		reg.MustRegister(m.read, m.routed, m.dropped, m.clamped, m.transactions, m.punctuations, m.lowWatermark, m.buffered, m.paused, m.owned,
+			m.unproven)
 	}
 	return m
 }

@@ -489,7 +489,8 @@ func TestUnknownSettingsAreRefusedBeforeAnythingIsMade(t *testing.T) {
 			return err
 		},
 		"ablation": func(b *Bench) error {
-			_, err := b.RunAblation(t.Context(), AblationOptions{Seeds: []uint64{101}, Variants: []Variant{{Arm: armPCPO}, {Arm: armDPO, Reward: map[string]any{"ctr_scale": "nope"}}}})
+			_, err := b.RunAblation(t.Context(),
+				AblationOptions{Seeds: []uint64{101}, Variants: []Variant{{Arm: armPCPO}, {Arm: armDPO, Reward: map[string]any{"ctr_scale": "nope"}}}})
 			return err
 		},
 		"reward": func(b *Bench) error {

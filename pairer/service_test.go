@@ -92,7 +92,8 @@ func start(t *testing.T, s *shop, cfg Config) (*Service, *artifact.Store) {
 	}
 	p, err := New(
 		cfg,
-		Deps{Source: s, Creatives: s, Lead: controllog.Alone(s), Publisher: s, Store: store, Log: zerolog.Nop(), Registry: prometheus.NewRegistry()},
+		Deps{Source: s, Creatives: s, Lead: controllog.Alone(s), Publisher: s, Store: store, Log: zerolog.Nop(),
+			Registry: prometheus.NewRegistry()},
 	)
 	if err != nil {
 		t.Fatal(err)
@@ -298,7 +299,8 @@ func TestAShelfThatTurnsAroundIsLearnedFromAgain(t *testing.T) {
 	if got := look(t, p); got != "skip" || p.Status().Effective != 0 {
 		t.Errorf("the same evidence again: %s, worth %v", got, p.Status().Effective)
 	}
-	restarted, _ := New(cfg, Deps{Source: s, Creatives: s, Lead: controllog.Alone(s), Publisher: s, Store: p.d.Store, Registry: prometheus.NewRegistry()})
+	restarted, _ := New(cfg, Deps{Source: s, Creatives: s, Lead: controllog.Alone(s), Publisher: s, Store: p.d.Store,
+		Registry: prometheus.NewRegistry()})
 	if got := look(t, restarted); got != "skip" || restarted.Status().Effective != 0 {
 		t.Errorf("the same evidence after a restart: %s, worth %v", got, restarted.Status().Effective)
 	}
@@ -368,7 +370,8 @@ func TestACrashLeavesNoPairsWithoutTheirDataset(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.failPublish = nil
-	next, err := New(cfg, Deps{Source: s, Creatives: s, Lead: controllog.Alone(s), Publisher: s, Store: p.d.Store, Registry: prometheus.NewRegistry()})
+	next, err := New(cfg, Deps{Source: s, Creatives: s, Lead: controllog.Alone(s), Publisher: s, Store: p.d.Store,
+		Registry: prometheus.NewRegistry()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -303,7 +303,8 @@ type TooOldError struct {
 
 // Error names the times.
 func (e *TooOldError) Error() string {
-	return fmt.Sprintf("%s begins at %s, and %s has closed the windows of all impressions before %s: they could become no labels; nothing was sent",
+	return fmt.Sprintf("%s begins at %s, and %s has closed the windows of all impressions before %s: they could become no labels; "+
+		"nothing was sent",
 		e.File, e.Begins.Format(time.RFC3339), e.Dir, e.Closed.Format(time.RFC3339))
 }
 

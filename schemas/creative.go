@@ -39,7 +39,7 @@ type Pair struct {
 	Rejected  PairSide `json:"rejected"`
 	Weight    float64  `json:"weight"` // 2 P(p_chosen > p_rejected) - 1 under the Beta posteriors, in [0,1]
 	Left      bool     `json:"left"`   // the chosen one is shown on the left, drawn by hash
-	Split     string   `json:"split"`  // "train" or "test", by product; "later": a training product on evidence after the training span; "later": a training product on evidence after the training span
+	Split     string   `json:"split"`  // "train" or "test", by product; "later": a training product on evidence after the training span
 	Policy    string   `json:"policy"` // of pair building: "posterior", "caig"
 }
 

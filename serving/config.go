@@ -48,7 +48,8 @@ func (c Config) Validate() error {
 	if len(c.Replicas) == 0 {
 		errs = append(errs, errors.New("replicas: want the address of at least one model server"))
 	}
-	for path, d := range map[string]time.Duration{"control_timeout": c.ControlTimeout, "read_timeout": c.ReadTimeout, "chat_timeout": c.ChatTimeout} {
+	for path, d := range map[string]time.Duration{"control_timeout": c.ControlTimeout, "read_timeout": c.ReadTimeout,
+		"chat_timeout": c.ChatTimeout} {
 		if d <= 0 {
 			errs = append(errs, fmt.Errorf("%s: %v: want more than 0", path, d))
 		}

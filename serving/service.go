@@ -98,7 +98,8 @@ func New(cfg Config, d Deps, log zerolog.Logger, reg prometheus.Registerer) (*Se
 	if err != nil {
 		return nil, fmt.Errorf("swap: %w", err)
 	}
-	if s.gateway, err = gateway.New(cfg.Gateway, s.table, s.assign, s.swap.Suspect, log.With().Str("part", "gateway").Logger(), reg); err != nil {
+	if s.gateway, err = gateway.New(cfg.Gateway, s.table, s.assign, s.swap.Suspect, log.With().Str("part", "gateway").Logger(),
+		reg); err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
 	}
 	deps := creatives.Deps{

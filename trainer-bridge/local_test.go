@@ -67,7 +67,8 @@ func TestLocalHandsOverTheSpec(t *testing.T) {
 
 func TestLocalClassifiesFailures(t *testing.T) {
 	for script, want := range map[string]FailureClass{
-		"echo no such file >&2; exit 2": FailInput, "exit 3": FailMemory, "exit 4": FailDiverged, "exit 5": FailInterrupted, "exit 6": FailEvidence,
+		"echo no such file >&2; exit 2": FailInput, "exit 3": FailMemory, "exit 4": FailDiverged, "exit 5": FailInterrupted,
+		"exit 6": FailEvidence,
 		"exit 1": FailBug, "kill -9 $$": FailMemory,
 	} {
 		l, j := local(t, script)

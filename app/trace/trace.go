@@ -338,7 +338,8 @@ func (f Finder) judge(ctx context.Context, rep *Report) error {
 	case last[schemas.TopicClicks] != nil || last[schemas.TopicRawClicks] != nil || last[schemas.TopicLate] != nil:
 		rep.State, rep.Explanation = Orphan, "clicks on it came, and no impression"
 	default:
-		rep.State, rep.Explanation = Unknown, "nothing in the topics names it: it was never sent, it is older than their retention, or its records have other times"
+		rep.State, rep.Explanation = Unknown,
+			"nothing in the topics names it: it was never sent, it is older than their retention, or its records have other times"
 	}
 	return nil
 }
@@ -387,7 +388,8 @@ func (f Finder) open(ctx context.Context, rep *Report, imp *Step, guessed bool) 
 		)
 	default:
 		rep.State = Closed
-		rep.Explanation = "its window has closed and no label is there: the retention of " + schemas.TopicLabels + " may be over, or the joiner had it left out of a sample of negatives then; the warehouse keeps labels longer"
+		rep.Explanation = "its window has closed and no label is there: the retention of " + schemas.TopicLabels +
+			" may be over, or the joiner had it left out of a sample of negatives then; the warehouse keeps labels longer"
 	}
 	return nil
 }

@@ -197,7 +197,8 @@ func TestBesideAJoiner(t *testing.T) {
 			defer cancel()
 			b := streamtest.Start(t, 1)
 			cfg := joiner.Default()
-			cfg.Kafka, cfg.Window, cfg.Lateness, cfg.Observe, cfg.KeepOneNegativeIn, cfg.CommitInterval = b.Config, window, 0, 10*time.Second, keep, 0
+			cfg.Kafka, cfg.Window, cfg.Lateness, cfg.Observe, cfg.KeepOneNegativeIn, cfg.CommitInterval = b.Config, window, 0, 10*time.Second,
+				keep, 0
 			cfg.Segments.Dir, cfg.Segments.Interval, cfg.MemoryLimit = t.TempDir(), time.Nanosecond, 1
 			j, err := joiner.New(cfg, zerolog.Nop(), prometheus.NewRegistry())
 			if err != nil {

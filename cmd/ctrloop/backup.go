@@ -49,8 +49,9 @@ func (c *BackupCmd) atRest(ctx context.Context) (snapshot.Manifest, error) {
 		return snapshot.Manifest{}, err
 	}
 	defer release()
+	// Left out is what instances that were killed left behind.
 	return snapshot.Write(ctx, c.To, []snapshot.Source{{Dir: c.Dir, Skip: []string{
-		app.RunFile, app.KafkaFolder + "/" + stream.FrozenFolder, app.EngineFolder + "/" + warehouse.ShadowFolder, // of instances that were killed
+		app.RunFile, app.KafkaFolder + "/" + stream.FrozenFolder, app.EngineFolder + "/" + warehouse.ShadowFolder,
 	}}}, version)
 }
 

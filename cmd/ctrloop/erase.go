@@ -230,7 +230,8 @@ func (p erasureProof) print(w io.Writer) {
 		fmt.Fprintf(w, "  %-16s by %s\n", t.Topic, t.GoneBy.Format("2006-01-02 15:04 MST"))
 	}
 	if p.InClear > 0 {
-		fmt.Fprintf(w, "%d commands of %s name the user in clear: units that an older version forced into an arm. Nothing is deleted from that log\n",
+		fmt.Fprintf(w, "%d commands of %s name the user in clear: units that an older version forced into an arm. Nothing is deleted "+
+			"from that log\n",
 			p.InClear, schemas.TopicControl)
 	}
 	fmt.Fprintf(w, "data sets, pairs and models hold no users; backups hold what they held\n")

@@ -167,7 +167,8 @@ func (f worldFlags) trainer(g *Globals, out *output, cat *catalogue.Catalogue, d
 		return nil, err
 	}
 	return lab.OpenTrainer(lab.TrainerOptions{
-		Home: home, Dir: dir, Base: base, Products: f.Products, Catalogue: cat, HoldoutFraction: f.HoldoutFraction, Timeout: jobPatience, Log: out.quietLogger(g),
+		Home: home, Dir: dir, Base: base, Products: f.Products, Catalogue: cat, HoldoutFraction: f.HoldoutFraction, Timeout: jobPatience,
+		Log: out.quietLogger(g),
 	})
 }
 

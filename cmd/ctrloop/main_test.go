@@ -162,7 +162,8 @@ func TestStatus(t *testing.T) {
 	if code != exitOK {
 		t.Fatalf("exit %d: %s", code, stderr)
 	}
-	for _, want := range []string{"not ready", "waits for", "rebuilding", "champion.version", "v3", "join.lag_seconds", "1.5", "alerts", "(2)"} {
+	for _, want := range []string{"not ready", "waits for", "rebuilding", "champion.version", "v3", "join.lag_seconds", "1.5", "alerts",
+		"(2)"} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("no %q in:\n%s", want, stdout)
 		}
@@ -180,7 +181,8 @@ func TestStatus(t *testing.T) {
 
 // TestStatusReady: the exit code is the answer, for health checks inside of containers.
 func TestStatusReady(t *testing.T) {
-	waiting := fakeInstance(t, `{"ready":false,"gates":[{"name":"joiner","ready":false,"reason":"rebuilding"},{"name":"edge","ready":true}]}`, `{}`)
+	waiting := fakeInstance(t, `{"ready":false,"gates":[{"name":"joiner","ready":false,"reason":"rebuilding"},{"name":"edge",`+
+		`"ready":true}]}`, `{}`)
 	code, stdout, stderr := cli(t, "status", "--ready", "--dir", waiting)
 	if code != exitFailed || stdout != "" || !strings.Contains(stderr, "joiner: rebuilding") || strings.Contains(stderr, "edge") {
 		t.Errorf("not ready: exit %d: %s%s", code, stdout, stderr)
@@ -250,7 +252,8 @@ func TestSQLAtRest(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Addresses of an instance that was killed must not matter.
-	if err := os.WriteFile(filepath.Join(dir, app.RunFile), []byte(`{"clickhouse":"clickhouse://a:b@127.0.0.1:1/ctrloop"}`), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, app.RunFile), []byte(`{"clickhouse":"clickhouse://a:b@127.0.0.1:1/ctrloop"}`),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 { // the engine has stopped and released the folder after the first question

@@ -506,7 +506,8 @@ func (c *StatsOPECmd) Run(ctx context.Context, g *Globals, o *output) error {
 	return o.answerReport(c.statsAnswer, out, statsReport{
 		Title: "Value of " + c.Policy + " on " + name,
 		Text: func(w io.Writer) {
-			fmt.Fprintf(w, "%d rows, %d clicks, effective sample size %.1f, mean importance weight %.4g\n", out.Rows, out.Clicks, got.ESS, got.MeanWeight)
+			fmt.Fprintf(w, "%d rows, %d clicks, effective sample size %.1f, mean importance weight %.4g\n", out.Rows, out.Clicks, got.ESS,
+				got.MeanWeight)
 			for _, name := range stats.Estimators() {
 				e := got.Estimates[name]
 				fmt.Fprintf(w, "%-12s %10.6f   %g %%: %.6f to %.6f\n", name, e.Value, 100*(1-c.Alpha), e.Low, e.High)

@@ -58,7 +58,8 @@ func (c *StatsPowerCmd) Run(ctx context.Context, g *Globals, o *output) error {
 		return usageError{err}
 	}
 	if !(c.Share > 0 && c.Share < 1) || !(c.Power > 0 && c.Power < 1) || !(c.Target > 0) || !(c.UnitsPerDay >= 0 && c.UnitsPerDay <= 1e15) {
-		return usageError{errors.New("power: share and power must lie in (0,1), target must be positive, units-per-day not negative, at most 1e15")}
+		return usageError{errors.New("power: share and power must lie in (0,1), target must be positive, units-per-day not negative, " +
+			"at most 1e15")}
 	}
 	if slices.ContainsFunc(c.Effects, func(e float64) bool { return !(math.Abs(e) > 0) || math.IsInf(e, 0) }) {
 		return usageError{fmt.Errorf("--effects %v: want relative lifts other than 0; 0.05 is +5 %%", c.Effects)}

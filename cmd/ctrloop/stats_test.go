@@ -203,7 +203,8 @@ func TestStatsOPEWarnsOfPropensities(t *testing.T) {
 	if w := v["mean_weight"].(float64); math.Abs(w-(0.9*0.6+0.1*1.4)) > 1e-9 || len(v["warnings"].([]any)) != 1 {
 		t.Errorf("mean weight %g, warnings %v", w, v["warnings"])
 	}
-	if v = runJSON(t, "ope", tempFile(t, right.String()), "--policy", policy); math.Abs(v["mean_weight"].(float64)-1) > 1e-9 || v["warnings"] != nil {
+	if v = runJSON(t, "ope", tempFile(t, right.String()), "--policy", policy); math.Abs(v["mean_weight"].(float64)-1) > 1e-9 ||
+		v["warnings"] != nil {
 		t.Errorf("mean weight %v, warnings %v", v["mean_weight"], v["warnings"])
 	}
 }

@@ -100,7 +100,8 @@ func openExperiment(ctx context.Context, db *warehouse.DB, s *statsSource) (stat
 	err := db.Select(
 		ctx,
 		&commands,
-		`SELECT toString(type) AS type, data FROM control_log FINAL WHERE rejected = '' AND entity = ? AND type IN (?, ?, ?) ORDER BY source, offset`,
+		`SELECT toString(type) AS type, data FROM control_log FINAL
+		WHERE rejected = '' AND entity = ? AND type IN (?, ?, ?) ORDER BY source, offset`,
 		entity,
 		string(control.ExperimentCreated),
 		string(control.ExperimentStarted),
@@ -123,7 +124,9 @@ func openExperiment(ctx context.Context, db *warehouse.DB, s *statsSource) (stat
 		N  uint64 `ch:"n"`
 		At int64  `ch:"at"`
 	}
-	if err := db.Select(ctx, &first, `SELECT count() AS n, toInt64(toUnixTimestamp64Milli(min(event_time))) AS at FROM labels_mature WHERE experiment = ?`, s.Experiment); err != nil {
+	if err := db.Select(ctx, &first,
+		`SELECT count() AS n, toInt64(toUnixTimestamp64Milli(min(event_time))) AS at FROM labels_mature WHERE experiment = ?`,
+		s.Experiment); err != nil {
 		return w, err
 	}
 	if len(first) == 0 || first[0].N == 0 {
@@ -138,7 +141,8 @@ func (w statsWarehouse) unknown(ctx context.Context) error {
 	var known []struct {
 		Experiment string `ch:"experiment"`
 	}
-	if err := w.db.Select(ctx, &known, `SELECT DISTINCT toString(experiment) AS experiment FROM labels_mature WHERE experiment != '' ORDER BY experiment LIMIT 20`); err != nil {
+	if err := w.db.Select(ctx, &known,
+		`SELECT DISTINCT toString(experiment) AS experiment FROM labels_mature WHERE experiment != '' ORDER BY experiment LIMIT 20`); err != nil {
 		return err
 	}
 	names := make([]string, len(known))
@@ -158,7 +162,8 @@ func (w *statsWarehouse) chooseStep(which string) error {
 		w.spans = []experiment.Span{{}}
 		switch {
 		case w.logged && slices.ContainsFunc(w.x.History, func(s control.Step) bool { return s.Share != w.x.History[0].Share }):
-			w.note = "the shares changed during the experiment: sums over all of it mix times with arms, and a lift can come out wrong or reversed (Simpson); prefer one --step"
+			w.note = "the shares changed during the experiment: sums over all of it mix times with arms, and a lift can come out wrong or " +
+				"reversed (Simpson); prefer one --step"
 		case !w.logged && which != "" && which != stepAll:
 			return usageError{fmt.Errorf("--step %s: the control log does not have the steps of experiment %s; leave it out", which, w.id)}
 		}
@@ -242,7 +247,8 @@ func (w statsWarehouse) sums(ctx context.Context, category string, pre time.Dura
 	err = w.db.Select(ctx, &rows, `
 		SELECT variant, cat, count() AS n, toFloat64(sum(k)) AS m, toFloat64(sum(c)) AS d,
 			toFloat64(sum(k * k)) AS mm, toFloat64(sum(c * c)) AS dd, toFloat64(sum(k * c)) AS md,
-			toFloat64(sum(pk)) AS pm, toFloat64(sum(pc)) AS pd, toFloat64(sum(pk * pk)) AS pmm, toFloat64(sum(pc * pc)) AS pdd, toFloat64(sum(pk * pc)) AS pmd,
+			toFloat64(sum(pk)) AS pm, toFloat64(sum(pc)) AS pd,
+			toFloat64(sum(pk * pk)) AS pmm, toFloat64(sum(pc * pc)) AS pdd, toFloat64(sum(pk * pc)) AS pmd,
 			toFloat64(sum(k * pk)) AS mpm, toFloat64(sum(k * pc)) AS mpd, toFloat64(sum(c * pk)) AS dpm, toFloat64(sum(c * pc)) AS dpd
 		FROM (
 			SELECT toString(variant) AS variant, `+category+` AS cat, `+w.unit+` AS unit, toUInt64(sum(clicked)) AS k, toUInt64(count()) AS c
@@ -309,7 +315,8 @@ func (w statsWarehouse) lift(ctx context.Context, pre time.Duration) (statcsv.Li
 	err = w.db.Select(
 		ctx,
 		&both,
-		`SELECT countIf(v > 1) AS n FROM (SELECT uniqExact(variant) AS v FROM labels_mature WHERE experiment = ? AND `+within+` GROUP BY `+w.unit+`)`,
+		`SELECT countIf(v > 1) AS n FROM (SELECT uniqExact(variant) AS v FROM labels_mature WHERE experiment = ? AND `+within+` GROUP BY `+
+			w.unit+`)`,
 		append([]any{w.id}, args...)...)
 	if err == nil && len(both) == 1 {
 		out.InBothArms = int(both[0].N)
@@ -342,7 +349,8 @@ func (w statsWarehouse) phases(ctx context.Context, shares []float64) (statcsv.P
 		Treatment int64  `ch:"treatment"`
 	}
 	err := w.db.Select(ctx, &rows, `
-		SELECT toUInt64(greatest(1, arrayCount(at -> at <= first, [`+strings.Join(starts, ",")+`]))) AS phase, toInt64(countIf(arm = 'control')) AS control, toInt64(countIf(arm = 'treatment')) AS treatment
+		SELECT toUInt64(greatest(1, arrayCount(at -> at <= first, [`+strings.Join(starts, ",")+`]))) AS phase,
+			toInt64(countIf(arm = 'control')) AS control, toInt64(countIf(arm = 'treatment')) AS treatment
 		FROM (
 			SELECT toString(argMin(variant, event_time)) AS arm, toInt64(toUnixTimestamp64Milli(min(event_time))) AS first
 			FROM labels_mature WHERE experiment = ? GROUP BY `+w.unit+`

@@ -268,7 +268,8 @@ func (x ramped) checkLift(t *testing.T, v map[string]any, q stats.Sequence, from
 	adjusted := v["adjusted"].(map[string]any)
 	for name, c := range map[string][2]float64{
 		"absolute": {adjusted["lift_absolute"].(float64), want.Absolute}, "low": {adjusted["low"].(float64), want.Interval.Low},
-		"theta": {adjusted["theta"].(float64), want.Theta}, "units": {v["control"].(map[string]any)["units"].(float64), float64(x.sums("control", "", from, to).N)},
+		"theta": {adjusted["theta"].(float64), want.Theta},
+		"units": {v["control"].(map[string]any)["units"].(float64), float64(x.sums("control", "", from, to).N)},
 	} {
 		if math.Abs(c[0]-c[1]) > 1e-9*max(1, math.Abs(c[1])) {
 			t.Errorf("%s = %.12g, want %.12g", name, c[0], c[1])

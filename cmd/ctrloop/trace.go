@@ -49,8 +49,9 @@ func (c *TraceCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	}
 	defer stop()
 	finder := trace.Finder{
-		Kafka: kafka, Group: cfg.Joiner.Group, Window: cfg.Joiner.Window, Bucket: cfg.Joiner.Bucket, KeepOneNegativeIn: cfg.Joiner.KeepOneNegativeIn,
-		Slack: c.Slack, Everywhere: c.Everywhere, Now: time.Now(),
+		Kafka: kafka, Group: cfg.Joiner.Group, Window: cfg.Joiner.Window, Bucket: cfg.Joiner.Bucket,
+		KeepOneNegativeIn: cfg.Joiner.KeepOneNegativeIn,
+		Slack:             c.Slack, Everywhere: c.Everywhere, Now: time.Now(),
 	}
 	if c.Config == "" {
 		window, err := c.runningWindow(ctx)

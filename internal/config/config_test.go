@@ -114,20 +114,24 @@ line 1: dri: unknown key; did you mean "dir"?
 line 3: join.windows: unknown key; did you mean "window"?
 line 5: brokers[0].adress: unknown key; did you mean "address"?
 line 6: zzz: unknown key`},
-		{"duration without a unit", "join: {window: 30}", `f.yaml: line 1: join.window: "30" is not a duration; write a number with a unit: 500ms, 30s, 15m, 12h, 7d`},
+		{"duration without a unit", "join: {window: 30}",
+			`f.yaml: line 1: join.window: "30" is not a duration; write a number with a unit: 500ms, 30s, 15m, 12h, 7d`},
 		{"wrong type", "dir: x\njoin:\n  max_keys: many\n", "f.yaml: line 3: cannot unmarshal !!str `many` into int"},
 		{"list for a section", "join: [1]", "f.yaml: line 1: cannot unmarshal !!seq into config.joinConfig"},
 		{"validation of every section", "join: {window: 0s, max_keys: -1}\nbrokers: [{password: x}]", `f.yaml: 3 problems
 line 1: join.window: must be positive
 line 1: join.max_keys: -1 must be positive
 line 2: brokers[0].address: must not be empty`},
-		{"no problem hides another", "dri: x\njoin:\n  window: -1h\n  max_keys: many\nbrokers:\n- address: a\n- password: x\n", `f.yaml: 4 problems
+		{"no problem hides another", "dri: x\njoin:\n  window: -1h\n  max_keys: many\nbrokers:\n- address: a\n- password: x\n",
+			`f.yaml: 4 problems
 line 1: dri: unknown key; did you mean "dir"?
 line 3: join.window: must be positive
 line 4: cannot unmarshal !!str ` + "`many`" + ` into int
 line 7: brokers[1].address: must not be empty`},
-		{"unset variable", "dir: ${CTRLOOP_TEST_UNSET}", "f.yaml: line 1: dir: the environment variable CTRLOOP_TEST_UNSET is not set; set it, or write ${CTRLOOP_TEST_UNSET:-default}"},
-		{"missing file", "dir: ${file:nothing}", "f.yaml: line 1: dir: the file of ${file:nothing} cannot be read: open nothing: no such file or directory"},
+		{"unset variable", "dir: ${CTRLOOP_TEST_UNSET}",
+			"f.yaml: line 1: dir: the environment variable CTRLOOP_TEST_UNSET is not set; set it, or write ${CTRLOOP_TEST_UNSET:-default}"},
+		{"missing file", "dir: ${file:nothing}",
+			"f.yaml: line 1: dir: the file of ${file:nothing} cannot be read: open nothing: no such file or directory"},
 		{"open reference", "dir: ${X", "f.yaml: line 1: dir: the reference ${X has no closing brace; write $$ for a dollar sign"},
 		{"empty value", "dir:\n", "f.yaml: line 1: dir: has no value; leave the key out for the default"},
 		{"duplicate key", "dir: a\ndir: b\n", "f.yaml: line 2: mapping key \"dir\" already defined at line 1"},

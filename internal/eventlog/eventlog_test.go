@@ -166,9 +166,8 @@ func TestLogsAreMergedByTime(t *testing.T) {
 
 func TestJSONLinesPassThrough(t *testing.T) {
 	id := schemas.NewImpressionID(start, [10]byte{1}).String()
-	text := `{"type":"impression","id":"` + id + `","product":"p"}` + "\n\n" + `{"type":"click","impression_id":"` + id + `","time_ms":` + fmt.Sprint(
-		start.UnixMilli()+5,
-	) + "}\n"
+	text := `{"type":"impression","id":"` + id + `","product":"p"}` + "\n\n" + `{"type":"click","impression_id":"` + id + `","time_ms":` +
+		fmt.Sprint(start.UnixMilli()+5) + "}\n"
 	lines := all(t, Options{Delay: DefaultDelay()}, file(t, "events.jsonl", text, false))
 	if len(lines) != 2 || lines[0].Click || !lines[1].Click || lines[0].TimeMS != start.UnixMilli() {
 		t.Errorf("%+v", lines)
@@ -296,8 +295,9 @@ func TestReadingGoesOnBehindABadRow(t *testing.T) {
 		good, rows int64
 		bad        string
 	}{
-		"csv":   {csv, 4, 5, "[log, line 5: wrong number of fields]"},
-		"jsonl": {lines, 2, 4, "[log, line 2: not a JSON object: unexpected end of JSON input log, line 3: the line has more than 1048576 bytes]"},
+		"csv": {csv, 4, 5, "[log, line 5: wrong number of fields]"},
+		"jsonl": {lines, 2, 4, "[log, line 2: not a JSON object: unexpected end of JSON input log, line 3: the line has more than " +
+			"1048576 bytes]"},
 	} {
 		r, err := Open([]string{file(t, name+"/log", tc.text, false)}, Options{Delay: DefaultDelay()})
 		if err != nil {

@@ -175,7 +175,8 @@ func TestPipe(t *testing.T) {
 	c := catalogue.Embedded()
 	id := c.Products()[0].ID
 	text := "sunlit beach, deep teal tones, golden hour glow, silk ribbon"
-	in := `[{"product":"` + id + `","text":"` + text + `","seed":7,"px":64},{"product":"` + id + `","text":"","seed":1,"px":64},{"product":"` + id + `~h25","text":"nonsense","seed":1,"px":64}]` + "\n\n[]\n"
+	in := `[{"product":"` + id + `","text":"` + text + `","seed":7,"px":64},{"product":"` + id + `","text":"","seed":1,"px":64},{"product":"` +
+		id + `~h25","text":"nonsense","seed":1,"px":64}]` + "\n\n[]\n"
 	for _, workers := range []int{1, 2} {
 		var out bytes.Buffer
 		if err := Pipe(strings.NewReader(in), &out, c, workers); err != nil {

@@ -165,7 +165,8 @@ func TestChildDiesWithItsParent(t *testing.T) {
 func TestOutputIsLoggedByBoundedLines(t *testing.T) {
 	var buf bytes.Buffer
 	l := newLines(zerolog.New(&buf), zerolog.InfoLevel)
-	for _, part := range []string{"one\ntw", "o\n\n", "10%\r50%\r100%\n", `{"loss":0.5}` + "\n", strings.Repeat("x", maxLineBytes+7) + "\n", "end"} {
+	for _, part := range []string{"one\ntw", "o\n\n", "10%\r50%\r100%\n", `{"loss":0.5}` + "\n", strings.Repeat("x", maxLineBytes+7) + "\n",
+		"end"} {
 		if n, err := l.Write([]byte(part)); n != len(part) || err != nil {
 			t.Fatalf("write: %d, %v", n, err)
 		}

@@ -39,11 +39,12 @@ type pin struct {
 var engines = map[string]pin{
 	"linux/amd64": {
 		pkg: "@chdb/lib-linux-x64-gnu", version: "26.7.3-stable.1",
-		tarballSHA512: "5cff7b98caa7739b59a4a432c11f0dedc2d3b073624e61ebdf4a42e66ce8de35a6ba48ca9f62016bad1cd81fe059435cb858ce3235a8a2b408082a81563e70a7",
-		tarballBytes:  177_817_999,
-		member:        "package/libchdb.so",
-		fileSHA256:    "36ad4e999882821ef13cf2d0f52c93f48e6ee1b4498b35a201c23ce4b8d15bf5",
-		fileBytes:     566_330_096,
+		tarballSHA512: "5cff7b98caa7739b59a4a432c11f0dedc2d3b073624e61ebdf4a42e66ce8de35" +
+			"a6ba48ca9f62016bad1cd81fe059435cb858ce3235a8a2b408082a81563e70a7",
+		tarballBytes: 177_817_999,
+		member:       "package/libchdb.so",
+		fileSHA256:   "36ad4e999882821ef13cf2d0f52c93f48e6ee1b4498b35a201c23ce4b8d15bf5",
+		fileBytes:    566_330_096,
 	},
 }
 

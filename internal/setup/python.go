@@ -178,7 +178,8 @@ func (b *builder) findUV(ctx context.Context) (string, error) {
 	if err := b.venv(ctx, folder); err != nil {
 		return "", err
 	}
-	if err := b.run(ctx, filepath.Join(folder, "bin", "python"), "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r", lockFile); err != nil {
+	if err := b.run(ctx, filepath.Join(folder, "bin", "python"), "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r",
+		lockFile); err != nil {
 		return "", err
 	}
 	return uv, os.WriteFile(filepath.Join(folder, marker), nil, 0o644)

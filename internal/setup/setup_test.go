@@ -347,11 +347,12 @@ func TestPythonEnvironment(t *testing.T) {
 		want, hint       string // of the error; "" is success
 		calls            int    // of pip
 	}{
-		"uv on the path":                  {uv: "exit 0", calls: 0},
-		"uv fails, pip works":             {uv: `[ "$1" = venv ] || exit 1; exit 0`, pip: "exit 0", calls: 1},
-		"no uv: bootstrapped":             {pip: `case "$*" in *--no-deps*) cp "$UV" "${0%/*}/uv";; esac`, calls: 1},
-		"no uv and none to be had":        {pip: `case "$*" in *quiet*) echo no route >&2; exit 1;; esac`, calls: 2},
-		"nothing works":                   {pip: "echo hashes do not match >&2; exit 1", want: "hashes do not match", hint: "run `ctrloop setup` again", calls: 2},
+		"uv on the path":           {uv: "exit 0", calls: 0},
+		"uv fails, pip works":      {uv: `[ "$1" = venv ] || exit 1; exit 0`, pip: "exit 0", calls: 1},
+		"no uv: bootstrapped":      {pip: `case "$*" in *--no-deps*) cp "$UV" "${0%/*}/uv";; esac`, calls: 1},
+		"no uv and none to be had": {pip: `case "$*" in *quiet*) echo no route >&2; exit 1;; esac`, calls: 2},
+		"nothing works": {pip: "echo hashes do not match >&2; exit 1", want: "hashes do not match",
+			hint: "run `ctrloop setup` again", calls: 2},
 		"Python too old":                  {version: "3.9", want: "(is 3.9)", hint: "CTRLOOP_PYTHON"},
 		"a broken python3 is not a crash": {version: "garbage", want: "no Python 3.11 or newer", hint: "install Python"},
 	} {

@@ -161,7 +161,8 @@ func TestCategoriesWithoutDataCountAmongTheRest(t *testing.T) {
 	if want := 3 * math.Exp(-got[1].LogE); math.Abs(got[1].Q-want) > 1e-12 {
 		t.Errorf("q = %g, want %g: three categories were looked at", got[1].Q, want)
 	}
-	if !(got[1].Selected.Low < got[1].Interval.Low && got[1].Selected.High > got[1].Interval.High && got[1].SelectedRelative.Low < got[1].RelativeI.Low) {
+	if !(got[1].Selected.Low < got[1].Interval.Low && got[1].Selected.High > got[1].Interval.High &&
+		got[1].SelectedRelative.Low < got[1].RelativeI.Low) {
 		t.Errorf("selected %+v is not wider than %+v", got[1].Selected, got[1].Interval)
 	}
 	if _, err := CompareCategories(nil, DefaultSequence(), 1); err == nil {

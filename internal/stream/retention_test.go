@@ -47,7 +47,8 @@ func TestTopicRetentions(t *testing.T) {
 func TestSegmentsRollByAge(t *testing.T) {
 	dir, ctx := t.TempDir(), testContext(t)
 	e := startOn(t, dir)
-	if err := stream.EnsureTopics(ctx, e.Config(), []schemas.Topic{{Name: "week"}, {Name: "ever", Retention: -1}}, 1, 7*24*time.Hour); err != nil {
+	if err := stream.EnsureTopics(ctx, e.Config(), []schemas.Topic{{Name: "week"}, {Name: "ever", Retention: -1}}, 1,
+		7*24*time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	start := time.Now().Add(-50 * time.Hour)

@@ -262,11 +262,14 @@ func TestTxUnderFaultsAndCrashes(t *testing.T) {
 	}{
 		{name: "crash between produce and commit", crash: 3},
 		{name: "produce refused", faults: []kfake.Fault{{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotLeaderForPartition, Count: 4}}},
-		{name: "produce applied but answered timed out", faults: []kfake.Fault{{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.RequestTimedOut, Count: 3}}},
-		{name: "offset commit during a rebalance", faults: []kfake.Fault{{Keys: []kmsg.Key{kmsg.TxnOffsetCommit}, Err: kerr.RebalanceInProgress, Count: 2}}},
+		{name: "produce applied but answered timed out",
+			faults: []kfake.Fault{{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.RequestTimedOut, Count: 3}}},
+		{name: "offset commit during a rebalance",
+			faults: []kfake.Fault{{Keys: []kmsg.Key{kmsg.TxnOffsetCommit}, Err: kerr.RebalanceInProgress, Count: 2}}},
 		{name: "end: unknown server error", faults: []kfake.Fault{{Keys: []kmsg.Key{kmsg.EndTxn}, Err: kerr.UnknownServerError, Count: 2}}},
 		{name: "end: coordinator away", faults: []kfake.Fault{{Keys: []kmsg.Key{kmsg.EndTxn}, Err: kerr.CoordinatorNotAvailable, Count: 3}}},
-		{name: "end: concurrent transactions", faults: []kfake.Fault{{Keys: []kmsg.Key{kmsg.EndTxn}, Err: kerr.ConcurrentTransactions, Count: 3}}},
+		{name: "end: concurrent transactions",
+			faults: []kfake.Fault{{Keys: []kmsg.Key{kmsg.EndTxn}, Err: kerr.ConcurrentTransactions, Count: 3}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if len(test.faults) > 0 {
@@ -653,7 +656,8 @@ func TestTxNudge(t *testing.T) {
 	begin := func() {
 		t.Helper()
 		var err error
-		if tx, err = stream.NewTx(b.Config, stream.TxConfig{Group: "g", TransactionalID: "t", InstanceID: "t", Topics: []string{"in"}}); err != nil {
+		if tx, err = stream.NewTx(b.Config, stream.TxConfig{Group: "g", TransactionalID: "t", InstanceID: "t",
+			Topics: []string{"in"}}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -11,7 +11,8 @@ import (
 
 func platformError() error {
 	return fmt.Errorf(
-		"there is no embedded ClickHouse for %s/%s (only linux/amd64): give a server (clickhouse.dsn in the configuration, --dsn of sql and migrate)",
+		"there is no embedded ClickHouse for %s/%s (only linux/amd64): give a server (clickhouse.dsn in the configuration, --dsn of sql "+
+			"and migrate)",
 		runtime.GOOS,
 		runtime.GOARCH,
 	)

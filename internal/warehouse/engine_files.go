@@ -88,7 +88,10 @@ func xmlText(s string) string {
 func serverConfig(dir, nonce string, tcp, http int, maxMemory int64, remoteServers string) string {
 	at := func(parts ...string) string { return xmlText(filepath.Join(append([]string{dir}, parts...)...)) }
 	return fmt.Sprintf(`<clickhouse>
-  <logger><level>information</level><log>%[1]s/server.log</log><errorlog>%[1]s/error.log</errorlog><size>10M</size><count>2</count><console>0</console></logger>
+  <logger>
+    <level>information</level><log>%[1]s/server.log</log><errorlog>%[1]s/error.log</errorlog>
+    <size>10M</size><count>2</count><console>0</console>
+  </logger>
   <console_log_level>none</console_log_level>
   <display_name>%[2]s</display_name>
   <timezone>UTC</timezone>
@@ -100,7 +103,10 @@ func serverConfig(dir, nonce string, tcp, http int, maxMemory int64, remoteServe
   <http_port>%[5]d</http_port>
   <users_config>%[6]s</users_config>
   <user_directories><users_xml><path>%[6]s</path></users_xml></user_directories>
-  <access_control_improvements><select_from_system_db_requires_grant>true</select_from_system_db_requires_grant><settings_constraints_replace_previous>true</settings_constraints_replace_previous></access_control_improvements>
+  <access_control_improvements>
+    <select_from_system_db_requires_grant>true</select_from_system_db_requires_grant>
+    <settings_constraints_replace_previous>true</settings_constraints_replace_previous>
+  </access_control_improvements>
   <default_profile>default</default_profile>
   <max_server_memory_usage>%[7]d</max_server_memory_usage>
   <mark_cache_size>268435456</mark_cache_size>
@@ -109,8 +115,14 @@ func serverConfig(dir, nonce string, tcp, http int, maxMemory int64, remoteServe
   <background_common_pool_size>4</background_common_pool_size>
   <shutdown_wait_unfinished>1</shutdown_wait_unfinished>
   <keep_alive_timeout>10</keep_alive_timeout>
-  <query_log><database>system</database><table>query_log</table><flush_interval_milliseconds>7500</flush_interval_milliseconds><ttl>event_date + INTERVAL 3 DAY DELETE</ttl></query_log>
-  <part_log><database>system</database><table>part_log</table><flush_interval_milliseconds>7500</flush_interval_milliseconds><ttl>event_date + INTERVAL 3 DAY DELETE</ttl></part_log>
+  <query_log>
+    <database>system</database><table>query_log</table><flush_interval_milliseconds>7500</flush_interval_milliseconds>
+    <ttl>event_date + INTERVAL 3 DAY DELETE</ttl>
+  </query_log>
+  <part_log>
+    <database>system</database><table>part_log</table><flush_interval_milliseconds>7500</flush_interval_milliseconds>
+    <ttl>event_date + INTERVAL 3 DAY DELETE</ttl>
+  </part_log>
   <remote_servers>%[8]s</remote_servers>
 </clickhouse>
 `, at("log"), nonce, at("data"), tcp, http, at("users.xml"), maxMemory, remoteServers)
@@ -149,11 +161,26 @@ func usersConfig(c credentials, maxMemory int64) string {
     </analyst>
   </profiles>
   <users>
-    <default><password></password><networks><ip>127.0.0.1</ip></networks><profile>default</profile><quota>default</quota><grants><query>GRANT SYSTEM LISTEN ON *.*</query></grants></default>
-    <%[4]s><password_sha256_hex>%[5]s</password_sha256_hex><networks><ip>127.0.0.1</ip></networks><profile>default</profile><quota>default</quota><access_management>0</access_management></%[4]s>
-    <%[6]s><password_sha256_hex>%[7]s</password_sha256_hex><networks><ip>127.0.0.1</ip></networks><profile>analyst</profile><quota>default</quota><grants><query>GRANT SELECT ON %[8]s.*</query><query>GRANT SELECT ON system.numbers</query></grants></%[6]s>
+    <default>
+      <password></password>
+      <networks><ip>127.0.0.1</ip></networks><profile>default</profile><quota>default</quota>
+      <grants><query>GRANT SYSTEM LISTEN ON *.*</query></grants>
+    </default>
+    <%[4]s>
+      <password_sha256_hex>%[5]s</password_sha256_hex>
+      <networks><ip>127.0.0.1</ip></networks><profile>default</profile><quota>default</quota>
+      <access_management>0</access_management>
+    </%[4]s>
+    <%[6]s>
+      <password_sha256_hex>%[7]s</password_sha256_hex>
+      <networks><ip>127.0.0.1</ip></networks><profile>analyst</profile><quota>default</quota>
+      <grants><query>GRANT SELECT ON %[8]s.*</query><query>GRANT SELECT ON system.numbers</query></grants>
+    </%[6]s>
   </users>
-  <quotas><default><interval><duration>3600</duration><queries>0</queries><errors>0</errors><result_rows>0</result_rows><read_rows>0</read_rows><execution_time>0</execution_time></interval></default></quotas>
+  <quotas><default><interval>
+    <duration>3600</duration><queries>0</queries><errors>0</errors>
+    <result_rows>0</result_rows><read_rows>0</read_rows><execution_time>0</execution_time>
+  </interval></default></quotas>
 </clickhouse>
 `, readOnlyMaxSeconds, readOnlyMaxRows, maxMemory/2, appUser, hash(c.App), readOnlyUser, hash(c.ReadOnly), Database, querySettings)
 }

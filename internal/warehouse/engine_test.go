@@ -301,7 +301,8 @@ func TestRudeClientsDoNotKillTheEngine(t *testing.T) {
 		},
 		"exceptions": func(bool) {
 			db := connect(t, e.DSN())
-			for _, q := range []string{"SELECT * FROM nosuch", "syntax error here", "SELECT throwIf(1)", "INSERT INTO FUNCTION null('x UInt64') VALUES ('abc')"} {
+			for _, q := range []string{"SELECT * FROM nosuch", "syntax error here", "SELECT throwIf(1)",
+				"INSERT INTO FUNCTION null('x UInt64') VALUES ('abc')"} {
 				if db.Exec(t.Context(), q) == nil {
 					t.Errorf("%q succeeds", q)
 				}

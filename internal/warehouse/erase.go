@@ -78,7 +78,8 @@ func (db *DB) erase(ctx context.Context, who Person, until time.Time, fault func
 		return e, fmt.Errorf("user 0: %w: 0 stands for everybody who was not named", ErrNobody)
 	}
 	var distributed, counted, unfinished uint64
-	if err := db.QueryRow(ctx, "SELECT count() FROM system.tables WHERE database = currentDatabase() AND engine = 'Distributed'").Scan(&distributed); err != nil {
+	if err := db.QueryRow(ctx, "SELECT count() FROM system.tables "+
+		"WHERE database = currentDatabase() AND engine = 'Distributed'").Scan(&distributed); err != nil {
 		return e, err
 	}
 	if distributed > 0 {
@@ -157,7 +158,8 @@ func (db *DB) userTables(ctx context.Context, e Erasure, text string) ([]ErasedT
 	rows, err := db.Query(
 		ctx,
 		`SELECT table, has(groupArray(name), 'user') AS by_user, has(groupArray(name), 'inserted_at') AS dated FROM system.columns
-		WHERE database = currentDatabase() AND table IN (SELECT name FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree')
+		WHERE database = currentDatabase()
+			AND table IN (SELECT name FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree')
 		GROUP BY table HAVING table != 'erasures' AND (by_user OR table IN ('exposures', 'dead_letters')) ORDER BY table`,
 	)
 	if err != nil {
@@ -181,7 +183,8 @@ func (db *DB) userTables(ctx context.Context, e Erasure, text string) ([]ErasedT
 		case "exposures": // the unit is what its client calls the user: the hash, or the id
 			where = "hex(SHA256(unit)) IN (" + ids + ")"
 		case "dead_letters": // what could not be read may be anything: its words, and what stands in quotes
-			where = `hasAny(arrayMap(w -> hex(SHA256(w)), arrayConcat(splitByRegexp('[^[:alnum:]_@.:+-]+', sample), extractAll(sample, '"([^"]*)"'))), [` + ids + "])"
+			where = `hasAny(arrayMap(w -> hex(SHA256(w)), arrayConcat(splitByRegexp('[^[:alnum:]_@.:+-]+', sample), extractAll(sample, '"([^"]*)"'))), [` +
+				ids + "])"
 		}
 		if dated == 1 {
 			where += upTo(e.Until)
@@ -233,9 +236,12 @@ func (db *DB) eraseAudit(ctx context.Context, e *Erasure, fault func(eraseStep) 
 		// Sums of UInt64 wrap around: adding 2^64 - n takes n away.
 		err := db.Exec(
 			ctx,
-			`INSERT INTO audit (partition, minute, labels, positive, hash_xor, hash_sum, source, source_partition, source_offset) SETTINGS async_insert = 0
-			SELECT partition, toStartOfMinute(toDateTime(event_time, 'UTC')) AS m, toUInt64(-count()), toUInt64(-countIf(kind IN ('positive', 'corrected'))),
-				groupBitXor(cityHash64(UUIDToNum(impression_id))), toUInt64(-sum(cityHash64(UUIDToNum(impression_id)))), ?, 0, reinterpretAsInt64(toUInt64(?))
+			`INSERT INTO audit (partition, minute, labels, positive, hash_xor, hash_sum, source, source_partition, source_offset)
+			SETTINGS async_insert = 0
+			SELECT partition, toStartOfMinute(toDateTime(event_time, 'UTC')) AS m,
+				toUInt64(-count()), toUInt64(-countIf(kind IN ('positive', 'corrected'))),
+				groupBitXor(cityHash64(UUIDToNum(impression_id))), toUInt64(-sum(cityHash64(UUIDToNum(impression_id)))),
+				?, 0, reinterpretAsInt64(toUInt64(?))
 			FROM labels FINAL WHERE `+t.where()+" GROUP BY partition, m",
 			e.source(),
 			e.User,
@@ -314,7 +320,8 @@ func (db *DB) recordErasure(ctx context.Context, e Erasure, state string) error 
 	for _, t := range append(append([]ErasedTable(nil), e.Tables...), ErasedTable{}) {
 		err := db.Exec(
 			ctx,
-			"INSERT INTO erasures (user, until, table, state, rows_before, rows_after, query) SETTINGS async_insert = 0 VALUES (?, ?, ?, ?, ?, ?, ?)",
+			"INSERT INTO erasures (user, until, table, state, rows_before, rows_after, query) SETTINGS async_insert = 0 "+
+				"VALUES (?, ?, ?, ?, ?, ?, ?)",
 			e.User,
 			e.Until,
 			t.Table,

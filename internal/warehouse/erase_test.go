@@ -132,9 +132,8 @@ func TestErase(t *testing.T) {
 				t.Errorf("the views count %d clicks, want %d", n, clicks)
 			}
 			rollupsEqualScan(t, db, "the erasure")
-			if n := count(t, db, fmt.Sprintf("SELECT sum(rows_before) FROM erasures FINAL WHERE user = %d AND state = 'done' AND table = 'labels'", user)); n != uint64(
-				mine,
-			) {
+			proven := "SELECT sum(rows_before) FROM erasures FINAL WHERE user = %d AND state = 'done' AND table = 'labels'"
+			if n := count(t, db, fmt.Sprintf(proven, user)); n != uint64(mine) {
 				t.Errorf("the stored proof speaks of %d rows, want %d", n, mine)
 			}
 			for _, tab := range e.Tables {

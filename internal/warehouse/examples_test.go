@@ -58,7 +58,8 @@ func TestEveryViewIsDocumented(t *testing.T) {
 			t.Errorf("%s: %s: %v", view, query, err)
 		}
 	}
-	for _, want := range []string{"ctr_by_creative", "ctr_by_product_day", "ctr_by_category", "experiment_results", "experiment_lift", "experiment_health", "model_timeline",
+	for _, want := range []string{"ctr_by_creative", "ctr_by_product_day", "ctr_by_category", "experiment_results", "experiment_lift",
+		"experiment_health", "model_timeline",
 		"click_delay", "freshness", "pair_evidence", "trace_impression", "creative_fatigue"} {
 		if examples[want] == "" {
 			t.Errorf("there is no view %s", want)
@@ -117,7 +118,8 @@ func viewReference(t *testing.T) string {
 		}
 	}
 	b.WriteString(
-		"\n## The book of questions\n\n`ctrloop sql --list` prints it, `ctrloop sql --question NAME --param k=v` asks.\n\n| name | question | parameters |\n|---|---|---|\n",
+		"\n## The book of questions\n\n`ctrloop sql --list` prints it, `ctrloop sql --question NAME --param k=v` asks.\n\n| name | question | " +
+			"parameters |\n|---|---|---|\n",
 	)
 	for _, q := range question.All() {
 		var params []string

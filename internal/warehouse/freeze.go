@@ -141,7 +141,8 @@ func (e *Engine) definitions(ctx context.Context, db *DB) ([]string, error) {
 	}
 	folders := []string{home}
 	var tables []frozenTable
-	if err := db.Select(ctx, &tables, "SELECT name, data_paths[1] AS path FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree'"); err != nil {
+	if err := db.Select(ctx, &tables,
+		"SELECT name, data_paths[1] AS path FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree'"); err != nil {
 		return nil, err
 	}
 	for _, t := range tables {

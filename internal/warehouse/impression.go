@@ -43,6 +43,7 @@ type Refused struct {
 func (db *DB) RefusedOf(ctx context.Context, id schemas.ImpressionID) ([]Refused, error) {
 	var rows []Refused
 	err := db.Select(ctx, &rows, `
-		SELECT kind, reason, detail, time, topic, partition, offset FROM rejected WHERE impression_id = toUUID(?) ORDER BY time LIMIT 100`, id.String())
+		SELECT kind, reason, detail, time, topic, partition, offset FROM rejected
+		WHERE impression_id = toUUID(?) ORDER BY time LIMIT 100`, id.String())
 	return rows, err
 }

@@ -36,7 +36,8 @@ const (
 )
 
 func (c NameColumn) String() string {
-	return [nameColumns]string{"product", "creative", "placement", "campaign", "category", "experiment", "variant", "model_version", "policy"}[c]
+	return [nameColumns]string{"product", "creative", "placement", "campaign", "category", "experiment", "variant", "model_version",
+		"policy"}[c]
 }
 
 // Label is one row of labels without pointers, so that the garbage collector never looks at rows that wait:
@@ -187,10 +188,13 @@ func (db *DB) InsertLabels(ctx context.Context, token string, rows []LabelRow) e
 	for i := range rows {
 		r := &rows[i]
 		l := Label{
-			Impression: r.Impression, User: r.User, Propensity: r.Propensity, Weight: r.Weight, ClickDelayMS: r.ClickDelayMS, WatermarkMS: r.WatermarkMS, Offset: r.Offset,
-			Version: r.Version, Clicks: r.Clicks, Position: ClampPosition(uint64(r.Position)), Partition: uint16(r.Partition), Kind: int8(r.Kind), Clicked: r.Clicked, Bot: r.Bot, Suspect: r.Suspect,
+			Impression: r.Impression, User: r.User, Propensity: r.Propensity, Weight: r.Weight, ClickDelayMS: r.ClickDelayMS,
+			WatermarkMS: r.WatermarkMS, Offset: r.Offset,
+			Version: r.Version, Clicks: r.Clicks, Position: ClampPosition(uint64(r.Position)), Partition: uint16(r.Partition), Kind: int8(r.Kind),
+			Clicked: r.Clicked, Bot: r.Bot, Suspect: r.Suspect,
 		}
-		for c, v := range [nameColumns]string{r.Product, r.Creative, r.Placement, r.Campaign, r.Category, r.Experiment, r.Variant, r.ModelVersion, r.Policy} {
+		for c, v := range [nameColumns]string{r.Product, r.Creative, r.Placement, r.Campaign, r.Category, r.Experiment, r.Variant, r.ModelVersion,
+			r.Policy} {
 			l.Names[c] = b.Name(NameColumn(c), []byte(v))
 		}
 		b.Rows = append(b.Rows, l)
@@ -263,7 +267,8 @@ type typed struct {
 func (c typed) Type() proto.ColumnType { return c.as }
 
 // kindType is the type of labels.kind; a server whose enum has more values converts by name.
-const kindType proto.ColumnType = "Enum8('unspecified' = 0, 'positive' = 1, 'final_negative' = 2, 'provisional_negative' = 3, 'corrected' = 4)"
+const kindType proto.ColumnType = "Enum8('unspecified' = 0, 'positive' = 1, 'final_negative' = 2, 'provisional_negative' = 3, " +
+	"'corrected' = 4)"
 
 func newLabelEncoder() *labelEncoder {
 	e := &labelEncoder{}
@@ -277,7 +282,8 @@ func newLabelEncoder() *labelEncoder {
 		{
 			Name: "position",
 			Data: &e.position,
-		}, {Name: "propensity", Data: &e.propensity}, {Name: "bot", Data: &e.bot}, {Name: "suspect", Data: &e.suspect}, {Name: "kind", Data: typed{&e.kind, kindType}},
+		}, {Name: "propensity", Data: &e.propensity}, {Name: "bot", Data: &e.bot}, {Name: "suspect", Data: &e.suspect},
+		{Name: "kind", Data: typed{&e.kind, kindType}},
 		{
 			Name: "clicked",
 			Data: &e.clicked,

@@ -136,7 +136,8 @@ func plan(all []migration, applied map[uint32]appliedFile, accept []uint32) []St
 			s.State = StepRefused
 			s.Why = fmt.Sprintf(
 				"has changed since it was applied to this database (%.12s then, %.12s now), so this binary and the data may not belong together: "+
-					"use the version that wrote the data, or a new directory, or, if the new text is known to make the same tables, `ctrloop migrate --accept %04d`",
+					"use the version that wrote the data, or a new directory, or, if the new text is known to make the same tables, `ctrloop migrate "+
+					"--accept %04d`",
 				was.Sum,
 				m.Sum,
 				m.Version,

@@ -20,7 +20,8 @@ func TestMigrateTwice(t *testing.T) {
 		return lines(
 			t,
 			db,
-			"SELECT name, engine, create_table_query, metadata_modification_time FROM system.tables WHERE database = currentDatabase() AND name != 'parameters' ORDER BY name",
+			"SELECT name, engine, create_table_query, metadata_modification_time FROM system.tables WHERE database = currentDatabase() "+
+				"AND name != 'parameters' ORDER BY name",
 		)
 	}
 	before, applied := shape(), count(t, db, "SELECT count() FROM schema_migrations")
@@ -168,9 +169,11 @@ func TestLabelsOrderPays(t *testing.T) {
 	exec1(
 		t,
 		db,
-		`INSERT INTO labels (impression_id, event_time, version, user, product, creative, experiment, variant, kind, clicked, watermark, partition, offset)
+		`INSERT INTO labels (impression_id, event_time, version, user, product, creative, experiment, variant, kind, clicked,
+			watermark, partition, offset)
 		SELECT generateUUIDv7(number), toDateTime64('2026-03-01 00:00:00', 3, 'UTC') + number % 80000, 1, sipHash64(number % 5000),
-			concat('p', toString(sipHash64(number) % 100)), 'c', if(number % 10 = 0, concat('x', toString(number % 50)), ''), 'control', 'final_negative', 0, toDateTime64('2026-03-03 00:00:00', 3, 'UTC'), number % 4, number
+			concat('p', toString(sipHash64(number) % 100)), 'c', if(number % 10 = 0, concat('x', toString(number % 50)), ''),
+			'control', 'final_negative', 0, toDateTime64('2026-03-03 00:00:00', 3, 'UTC'), number % 4, number
 		FROM numbers(1000000)`,
 	)
 	exec1(t, db, "OPTIMIZE TABLE labels FINAL")

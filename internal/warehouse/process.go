@@ -55,7 +55,8 @@ func (t *tail) String() string {
 // startProcess writes the configuration, starts the child and waits until both ports answer as ours.
 func (e *Engine) startProcess(ctx context.Context, cfg EngineConfig) (*process, error) {
 	config, users := filepath.Join(cfg.Dir, "config.xml"), filepath.Join(cfg.Dir, "users.xml")
-	if err := writePrivate(config, []byte(serverConfig(cfg.Dir, e.nonce, cfg.TCPPort, cfg.HTTPPort, cfg.MaxMemoryBytes, cfg.remoteServers))); err != nil {
+	if err := writePrivate(config,
+		[]byte(serverConfig(cfg.Dir, e.nonce, cfg.TCPPort, cfg.HTTPPort, cfg.MaxMemoryBytes, cfg.remoteServers))); err != nil {
 		return nil, err
 	}
 	if err := writePrivate(users, []byte(usersConfig(e.creds, cfg.MaxMemoryBytes))); err != nil {
@@ -132,7 +133,8 @@ func (e *Engine) awaitReady(ctx context.Context, cfg EngineConfig, p *process) e
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
 	create := fmt.Sprintf("http://127.0.0.1:%d/?database=default", cfg.HTTPPort)
 	for {
-		if name, err := askHTTP(ctx, client, create, e.creds.App, "CREATE DATABASE IF NOT EXISTS "+Database+" ENGINE = Atomic", e.nonce); err == nil {
+		if name, err := askHTTP(ctx, client, create, e.creds.App, "CREATE DATABASE IF NOT EXISTS "+Database+" ENGINE = Atomic",
+			e.nonce); err == nil {
 			break
 		} else if name != "" && name != e.nonce {
 			return fmt.Errorf("%w: another server (%s) answers on 127.0.0.1:%d", errPortTaken, name, cfg.HTTPPort)

@@ -57,7 +57,8 @@ func TestParametersAreValues(t *testing.T) {
 	e := engine(t)
 	for _, v := range []string{"it's", `a\b`, "tab\tand\nline", "'; DROP TABLE x; --", "ä{b}"} {
 		var b bytes.Buffer
-		if err := Ask(t.Context(), e.ReadOnlyDSN(), "SELECT hex({v:String}) AS h", map[string]string{"v": v}, FormatTSV, &b, Limits{}); err != nil {
+		if err := Ask(t.Context(), e.ReadOnlyDSN(), "SELECT hex({v:String}) AS h", map[string]string{"v": v}, FormatTSV, &b,
+			Limits{}); err != nil {
 			t.Errorf("%q: %v", v, err)
 			continue
 		}

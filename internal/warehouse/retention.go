@@ -41,9 +41,12 @@ func (db *DB) Retire(ctx context.Context, keep time.Duration) ([]time.Time, erro
 func (db *DB) retireDay(ctx context.Context, day time.Time) error {
 	from, to := day.Unix(), day.AddDate(0, 0, 1).Unix()
 	for _, q := range []string{
-		fmt.Sprintf("ALTER TABLE audit DELETE WHERE minute >= toDateTime(%d, 'UTC') AND minute < toDateTime(%d, 'UTC') SETTINGS mutations_sync = 2", from, to),
-		fmt.Sprintf("ALTER TABLE label_blocks DELETE WHERE minute >= toDateTime(%d, 'UTC') AND minute < toDateTime(%d, 'UTC') SETTINGS mutations_sync = 2", from, to),
-		fmt.Sprintf("ALTER TABLE late DELETE WHERE event_time >= toDateTime(%d, 'UTC') AND event_time < toDateTime(%d, 'UTC') SETTINGS mutations_sync = 2", from, to),
+		fmt.Sprintf("ALTER TABLE audit DELETE WHERE minute >= toDateTime(%d, 'UTC') AND minute < toDateTime(%d, 'UTC') "+
+			"SETTINGS mutations_sync = 2", from, to),
+		fmt.Sprintf("ALTER TABLE label_blocks DELETE WHERE minute >= toDateTime(%d, 'UTC') AND minute < toDateTime(%d, 'UTC') "+
+			"SETTINGS mutations_sync = 2", from, to),
+		fmt.Sprintf("ALTER TABLE late DELETE WHERE event_time >= toDateTime(%d, 'UTC') AND event_time < toDateTime(%d, 'UTC') "+
+			"SETTINGS mutations_sync = 2", from, to),
 		"ALTER TABLE decisions DROP PARTITION " + day.Format("20060102"),
 		"ALTER TABLE labels DROP PARTITION " + day.Format("20060102"),
 	} {

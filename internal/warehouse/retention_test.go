@@ -24,7 +24,8 @@ func TestRetire(t *testing.T) {
 	exec1(
 		t,
 		db,
-		"ALTER TABLE labels UPDATE inserted_at = inserted_at - INTERVAL 3 DAY WHERE toDate(event_time) = '2026-03-01' SETTINGS mutations_sync = 2",
+		"ALTER TABLE labels UPDATE inserted_at = inserted_at - INTERVAL 3 DAY WHERE toDate(event_time) = '2026-03-01' "+
+			"SETTINGS mutations_sync = 2",
 	)
 	days, err := db.Retire(t.Context(), 48*time.Hour)
 	if err != nil || len(days) != 1 || days[0].Format(time.DateOnly) != "2026-03-01" {

@@ -78,12 +78,14 @@ var rollupSteps = []string{
 	SELECT toDate({from:DateTime('UTC')}, 'UTC'), {generation:UInt64}, toStartOfHour(toDateTime(event_time, 'UTC')) AS hour,
 		experiment, variant, product, category, model_version, count(), sum(clicked)` + rollupRows + `
 	GROUP BY hour, experiment, variant, product, category, model_version`,
-	`INSERT INTO rollup_ctr_days (day, generation, experiment, variant, product, category, creative, placement, model_version, impressions, clicks, first_seen, last_seen)
-	SELECT toDate({from:DateTime('UTC')}, 'UTC'), {generation:UInt64}, experiment, variant, product, category, creative, placement, model_version,
-		count(), sum(clicked), min(event_time), max(event_time)` + rollupRows + `
+	`INSERT INTO rollup_ctr_days (day, generation, experiment, variant, product, category, creative, placement, model_version,
+		impressions, clicks, first_seen, last_seen)
+	SELECT toDate({from:DateTime('UTC')}, 'UTC'), {generation:UInt64}, experiment, variant, product, category, creative, placement,
+		model_version, count(), sum(clicked), min(event_time), max(event_time)` + rollupRows + `
 	GROUP BY experiment, variant, product, category, creative, placement, model_version`,
 	`INSERT INTO rollup_users (day, generation, experiment, variant, user, impressions, clicks)
-	SELECT toDate({from:DateTime('UTC')}, 'UTC'), {generation:UInt64}, experiment, variant, user, toUInt32(count()), toUInt32(sum(clicked))` + rollupRows + `
+	SELECT toDate({from:DateTime('UTC')}, 'UTC'), {generation:UInt64}, experiment, variant, user,
+		toUInt32(count()), toUInt32(sum(clicked))` + rollupRows + `
 	GROUP BY experiment, variant, user`,
 	// From here on it counts.
 	`INSERT INTO rollups (day, generation, until, touched)

@@ -34,9 +34,11 @@ var rollupPairs = map[string][2]string{
 			FROM labels_mature GROUP BY ALL`,
 	},
 	"ctr_days": {
-		`SELECT day, experiment, variant, product, category, creative, placement, model_version, sum(impressions), sum(clicks), min(first_seen), max(last_seen)
+		`SELECT day, experiment, variant, product, category, creative, placement, model_version,
+			sum(impressions), sum(clicks), min(first_seen), max(last_seen)
 			FROM ctr_days GROUP BY ALL`,
-		`SELECT toDate(event_time, 'UTC') AS day, experiment, variant, product, category, creative, placement, model_version, count(), sum(clicked), min(event_time), max(event_time)
+		`SELECT toDate(event_time, 'UTC') AS day, experiment, variant, product, category, creative, placement, model_version,
+			count(), sum(clicked), min(event_time), max(event_time)
 			FROM labels_mature GROUP BY ALL`,
 	},
 	"user_days": {
@@ -230,7 +232,8 @@ func TestRollupsEqualTheFinalScan(t *testing.T) {
 		t.Helper()
 		rollupsEqualScan(t, db, after)
 		var made, current uint64
-		if err := db.QueryRow(t.Context(), "SELECT (SELECT count() FROM rollup_weeks FINAL), (SELECT uniqExactIf(week_generation, week_generation != 0) FROM rollup_cells)").Scan(&made, &current); err != nil {
+		if err := db.QueryRow(t.Context(), "SELECT (SELECT count() FROM rollup_weeks FINAL), "+
+			"(SELECT uniqExactIf(week_generation, week_generation != 0) FROM rollup_cells)").Scan(&made, &current); err != nil {
 			t.Fatal(err)
 		}
 		used += int(min(current, 1))
@@ -309,7 +312,8 @@ func TestWeeks(t *testing.T) {
 	inUse := func(after, days string, read int) {
 		t.Helper()
 		rollupsEqualScan(t, db, after)
-		if got := strings.TrimSpace(lines(t, db, "SELECT arrayStringConcat(arraySort(groupArray(toString(day))), ' ') FROM rollup_cells WHERE week_generation != 0")); got != days {
+		if got := strings.TrimSpace(lines(t, db,
+			"SELECT arrayStringConcat(arraySort(groupArray(toString(day))), ' ') FROM rollup_cells WHERE week_generation != 0")); got != days {
 			t.Errorf("after %s: %q are in a week's totals, want %q", after, got, days)
 		}
 		if got := count(t, db, "SELECT count() FROM user_totals"); got != uint64(read) {
@@ -397,7 +401,8 @@ func TestOldGenerationsAreDropped(t *testing.T) {
 			lines(
 				t,
 				db,
-				"SELECT uniqExact(generation), countIf(experiment = 'crash'), countIf(experiment = 'under way') FROM rollup_users WHERE day = (SELECT min(day) FROM rollups)",
+				"SELECT uniqExact(generation), countIf(experiment = 'crash'), countIf(experiment = 'under way') FROM rollup_users "+
+					"WHERE day = (SELECT min(day) FROM rollups)",
 			),
 		)
 	}
@@ -462,7 +467,8 @@ func TestVersionKeysAreUnique(t *testing.T) {
 	db := database(t)
 	q := "SELECT uniqExact(" + versionKey("version") + `) FROM
 	(
-		SELECT reinterpretAsUUID(bitShiftLeft(toUInt128(0xbfffffffffffffff), 64) + bitShiftLeft(toUInt128(1772539200000 + number % 1000), 16) + 0x7fff) AS impression_id,
+		SELECT reinterpretAsUUID(bitShiftLeft(toUInt128(0xbfffffffffffffff), 64) +
+				bitShiftLeft(toUInt128(1772539200000 + number % 1000), 16) + 0x7fff) AS impression_id,
 			toUInt32(1 + intDiv(number, 1000)) AS version
 		FROM numbers(8000)
 	)`

@@ -36,7 +36,8 @@ func startShards(t *testing.T, n int) (engines []*Engine, configs []EngineConfig
 		}
 		fmt.Fprintf(
 			&cluster,
-			"<shard><internal_replication>true</internal_replication><replica><host>127.0.0.1</host><port>%d</port><user>%s</user><password>%s</password></replica></shard>",
+			"<shard><internal_replication>true</internal_replication>"+
+				"<replica><host>127.0.0.1</host><port>%d</port><user>%s</user><password>%s</password></replica></shard>",
 			cfg.TCPPort,
 			appUser,
 			creds.App,

@@ -62,7 +62,8 @@ type Limits struct {
 var readsFiles = regexp.MustCompile("\\bfile\\b|[`\"][^`\"]*\\\\")
 
 var errReadsFiles = errors.New(
-	"a question must not have the word file in it, nor a quoted name with a backslash: the function of that name reads the server's disk; in a text, write concat('fi', 'le')",
+	"a question must not have the word file in it, nor a quoted name with a backslash: the function of that name reads the server's disk; " +
+		"in a text, write concat('fi', 'le')",
 )
 
 // SQL runs one query for a person and streams its result to w. It goes over HTTP, where the server does

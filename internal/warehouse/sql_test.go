@@ -77,11 +77,15 @@ func TestReadOnlyUserCanOnlyRead(t *testing.T) {
 			outside.Addr(),
 		),
 		"SELECT * FROM fileCluster('default', 'secret.csv', 'CSV', 'x UInt64')", "DESCRIBE TABLE file('secret.csv')",
-		"SELECT file('secret.csv')", "SELECT `f\\x69le`('secret.csv')", "SELECT * APPLY(file) FROM (SELECT 'secret.csv')", // the function of the same name
+		// The function of the same name.
+		"SELECT file('secret.csv')", "SELECT `f\\x69le`('secret.csv')", "SELECT * APPLY(file) FROM (SELECT 'secret.csv')",
 		"SELECT * FROM merge('system', 'query_log')", "SELECT * FROM loop(system.query_log)",
-		"SELECT * FROM system.processes", "SELECT * FROM system.named_collections", "SELECT * FROM system.server_settings", "SELECT * FROM system.disks",
-		"SELECT * FROM system.user_directories", "SELECT * FROM system.clusters", "SELECT * FROM system.session_log", "SELECT * FROM system.stack_trace",
-		"SELECT addressToLine(1) SETTINGS allow_introspection_functions = 1", "SELECT getSetting('x'), 1 SETTINGS log_queries = 0", "BACKUP TABLE for_reading TO File('b')", "ATTACH DATABASE x",
+		"SELECT * FROM system.processes", "SELECT * FROM system.named_collections", "SELECT * FROM system.server_settings",
+		"SELECT * FROM system.disks",
+		"SELECT * FROM system.user_directories", "SELECT * FROM system.clusters", "SELECT * FROM system.session_log",
+		"SELECT * FROM system.stack_trace",
+		"SELECT addressToLine(1) SETTINGS allow_introspection_functions = 1", "SELECT getSetting('x'), 1 SETTINGS log_queries = 0",
+		"BACKUP TABLE for_reading TO File('b')", "ATTACH DATABASE x",
 	}
 	for _, q := range refused {
 		if err := SQL(t.Context(), e.ReadOnlyDSN(), q, FormatTSV, &bytes.Buffer{}, Limits{}); err == nil {
@@ -121,7 +125,8 @@ func TestSQLFormatsAndLimits(t *testing.T) {
 		}
 	}
 	var table, parquet bytes.Buffer
-	if err := SQL(t.Context(), e.ReadOnlyDSN(), q, FormatTable, &table, Limits{}); err != nil || !strings.Contains(table.String(), "│ a,1 │") {
+	if err := SQL(t.Context(), e.ReadOnlyDSN(), q, FormatTable, &table, Limits{}); err != nil ||
+		!strings.Contains(table.String(), "│ a,1 │") {
 		t.Errorf("table: %v, %q", err, table.String())
 	}
 	if err := SQL(t.Context(), e.ReadOnlyDSN(), q, FormatParquet, &parquet, Limits{}); err != nil ||
@@ -131,7 +136,8 @@ func TestSQLFormatsAndLimits(t *testing.T) {
 	if err := SQL(t.Context(), e.ReadOnlyDSN(), "SELECT number FROM numbers(1000)", FormatTSV, &bytes.Buffer{}, Limits{Rows: 10}); err == nil {
 		t.Error("1000 rows with a limit of 10")
 	}
-	if err := SQL(t.Context(), e.ReadOnlyDSN(), "SELECT sum(sipHash64(number)) FROM numbers(1000000000000)", FormatTSV, &bytes.Buffer{}, Limits{Timeout: time.Second}); err == nil ||
+	if err := SQL(t.Context(), e.ReadOnlyDSN(), "SELECT sum(sipHash64(number)) FROM numbers(1000000000000)", FormatTSV, &bytes.Buffer{},
+		Limits{Timeout: time.Second}); err == nil ||
 		!strings.Contains(err.Error(), "TIMEOUT") {
 		t.Errorf("endless query with a limit of 1 s: %v", err)
 	}
@@ -163,12 +169,14 @@ func TestEngineIsConfined(t *testing.T) {
 	if !confinable() {
 		t.Skip("this kernel has no Landlock of ABI 3")
 	}
-	for _, path := range []string{other, "/etc/passwd", filepath.Join(e.cfg.Dir, "credentials.json"), "/proc/1/environ", fmt.Sprintf("/proc/%d/environ", os.Getpid())} {
+	for _, path := range []string{other, "/etc/passwd", filepath.Join(e.cfg.Dir, "credentials.json"), "/proc/1/environ",
+		fmt.Sprintf("/proc/%d/environ", os.Getpid())} {
 		if err := app.QueryRow(t.Context(), "SELECT file('"+path+"')").Scan(&content); err == nil {
 			t.Errorf("the engine reads %s", path)
 		}
 	}
-	if err := app.Exec(t.Context(), "INSERT INTO FUNCTION file('"+filepath.Join(filepath.Dir(other), "new.csv")+"', 'CSV', 'x UInt64') VALUES (1)"); err == nil {
+	if err := app.Exec(t.Context(), "INSERT INTO FUNCTION file('"+filepath.Join(filepath.Dir(other), "new.csv")+
+		"', 'CSV', 'x UInt64') VALUES (1)"); err == nil {
 		t.Error("the engine writes outside of its folder")
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -217,7 +225,8 @@ func TestAskOverTLS(t *testing.T) {
 		}
 	}
 	var b bytes.Buffer
-	if err := Ask(t.Context(), "https://somebody:secret@"+host+":"+port+"/ctrloop?skip_verify=true", "SELECT 42", nil, FormatTSV, &b, Limits{}); err != nil {
+	if err := Ask(t.Context(), "https://somebody:secret@"+host+":"+port+"/ctrloop?skip_verify=true", "SELECT 42", nil, FormatTSV, &b,
+		Limits{}); err != nil {
 		t.Error(err)
 	}
 }

@@ -55,8 +55,9 @@ func world(rng *rand.Rand, n int) []LabelRow {
 		r := LabelRow{
 			Impression: schemas.NewImpressionID(at, random), Version: 1, User: rng.Uint64N(200) * 0x9e3779b97f4a7c15,
 			Product: fmt.Sprintf("p%d", p), Creative: fmt.Sprintf("p%d-c%d", p, c), Category: fmt.Sprintf("home/k%d", p%2),
-			Placement: []string{"feed", "side"}[rng.IntN(2)], Position: 1 + rng.Uint32N(4), Campaign: "spring", ModelVersion: fmt.Sprintf("prompt-%d", c%2),
-			Policy: "thompson", Propensity: rng.Float64(), Bot: rng.IntN(20) == 0, Weight: 1, Partition: int32(rng.IntN(3)),
+			Placement: []string{"feed", "side"}[rng.IntN(2)], Position: 1 + rng.Uint32N(4), Campaign: "spring",
+			ModelVersion: fmt.Sprintf("prompt-%d", c%2),
+			Policy:       "thompson", Propensity: rng.Float64(), Bot: rng.IntN(20) == 0, Weight: 1, Partition: int32(rng.IntN(3)),
 		}
 		if rng.IntN(3) > 0 {
 			r.Experiment = fmt.Sprintf("x%d", rng.IntN(2))
@@ -72,9 +73,8 @@ func world(rng *rand.Rand, n int) []LabelRow {
 		rows = append(rows, r)
 		for late := !r.Clicked && rng.IntN(30) == 0; late && r.Version < 3; {
 			r.Version++
-			r.Kind, r.Clicked, r.Clicks, r.ClickDelayMS = eventpb.LabelKind_LABEL_KIND_CORRECTED, true, r.Clicks+1, testWindow.Milliseconds()+rng.Int64N(
-				10_000,
-			)
+			r.Kind, r.Clicked, r.Clicks = eventpb.LabelKind_LABEL_KIND_CORRECTED, true, r.Clicks+1
+			r.ClickDelayMS = testWindow.Milliseconds() + rng.Int64N(10_000)
 			r.WatermarkMS += 10_000
 			rows = append(rows, r)
 			late = rng.IntN(2) == 0
@@ -255,7 +255,8 @@ func checkClickDelay(t *testing.T, db *DB, good []LabelRow) {
 			corrected++
 		}
 	}
-	if got, want := lines(t, db, "SELECT sum(clicks), sum(corrected), max(max_ms) FROM click_delay"), fmt.Sprintf("%d\t%d\t%d\n", total, corrected, longest); got != want {
+	if got, want := lines(t, db, "SELECT sum(clicks), sum(corrected), max(max_ms) FROM click_delay"),
+		fmt.Sprintf("%d\t%d\t%d\n", total, corrected, longest); got != want {
 		t.Errorf("click_delay: %q, want %q", got, want)
 	}
 }
@@ -300,7 +301,8 @@ func checkExperiments(t *testing.T, db *DB, good []LabelRow) {
 		CTR        float64 `ch:"ctr"`
 		SE         float64 `ch:"se"`
 	}
-	if err := db.Select(t.Context(), &results, "SELECT experiment, variant, n, sum_m, sum_d, sum_mm, sum_dd, sum_md, ctr, se FROM experiment_results"); err != nil {
+	if err := db.Select(t.Context(), &results,
+		"SELECT experiment, variant, n, sum_m, sum_d, sum_mm, sum_dd, sum_md, ctr, se FROM experiment_results"); err != nil {
 		t.Fatal(err)
 	}
 	if len(results) != len(sums) || len(sums) != 6 {
@@ -339,7 +341,8 @@ type liftRow struct {
 
 func readLifts(t *testing.T, db *DB) (out []liftRow) {
 	t.Helper()
-	if err := db.Select(t.Context(), &out, "SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p, unknown FROM experiment_lift"); err != nil {
+	if err := db.Select(t.Context(), &out,
+		"SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p, unknown FROM experiment_lift"); err != nil {
 		t.Fatal(err)
 	}
 	return out
@@ -493,7 +496,8 @@ func TestSmallArmsEqualStats(t *testing.T) {
 	}
 	for _, view := range []string{"experiment_lift", "experiment_lift_by_category"} {
 		var got []liftRow
-		err := db.Select(t.Context(), &got, "SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p, unknown FROM "+view)
+		err := db.Select(t.Context(), &got,
+			"SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p, unknown FROM "+view)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -558,7 +562,8 @@ func TestPartitionWithoutAWatermark(t *testing.T) {
 	insert("a", label(1, 0, false, later), label(2, 0, true, later))
 	rollUp(t, db)
 	insert("b", label(3, 1, true, time.Time{}), label(4, 1, true, time.Time{}))
-	if got, want := lines(t, db, "SELECT toString(horizon), partitions, timeless FROM label_horizon"), "2026-03-01 14:49:59.000\t2\t1\n"; got != want {
+	if got, want := lines(t, db, "SELECT toString(horizon), partitions, timeless FROM label_horizon"),
+		"2026-03-01 14:49:59.000\t2\t1\n"; got != want {
 		t.Errorf("horizon %q, want %q", got, want)
 	}
 	for _, when := range []string{"as they came", "after a roll-up"} {
@@ -680,7 +685,8 @@ func TestStepsOfARamp(t *testing.T) {
 		Until  time.Time `ch:"until"`
 		Users  uint64    `ch:"users"`
 	}
-	const query = "SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p, unknown, step, share, visits, since, until, users FROM experiment_steps(id = 'ramp', settle = 60) ORDER BY step"
+	const query = "SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p, unknown, step, share, visits, " +
+		"since, until, users FROM experiment_steps(id = 'ramp', settle = 60) ORDER BY step"
 	if err := db.Select(t.Context(), &got, query); err != nil {
 		t.Fatal(err)
 	}
@@ -736,10 +742,8 @@ func TestLiftByProduct(t *testing.T) {
 	if err := db.InsertLabels(t.Context(), "a", rows); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := lines(t, db, "SELECT experiment, isNaN(lift), diff_low, p = 1, unit FROM experiment_lift ORDER BY experiment"), "x0\t1\t-1\t1\tproduct\nx1\t0\t"; !strings.HasPrefix(
-		got,
-		want,
-	) {
+	if got, want := lines(t, db, "SELECT experiment, isNaN(lift), diff_low, p = 1, unit FROM experiment_lift ORDER BY experiment"),
+		"x0\t1\t-1\t1\tproduct\nx1\t0\t"; !strings.HasPrefix(got, want) {
 		t.Errorf("%q, want %q and so on", got, want)
 	}
 	good, _ := mature(rows)
@@ -765,7 +769,8 @@ func TestLiftByProduct(t *testing.T) {
 		}
 	}
 	var got []liftRow
-	if err := db.Select(t.Context(), &got, "SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p, unknown FROM experiment_steps(id = 'x0', settle = 0)"); err != nil ||
+	if err := db.Select(t.Context(), &got, "SELECT experiment, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p, unknown "+
+		"FROM experiment_steps(id = 'x0', settle = 0)"); err != nil ||
 		len(got) != 1 {
 		t.Fatal(err, got)
 	}
@@ -784,7 +789,8 @@ func checkRampIsNotPooled(t *testing.T, db *DB) {
 		DD uint64 `ch:"sum_dd"`
 		MD uint64 `ch:"sum_md"`
 	}
-	if err := db.Select(t.Context(), &arms, "SELECT n, sum_m, sum_d, sum_mm, sum_dd, sum_md FROM experiment_results WHERE experiment = 'ramp' ORDER BY variant"); err != nil ||
+	if err := db.Select(t.Context(), &arms,
+		"SELECT n, sum_m, sum_d, sum_mm, sum_dd, sum_md FROM experiment_results WHERE experiment = 'ramp' ORDER BY variant"); err != nil ||
 		len(arms) != 2 {
 		t.Fatal(err, arms)
 	}
@@ -797,7 +803,8 @@ func checkRampIsNotPooled(t *testing.T, db *DB) {
 		t.Errorf("pooled %+v, %v: no trap here, this test shows nothing", pooled, err)
 	}
 	for _, view := range []string{"experiment_lift", "experiment_lift_by_category"} {
-		if got, want := lines(t, db, "SELECT diff, diff_low, diff_high, lift, lift_low, lift_high, p, steps, unit FROM "+view), "nan\t-1\t1\tnan\t-1\tinf\t1\t4\tuser\n"; got != want {
+		if got, want := lines(t, db, "SELECT diff, diff_low, diff_high, lift, lift_low, lift_high, p, steps, unit FROM "+view),
+			"nan\t-1\t1\tnan\t-1\tinf\t1\t4\tuser\n"; got != want {
 			t.Errorf("%s says %q of a ramp, want %q", view, got, want)
 		}
 	}
@@ -813,7 +820,8 @@ func checkRampIsNotPooled(t *testing.T, db *DB) {
 		t,
 		db,
 		`INSERT INTO experiment_looks (experiment, time, step, share, action, rule, lift, lift_low, lift_high, p, srm_p, impressions) VALUES
-		('ramp', '2026-03-01 02:30:00', 0, 0.1, 'hold', '', 0.5, -0.5, 2, 0.3, 1, 100), ('ramp', '2026-03-01 03:30:00', 1, 0.5, 'hold', '', 0.25, -0.125, 1.5, 0.75, 1, 100)`,
+		('ramp', '2026-03-01 02:30:00', 0, 0.1, 'hold', '', 0.5, -0.5, 2, 0.3, 1, 100),
+		('ramp', '2026-03-01 03:30:00', 1, 0.5, 'hold', '', 0.25, -0.125, 1.5, 0.75, 1, 100)`,
 	)
 	if got, want := ask(), "nan\t0.25\t-0.125\t1.5\t0.75\tstep 2 at 2026-03-01 03:30:00\n"; got != want {
 		t.Errorf("after two looks: %q, want %q", got, want)
@@ -834,10 +842,12 @@ func checkOtherViews(t *testing.T, db *DB, rows, good []LabelRow, horizon int64)
 		k := r.Product + "\t" + r.Creative
 		return fmt.Sprintf("%s\t%d", k, int(r.Impression.Time().Truncate(24*time.Hour).Sub(first[k]).Hours()/24))
 	}
-	if diff := cmp.Diff(grouped(good, age), sorted(lines(t, db, "SELECT product, creative, age_days, impressions, clicks FROM creative_fatigue"))); diff != "" {
+	if diff := cmp.Diff(grouped(good, age),
+		sorted(lines(t, db, "SELECT product, creative, age_days, impressions, clicks FROM creative_fatigue"))); diff != "" {
 		t.Errorf("creative_fatigue (-want +got):\n%s", diff)
 	}
-	if n := count(t, db, "SELECT count() FROM creative_fatigue WHERE abs(change - (ctr / first_ctr - 1)) > 1e-12 OR age_days < 3 AND first_ctr <= 0"); n != 0 {
+	if n := count(t, db, "SELECT count() FROM creative_fatigue WHERE abs(change - (ctr / first_ctr - 1)) > 1e-12 OR "+
+		"age_days < 3 AND first_ctr <= 0"); n != 0 {
 		t.Errorf("creative_fatigue: %d rows do not add up", n)
 	}
 	// experiment_health: users by variant, and those who met more than one.
@@ -870,7 +880,8 @@ func checkOtherViews(t *testing.T, db *DB, rows, good []LabelRow, horizon int64)
 	for k, h := range health {
 		want = append(want, fmt.Sprintf("%s\t%d\t%d\n", k, h[0], h[1]))
 	}
-	if diff := cmp.Diff(sorted(strings.Join(want, "")), sorted(lines(t, db, "SELECT experiment, variant, users, users_elsewhere FROM experiment_health"))); diff != "" {
+	if diff := cmp.Diff(sorted(strings.Join(want, "")),
+		sorted(lines(t, db, "SELECT experiment, variant, users, users_elsewhere FROM experiment_health"))); diff != "" {
 		t.Errorf("experiment_health (-want +got):\n%s", diff)
 	}
 	// experiment_results_by_category, and the lifts made of it.
@@ -902,7 +913,8 @@ func checkOtherViews(t *testing.T, db *DB, rows, good []LabelRow, horizon int64)
 		Category string `ch:"category"`
 		liftRow
 	}
-	if err := db.Select(t.Context(), &lifts, "SELECT experiment, category, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p, unknown FROM experiment_lift_by_category"); err != nil {
+	if err := db.Select(t.Context(), &lifts, "SELECT experiment, category, variant, diff, diff_low, diff_high, lift, lift_low, lift_high, p, "+
+		"unknown FROM experiment_lift_by_category"); err != nil {
 		t.Fatal(err)
 	}
 	if len(lifts) != 8 {
@@ -930,7 +942,8 @@ func checkOtherViews(t *testing.T, db *DB, rows, good []LabelRow, horizon int64)
 		got := lines(
 			t,
 			db,
-			"SELECT count(), max(version), sum(latest), maxIf(version, latest), sum(counts), min(age_ms) > 0 FROM trace_impression(id = '"+r.Impression.String()+"')",
+			"SELECT count(), max(version), sum(latest), maxIf(version, latest), sum(counts), min(age_ms) > 0 FROM trace_impression(id = '"+
+				r.Impression.String()+"')",
 		)
 		if want := fmt.Sprintf("%d\t%d\t1\t%d\t%d\t1\n", versions, latest, latest, counts); got != want {
 			t.Errorf("trace_impression: %q, want %q", got, want)
@@ -997,7 +1010,8 @@ func checkCUPED(t *testing.T, db *DB, good []LabelRow) {
 	got := lines(
 		t,
 		db,
-		"SELECT variant, n, sum_m, sum_d, sum_x, sum_y, sum_mm, sum_dd, sum_md, sum_xx, sum_yy, sum_xy, sum_mx, sum_my, sum_dx, sum_dy FROM experiment_cuped(id = 'x0', days = 14)",
+		"SELECT variant, n, sum_m, sum_d, sum_x, sum_y, sum_mm, sum_dd, sum_md, sum_xx, sum_yy, sum_xy, sum_mx, sum_my, sum_dx, sum_dy "+
+			"FROM experiment_cuped(id = 'x0', days = 14)",
 	)
 	if diff := cmp.Diff(sorted(strings.Join(want, "")), sorted(got)); diff != "" {
 		t.Errorf("experiment_cuped (-want +got):\n%s", diff)
@@ -1049,7 +1063,8 @@ func checkDamage(t *testing.T, db *DB, rows []LabelRow) {
 	if err := db.InsertLabels(t.Context(), "damage", []LabelRow{damage}); err != nil {
 		t.Fatal(err)
 	}
-	if n := count(t, db, "SELECT count() FROM audit_mismatch WHERE labels = want_labels + 1 AND hash_sum - want_sum = bitXor(want_xor, hash_xor)"); n != 1 {
+	if n := count(t, db, "SELECT count() FROM audit_mismatch WHERE labels = want_labels + 1 AND "+
+		"hash_sum - want_sum = bitXor(want_xor, hash_xor)"); n != 1 {
 		t.Errorf("a spurious label shows in %d minutes, want 1:\n%s", n, lines(t, db, "SELECT * FROM audit_mismatch"))
 	}
 	exec1(t, db, "DELETE FROM labels WHERE version = 9")
@@ -1080,7 +1095,8 @@ func TestEmptyViews(t *testing.T) {
 		lines(
 			t,
 			db,
-			"SELECT name FROM system.tables WHERE database = currentDatabase() AND engine = 'View' AND NOT match(create_table_query, '\\\\{[a-z]+:')",
+			"SELECT name FROM system.tables WHERE database = currentDatabase() AND engine = 'View' "+
+				"AND NOT match(create_table_query, '\\\\{[a-z]+:')",
 		),
 	)
 	if len(names) < 13 {
@@ -1141,11 +1157,12 @@ func TestControlFeedsItsTables(t *testing.T) {
 		}
 	}
 	for q, want := range map[string]string{
-		"SELECT count(), countIf(rejected != ''), sum(expect) FROM control_log FINAL":    "6\t1\t0\n",
-		"SELECT version, logical, parents, labels_to, metrics FROM model_versions FINAL": "prompt-1\tprompt\t['a','b']\t2026-03-01 12:00:00.000\t{\"auc\":0.75}\n",
-		"SELECT job, state, kind, reason, attempt FROM jobs FINAL ORDER BY time":         "j1\tsubmitted\trounds\tenough pairs\t0\nj1\tfinished\t\t\t1\n",
-		"SELECT job, name, value FROM job_metrics FINAL WHERE name = 'win_rate'":         "j1\twin_rate\t0.5\n",
-		"SELECT digest, pairs, seed FROM datasets FINAL":                                 "d1\t7\t1152921504606846976\n",
+		"SELECT count(), countIf(rejected != ''), sum(expect) FROM control_log FINAL": "6\t1\t0\n",
+		"SELECT version, logical, parents, labels_to, metrics FROM model_versions FINAL": "prompt-1\tprompt\t['a','b']\t2026-03-01 " +
+			"12:00:00.000\t{\"auc\":0.75}\n",
+		"SELECT job, state, kind, reason, attempt FROM jobs FINAL ORDER BY time": "j1\tsubmitted\trounds\tenough pairs\t0\nj1\tfinished\t\t\t1\n",
+		"SELECT job, name, value FROM job_metrics FINAL WHERE name = 'win_rate'": "j1\twin_rate\t0.5\n",
+		"SELECT digest, pairs, seed FROM datasets FINAL":                         "d1\t7\t1152921504606846976\n",
 	} {
 		if got := lines(t, db, q); got != want {
 			t.Errorf("%s\n got %q\nwant %q", q, got, want)
@@ -1176,7 +1193,8 @@ func TestCatalogueRowsReplaceThemselves(t *testing.T) {
 		if err := db.InsertProducts(t.Context(), []ProductRow{{ID: "p", Title: "Mug", Category: "home/mugs", Holdout: true}}); err != nil {
 			t.Fatal(err)
 		}
-		if err := db.InsertLate(t.Context(), []LateRow{{&eventpb.Late{Reason: "click_after_window", ImpressionId: []byte("short"), TimeMs: 5}, Place{"t", 1, 2}}}); err != nil {
+		if err := db.InsertLate(t.Context(),
+			[]LateRow{{&eventpb.Late{Reason: "click_after_window", ImpressionId: []byte("short"), TimeMs: 5}, Place{"t", 1, 2}}}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -236,7 +236,8 @@ func (o *Oracle) row(r *Report, l Label, matureMS int64) {
 
 func (o *Oracle) correction(r *Report, v *verdict, l Label) {
 	switch {
-	case l.Kind != eventpb.LabelKind_LABEL_KIND_CORRECTED || l.Version < 2 || !l.Clicked || v.click != 0 || v.late == 0 || v.ms()+int64(v.late) >= o.journalMS:
+	case l.Kind != eventpb.LabelKind_LABEL_KIND_CORRECTED || l.Version < 2 || !l.Clicked || v.click != 0 || v.late == 0 ||
+		v.ms()+int64(v.late) >= o.journalMS:
 		r.Spurious++
 		r.Wrong++
 		r.example("wrong: %v has version %d, %v, clicked %v without a late click that calls for it", l.ID, l.Version, l.Kind, l.Clicked)

@@ -168,7 +168,8 @@ func (t *Traffic) replay() error {
 	if t.st.seq == acked {
 		t.unsent = nil
 	} else if t.st.seq != acked+1 {
-		return fmt.Errorf("world journal: %d batches but %d acknowledged: batches are sent one at a time, so the journal is damaged", t.st.seq, acked)
+		return fmt.Errorf("world journal: %d batches but %d acknowledged: batches are sent one at a time, so the journal is damaged",
+			t.st.seq, acked)
 	}
 	if t.resumed {
 		if err := t.pcg.UnmarshalBinary(t.st.rng[:]); err != nil {
@@ -393,7 +394,8 @@ func (t *Traffic) bear(b *batch, decisions []Decision) {
 		}
 		p := t.picks[i]
 		b.births = append(b.births, birth{
-			id: decisions[i].ImpressionID, user: p.user, product: p.product, placement: p.placement, position: p.position, bot: int(p.user) < t.shop.bots,
+			id: decisions[i].ImpressionID, user: p.user, product: p.product, placement: p.placement, position: p.position,
+			bot:      int(p.user) < t.shop.bots,
 			creative: decisions[i].Creative, experiment: decisions[i].Experiment, variant: decisions[i].Variant,
 			model: decisions[i].ModelVersion, policy: decisions[i].Policy, propensity: decisions[i].Propensity,
 		})

@@ -55,7 +55,8 @@ func TestTripsAndHeals(t *testing.T) {
 		reason string
 		within int // minutes until it must have tripped
 	}{
-		{"the click stream stops", All, func(c *Counts) { c.Clicks, c.Joined, c.Orphans, c.Positive = 0, 0, 0, 0 }, "clicks per impression are", 5},
+		{"the click stream stops", All, func(c *Counts) { c.Clicks, c.Joined, c.Orphans, c.Positive = 0, 0, 0, 0 },
+			"clicks per impression are", 5},
 		{"half of the clicks get lost", All, func(c *Counts) { c.Clicks, c.Joined = c.Clicks/4, c.Joined/4 }, "clicks per impression are", 5},
 		{"a click farm", All, func(c *Counts) { c.Clicks, c.Joined = c.Clicks*6, c.Joined*6 }, "clicks per impression are", 3},
 		{"impressions get lost", All, func(c *Counts) { c.Orphans, c.Joined = c.Joined, c.Orphans }, "find their impression", 5},

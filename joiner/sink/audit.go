@@ -76,10 +76,10 @@ type look struct {
 	differed map[warehouse.Mismatch]bool
 }
 
-// look audits once. A difference is an alarm when an earlier look saw the same, number by number, and everything that had been written by then
-// has come into the warehouse since. For let part of a transaction of the joiner be here and part of it not: then all of it
-// had been written when the first look saw that, so the rest has come, and the numbers have changed. While the sink is
-// behind, the earlier look waits: nobody can tell yet.
+// look audits once. A difference is an alarm when an earlier look saw the same, number by number, and everything that had
+// been written by then has come into the warehouse since. For let part of a transaction of the joiner be here and part of it
+// not: then all of it had been written when the first look saw that, so the rest has come, and the numbers have changed.
+// While the sink is behind, the earlier look waits: nobody can tell yet.
 func (s *Service) look(ctx context.Context, before *look) (*look, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.InsertTimeout)
 	defer cancel()

@@ -226,7 +226,8 @@ func TestDeadLettersAreInTheWarehouse(t *testing.T) {
 	db := database(t, engine(t))
 	keyed, named := schemas.NewImpressionID(time.UnixMilli(1e12), [10]byte{1}), schemas.NewImpressionID(time.UnixMilli(4e12), [10]byte{2})
 	for i, d := range []*eventpb.DeadLetter{
-		{Reason: string(schemas.DeadBadTime), Detail: "ahead", Topic: "raw.impressions", Partition: 3, Offset: 7, Key: keyed[:], Value: make([]byte, 2000)},
+		{Reason: string(schemas.DeadBadTime), Detail: "ahead", Topic: "raw.impressions", Partition: 3, Offset: 7, Key: keyed[:],
+			Value: make([]byte, 2000)},
 		{Reason: string(schemas.DeadBadTime), Topic: "raw.clicks", Value: []byte(`{"id":"` + named.String() + `","user":"alice"}`)},
 		{Reason: string(schemas.DeadMalformed), Topic: "raw.clicks", Offset: 9, Value: []byte("\xff\xfe garbage, user bob")},
 	} {

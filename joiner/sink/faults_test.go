@@ -255,7 +255,8 @@ func TestTokensForgotten(t *testing.T) {
 	for name, forget := range map[string]func(*testing.T, *warehouse.DB){
 		"dedup log lost": func(t *testing.T, db *warehouse.DB) {
 			var path string
-			if err := db.QueryRow(t.Context(), "SELECT data_paths[1] FROM system.tables WHERE database = currentDatabase() AND name = 'labels'").Scan(&path); err != nil {
+			if err := db.QueryRow(t.Context(),
+				"SELECT data_paths[1] FROM system.tables WHERE database = currentDatabase() AND name = 'labels'").Scan(&path); err != nil {
 				t.Fatal(err)
 			}
 			exec1(t, db, "DETACH TABLE labels")
@@ -271,7 +272,8 @@ func TestTokensForgotten(t *testing.T) {
 		"window overflowed": func(t *testing.T, db *warehouse.DB) {
 			exec1(t, db, "ALTER TABLE labels MODIFY SETTING non_replicated_deduplication_window = 1")
 			for i := range 3 { // into both days of the traffic, the same rows: they replace each other
-				row := warehouse.LabelRow{Impression: schemas.NewImpressionID(time.Date(2026, 3, 1, 23, 0, 0, 0, time.UTC), [10]byte{1}), Version: 1, Product: "p", Partition: 9}
+				row := warehouse.LabelRow{Impression: schemas.NewImpressionID(time.Date(2026, 3, 1, 23, 0, 0, 0, time.UTC), [10]byte{1}), Version: 1,
+					Product: "p", Partition: 9}
 				next := row
 				next.Impression = schemas.NewImpressionID(time.Date(2026, 3, 2, 1, 0, 0, 0, time.UTC), [10]byte{2})
 				if err := db.InsertLabels(t.Context(), fmt.Sprint("between ", i), []warehouse.LabelRow{row, next}); err != nil {

@@ -80,7 +80,8 @@ func TestASinkThatCannotWorkSaysSo(t *testing.T) {
 			return false, errors.New("connection refused")
 		})
 		n := len(*said)
-		if n < 3 || (*said)[n-1] != "" || !strings.Contains((*said)[n-2], "connection refused") || !strings.HasPrefix((*said)[n-2], "labels since ") {
+		if n < 3 || (*said)[n-1] != "" || !strings.Contains((*said)[n-2], "connection refused") ||
+			!strings.HasPrefix((*said)[n-2], "labels since ") {
 			t.Errorf("said %q", *said)
 		}
 	})

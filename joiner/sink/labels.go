@@ -205,8 +205,8 @@ func (w *session) take(b stream.PartitionBatch, now time.Time) {
 }
 
 // maxBlocksPerSecond bounds the blocks of one sink under light load. Each is a part of labels and of every table that is fed
-// by it, which the engine has to merge: with a block a second of each of 256 partitions it would be 1,000 parts a second. So the more partitions,
-// the longer each waits: 256 of them 13 s, up to 20 of them FlushInterval. Full blocks do not wait.
+// by it, which the engine has to merge: with a block a second of each of 256 partitions it would be 1,000 parts a second.
+// So the more partitions, the longer each waits: 256 of them 13 s, up to 20 of them FlushInterval. Full blocks do not wait.
 const maxBlocksPerSecond = 20
 
 // pace is how long rows of a partition wait for others.

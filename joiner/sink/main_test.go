@@ -239,14 +239,17 @@ func wait(t testing.TB, what string, ok func() bool) {
 func check(t testing.TB, db *warehouse.DB, want truth) {
 	t.Helper()
 	var got truth
-	if err := db.QueryRow(t.Context(), "SELECT count(), groupBitXor(cityHash64(UUIDToNum(impression_id))), sum(cityHash64(UUIDToNum(impression_id))) FROM labels").Scan(&got.rows, &got.xor, &got.sum); err != nil {
+	if err := db.QueryRow(t.Context(),
+		"SELECT count(), groupBitXor(cityHash64(UUIDToNum(impression_id))), "+
+			"sum(cityHash64(UUIDToNum(impression_id))) FROM labels").Scan(&got.rows, &got.xor, &got.sum); err != nil {
 		t.Fatal(err)
 	}
 	if got != want {
 		t.Errorf("labels: %+v, want %+v", got, want)
 	}
 	var minutes, differ uint64
-	if err := db.QueryRow(t.Context(), "SELECT (SELECT count() FROM audit FINAL), (SELECT count() FROM audit_mismatch)").Scan(&minutes, &differ); err != nil {
+	if err := db.QueryRow(t.Context(), "SELECT (SELECT count() FROM audit FINAL), (SELECT count() FROM audit_mismatch)").Scan(&minutes,
+		&differ); err != nil {
 		t.Fatal(err)
 	}
 	if minutes == 0 || differ != 0 {

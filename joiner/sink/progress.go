@@ -68,8 +68,8 @@ type waiting struct {
 }
 
 // step reads the joiner's commits, then the ends of labels.v1: what a commit stands for lies before them. A
-// watermark is recorded once everything before its end is inserted; under steady traffic, where something always lies before the newest end, an older
-// watermark waits and is recorded meanwhile.
+// watermark is recorded once everything before its end is inserted; under steady traffic, where something always lies before
+// the newest end, an older watermark waits and is recorded meanwhile.
 func (f *follower) step(ctx context.Context) (all bool, err error) {
 	ids, err := stream.TopicIDs(ctx, f.cfg.Kafka, schemas.TopicLabels)
 	if err != nil {

@@ -68,7 +68,8 @@ func TestRefill(t *testing.T) {
 			exec1(
 				t,
 				db,
-				"ALTER TABLE labels DELETE WHERE partition = 0 AND offset >= 3500 OR partition = 1 AND offset >= 3100 AND offset % 3 = 0 SETTINGS mutations_sync = 2",
+				"ALTER TABLE labels DELETE WHERE partition = 0 AND offset >= 3500 OR partition = 1 AND offset >= 3100 AND offset % 3 = 0 SETTINGS "+
+					"mutations_sync = 2",
 			)
 			exec1(t, db, "TRUNCATE TABLE audit")
 			from.Offsets[schemas.TopicAudit] = nil // nothing of it was begun

@@ -236,8 +236,9 @@ func TestInstancesComeAndGo(t *testing.T) {
 // A row that is missing and one that is there twice raise the alarm at the second look, and not before.
 func TestAuditAlarm(t *testing.T) {
 	for name, damage := range map[string]string{
-		"missing":   "DELETE FROM labels WHERE impression_id = (SELECT min(impression_id) FROM labels)",
-		"duplicate": "INSERT INTO labels SELECT * REPLACE (version + 7 AS version) FROM labels WHERE impression_id = (SELECT min(impression_id) FROM labels) LIMIT 1",
+		"missing": "DELETE FROM labels WHERE impression_id = (SELECT min(impression_id) FROM labels)",
+		"duplicate": "INSERT INTO labels SELECT * REPLACE (version + 7 AS version) FROM labels WHERE impression_id = (SELECT " +
+			"min(impression_id) FROM labels) LIMIT 1",
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := streamtest.Start(t, 2)
@@ -371,8 +372,9 @@ func TestMirror(t *testing.T) {
 		command("1", control.ModelRegistered, "model/m", control.Model{Version: "m", Logical: "prompt"}),
 		command("2", control.ModelRegistered, "model/m", control.Model{Version: "m", Logical: "prompt"}),
 	)
-	counts := "SELECT toString(tuple((SELECT countIf(blocked = 'ugly') FROM creatives FINAL), (SELECT count() FROM pairs FINAL), (SELECT count() FROM late FINAL), " +
-		"(SELECT count() FROM control_log FINAL), (SELECT countIf(rejected != '') FROM control_log FINAL), (SELECT count() FROM model_versions FINAL)))"
+	counts := "SELECT toString(tuple((SELECT countIf(blocked = 'ugly') FROM creatives FINAL), (SELECT count() FROM pairs FINAL), " +
+		"(SELECT count() FROM late FINAL), (SELECT count() FROM control_log FINAL), " +
+		"(SELECT countIf(rejected != '') FROM control_log FINAL), (SELECT count() FROM model_versions FINAL)))"
 	read := func() (got string) {
 		if err := db.QueryRow(t.Context(), counts).Scan(&got); err != nil {
 			t.Fatal(err)
@@ -409,10 +411,12 @@ func TestDecodeEqualsProto(t *testing.T) {
 		}
 		want := warehouse.Label{
 			Impression: schemas.ImpressionID(i.Id), Version: l.Version, User: i.User, Position: uint16(i.Position), Propensity: i.Propensity,
-			Bot: i.Bot, Suspect: l.Suspect, Kind: int8(l.Kind), Clicked: l.Clicked, ClickDelayMS: l.ClickDelayMs, Clicks: l.Clicks, Weight: l.Weight, WatermarkMS: l.WatermarkMs,
+			Bot: i.Bot, Suspect: l.Suspect, Kind: int8(l.Kind), Clicked: l.Clicked, ClickDelayMS: l.ClickDelayMs, Clicks: l.Clicks, Weight: l.Weight,
+			WatermarkMS: l.WatermarkMs,
 		}
 		for c, v := range map[warehouse.NameColumn]string{
-			warehouse.Product: i.Product, warehouse.Creative: i.Creative, warehouse.Placement: i.Placement, warehouse.Campaign: i.Campaign, warehouse.Category: i.Category,
+			warehouse.Product: i.Product, warehouse.Creative: i.Creative, warehouse.Placement: i.Placement, warehouse.Campaign: i.Campaign,
+			warehouse.Category:   i.Category,
 			warehouse.Experiment: i.Experiment, warehouse.Variant: i.Variant, warehouse.ModelVersion: i.ModelVersion, warehouse.Policy: i.Policy,
 		} {
 			want.Names[c] = block.Name(c, []byte(v))

@@ -198,10 +198,12 @@ func TestRecordIsSmall(t *testing.T) {
 // fullEvent has every field, with a request id of 16 bytes.
 func fullEvent(id schemas.ImpressionID, i int) *eventpb.Impression {
 	return &eventpb.Impression{
-		Id: id[:], RequestId: id[:], User: mix(uint64(i + 1)), Product: fmt.Sprintf("p-%d", i%8000/4), Creative: fmt.Sprintf("c-%06d", i%8000), Placement: "feed",
+		Id: id[:], RequestId: id[:], User: mix(uint64(i + 1)), Product: fmt.Sprintf("p-%d", i%8000/4), Creative: fmt.Sprintf("c-%06d", i%8000),
+		Placement: "feed",
 		Position: uint32(
 			1 + i%8,
-		), Campaign: fmt.Sprintf("spring-%d", i%20), Category: fmt.Sprintf("home/lamps-%d", i%40), Experiment: "e7", Variant: []string{"control", "treatment"}[i%2],
+		), Campaign: fmt.Sprintf("spring-%d", i%20), Category: fmt.Sprintf("home/lamps-%d", i%40), Experiment: "e7",
+		Variant:      []string{"control", "treatment"}[i%2],
 		ModelVersion: "pm-12", Policy: "s-33", Propensity: 1 / float64(1+i), Schema: 1,
 	}
 }

@@ -152,7 +152,8 @@ func New(cfg Config) *Window {
 	if err := cfg.Validate(); err != nil {
 		panic("window: " + err.Error())
 	}
-	w := &Window{cfg: cfg, buckets: map[int64]*bucket{}, watermark: None, floor: None, max: [2]int64{None, None}, names: newDictionary(cfg.Seed)}
+	w := &Window{cfg: cfg, buckets: map[int64]*bucket{}, watermark: None, floor: None, max: [2]int64{None, None},
+		names: newDictionary(cfg.Seed)}
 	w.begin()
 	return w
 }

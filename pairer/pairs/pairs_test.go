@@ -223,7 +223,8 @@ func TestAPairHasTheSpanOfItsOwnEvidence(t *testing.T) {
 
 // The category is what the client says: a creative under two of them is one creative, not a pair with itself.
 func TestACreativeIsNotComparedWithItself(t *testing.T) {
-	all := []Evidence{ev("p", "x/y", "home", "c-a", 2000, 40), ev("p", "x/z", "home", "c-a", 2000, 90), ev("p", "x/z", "home", "c-b", 4000, 40)}
+	all := []Evidence{ev("p", "x/y", "home", "c-a", 2000, 40), ev("p", "x/z", "home", "c-a", 2000, 90),
+		ev("p", "x/z", "home", "c-b", 4000, 40)}
 	ps := Build(Config{Policy: PolicyPosterior}, all, Span{})
 	if len(ps) != 1 || ps[0].Chosen.Creative != "c-a" || ps[0].Chosen.Impressions != 4000 || ps[0].Rejected.Creative != "c-b" {
 		t.Errorf("%+v", ps)

@@ -23,9 +23,12 @@ import (
 
 // TestClassify goes over bodies that were recorded from vLLM 0.32.
 func TestClassify(t *testing.T) {
-	const already = `{"error":{"message":"The lora adapter 'a' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.","type":"InvalidUserInput","param":null,"code":400}}`
-	const conflict = `{"error":{"message":"The lora adapter 'tiny-llama' conflicts with a served base model.","type":"InvalidUserInput","param":null,"code":400}}`
-	const rank = `{"error":{"message":"Call to add_lora method failed: Worker failed with error 'LoRA rank 64 is greater than max_lora_rank 16.'","type":"InternalServerError","param":null,"code":500}}`
+	const already = `{"error":{"message":"The lora adapter 'a' has already been loaded. If you want to load the adapter in place, set ` +
+		`'load_inplace' to True.","type":"InvalidUserInput","param":null,"code":400}}`
+	const conflict = `{"error":{"message":"The lora adapter 'tiny-llama' conflicts with a served base model.","type":"InvalidUserInput",` +
+		`"param":null,"code":400}}`
+	const rank = `{"error":{"message":"Call to add_lora method failed: Worker failed with error 'LoRA rank 64 is greater than max_lora_rank ` +
+		`16.'","type":"InternalServerError","param":null,"code":500}}`
 	for _, tc := range []struct {
 		status int
 		body   string

@@ -136,7 +136,8 @@ func eval[T any](t *testing.T, b *tab, js string) T {
 // until waits for a condition in the page.
 func (b *tab) until(t *testing.T, js string) {
 	t.Helper()
-	if _, err := chromedp.Run(b.ctx, chromedp.Poll[bool]("!!("+js+")", chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(30*time.Second))); err != nil {
+	if _, err := chromedp.Run(b.ctx, chromedp.Poll[bool]("!!("+js+")", chromedp.WithPollingInterval(50*time.Millisecond),
+		chromedp.WithPollingTimeout(30*time.Second))); err != nil {
 		t.Fatalf("waiting for %s: %v", js, err)
 	}
 }
@@ -219,7 +220,8 @@ func TestPageInChromium(t *testing.T) {
 	if !eval[bool](
 		t,
 		b,
-		`(() => { const x = s => document.querySelector(s).getBoundingClientRect(); const l = x('.axis .line'), d = x('.axis .dot'), z = x('.axis .zero'), t = x('.axis .t.z');
+		`(() => { const x = s => document.querySelector(s).getBoundingClientRect();
+		const l = x('.axis .line'), d = x('.axis .dot'), z = x('.axis .zero'), t = x('.axis .t.z');
 		const m = d.left + d.width / 2; return l.left < m && m < l.right && Math.abs(z.left + z.width / 2 - (t.left + t.width / 2)) < 1.5 })()`,
 	) {
 		t.Error("the lift's whisker is not where its numbers are")

@@ -14,7 +14,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "ctrloop_console_overview_seconds", Help: "Time of gathering one overview, in seconds.", NativeHistogramBucketFactor: 1.1}),
 		errors: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "ctrloop_console_overview_errors_total", Help: "Overviews that could not be gathered; the page then shows the last one and its age."}),
+			Name: "ctrloop_console_overview_errors_total",
+			Help: "Overviews that could not be gathered; the page then shows the last one and its age."}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "ctrloop_console_streams", Help: "Live viewers."}),
 		displaced: prometheus.NewCounter(prometheus.CounterOpts{

@@ -50,7 +50,8 @@ func New(cfg Config, source Source, log zerolog.Logger, reg prometheus.Registere
 	if source == nil {
 		return nil, errors.New("console: a Source must be given")
 	}
-	return &Service{cfg: cfg, source: source, limited: telemetry.NewThrottle(log, logEvery, time.Now), metrics: newMetrics(reg), now: time.Now}, nil
+	return &Service{cfg: cfg, source: source, limited: telemetry.NewThrottle(log, logEvery, time.Now), metrics: newMetrics(reg),
+		now: time.Now}, nil
 }
 
 // Routes are the page and its data. Images are at the paths that the overview names.

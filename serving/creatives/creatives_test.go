@@ -474,7 +474,8 @@ func TestCreativesAreScored(t *testing.T) {
 		judge Judge
 		want  schemas.Creative // Matching and MatchingJudge
 	}{
-		"scored":        {judgeFunc(func(string) (float64, bool, error) { return 0.7, true, nil }), schemas.Creative{Matching: 0.7, MatchingJudge: "test"}},
+		"scored": {judgeFunc(func(string) (float64, bool, error) { return 0.7, true, nil }),
+			schemas.Creative{Matching: 0.7, MatchingJudge: "test"}},
 		"does not suit": {judgeFunc(func(string) (float64, bool, error) { return 0, true, nil }), schemas.Creative{MatchingJudge: "test"}},
 		"cannot tell":   {judgeFunc(func(string) (float64, bool, error) { return 0.7, false, nil }), schemas.Creative{}},
 		"fails":         {judgeFunc(func(string) (float64, bool, error) { return 0.7, true, errors.New("no answer") }), schemas.Creative{}},
@@ -558,7 +559,8 @@ func TestMatchingFromElsewhere(t *testing.T) {
 		t.Errorf("published %+v", last)
 	}
 	for body, code := range map[string]int{
-		`{"score": 1.5, "judge": "x"}`: 400, `{"score": -0.1, "judge": "x"}`: 400, `{"judge": "x"}`: 400, `{"score": 1}`: 400, `{"score": 1, "judge": "x", "note": 1}`: 400, `{`: 400,
+		`{"score": 1.5, "judge": "x"}`: 400, `{"score": -0.1, "judge": "x"}`: 400, `{"judge": "x"}`: 400, `{"score": 1}`: 400,
+		`{"score": 1, "judge": "x", "note": 1}`: 400, `{`: 400,
 		`{"score": 1, "judge": "` + strings.Repeat("x", 101) + `"}`: 400,
 	} {
 		if w := put(c.ID, body); w.Code != code {

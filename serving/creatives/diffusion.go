@@ -97,7 +97,8 @@ func (d *Diffusion) Draw(ctx context.Context, p *catalogue.Product, description 
 		}
 		if !errors.Is(err, errTryAgain) || time.Now().After(deadline) {
 			return nil, false, fmt.Errorf(
-				"image server %s: %w; is it up (GET /health)? `python -m ctrloop_trainer.diffusion.serve` starts one, images.backend: scene does without",
+				"image server %s: %w; is it up (GET /health)? `python -m ctrloop_trainer.diffusion.serve` starts one, images.backend: scene "+
+					"does without",
 				d.cfg.Address,
 				err,
 			)

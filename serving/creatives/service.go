@@ -98,7 +98,8 @@ func New(cfg Config, d Deps, log zerolog.Logger, reg prometheus.Registerer) (*Se
 	s := &Service{
 		cfg: cfg, products: d.Products, model: d.Model, resolve: d.Resolve, drawer: d.Drawer, judge: d.Judge, store: d.Store, pub: d.Publisher,
 		prompter: prompter{Prompting: d.Prompting, views: map[string]string{}},
-		lib:      d.Library, log: log, limited: telemetry.NewThrottle(log, logEvery, time.Now), m: newMetrics(reg, d.Library), jobs: map[string]*job{}, wake: make(chan struct{}, 1),
+		lib:      d.Library, log: log, limited: telemetry.NewThrottle(log, logEvery, time.Now), m: newMetrics(reg, d.Library),
+		jobs: map[string]*job{}, wake: make(chan struct{}, 1),
 	}
 	jobs, problems, err := readJobs(cfg.Dir)
 	if err != nil {

@@ -237,7 +237,8 @@ func (s *Service) one(view *creatives.View, g *rand.PCG, now int64, r *Request) 
 		return d
 	}
 	a, ok := s.assign.Assign(Logical, assign.Unit{
-		User: string(r.User), Product: r.Product, Category: shelf.All[0].Category, Placement: r.Placement, Attributes: r.Attributes, Force: r.Force,
+		User: string(r.User), Product: r.Product, Category: shelf.All[0].Category, Placement: r.Placement, Attributes: r.Attributes,
+		Force: r.Force,
 	})
 	epsilon := s.cfg.Epsilon
 	switch {

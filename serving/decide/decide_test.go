@@ -255,7 +255,8 @@ func TestHTTP(t *testing.T) {
 
 func TestJSONIsWhatTheStandardLibraryWrites(t *testing.T) {
 	for _, d := range []Decision{
-		{}, {ImpressionID: "i", Creative: "c", CreativeURL: "http://x/y?a=1&b=<2>", Experiment: "é\"\\\n", Variant: "\x00\xff", Propensity: 1. / 3, Product: "p", Placement: "q", Position: 9, Error: "<&>"},
+		{}, {ImpressionID: "i", Creative: "c", CreativeURL: "http://x/y?a=1&b=<2>", Experiment: "é\"\\\n", Variant: "\x00\xff",
+			Propensity: 1. / 3, Product: "p", Placement: "q", Position: 9, Error: "<&>"},
 		{Propensity: 1}, {Propensity: 0.0001},
 	} {
 		want, err := json.Marshal(d)

@@ -252,7 +252,8 @@ func Check(x control.Experiment, st *control.State) error {
 			bad("%s %q: no such model version", name, version)
 		} else if m.Logical != x.Logical {
 			bad("%s %q is a %s model, not %s", name, version, m.Logical, x.Logical)
-		} else if slices.Contains([]control.ModelState{control.ModelFailed, control.ModelDrained, control.ModelUnloaded, control.ModelFetched}, m.State) {
+		} else if slices.Contains([]control.ModelState{control.ModelFailed, control.ModelDrained, control.ModelUnloaded, control.ModelFetched},
+			m.State) {
 			bad("%s %q is %s: it cannot answer", name, version, m.State)
 		}
 	}
@@ -355,7 +356,8 @@ func (s *Service) replay(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if s.d.Hooks == nil {
-		httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "name endpoints under webhooks.endpoints in the configuration", "no webhooks are configured"))
+		httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "name endpoints under webhooks.endpoints in the configuration",
+			"no webhooks are configured"))
 		return
 	}
 	n, err := s.d.Hooks.Replay(req.Endpoint, r.PathValue("id"), req.From)

@@ -143,10 +143,12 @@ func (s *Service) Force(ctx context.Context, id, who string, r Request) error {
 		)
 	}
 	unit := r.Unit
-	if _, clear := x.Forced[unit]; x.Unit != "product" && (!clear || r.Variant != "") { // a user in clear, of an older version, is taken back so
+	// A user whom an older version forced in clear is taken back in clear.
+	if _, clear := x.Forced[unit]; x.Unit != "product" && (!clear || r.Variant != "") {
 		unit = control.HideUnit(id, unit)
 	}
-	return s.append(ctx, control.ExperimentForced, control.ExperimentEntity(id), at, who, r.Note, control.Forced{Unit: unit, Variant: r.Variant})
+	return s.append(ctx, control.ExperimentForced, control.ExperimentEntity(id), at, who, r.Note,
+		control.Forced{Unit: unit, Variant: r.Variant})
 }
 
 // Stop ends an experiment by hand: promote, rollback or inconclusive.

@@ -350,7 +350,8 @@ func TestSlotsAreExclusive(t *testing.T) {
 		!strings.Contains(message(v), "one at a time in a slot") {
 		t.Errorf("start over others: %d %v", code, v)
 	}
-	if code, v := call(t, h, "PUT", "/v1/experiments/holdouts/prompt", `{"share":0.05,"version":"prompt-a","note":"long-term value"}`); code != 200 ||
+	if code, v := call(t, h, "PUT", "/v1/experiments/holdouts/prompt",
+		`{"share":0.05,"version":"prompt-a","note":"long-term value"}`); code != 200 ||
 		len(v["holdouts"].([]any)) != 1 {
 		t.Errorf("holdout: %d %v", code, v)
 	}
@@ -403,7 +404,8 @@ func TestArgoWebMetric(t *testing.T) {
 		return byBool && result["successPercent"].(float64) >= 0.90, result["failed"].(bool), byBool, result
 	}
 	// Both conditions are false, which Argo calls inconclusive: of 0 impressions nothing is known.
-	if ok, failure, _, data := measure(); ok || failure || data["inconclusive"] != true || data["successPercent"] != 1.0 || data["lift"] != nil {
+	if ok, failure, _, data := measure(); ok || failure || data["inconclusive"] != true || data["successPercent"] != 1.0 ||
+		data["lift"] != nil {
 		t.Errorf("at the start: %v", data)
 	}
 	for range 4 {

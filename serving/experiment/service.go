@@ -254,7 +254,8 @@ func (s *Service) record(ctx context.Context, x control.ExperimentStatus, v ramp
 	if s.d.Looks == nil {
 		return
 	}
-	if err := s.d.Looks.Look(ctx, Look{Time: s.d.Wall().UTC(), EventTime: s.d.EventNow().UTC(), Experiment: x.ID, Step: x.Step, Verdict: v}); err != nil {
+	if err := s.d.Looks.Look(ctx, Look{Time: s.d.Wall().UTC(), EventTime: s.d.EventNow().UTC(), Experiment: x.ID, Step: x.Step,
+		Verdict: v}); err != nil {
 		s.metrics.errors.Inc()
 		s.log.Warn().Err(err).Str("experiment", x.ID).Msg("this look is not on record")
 	}

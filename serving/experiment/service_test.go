@@ -234,7 +234,8 @@ func newRig(t testing.TB, seed uint64, steps ...float64) *rig {
 // restart replaces the service by a new one that knows nothing but the control log.
 func (r *rig) restart(t testing.TB, cfg Config) {
 	t.Helper()
-	s, err := New(cfg, Deps{Control: r.log, Lead: controllog.Alone(r.log), Source: r.world, Looks: r.looks, Wall: func() time.Time { return time.Unix(1_800_000_000, 0) },
+	s, err := New(cfg, Deps{Control: r.log, Lead: controllog.Alone(r.log), Source: r.world, Looks: r.looks,
+		Wall:     func() time.Time { return time.Unix(1_800_000_000, 0) },
 		EventNow: func() time.Time { return r.world.now }}, zerolog.Nop(), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
@@ -531,7 +532,8 @@ func TestHTTP(t *testing.T) {
 		t.Errorf("second on the same model: %d %v", code, v)
 	}
 	code, v := call(t, h, "GET", "/v1/experiments/e/analysis", "")
-	if code != 200 || v["ok"] != false || v["inconclusive"] != true || v["decision"] != "hold" || v["rule"] != "min_samples" || v["lift_absolute"] != nil {
+	if code != 200 || v["ok"] != false || v["inconclusive"] != true || v["decision"] != "hold" || v["rule"] != "min_samples" ||
+		v["lift_absolute"] != nil {
 		t.Errorf("analysis without data: %d %v", code, v)
 	}
 	r.world.hour(r.log.st, 3000, 0.05, 0.05)
@@ -546,7 +548,8 @@ func TestHTTP(t *testing.T) {
 	for _, c := range []struct {
 		body string
 		want int
-	}{{`{"outcome":"promote"}`, 422}, {`{"note":"why"}`, 422}, {`{"outcome":"hold","note":"x"}`, 422}, {`{"outcome":"rollback","note":"ugly pictures"}`, 200}, {`{"outcome":"promote","note":"x"}`, 409}} {
+	}{{`{"outcome":"promote"}`, 422}, {`{"note":"why"}`, 422}, {`{"outcome":"hold","note":"x"}`, 422},
+		{`{"outcome":"rollback","note":"ugly pictures"}`, 200}, {`{"outcome":"promote","note":"x"}`, 409}} {
 		if code, v := call(t, h, "POST", "/v1/experiments/e/stop", c.body); code != c.want {
 			t.Errorf("stop %s: %d %v, want %d", c.body, code, v, c.want)
 		}

@@ -83,7 +83,8 @@ func checkSums(t *testing.T, db *warehouse.DB) {
 	checkScores(t, db, rows, horizon)
 	from, to := start.Add(30*time.Minute).Truncate(time.Millisecond), start.Add(80*time.Minute)
 	for _, unit := range []string{"user", "product"} {
-		for _, spans := range [][]Span{nil, {{}}, {{From: from}}, {{From: from, To: to}}, {{From: horizon.Add(time.Second)}}, {{To: from}, {From: to}}} {
+		for _, spans := range [][]Span{nil, {{}}, {{From: from}}, {{From: from, To: to}}, {{From: horizon.Add(time.Second)}},
+			{{To: from}, {From: to}}} {
 			type key struct {
 				variant, product string
 				user             uint64
@@ -257,8 +258,10 @@ func checkDays(t *testing.T, db *warehouse.DB) {
 		arrivals()
 		for _, unit := range []string{"user", "product"} {
 			for _, spans := range [][]Span{
-				{{}}, {{From: day, To: day.AddDate(0, 0, 2)}}, {{From: hour(20), To: hour(22)}}, {{From: hour(20), To: hour(30)}}, {{From: hour(20), To: hour(70)}},
-				{{To: hour(40)}}, {{From: hour(40)}}, {{To: hour(20)}, {From: hour(30), To: hour(55)}, {From: day.AddDate(0, 0, 3)}}, {{From: hour(21), To: hour(48)}, {From: hour(60)}},
+				{{}}, {{From: day, To: day.AddDate(0, 0, 2)}}, {{From: hour(20), To: hour(22)}}, {{From: hour(20), To: hour(30)}},
+				{{From: hour(20), To: hour(70)}},
+				{{To: hour(40)}}, {{From: hour(40)}}, {{To: hour(20)}, {From: hour(30), To: hour(55)}, {From: day.AddDate(0, 0, 3)}},
+				{{From: hour(21), To: hour(48)}, {From: hour(60)}},
 			} {
 				check(unit, spans)
 			}
@@ -451,7 +454,8 @@ func checkExposures(t *testing.T, db *warehouse.DB) {
 		Day     string    `ch:"day"`
 		Time    time.Time `ch:"time"`
 	}
-	if err := db.Select(t.Context(), &got, "SELECT unit, variant, toString(day) AS day, time FROM exposures FINAL ORDER BY unit DESC"); err != nil {
+	if err := db.Select(t.Context(), &got,
+		"SELECT unit, variant, toString(day) AS day, time FROM exposures FINAL ORDER BY unit DESC"); err != nil {
 		t.Fatal(err)
 	}
 	if len(got) != 2 || got[0].Unit != "u1" || got[0].Day != "2026-03-01" || !got[0].Time.Equal(at) || got[1].Unit != es[1].Unit ||
@@ -494,7 +498,8 @@ func checkLooks(t *testing.T, db *warehouse.DB) {
 		Impressions int64   `ch:"impressions"`
 	}
 	var got []row
-	if err := db.Select(t.Context(), &got, "SELECT action, rule, lift, lift_high, p, impressions FROM experiment_looks WHERE experiment = 'e' ORDER BY time"); err != nil {
+	if err := db.Select(t.Context(), &got,
+		"SELECT action, rule, lift, lift_high, p, impressions FROM experiment_looks WHERE experiment = 'e' ORDER BY time"); err != nil {
 		t.Fatal(err)
 	}
 	f := look.Figures

@@ -46,7 +46,8 @@ func shakyRig(t *testing.T, failed Failed, steps ...float64) (*rig, *shaky) {
 	s := &shaky{Source: r.world}
 	cfg := Default()
 	cfg.Failed = failed
-	service, err := New(cfg, Deps{Control: r.log, Source: s, Health: s, Looks: r.looks, Wall: func() time.Time { return time.Unix(1_800_000_000, 0) },
+	service, err := New(cfg, Deps{Control: r.log, Source: s, Health: s, Looks: r.looks,
+		Wall:     func() time.Time { return time.Unix(1_800_000_000, 0) },
 		EventNow: func() time.Time { return r.world.now }}, zerolog.Nop(), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
@@ -110,7 +111,8 @@ func TestFiguresThatCannotBeReadDecideNothingForTheTreatment(t *testing.T) {
 				}
 			}
 			x := r.log.st.Experiments["e"]
-			if got := r.looks.seen[len(r.looks.seen)-1]; c.want == "" && (x.Decision != nil || x.Step.Index != 0 || got.Rule != ramp.UnreadFigures || got.Ok()) {
+			if got := r.looks.seen[len(r.looks.seen)-1]; c.want == "" && (x.Decision != nil || x.Step.Index != 0 || got.Rule != ramp.UnreadFigures ||
+				got.Ok()) {
 				t.Errorf("decision %+v, step %d, last look %s by %s", x.Decision, x.Step.Index, got.Action, got.Rule)
 			}
 			if c.want != "" && (x.Decision == nil || string(x.Decision.Outcome) != c.want) {
@@ -132,7 +134,8 @@ func TestAnalysisWithoutDataIsInconclusive(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if a.OK != ok || a.Inconclusive != inconclusive || a.Data.OK != ok || a.Data.Inconclusive != inconclusive || a.Data.Failed == (ok || inconclusive) {
+		if a.OK != ok || a.Inconclusive != inconclusive || a.Data.OK != ok || a.Data.Inconclusive != inconclusive ||
+			a.Data.Failed == (ok || inconclusive) {
 			t.Errorf("%s: ok %v, inconclusive %v, %+v", when, a.OK, a.Inconclusive, a.Data)
 		}
 		return a
@@ -156,7 +159,8 @@ func TestAnalysisWithoutDataIsInconclusive(t *testing.T) {
 // What belongs to no arm is counted apart.
 func TestRowsOfOtherVariantsAreCountedApart(t *testing.T) {
 	var s ramp.Sums
-	for _, r := range []armRow{{Variant: "control", N: 2, M: 1, D: 5, MM: 1, DD: 13, MD: 3}, {Variant: "evil", D: 7}, {Variant: "", D: 4}, {Variant: "explore", D: 1}} {
+	for _, r := range []armRow{{Variant: "control", N: 2, M: 1, D: 5, MM: 1, DD: 13, MD: 3}, {Variant: "evil", D: 7}, {Variant: "", D: 4},
+		{Variant: "explore", D: 1}} {
 		r.into(&s)
 	}
 	want := ramp.Sums{Control: stats.RatioSums{N: 2, M: 1, D: 5, MM: 1, DD: 13, MD: 3}, Apart: ramp.Apart{Foreign: 8, Anonymous: 4}}

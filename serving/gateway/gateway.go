@@ -30,7 +30,7 @@ const (
 	HeaderVersion    = "X-Model-Version"
 	HeaderExperiment = "X-Experiment"
 	HeaderVariant    = "X-Variant"
-	HeaderArmShare   = "X-Arm-Share"     // probability of the arm for a unit of the experiment; creatives have a propensity, answers here do not
+	HeaderArmShare   = "X-Arm-Share"     // probability of the arm for a unit of the experiment, not a propensity
 	HeaderUnit       = "X-Unit"          // the user, for assignment; the body's "user" serves too
 	HeaderProduct    = "X-Product"       // for experiments by product
 	HeaderForce      = "X-Force-Variant" // "<experiment>:control" or "<experiment>:treatment", for testers
@@ -308,7 +308,8 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, start time.Time)
 	}
 	defer a.Release()
 	if force := r.Header.Get(HeaderForce); force != "" && a.Reason != assign.ByForce {
-		return g.refuse(w, httpapi.Refuse(http.StatusBadRequest, "ask for an arm of an experiment that runs, or leave the header out", "%s", assign.ForceRefused(force)))
+		return g.refuse(w, httpapi.Refuse(http.StatusBadRequest, "ask for an arm of an experiment that runs, or leave the header out", "%s",
+			assign.ForceRefused(force)))
 	}
 	u, err := g.send(r.Context(), a, req.withModel(a.Model))
 	if err != nil {

@@ -452,7 +452,8 @@ func TestParseRequest(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}
-	for _, bad := range []string{``, `[]`, `{}`, `{"model":3}`, `{"model":""}`, `{"model":"a"`, `{"model":"a"} x`, `{"model":"a","model":"b"}`, `{"model":"a","stream":"yes"}`, `{"model":"a","metadata":tru}`, `{"model":"a","echo":true}`} {
+	for _, bad := range []string{``, `[]`, `{}`, `{"model":3}`, `{"model":""}`, `{"model":"a"`, `{"model":"a"} x`, `{"model":"a","model":"b"}`,
+		`{"model":"a","stream":"yes"}`, `{"model":"a","metadata":tru}`, `{"model":"a","echo":true}`} {
 		if _, err := parseRequest([]byte(bad), g.allows); err == nil {
 			t.Errorf("%s: accepted", bad)
 		}
@@ -485,10 +486,8 @@ func writeAdapter(t testing.TB, dir string) {
 // answers at once: the difference is what the gateway adds.
 func BenchmarkAddedLatency(b *testing.B) {
 	answer := []byte(
-		`{"id":"x","object":"chat.completion","model":"prompt-base","choices":[{"index":0,"message":{"role":"assistant","content":"` + strings.Repeat(
-			"word ",
-			40,
-		) + `"}}]}`,
+		`{"id":"x","object":"chat.completion","model":"prompt-base","choices":[{"index":0,"message":{"role":"assistant","content":"` +
+			strings.Repeat("word ", 40) + `"}}]}`,
 	)
 	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)

@@ -18,7 +18,8 @@ func file(header string, data int) []byte {
 	return append(append(out, header...), make([]byte, data)...)
 }
 
-const two = `{"__metadata__":{"format":"pt"},"b":{"dtype":"F32","shape":[2,3],"data_offsets":[2,26]},"a":{"dtype":"BF16","shape":[],"data_offsets":[0,2]}}`
+const two = `{"__metadata__":{"format":"pt"},"b":{"dtype":"F32","shape":[2,3],"data_offsets":[2,26]},"a":{"dtype":"BF16","shape":[],` +
+	`"data_offsets":[0,2]}}`
 
 func TestHeader(t *testing.T) {
 	got, err := parse(bytes.NewReader(file(two, 26)), int64(8+len(two)+26))

@@ -39,9 +39,13 @@ const (
 
 const style = `<style>
 text{font:13px system-ui,sans-serif;fill:#24292f}.title{font-weight:600;font-size:15px}.tick{font-size:11px;fill:#57606a}
-.grid{stroke:#d0d7de;stroke-width:1}.ref{stroke:#57606a;stroke-dasharray:4 3}.iv{stroke:#57606a;stroke-width:2;fill:#57606a}.strong{stroke:#0969da;fill:#0969da}
-.c0{stroke:#0969da;fill:#0969da}.c1{stroke:#bc4c00;fill:#bc4c00}.c2{stroke:#1a7f37;fill:#1a7f37}.c3{stroke:#8250df;fill:#8250df}.line{fill:none;stroke-width:2}.back{fill:#fff}
-@media(prefers-color-scheme:dark){text{fill:#e6edf3}.tick{fill:#9198a1}.grid{stroke:#30363d}.ref{stroke:#9198a1}.iv{stroke:#9198a1;fill:#9198a1}.strong,.c0{stroke:#4493f8;fill:#4493f8}.line{fill:none}.back{fill:#0d1117}}
+.grid{stroke:#d0d7de;stroke-width:1}.ref{stroke:#57606a;stroke-dasharray:4 3}.iv{stroke:#57606a;stroke-width:2;fill:#57606a}` +
+	`.strong{stroke:#0969da;fill:#0969da}
+.c0{stroke:#0969da;fill:#0969da}.c1{stroke:#bc4c00;fill:#bc4c00}.c2{stroke:#1a7f37;fill:#1a7f37}.c3{stroke:#8250df;fill:#8250df}` +
+	`.line{fill:none;stroke-width:2}.back{fill:#fff}
+@media(prefers-color-scheme:dark){text{fill:#e6edf3}.tick{fill:#9198a1}.grid{stroke:#30363d}` +
+	`.ref{stroke:#9198a1}.iv{stroke:#9198a1;fill:#9198a1}` +
+	`.strong,.c0{stroke:#4493f8;fill:#4493f8}.line{fill:none}.back{fill:#0d1117}}
 </style>`
 
 // SVG draws the plot.

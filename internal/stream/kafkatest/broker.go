@@ -142,7 +142,8 @@ func (b *Broker) jvm(class string, args ...string) []string {
 }
 
 func (b *Broker) config() string {
-	listeners, advertised, protocols := "PLAINTEXT://127.0.0.1:%d,CTL://127.0.0.1:%d", "PLAINTEXT://127.0.0.1:%d", "PLAINTEXT:PLAINTEXT,CTL:PLAINTEXT"
+	listeners, advertised, protocols := "PLAINTEXT://127.0.0.1:%d,CTL://127.0.0.1:%d", "PLAINTEXT://127.0.0.1:%d",
+		"PLAINTEXT:PLAINTEXT,CTL:PLAINTEXT"
 	listeners, advertised = fmt.Sprintf(listeners, b.port, b.control), fmt.Sprintf(advertised, b.port)
 	var secure []string
 	if s := b.opt.Secure; s != nil {

@@ -294,7 +294,8 @@ func (s *Server) chat(w http.ResponseWriter, r *http.Request) {
 		return
 	case b.Stream && s.has(StreamError):
 		w.Header().Set("Content-Type", "text/event-stream")
-		fmt.Fprint(w, `data: {"error": {"message": "max_tokens must be at least 1", "type": "BadRequestError", "code": 400}}`+"\n\ndata: [DONE]\n\n")
+		fmt.Fprint(w, `data: {"error": {"message": "max_tokens must be at least 1", "type": "BadRequestError", "code": 400}}`+
+			"\n\ndata: [DONE]\n\n")
 		return
 	}
 	if s.has(ChatBusy) {

@@ -204,7 +204,8 @@ func (x *experiment) version(variant string) string {
 
 // ForceRefused says what is wrong with a [Unit.Force] that gave nothing by hand.
 func ForceRefused(force string) string {
-	return "force " + strconv.Quote(force) + `: want "<experiment>:control" or "<experiment>:treatment" of an experiment that runs on this model`
+	return "force " + strconv.Quote(force) +
+		`: want "<experiment>:control" or "<experiment>:treatment" of an experiment that runs on this model`
 }
 
 // forced is the variant that was given by hand: in the request, or on the experiment's list.

@@ -192,11 +192,14 @@ func TestTargeting(t *testing.T) {
 	}{
 		{"country", control.OpIn, "de fr", true}, {"country", control.OpIn, "fr", false}, {"device", control.OpIn, "phone", false},
 		{"country", control.OpNotIn, "fr", true}, {"country", control.OpNotIn, "de", false}, {"device", control.OpNotIn, "phone", true},
-		{"category", control.OpPrefix, "Garden/", true}, {"category", control.OpPrefix, "Books/ Toys/", false}, {"device", control.OpPrefix, "p", false},
+		{"category", control.OpPrefix, "Garden/", true}, {"category", control.OpPrefix, "Books/ Toys/", false},
+		{"device", control.OpPrefix, "p", false},
 		{"placement", control.OpIn, "top", true}, {"product", control.OpIn, "p1", true},
-		{"age", control.OpAtLeast, "30", true}, {"age", control.OpAtLeast, "30.5", false}, {"age", control.OpBelow, "31", true}, {"age", control.OpBelow, "30", false},
+		{"age", control.OpAtLeast, "30", true}, {"age", control.OpAtLeast, "30.5", false}, {"age", control.OpBelow, "31", true},
+		{"age", control.OpBelow, "30", false},
 		{"odd", control.OpAtLeast, "0", false}, {"odd", control.OpBelow, "0", false}, {"device", control.OpBelow, "9", false},
-		{"country", control.OpPresent, "", true}, {"device", control.OpPresent, "", false}, {"device", control.OpAbsent, "", true}, {"country", control.OpAbsent, "", false},
+		{"country", control.OpPresent, "", true}, {"device", control.OpPresent, "", false}, {"device", control.OpAbsent, "", true},
+		{"country", control.OpAbsent, "", false},
 	} {
 		conditions := []control.Condition{{Attribute: c.attribute, Op: c.op, Values: strings.Fields(c.values)}}
 		if err := CheckTargeting(conditions); err != nil {

@@ -108,8 +108,9 @@ func TestRestartAndAFailingSink(t *testing.T) {
 			if n := testutil.ToFloat64(l.m.multiple); n != 1 {
 				t.Errorf("%g multiple exposures", n)
 			}
-			if sent, again := testutil.ToFloat64(l.m.exposures.WithLabelValues("sent")), testutil.ToFloat64(l.m.exposures.WithLabelValues("repeated")); sent != 301 ||
-				again != 300 {
+			sent := testutil.ToFloat64(l.m.exposures.WithLabelValues("sent"))
+			again := testutil.ToFloat64(l.m.exposures.WithLabelValues("repeated"))
+			if sent != 301 || again != 300 {
 				t.Errorf("%g sent, %g repeated", sent, again)
 			}
 		}

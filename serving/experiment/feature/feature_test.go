@@ -116,9 +116,11 @@ func TestWhoIsNotInTheExperiment(t *testing.T) {
 		what, code string
 		ask        func() error
 	}{
-		{"an unknown flag", string(of.FlagNotFoundCode), func() error { _, err := c.StringValue(t.Context(), "nothing", "", german("u")); return err }},
+		{"an unknown flag", string(of.FlagNotFoundCode),
+			func() error { _, err := c.StringValue(t.Context(), "nothing", "", german("u")); return err }},
 		{"a number", string(of.TypeMismatchCode), func() error { _, err := c.IntValue(t.Context(), "e1", 0, german("u")); return err }},
-		{"a model as a boolean", string(of.TypeMismatchCode), func() error { _, err := c.BooleanValue(t.Context(), "prompt", true, german("u")); return err }},
+		{"a model as a boolean", string(of.TypeMismatchCode),
+			func() error { _, err := c.BooleanValue(t.Context(), "prompt", true, german("u")); return err }},
 		{"no targeting key", string(of.TargetingKeyMissingCode), func() error {
 			_, err := c.BooleanValue(t.Context(), "e1", true, of.NewTargetlessEvaluationContext(map[string]any{"country": "de", "age": 30}))
 			return err
@@ -201,7 +203,8 @@ func TestRemote(t *testing.T) {
 		d.Reason != of.StaticReason {
 		t.Errorf("after the end: %+v, %v", d, err)
 	}
-	if err := r.Expose(t.Context(), []exposure.Exposure{{Experiment: "e1", Unit: "u", Variant: "control", Time: time.Unix(5, 0).UTC()}}); err != nil ||
+	if err := r.Expose(t.Context(),
+		[]exposure.Exposure{{Experiment: "e1", Unit: "u", Variant: "control", Time: time.Unix(5, 0).UTC()}}); err != nil ||
 		len(exposures) != 1 ||
 		exposures[0].Unit != "u" {
 		t.Errorf("%v, %+v", err, exposures)

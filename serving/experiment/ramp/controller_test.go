@@ -107,21 +107,36 @@ func TestScenarios(t *testing.T) {
 		{"sample ratio off comes before a lift", at(3, ramp5...), both(12000, .04, 8000, .08), nil},
 		{"generation errors", at(0, ramp5...), with(both(500, .04, 500, .08), func(e *Evidence) { e.Generation = Counts{200, 40} }), nil},
 		{"a few generation errors", at(0, ramp5...), with(both(9900, .04, 100, .04), func(e *Evidence) { e.Generation = Counts{200, 12} }), nil},
-		{"full step, not enough yet", at(4, ramp5...), with(both(0, 0, 50, .05), func(e *Evidence) { e.Deciding = both(10000, .04, 10000, .048).Now }), nil},
-		{"full step, the same few users for ever", at(4, ramp5...), with(both(0, 0, 50, .05), func(e *Evidence) { e.Deciding = both(10000, .04, 10000, .048).Now }), func(c *Config) { c.MaxImpressions = 500 }},
-		{"full step, entered by hand before the deciding step had data", at(4, ramp5...), with(both(0, 0, 20000, .05), func(e *Evidence) { e.Deciding = Sums{} }), nil},
-		{"full step, entered by hand on a lift of a handful of users", at(4, ramp5...), with(both(0, 0, 20000, .05), func(e *Evidence) { e.Deciding = both(90, .01, 90, .3).Now }), nil},
-		{"full step, sample ratio off once all is in", at(4, ramp5...), with(both(0, 0, 20000, .05), func(e *Evidence) { e.Deciding = both(10600, .04, 9400, .06).Now }), nil},
-		{"full step confirms", at(4, ramp5...), with(both(0, 0, 20000, .02), func(e *Evidence) { e.Deciding = both(10000, .04, 10000, .048).Now }), nil},
-		{"full step, lift gone once all is in", at(4, ramp5...), with(both(0, 0, 20000, .05), func(e *Evidence) { e.Deciding = both(10000, .04, 10000, .0405).Now }), nil},
-		{"full step, lift shown before, interval wider once all is in", shown(at(4, ramp5...), .0005, .0105), with(both(0, 0, 20000, .05), func(e *Evidence) { e.Deciding = both(3000, .04, 3000, .0436).Now }), nil},
-		{"full step, complete data contradict the lift that was shown", shown(at(4, ramp5...), .003, .0105), with(both(0, 0, 20000, .05), func(e *Evidence) { e.Deciding = both(10000, .04, 10000, .0405).Now }), nil},
-		{"full step, generation errors", at(4, ramp5...), with(both(0, 0, 20000, .05), func(e *Evidence) { e.Generation = Counts{1000, 200} }), nil},
-		{"matching score lost", at(1, ramp5...), with(both(19000, .04, 1000, .04), func(e *Evidence) { e.Metrics = []Metric{means(MatchingScore, 5000, 0.6, 0.5)} }), nil},
-		{"matching score lower within its margin", at(1, ramp5...), with(both(19000, .04, 1000, .04), func(e *Evidence) { e.Metrics = []Metric{means(MatchingScore, 5000, 0.6, 0.58)} }), nil},
-		{"descriptions fall apart", at(1, ramp5...), with(both(19000, .04, 1000, .04), func(e *Evidence) { e.Metrics = []Metric{means(ValidShare, 400, 0.97, 0.6)} }), nil},
-		{"too few descriptions to say", at(1, ramp5...), with(both(19000, .04, 1000, .04), func(e *Evidence) { e.Metrics = []Metric{means(ValidShare, 40, 0.97, 0.4)} }), nil},
-		{"slower than allowed: the ramp waits", at(3, ramp5...), with(both(10000, .04, 10000, .048), func(e *Evidence) { e.Metrics = []Metric{means(GatewaySeconds, 5000, 0.2, 0.5)} }), nil},
+		{"full step, not enough yet", at(4, ramp5...),
+			with(both(0, 0, 50, .05), func(e *Evidence) { e.Deciding = both(10000, .04, 10000, .048).Now }), nil},
+		{"full step, the same few users for ever", at(4, ramp5...), with(both(0, 0, 50, .05),
+			func(e *Evidence) { e.Deciding = both(10000, .04, 10000, .048).Now }), func(c *Config) { c.MaxImpressions = 500 }},
+		{"full step, entered by hand before the deciding step had data", at(4, ramp5...),
+			with(both(0, 0, 20000, .05), func(e *Evidence) { e.Deciding = Sums{} }), nil},
+		{"full step, entered by hand on a lift of a handful of users", at(4, ramp5...),
+			with(both(0, 0, 20000, .05), func(e *Evidence) { e.Deciding = both(90, .01, 90, .3).Now }), nil},
+		{"full step, sample ratio off once all is in", at(4, ramp5...),
+			with(both(0, 0, 20000, .05), func(e *Evidence) { e.Deciding = both(10600, .04, 9400, .06).Now }), nil},
+		{"full step confirms", at(4, ramp5...),
+			with(both(0, 0, 20000, .02), func(e *Evidence) { e.Deciding = both(10000, .04, 10000, .048).Now }), nil},
+		{"full step, lift gone once all is in", at(4, ramp5...),
+			with(both(0, 0, 20000, .05), func(e *Evidence) { e.Deciding = both(10000, .04, 10000, .0405).Now }), nil},
+		{"full step, lift shown before, interval wider once all is in", shown(at(4, ramp5...), .0005, .0105),
+			with(both(0, 0, 20000, .05), func(e *Evidence) { e.Deciding = both(3000, .04, 3000, .0436).Now }), nil},
+		{"full step, complete data contradict the lift that was shown", shown(at(4, ramp5...), .003, .0105),
+			with(both(0, 0, 20000, .05), func(e *Evidence) { e.Deciding = both(10000, .04, 10000, .0405).Now }), nil},
+		{"full step, generation errors", at(4, ramp5...),
+			with(both(0, 0, 20000, .05), func(e *Evidence) { e.Generation = Counts{1000, 200} }), nil},
+		{"matching score lost", at(1, ramp5...),
+			with(both(19000, .04, 1000, .04), func(e *Evidence) { e.Metrics = []Metric{means(MatchingScore, 5000, 0.6, 0.5)} }), nil},
+		{"matching score lower within its margin", at(1, ramp5...),
+			with(both(19000, .04, 1000, .04), func(e *Evidence) { e.Metrics = []Metric{means(MatchingScore, 5000, 0.6, 0.58)} }), nil},
+		{"descriptions fall apart", at(1, ramp5...),
+			with(both(19000, .04, 1000, .04), func(e *Evidence) { e.Metrics = []Metric{means(ValidShare, 400, 0.97, 0.6)} }), nil},
+		{"too few descriptions to say", at(1, ramp5...),
+			with(both(19000, .04, 1000, .04), func(e *Evidence) { e.Metrics = []Metric{means(ValidShare, 40, 0.97, 0.4)} }), nil},
+		{"slower than allowed: the ramp waits", at(3, ramp5...),
+			with(both(10000, .04, 10000, .048), func(e *Evidence) { e.Metrics = []Metric{means(GatewaySeconds, 5000, 0.2, 0.5)} }), nil},
 		{"a roll-back comes before a wait", at(1, ramp5...), with(both(19000, .04, 1000, .04), func(e *Evidence) {
 			e.Metrics = []Metric{means(GatewaySeconds, 5000, 0.2, 0.5), means(MatchingScore, 5000, 0.6, 0.1)}
 		}), nil},
@@ -205,7 +220,8 @@ func TestValidateNamesEveryProblem(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := Config{Guardrails: []Guardrail{{}}}.Validate()
-	for _, path := range []string{"min_units", "min_impressions", "min_clicks", "guard_alpha", "srm_alpha", "srm_prior", "error_limit", "error_alpha", "guardrails[0].metric", "guardrails[0].better", "guardrails[0].alpha", "guardrails[0].min_units", "guardrails[0].action"} {
+	for _, path := range []string{"min_units", "min_impressions", "min_clicks", "guard_alpha", "srm_alpha", "srm_prior", "error_limit",
+		"error_alpha", "guardrails[0].metric", "guardrails[0].better", "guardrails[0].alpha", "guardrails[0].min_units", "guardrails[0].action"} {
 		if err == nil || !strings.Contains(err.Error(), path) {
 			t.Errorf("%s is missing in: %v", path, err)
 		}

@@ -134,7 +134,8 @@ func figures(cfg Config, x control.ExperimentStatus, step control.Step, s Sums, 
 		f.unknown = err.Error()
 	}
 	if err != nil {
-		f.Missing = map[string]string{"lift_absolute": f.unknown, "lift_relative": f.unknown, "mde_absolute": f.unknown, "p_always_valid": f.unknown}
+		f.Missing = map[string]string{"lift_absolute": f.unknown, "lift_relative": f.unknown, "mde_absolute": f.unknown,
+			"p_always_valid": f.unknown}
 		return f
 	}
 	f.unknown, f.Missing = l.Unknown, l.Missing()

@@ -128,8 +128,10 @@ func (e *estimated) look(b both, units, truth, seen float64) {
 func runSimpson(l *lab) (Table, error) {
 	shares, looks := []float64{0.05, 0.2, 0.5}, []int{20, 20, 80}
 	t := Table{Setup: []string{
-		"shares 5, 20 and 50 % for 20, 20 and 80 looks of 500 users (returning: visits of 5,000 users); everybody's rate falls from 1.4 to 0.6 of its mean over the experiment and swings by 30 % with a period of 24 looks",
-		"a look at every batch, from the controller's smallest sample on; spread / claimed: standard deviation of the estimates over the mean standard error, at the last look",
+		"shares 5, 20 and 50 % for 20, 20 and 80 looks of 500 users (returning: visits of 5,000 users); everybody's rate falls from 1.4 to 0.6 " +
+			"of its mean over the experiment and swings by 30 % with a period of 24 looks",
+		"a look at every batch, from the controller's smallest sample on; spread / claimed: standard deviation of the estimates over the mean " +
+			"standard error, at the last look",
 	}}
 	for _, x := range []struct {
 		label     string

@@ -122,7 +122,8 @@ func estimateAtEnd(s seen) (float64, bool)  { return s.last, true }
 func describe(w World) string {
 	c := newCrowd(w, 1)
 	return fmt.Sprintf(
-		"CTR %g %%, %.1f impressions a user (at most %d; as (d + %g)^-%g), impressions of one user correlated by %.3g; the variance of the rate is %.1f times that of independent impressions",
+		"CTR %g %%, %.1f impressions a user (at most %d; as (d + %g)^-%g), impressions of one user correlated by %.3g; the variance of the "+
+			"rate is %.1f times that of independent impressions",
 		100*w.CTR,
 		c.dbar,
 		w.MaxImpressions,
@@ -138,7 +139,8 @@ func runAA(l *lab) (Table, error) {
 		"100 looks, 500 users (returning: visits) a look, split evenly; no true difference",
 		"ordinary users: " + describe(Ordinary()),
 		"strong: " + describe(Strong()),
-		"returning: 5,000 users with ordinary rates, 50,000 visits of 1 to 3 impressions; the most active hundredth of the users makes a tenth of the visits",
+		"returning: 5,000 users with ordinary rates, 50,000 visits of 1 to 3 impressions; the most active hundredth of the users makes a tenth " +
+			"of the visits",
 	}}
 	for _, x := range []struct {
 		label     string
@@ -291,7 +293,8 @@ func runNovelty(l *lab) (Table, error) {
 	const looks, perLook = 100, 800
 	t := Table{Setup: []string{
 		fmt.Sprintf(
-			"ordinary users, an even split, %d looks of %d users; the lift begins at +20 %% and halves its distance to the lasting one every 10 looks",
+			"ordinary users, an even split, %d looks of %d users; the lift begins at +20 %% and halves its distance to the lasting one "+
+				"every 10 looks",
 			looks,
 			perLook,
 		),

@@ -50,12 +50,14 @@ func runMatching(l *lab) (Table, error) {
 	rail := rails[slices.IndexFunc(rails, func(g ramp.Guardrail) bool { return g.Metric == ramp.MatchingScore })]
 	t := Table{Setup: []string{
 		fmt.Sprintf(
-			"the controller's guardrail on the matching score of what was shown: margin %g %%, error %g %% one-sided, at one step, 50 looks, from %d users of the treatment on",
+			"the controller's guardrail on the matching score of what was shown: margin %g %%, error %g %% one-sided, at one step, 50 looks, from "+
+				"%d users of the treatment on",
 			100*rail.Margin,
 			100*rail.Alpha,
 			rail.MinUnits,
 		),
-		"60 % of what the control shows suits; impressions of ordinary users (or of the heavy tail of the strongly over-dispersed), those of one user correlated by 0.25",
+		"60 % of what the control shows suits; impressions of ordinary users (or of the heavy tail of the strongly over-dispersed), those of " +
+			"one user correlated by 0.25",
 	}}
 	for _, x := range []matchingTrial{
 		{"loss 10 % (the margin), share 1 %", Ordinary(), 0.01, rail.Margin, 2500},

@@ -95,7 +95,8 @@ func runRatio(l *lab) (Table, error) {
 	kl := actual*math.Log(actual/planned) + (1-actual)*math.Log((1-actual)/(1-planned))
 	t := Table{Setup: []string{
 		"planned 50/50, users fall 51/49; a look every 1,000 users, alarm at 1 % over all looks, prior 1",
-		"theory: the number of users at which one look alarms with the given probability, from the binomial distribution; all looks together can only be sooner",
+		"theory: the number of users at which one look alarms with the given probability, from the binomial distribution; all looks together " +
+			"can only be sooner",
 		"floor: ln(1/alpha) / KL(49 % | 50 %), which no test of that error can beat on average",
 		"ramp: 1, 5, 20 and 50 %, 25,000 users each, fair; every step on its own at a quarter of the 1 %, as the controller does it",
 	}}

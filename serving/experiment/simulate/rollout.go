@@ -69,7 +69,8 @@ func runGuards(l *lab) (Table, error) {
 	cfg := ramp.Default()
 	t := Table{Setup: []string{
 		fmt.Sprintf(
-			"the controller's click-through guard: margin %g %%, error %g %% one-sided, at one step, 50 looks; the true loss is the margin, where both of its answers would be wrong",
+			"the controller's click-through guard: margin %g %%, error %g %% one-sided, at one step, 50 looks; the true loss is the margin, where "+
+				"both of its answers would be wrong",
 			100*cfg.Margin,
 			100*cfg.GuardAlpha,
 		),
@@ -232,7 +233,8 @@ func runRollout(l *lab) (Table, error) {
 			"inconclusive after %s users at the deciding step",
 			thousands(float64(cfg.MaxUnits)),
 		),
-		"steps 1, 5, 20, 50 and 100 %; 2,000 users a look; the rate swings by 40 % with a period of 24 looks, from a random hour; the last batch is never mature",
+		"steps 1, 5, 20, 50 and 100 %; 2,000 users a look; the rate swings by 40 % with a period of 24 looks, from a random hour; the last " +
+			"batch is never mature",
 		"returning: 20,000 users, 2,000 visits a look, inconclusive after 200,000 impressions",
 		"covered: at every look of every step; the steps have sequences of their own, so four errors of 5 % are allowed",
 	}}
@@ -242,7 +244,8 @@ func runRollout(l *lab) (Table, error) {
 		steps     []float64
 		returning int
 	}{
-		{-0.40, steps, 0}, {-0.10, steps, 0}, {-0.05, steps, 0}, {-0.02, steps, 0}, {0, steps, 0}, {0.02, steps, 0}, {0.05, steps, 0}, {0.10, steps, 0},
+		{-0.40, steps, 0}, {-0.10, steps, 0}, {-0.05, steps, 0}, {-0.02, steps, 0}, {0, steps, 0}, {0.02, steps, 0}, {0.05, steps, 0},
+		{0.10, steps, 0},
 		{0, steps, 20_000}, {0.10, steps, 20_000}, {0, early, 0},
 	} {
 		label := "no effect"

@@ -49,7 +49,8 @@ func TestCrowdIsDrawnExactly(t *testing.T) {
 		e2 += x * e * e
 	}
 	for what, v := range map[string][2]float64{
-		"probability": {users, 1}, "impressions": {impressions, c.dbar}, "clicks": {clicks, 1.2 * w.CTR * c.dbar}, "square of residuals": {e2, c.e2},
+		"probability": {users, 1}, "impressions": {impressions, c.dbar}, "clicks": {clicks, 1.2 * w.CTR * c.dbar},
+		"square of residuals": {e2, c.e2},
 		// One impression is one Bernoulli draw, whatever the concentration: P(1 click | 1) is the rate of those users.
 		"users with one impression": {got[pair{0, 1}] + got[pair{1, 1}], 1 / math.Pow(4, 2.5) / tailSum(w)},
 	} {

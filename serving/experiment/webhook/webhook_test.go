@@ -379,7 +379,8 @@ func TestConfigNamesEveryProblem(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := Config{Endpoints: []Endpoint{{URL: "ftp://x", Secret: config.Secret("short"), Events: []control.Type{"job.failed"}}}}.Validate()
-	for _, path := range []string{"endpoints[0].name", "endpoints[0].url", "endpoints[0].secret", "endpoints[0].events", "timeout", "attempts", "backoff", "queue"} {
+	for _, path := range []string{"endpoints[0].name", "endpoints[0].url", "endpoints[0].secret", "endpoints[0].events", "timeout", "attempts",
+		"backoff", "queue"} {
 		if err == nil || !strings.Contains(err.Error(), path) {
 			t.Errorf("%s is missing in: %v", path, err)
 		}
