@@ -82,6 +82,7 @@ func before(t *testing.T, st *control.State, e control.Event) (out []control.Eve
 			break
 		}
 		out = append(out, event(t, control.JobStarted, e.Entity, "", control.JobUpdate{Attempt: 1}))
+	default: // needs nothing before it
 	}
 	return out
 }

@@ -154,7 +154,7 @@ func (a *App) registerBase(ctx context.Context, digest string) error {
 		m := control.Model{Version: version, Logical: rollout.Logical, Artifact: digest}
 		note := "the base model that the servers run"
 		err := a.append(ctx, "register-"+version, control.ModelRegistered, control.ModelEntity(version), note, m)
-		if _, rejected := control.Rejected(err); err != nil && !(rejected && a.control.State().Models[version] != nil) {
+		if _, rejected := control.Rejected(err); err != nil && (!rejected || a.control.State().Models[version] == nil) {
 			return err // rejected: another process was first
 		}
 	}

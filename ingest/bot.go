@@ -90,6 +90,7 @@ func longestText(r *syntax.Regexp) (longest string) {
 				longest = text
 			}
 		}
+	default: // alternatives, classes and what may be missing: no text is in all matches for certain
 	}
 	return longest
 }

@@ -90,7 +90,7 @@ func Run(ctx context.Context, logs *eventlog.Reader, opt Options) (Result, error
 		if err != nil {
 			return r.res, err
 		}
-		defer sorted.Close()
+		defer func() { _ = sorted.Close() }() // its files are gone with their descriptors
 		next = sorted.Next
 	}
 	a, err := app.Start(ctx, app.Options{

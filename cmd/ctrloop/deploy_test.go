@@ -130,7 +130,7 @@ func TestDeployedEnvironmentIsRead(t *testing.T) {
 	var command []string
 	for line := range strings.Lines(string(raw)) {
 		if set, ok := strings.CutPrefix(strings.TrimSpace(line), "ENV "); ok {
-			for _, pair := range strings.Fields(set) {
+			for pair := range strings.FieldsSeq(set) {
 				if variable, _, _ := strings.Cut(pair, "="); !options[variable] {
 					t.Errorf("Dockerfile: nothing reads %s", variable)
 				}

@@ -94,8 +94,7 @@ func (c *ReplayCmd) Run(ctx context.Context, g *Globals, out *output) (err error
 		Dir: dir, Home: home, Version: version, Window: c.Window, Partitions: c.Partitions, KeepOpen: c.KeepOpen, SkipBad: c.SkipBad,
 		Sort: c.Sort, Refused: notes.add, Progress: out.stderr, Log: out.quietLogger(g),
 	})
-	var tooOld *replay.TooOldError
-	if errors.As(err, &tooOld) {
+	if _, tooOld := errors.AsType[*replay.TooOldError](err); tooOld {
 		err = lossError{err}
 	}
 	if err != nil {

@@ -224,7 +224,7 @@ func (h *Holder) release() {
 		e.Role, e.Epoch = h.role, epoch
 		_, err = h.k.log.Append(ctx, e)
 	}
-	if r, ok := control.Rejected(err); err != nil && !(ok && r.Reason == control.Fenced) {
+	if r, ok := control.Rejected(err); err != nil && (!ok || r.Reason != control.Fenced) {
 		h.k.logger.Warn().Err(err).Str("role", string(h.role)).Msg("lease could not be released; it runs out by itself")
 	}
 }

@@ -2,6 +2,7 @@ package sink
 
 import (
 	"context"
+	"maps"
 	"time"
 
 	"ctrloop/internal/stream"
@@ -97,9 +98,7 @@ func (f *follower) step(ctx context.Context) (all bool, err error) {
 			w = waiting{ms, Mark{tp: end}}
 			f.waiting[tp.Partition] = w
 		}
-		for tp, at := range w.mark {
-			marks[tp] = at
-		}
+		maps.Copy(marks, w.mark)
 	}
 	left, err := f.way.Left(ctx, marks)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -165,11 +166,11 @@ func (l *Log) Await(t testing.TB, what string, ok func(*control.State) bool) {
 		select {
 		case <-changed:
 		case <-deadline:
-			models := ""
+			var models strings.Builder
 			for v, m := range st.Models {
-				models += fmt.Sprintf("%s: %s %s; ", v, m.State, m.Reason)
+				fmt.Fprintf(&models, "%s: %s %s; ", v, m.State, m.Reason)
 			}
-			t.Fatalf("timed out waiting for %s (%s)", what, models)
+			t.Fatalf("timed out waiting for %s (%s)", what, models.String())
 		}
 	}
 }
