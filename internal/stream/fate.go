@@ -10,11 +10,11 @@ var ErrDataLoss = errors.New("the broker lost records that were not read yet")
 type Fate int
 
 const (
-	// Retry is what waiting heals, or somebody elsewhere (the network, a coordinator that moves, rights that were withdrawn). Go on from
-	// the last commit, with a growing pause.
+	// Retry is what waiting heals, or somebody elsewhere (the network, a coordinator that moves, rights that were withdrawn). Go
+	// on from the last commit, with a growing pause.
 	Retry Fate = iota
-	// Lost is the fate where records that were to be read are gone. No retry brings them back, and going on would skip them without a word: end,
-	// and say what is lost and what to do.
+	// Lost is the fate where records that were to be read are gone. No retry brings them back, and going on would skip them
+	// without a word: end, and say what is lost and what to do.
 	Lost
 	// Refused means that the broker or its topics are not what this program needs. End, and say what they must be.
 	Refused

@@ -120,8 +120,8 @@ def test_a_checkpoint_of_another_run_is_refused(made, run_job, strike, capsys):
     assert "another specification" in capsys.readouterr().err
     (out / "checkpoint" / fitting.FILE).write_bytes(b"half a file")
     code, _ = run_job(spec)
-    assert code == errors.BAD_INPUT
-    assert "delete it to start over" in capsys.readouterr().err
+    assert code == 0  # a file that a crash cut holds nothing: the job is done again from its start
+    assert "starting over" in capsys.readouterr().err
 
 
 def test_lora_tunes_the_language_side_only_and_resumes(made, run_job, strike):
