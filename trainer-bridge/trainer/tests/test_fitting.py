@@ -111,7 +111,7 @@ def test_sigterm_leaves_a_checkpoint_of_the_step(made, run_job, strike):
 
 
 def test_a_checkpoint_of_another_run_is_refused(made, run_job, strike, capsys):
-    spec = made[1]
+    whole, spec = made
     strike("pretrain", 6, killed)
     with pytest.raises(Killed):
         run_job(spec)
@@ -122,6 +122,8 @@ def test_a_checkpoint_of_another_run_is_refused(made, run_job, strike, capsys):
     code, _ = run_job(spec)
     assert code == 0  # a file that a crash cut holds nothing: the job is done again from its start
     assert "starting over" in capsys.readouterr().err
+    assert resumed(out) == []
+    assert same(weights(out), weights(whole))
 
 
 def test_lora_tunes_the_language_side_only_and_resumes(made, run_job, strike):

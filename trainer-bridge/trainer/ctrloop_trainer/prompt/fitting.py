@@ -50,7 +50,7 @@ class Checkpoints:
         try:
             state = State(**torch.load(path, weights_only=True))
         except Exception as e:  # cut by a kill or a full disk: the run is made again from its start
-            print(f"the checkpoint {path} cannot be read ({e}): starting over", file=sys.stderr)
+            print(f"the checkpoint {path} cannot be read ({e!r}): starting over", file=sys.stderr)
             self.remove()
             return None
         if state.fingerprint != self.fingerprint:
