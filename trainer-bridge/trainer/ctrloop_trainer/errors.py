@@ -21,6 +21,12 @@ class NoEvidenceError(JobError):
     exit_code = NO_EVIDENCE
 
 
+class KilledError(JobError):
+    """The kernel ended a child process (SIGKILL), on Linux most often for lack of memory."""
+
+    exit_code = OUT_OF_MEMORY
+
+
 class DivergedError(JobError):
     """The loss or the weights are no longer finite."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .errors import BadInputError, JobError
+from .errors import BadInputError, InterruptedJobError, JobError, KilledError
 from .pictures import VIEW_PX
 
 
@@ -36,7 +37,8 @@ class Renderer:
             raise BadInputError(f"renderer: cannot start {command}: {e}; is `ctrloop` built?") from e
         # stderr is drained all the time, or a chatty child would block on a full pipe.
         self._stderr: list[bytes] = []
-        threading.Thread(target=self._drain, daemon=True).start()
+        self._drained = threading.Thread(target=self._drain, daemon=True)
+        self._drained.start()
 
     def _drain(self) -> None:
         for line in self._child.stderr:
@@ -57,9 +59,12 @@ class Renderer:
         try:
             self._child.stdin.write(json.dumps(ask).encode() + b"\n")
             self._child.stdin.flush()
-            head = json.loads(self._child.stdout.readline())
-        except (OSError, json.JSONDecodeError) as e:
+            line = self._child.stdout.readline()
+        except OSError as e:
             raise self._dead() from e
+        if not line.endswith(b"\n"):
+            raise self._dead()
+        head = self._head(line)
         if "error" in head:
             raise BadInputError(f"renderer: {head['error']}")
         n, px = head["n"], head["px"]
@@ -70,21 +75,42 @@ class Renderer:
             raise self._dead()
         return np.frombuffer(raw, np.uint8).reshape(n, px, px, 3), np.array(head["valid"], bool)
 
+    def _head(self, line: bytes) -> dict:
+        try:
+            head = json.loads(line)
+        except ValueError:
+            head = None
+        if not isinstance(head, dict):
+            raise BadInputError(f"renderer: {self._command} answers {line[:80]!r}, not like `ctrloop render pipe`")
+        return head
+
     def _dead(self) -> JobError:
-        self._child.kill()
-        code = self._child.wait()
+        """Why there is no answer, or only a part of one."""
+        by_itself = self._end()
+        self._drained.join(timeout=5)
+        code = self._child.returncode
+        if by_itself and code < 0:
+            # Nothing is wrong with the job: a stop reaches the children of a process group, too, and maybe before us.
+            kind = KilledError if code == -signal.SIGKILL else InterruptedJobError
+            return kind(f"renderer: {self._command} was ended by {_name(-code)}; run the same command again to go on")
         tail = b"".join(self._stderr).decode(errors="replace").strip()
         return BadInputError(f"renderer: {self._command} ended with code {code}: {tail or 'it said nothing'}")
 
-    def close(self) -> None:
-        """Ends the child."""
+    def _end(self) -> bool:
+        """Ends the child; whether it went by itself when nothing more was asked."""
         with contextlib.suppress(BrokenPipeError):  # a child that has died already has said why elsewhere
             self._child.stdin.close()
         try:
             self._child.wait(timeout=5)
+            return True
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
+            return False
+
+    def close(self) -> None:
+        """Ends the child."""
+        self._end()
         self._child.stdout.close()
 
     def __enter__(self) -> "Renderer":
@@ -92,3 +118,8 @@ class Renderer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _name(number: int) -> str:
+    """SIGTERM for 15; real-time signals have no name."""
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"

@@ -1,10 +1,13 @@
 """A child process with the interface of `ctrloop render pipe`, for tests only: flat colours instead of pictures.
 
 The left half shows the product (a colour from its id), the right half the description (colours from its parts), so
-that there is something to see and nothing to draw. `python stub_render.py fail` dies at the first request.
+that there is something to see and nothing to draw. `python stub_render.py fail` dies at the first request,
+`SIGTERM` or `SIGKILL` in its place by that signal, `babble` says something else.
 """
 
 import json
+import os
+import signal
 import sys
 import zlib
 
@@ -35,6 +38,11 @@ def main() -> None:
         shots = json.loads(line)
         if sys.argv[1:] == ["fail"]:
             sys.exit("no such product: p-1")
+        if sys.argv[1:] == ["babble"]:
+            print("hello", flush=True)
+            continue
+        if sys.argv[1:]:
+            os.kill(os.getpid(), signal.Signals[sys.argv[1]])
         drawn = [picture(s, s["px"]) for s in shots]
         head = {"n": len(shots), "px": shots[0]["px"], "valid": [ok for _, ok in drawn]}
         sys.stdout.buffer.write(json.dumps(head).encode() + b"\n" + b"".join(x.tobytes() for x, _ in drawn))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import HERE, STUB
 
+from ctrloop_trainer import errors
 from ctrloop_trainer.errors import BadInputError
 from ctrloop_trainer.grammar import Grammar
 from ctrloop_trainer.render import Renderer, Shot
@@ -54,6 +55,19 @@ def test_dead_renderer_says_why():
     with Renderer([sys.executable, str(HERE / "stub_render.py"), "fail"]) as r, pytest.raises(BadInputError) as e:
         r.render([Shot("p-1", "")])
     assert "ended with code 1" in str(e.value)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", errors.INTERRUPTED), ("SIGKILL", errors.OUT_OF_MEMORY)])
+def test_a_renderer_ended_by_a_signal_is_no_bad_input(name, code):
+    """A stop that reaches the whole process group, or a machine without memory: the same job may well succeed."""
+    with Renderer([*STUB, name]) as r, pytest.raises(errors.JobError, match=name) as e:
+        r.render([Shot("p-1", "")])
+    assert e.value.exit_code == code
+
+
+def test_a_program_that_is_no_renderer_is_bad_input():
+    with Renderer([*STUB, "babble"]) as r, pytest.raises(BadInputError, match="render pipe"):
+        r.render([Shot("p-1", "")])
 
 
 def test_missing_renderer_is_bad_input():
