@@ -350,7 +350,8 @@ func TestStarvedIngestLosesNothing(t *testing.T) {
 	front := up(t, one, "--target", "ingest", "--config", write(t, "ingest: {clock: event, user_salt: salt}\nkafka: {retention: -1s}\n"))
 	kafka := "kafka: {retention: -1s, brokers: ['" + front.Kafka + "']}\n"
 	back := up(t, two, "--target", "pairer", "--config", write(t, kafka+"ingest: {user_salt: salt}\n"))
-	up(t, three, "--target", "joiner,sink", "--config", write(t, kafka+"ingest: {user_salt: salt}\nclickhouse: {dsn: '"+writerDSN(t, two, back.ClickHouse)+"'}\n"))
+	up(t, three, "--target", "joiner,sink", "--config",
+		write(t, kafka+"ingest: {user_salt: salt}\nclickhouse: {dsn: '"+writerDSN(t, two, back.ClickHouse)+"'}\n"))
 	beside := up(t, four, "--target", "ingest", "--config", write(t, kafka+"ingest: {clock: event, instance: ingest-1, user_salt: salt}\n"))
 	waitFor(t, time.Minute, "the second ingest to have its partitions", func() bool {
 		return metric(t, beside.Admin, "ctrloop_ingest_partitions") > 0

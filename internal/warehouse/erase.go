@@ -183,7 +183,8 @@ func (db *DB) userTables(ctx context.Context, e Erasure, text string) ([]ErasedT
 		case "exposures": // the unit is what its client calls the user: the hash, or the id
 			where = "hex(SHA256(unit)) IN (" + ids + ")"
 		case "dead_letters": // what could not be read may be anything: its words, and what stands in quotes
-			where = `hasAny(arrayMap(w -> hex(SHA256(w)), arrayConcat(splitByRegexp('[^[:alnum:]_@.:+-]+', sample), extractAll(sample, '"([^"]*)"'))), [` +
+			where = `hasAny(arrayMap(w -> hex(SHA256(w)), arrayConcat(` +
+				`splitByRegexp('[^[:alnum:]_@.:+-]+', sample), extractAll(sample, '"([^"]*)"'))), [` +
 				ids + "])"
 		}
 		if dated == 1 {
