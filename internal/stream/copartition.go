@@ -81,6 +81,10 @@ func (*copartitioned) Balance(b *kgo.ConsumerBalancer, topics map[string]int32) 
 	var members []*kmsg.JoinGroupResponseMember
 	var claims []claim
 	b.EachMember(func(m *kmsg.JoinGroupResponseMember, meta *kmsg.ConsumerMemberMetadata) {
+		// The client has sorted what it read, for its log; the order in which a member had its partitions is in its own bytes.
+		if own := new(kmsg.ConsumerMemberMetadata); own.ReadFrom(m.ProtocolMetadata) == nil {
+			meta = own
+		}
 		c := claim{generation: meta.Generation}
 		for _, own := range meta.OwnedPartitions {
 			c.partitions = append(c.partitions, own.Partitions...)

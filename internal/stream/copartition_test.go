@@ -5,6 +5,9 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // Members come, go, forget and contradict each other: shares are even, complete, and as much stays as can.
@@ -71,6 +74,29 @@ func latest(members []claim, p int32) int {
 		}
 	}
 	return out
+}
+
+// What a member has had longest stays with it, though the client sorts what it has read of the members when it logs a balance.
+func TestWhatCameLastGoesFirst(t *testing.T) {
+	topics := []string{"in"}
+	long := &copartitioned{claims: map[string][]int32{"in": {3, 4, 0, 1, 2}}, generation: 4}
+	fresh := &copartitioned{}
+	b, err := kgo.NewConsumerBalancer(fresh, []kmsg.JoinGroupResponseMember{
+		{MemberID: "long", ProtocolMetadata: long.JoinGroupMetadata(topics, nil, 0)},
+		{MemberID: "fresh", ProtocolMetadata: fresh.JoinGroupMetadata(topics, nil, 0)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.EachMember(func(_ *kmsg.JoinGroupResponseMember, meta *kmsg.ConsumerMemberMetadata) {
+		for _, own := range meta.OwnedPartitions {
+			slices.Sort(own.Partitions)
+		}
+	})
+	plan := fresh.Balance(b, map[string]int32{"in": 5}).(*kgo.BalancePlan).AsMemberIDMap()
+	if got := plan["long"]["in"]; !slices.Equal(got, []int32{0, 3, 4}) {
+		t.Errorf("it keeps %v, want 0, 3 and 4", got)
+	}
 }
 
 // An owner that has not heard that a partition came must not hear it once it has gone.

@@ -61,7 +61,7 @@ func TestShards(t *testing.T) {
 		dbs[i] = connect(t, engines[i].DSN())
 	}
 	// ON CLUSTER runs a statement everywhere before the next. Here the shards go one after the other, and a statement
-	// that reads all of them fails until the last has its tables: so once more for each of the two files that have one.
+	// that reads all of them fails until the last has its tables: so once more for each of the files that have one.
 	var err error
 	for range 3 {
 		err = nil

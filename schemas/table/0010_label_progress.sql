@@ -39,7 +39,9 @@ SELECT partition, toStartOfMinute(toDateTime(event_time, 'UTC')) AS minute, min(
 FROM {{local "labels"}} GROUP BY partition, minute;
 
 -- The span that is audited all the time, of rows that were there before this file.
+-- One shard asks all: a shard that is asked to insert its own part does not know the database that the query names without saying.
 INSERT INTO label_blocks (partition, minute, first_offset, last_offset, labels, positive, hash_xor, hash_sum)
+SETTINGS parallel_distributed_insert_select = 0
 SELECT partition, toStartOfMinute(toDateTime(event_time, 'UTC')) AS m, min(offset), max(offset),
     count(), countIf(kind IN ('positive', 'corrected')),
     groupBitXor(cityHash64(UUIDToNum(impression_id))), sum(cityHash64(UUIDToNum(impression_id)))

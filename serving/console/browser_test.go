@@ -280,12 +280,12 @@ func TestEmptyPageInChromium(t *testing.T) {
 	b.do(t, chromedp.Navigate(srv.URL+"/"))
 	b.until(t, `document.documentElement.dataset.painted`)
 	for sel, want := range map[string]string{
-		".headline":    "has not learned from a click yet The champion is the base model. ctrloop demo --stay",
+		".headline":    "has not learned from a click yet The champion is the base model. The first cycle begins",
 		"#stage-pair":  "stopped",
-		"#rollout":     "ctrloop demo --stay",
-		"#ctr":         "ctrloop replay",
-		"#champion":    "ctrloop up",
-		"#ledger":      "ctrloop replay",
+		"#rollout":     "ctrloop experiment create",
+		"#ctr":         "POST /v1/events",
+		"#champion":    "ctrloop status",
+		"#ledger":      "POST /v1/events",
 		"#events":      "Nothing has been decided yet",
 		"#creatives":   "No ad image has been made yet",
 		"#stage-serve": "–",

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"ctrloop/internal/controllog"
 	"ctrloop/internal/stats"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/experiment/ramp"
@@ -46,7 +47,7 @@ func shakyRig(t *testing.T, failed Failed, steps ...float64) (*rig, *shaky) {
 	s := &shaky{Source: r.world}
 	cfg := Default()
 	cfg.Failed = failed
-	service, err := New(cfg, Deps{Control: r.log, Source: s, Health: s, Looks: r.looks,
+	service, err := New(cfg, Deps{Control: r.log, Lead: controllog.Alone(r.log), Source: s, Health: s, Looks: r.looks,
 		Wall:     func() time.Time { return time.Unix(1_800_000_000, 0) },
 		EventNow: func() time.Time { return r.world.now }}, zerolog.Nop(), prometheus.NewRegistry())
 	if err != nil {
