@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ctrloop/internal/controllog"
+	"ctrloop/internal/warehouse/query"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/experiment/exposure"
 	"ctrloop/serving/experiment/ramp"
@@ -19,7 +20,7 @@ import (
 )
 
 // Span is a part of event time: From <= t < To. Zero times leave that end open.
-type Span struct{ From, To time.Time }
+type Span = query.Span
 
 // Source has the sums of an experiment's arms over the impressions in any of the spans that are mature: those whose
 // click window has closed in every partition, since positives are known before negatives and a rate over younger
