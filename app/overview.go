@@ -647,7 +647,7 @@ func (o *overview) alerts(st *control.State, l joiner.Ledger, bg background) []c
 	if o.badRuns > 1 {
 		add(
 			page,
-			"Labels in the warehouse differ from what the joiner has made, in %d minutes of event time (SELECT * FROM audit_mismatch)",
+			"Labels in the warehouse differ from what the joiner has made, in %d minutes of event time (`ctrloop sql --question exact` lists them)",
 			bg.audit,
 		)
 	}

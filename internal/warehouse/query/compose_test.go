@@ -43,7 +43,9 @@ var composed = map[string]Query{
 	"unit_phases_user": UnitPhases("e", User, []Phase{
 		{0, 0}, {noon.UnixMilli(), noon.Add(time.Minute).UnixMilli()},
 	}),
-	"decisions": Decisions("e", "explore:e", []Span{visit}, 1000),
+	"bench_arm_sums":  {Text: BenchQuestions("id")[3].Text},
+	"bench_merge_day": {Text: BenchMergeDay("20260304")},
+	"decisions":       Decisions("e", "explore:e", []Span{visit}, 1000),
 }
 
 // What is composed is what a person has read: `go test -update` writes it anew, to be reviewed as a change of SQL. The engine's
@@ -54,7 +56,8 @@ func TestComposedQueries(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, f := range files {
-		if _, ok := composed[strings.TrimSuffix(filepath.Base(f), ".sql")]; !ok {
+		name := strings.TrimSuffix(filepath.Base(f), ".sql")
+		if _, ok := composed[name]; !ok && name != "bench_questions" {
 			t.Errorf("%s is of no query", f)
 		}
 	}
@@ -67,21 +70,35 @@ func TestComposedQueries(t *testing.T) {
 		for _, a := range q.Args {
 			fmt.Fprintf(&got, "-- %T %v\n", a, a)
 		}
-		file := filepath.Join("testdata", name+".sql")
-		if *update {
-			if err := os.WriteFile(file, []byte(got.String()), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		want, err := os.ReadFile(file)
-		if err != nil {
+		golden(t, name, got.String())
+	}
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	file := filepath.Join("testdata", name+".sql")
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if got.String() != string(want) {
-			t.Errorf("%s is composed otherwise than testdata says; read the difference, then `go test ./internal/warehouse/query -update`:\n%s",
-				name, &got)
-		}
 	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s is composed otherwise than testdata says; read the difference, then `go test ./internal/warehouse/query -update`:\n%s",
+			name, got)
+	}
+}
+
+// The questions of the benchmark are in testdata as they are run.
+func TestBenchQuestions(t *testing.T) {
+	var got strings.Builder
+	for _, q := range BenchQuestions("019ca8a5-0000-7000-8000-000000000000") {
+		fmt.Fprintf(&got, "-- %s\n%s;\n", q.Name, BenchRun(q.Text, "bench"))
+	}
+	golden(t, "bench_questions", got.String())
 }
 
 // Every text that has places is composed by one of the queries above, and every place of it is filled.
