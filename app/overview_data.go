@@ -493,5 +493,5 @@ func (a *App) readBacklog(ctx context.Context, up map[Target]bool) (b backlog, e
 // readAudit counts the minutes in which the labels here are not those that the joiner says it made. Younger
 // minutes than the horizon's are still being filled.
 func (a *App) readAudit(ctx context.Context, horizonMS int64) (int64, error) {
-	return a.Count(ctx, query.Text("audit_before")+oneThread, horizonMS/1000-60)
+	return a.db.Count(ctx, query.Text("audit_before")+oneThread, horizonMS/1000-60)
 }

@@ -428,7 +428,7 @@ func (d *demo) runExperiment(ctx context.Context) error {
 		}
 	}
 	bar := progress.Start(d.opt.Out, "experiment", "impressions")
-	first, err := d.app.Count(ctx, query.Text("labels_in_experiments"))
+	first, err := d.app.Warehouse().Count(ctx, query.Text("labels_in_experiments"))
 	if err != nil {
 		return err
 	}

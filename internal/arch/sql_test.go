@@ -4,8 +4,11 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+
+	"ctrloop/internal/warehouse/query"
 )
 
 // sqlText is a query or a statement that changes tables, over several lines too.
@@ -25,6 +28,21 @@ func TestSQLStandsInTheWarehouse(t *testing.T) {
 			if m := sqlText.FindString(block); m != "" {
 				t.Errorf("%s has SQL: %.80q; put it into internal/warehouse/query, or beside the code of internal/warehouse", name, m)
 			}
+		}
+	}
+}
+
+// A query that nothing asks any more is deleted.
+func TestEveryQueryIsAsked(t *testing.T) {
+	var code strings.Builder
+	for _, name := range tracked(t) {
+		if strings.HasSuffix(name, ".go") && !strings.HasSuffix(name, "_test.go") {
+			code.WriteString(readText(t, filepath.Join("../..", name)))
+		}
+	}
+	for _, name := range query.Names() {
+		if !strings.Contains(code.String(), strconv.Quote(name)) {
+			t.Errorf("internal/warehouse/query/%s.sql is asked by nobody", name)
 		}
 	}
 }
