@@ -20,6 +20,7 @@ import (
 	"ctrloop/schemas/control"
 	"ctrloop/serving"
 	"ctrloop/serving/console"
+	"ctrloop/serving/console/overview"
 	"ctrloop/serving/creatives"
 	"ctrloop/serving/experiment"
 	"ctrloop/serving/experiment/ramp"
@@ -110,7 +111,7 @@ func (a *App) startServing(ctx context.Context) error {
 	}
 	a.actors.start("experiments", parts.experiment.Run)
 
-	page, err := console.New(a.cfg.Console, &overview{app: a}, a.log, a.registry)
+	page, err := console.New(a.cfg.Console, overview.New(a.overviewParts()), a.log, a.registry)
 	if err != nil {
 		return err
 	}
