@@ -383,7 +383,6 @@ func (a *App) openLogs(ctx context.Context) (err error) {
 	}
 	a.actors.onStop("control log", a.control.Close)
 	a.follow("control log", a.control)
-	a.actors.start("copy of the control log", a.control.Wait)
 	if !a.needs(Pairer, Trainer, Serving) {
 		return nil // the joiner's circuit breaker and the sink's leases need the control log alone
 	}
@@ -392,30 +391,32 @@ func (a *App) openLogs(ctx context.Context) (err error) {
 	}
 	a.actors.onStop("creative log", a.ads.Close)
 	a.follow("creative log", a.ads)
-	a.actors.start("copy of the creative log", a.ads.Wait)
 	return nil
 }
 
-// followed is a log that this process keeps a copy of.
+// followed is a log that this process has a copy of.
 type followed interface {
 	Changed() <-chan struct{}
-	Done() <-chan struct{}
-	Err() error // why the copy must not be relied on
+	Done() <-chan struct{}          // closed when the copy follows no more
+	Err() error                     // why the copy must not be relied on
+	Wait(ctx context.Context) error // why it follows no more
 }
 
-// follow makes the process not ready, with the reason, while its copy of a log is not to be relied on.
+// follow ends the process when its copy of a log can follow no more: only a start mends that (docs/adr/0075). While the copy follows
+// and is not to be relied on, because a newer release has written to the log, the process is not ready and says so.
 func (a *App) follow(name string, log followed) {
 	gate := a.ready.Gate(name)
-	a.actors.start("watch of the "+name, func(ctx context.Context) error {
-		for done := log.Done(); ; {
+	a.actors.start("copy of the "+name, func(ctx context.Context) error {
+		for {
 			changed := log.Changed()
 			gate.Report(log.Err())
 			select {
 			case <-ctx.Done():
 				return nil
 			case <-changed:
-			case <-done:
-				done = nil
+			case <-log.Done():
+				gate.Report(log.Err()) // until the process has ended
+				return log.Wait(ctx)
 			}
 		}
 	})
