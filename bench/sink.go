@@ -101,7 +101,7 @@ func Sink(ctx context.Context, p SinkPlace, t Traffic) (rep SinkReport, err erro
 	if rep.Alone, err = m.measure(ctx, func() (float64, error) { return p.alone(ctx, db, t) }); err != nil {
 		return rep, err
 	}
-	if err := db.Exec(ctx, "TRUNCATE TABLE labels"); err != nil {
+	if err := db.Exec(ctx, query.Text("bench_empty")); err != nil {
 		return rep, err
 	}
 	broker, err := p.load(ctx, t)
@@ -252,7 +252,7 @@ func (m sinkMeter) measure(ctx context.Context, work func() (float64, error)) (c
 		GoCPUSeconds:     cost.CPUSeconds - beside,
 		EngineCPUSeconds: w.read(0).BrokerCPUSeconds,
 	}
-	if err := m.db.Exec(ctx, "SYSTEM FLUSH LOGS query_log"); err != nil {
+	if err := m.db.Exec(ctx, query.Text("bench_flush")); err != nil {
 		return c, err
 	}
 	var inserts, there uint64

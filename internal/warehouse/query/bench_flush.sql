@@ -1,2 +1,2 @@
--- Writes what the engine has to say of queries into its log.
-SYSTEM FLUSH LOGS
+-- Writes what the engine has to say of queries into system.query_log.
+SYSTEM FLUSH LOGS query_log

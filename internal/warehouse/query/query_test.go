@@ -20,7 +20,7 @@ func TestQueriesSayWhatTheyAnswer(t *testing.T) {
 			t.Errorf("%s.sql does not say what it answers", name)
 		}
 		text := Text(name)
-		if begins := slices.ContainsFunc([]string{"SELECT ", "INSERT INTO ", "OPTIMIZE TABLE ", "SYSTEM "}, func(verb string) bool {
+		if begins := slices.ContainsFunc([]string{"SELECT ", "INSERT INTO ", "OPTIMIZE TABLE ", "TRUNCATE TABLE ", "SYSTEM "}, func(verb string) bool {
 			return strings.HasPrefix(text, verb)
 		}); !begins || strings.Contains(text, "--") || strings.HasSuffix(text, ";") {
 			t.Errorf("%s.sql: want one statement behind the comment, without another comment or a semicolon: %q", name, text)
