@@ -47,10 +47,10 @@ func (a *App) startSink(context.Context) (err error) {
 		}
 		return a.sink.Run(ctx)
 	})
-	a.sink.Report(a.ready.Gate("sink inserts").Tell)
+	a.sink.Report(a.ready.Gate("sink inserts").ReportText)
 	rollups := leads{a.lead(control.RoleRollups)}
 	a.actors.start("rollups", func(ctx context.Context) error {
-		return a.db.KeepRolledUp(ctx, rollUpInterval, rollups.IsLeader, a.log)
+		return a.db.RunRollups(ctx, rollUpInterval, rollups.IsLeader, a.log)
 	})
 	return nil
 }

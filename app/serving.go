@@ -42,8 +42,8 @@ type countedLooks struct {
 	next experiment.LookSink
 }
 
-func (c countedLooks) Look(ctx context.Context, l experiment.Look) error {
-	err := c.next.Look(ctx, l)
+func (c countedLooks) RecordLook(ctx context.Context, l experiment.Look) error {
+	err := c.next.RecordLook(ctx, l)
 	c.n.Add(1)
 	return err
 }

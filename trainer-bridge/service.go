@@ -74,7 +74,7 @@ func (s *Service) run(ctx context.Context, log control.Log) error {
 // step does the next thing that the control state asks for; worked is false when there is none.
 func (s *Service) step(ctx context.Context, log control.Log) (worked bool, err error) {
 	if s.ended != nil {
-		return true, s.tellEnd(ctx, log)
+		return true, s.reportEnd(ctx, log)
 	}
 	st := log.State()
 	if done, err := s.registerFinished(ctx, log, st); done || err != nil {
@@ -126,14 +126,14 @@ func (s *Service) start(ctx context.Context, log control.Log, j control.JobStatu
 		attempt--
 	}
 	id := startID(attempt)
-	mine := s.starting == id
+	sentBefore := s.starting == id
 	s.starting = id
 	applied, err := s.append(ctx, log, id, control.JobStarted, control.JobEntity(j.ID), "", control.JobUpdate{Attempt: attempt})
 	if err != nil {
 		return 0, err
 	}
 	s.starting = ""
-	if !applied && !mine {
+	if !applied && !sentBefore {
 		return 0, nil
 	}
 	return attempt, nil
@@ -183,10 +183,10 @@ func (s *Service) end(ctx context.Context, log control.Log, typ control.Type, j 
 		return err
 	}
 	s.ended = &e
-	return s.tellEnd(ctx, log)
+	return s.reportEnd(ctx, log)
 }
 
-func (s *Service) tellEnd(ctx context.Context, log control.Log) error {
+func (s *Service) reportEnd(ctx context.Context, log control.Log) error {
 	_, err := log.Append(ctx, *s.ended) // repeated: the first answer was lost
 	if _, rejected := control.Rejected(err); err == nil || rejected {
 		s.ended = nil

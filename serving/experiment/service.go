@@ -43,7 +43,7 @@ type Metrics interface {
 
 // LookSink keeps the record of every look. A failure is logged and counted, and stops nothing.
 type LookSink interface {
-	Look(ctx context.Context, l Look) error
+	RecordLook(ctx context.Context, l Look) error
 }
 
 // Look is one look at one experiment.
@@ -118,7 +118,7 @@ func (s *Service) lookAll(ctx context.Context, log control.Log) error {
 	var errs []error
 	running := s.running()
 	s.metrics.running.Set(float64(len(running)))
-	s.watch.keep(running)
+	s.watch.retain(running)
 	defer func() { s.metrics.failing.Set(float64(s.watch.alarms(s.cfg.Failed))) }()
 	for _, x := range running {
 		start := time.Now()
@@ -255,7 +255,7 @@ func (s *Service) record(ctx context.Context, x control.ExperimentStatus, v ramp
 	if s.d.Looks == nil {
 		return
 	}
-	if err := s.d.Looks.Look(ctx, Look{Time: s.d.Wall().UTC(), EventTime: s.d.EventNow().UTC(), Experiment: x.ID, Step: x.Step,
+	if err := s.d.Looks.RecordLook(ctx, Look{Time: s.d.Wall().UTC(), EventTime: s.d.EventNow().UTC(), Experiment: x.ID, Step: x.Step,
 		Verdict: v}); err != nil {
 		s.metrics.errors.Inc()
 		s.log.Warn().Err(err).Str("experiment", x.ID).Msg("this look is not on record")

@@ -196,8 +196,8 @@ func (w Warehouse) Looks(ctx context.Context, id string, limit int) ([]LookRow, 
 	return out, nil
 }
 
-// Look records the look in the table experiment_looks. Figures that are not known are NaN there.
-func (w Warehouse) Look(ctx context.Context, l Look) error {
+// RecordLook writes the look in the table experiment_looks. Figures that are not known are NaN there.
+func (w Warehouse) RecordLook(ctx context.Context, l Look) error {
 	f := l.Figures
 	return w.DB.Exec(
 		ctx,

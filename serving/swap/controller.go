@@ -146,7 +146,7 @@ func (c *Controller) applyRoutes() {
 			c.flips.add(d)
 		}
 		c.log.Info().Str("champion", want.Champion).Str("previous", have).Msg("flipped")
-		c.poke(c.wake) // the version before the previous one may go now
+		c.signal(c.wake) // the version before the previous one may go now
 	}
 }
 
@@ -182,10 +182,11 @@ func (c *Controller) Suspect(r *route.Replica, version string) {
 		c.forget(r)
 		c.table.Drop(version, r)
 	}
-	c.poke(c.wake)
+	c.signal(c.wake)
 }
 
-func (c *Controller) poke(ch chan struct{}) {
+// signal wakes a loop; a signal that waits already is enough.
+func (c *Controller) signal(ch chan struct{}) {
 	select {
 	case ch <- struct{}{}:
 	default:
@@ -216,7 +217,7 @@ func (c *Controller) Reconcile(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		c.bring(ctx, m, up)
+		c.makeResident(ctx, m, up)
 	}
 	for _, v := range c.table.Versions() {
 		if !slices.ContainsFunc(want, func(m *control.ModelStatus) bool { return m.Version == v.Name }) {
@@ -224,7 +225,7 @@ func (c *Controller) Reconcile(ctx context.Context) {
 		}
 	}
 	c.m.resident.Set(float64(len(c.table.Versions())))
-	c.tell(ctx)
+	c.reportStates(ctx)
 }
 
 // wanted lists what the log wants resident: champions first, so that a restart serves as soon as it can.

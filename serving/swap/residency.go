@@ -22,8 +22,8 @@ type candidate struct {
 	golden *Golden // nil for a base: it has nothing to tell it from itself
 }
 
-// bring sees that a version is resident wherever it can be, and routed to.
-func (c *Controller) bring(ctx context.Context, m *control.ModelStatus, up []*route.Replica) {
+// makeResident sees that a version is resident wherever it can be, and routed to.
+func (c *Controller) makeResident(ctx context.Context, m *control.ModelStatus, up []*route.Replica) {
 	c.mu.Lock()
 	f, failed := c.failed[m.Version]
 	skip := c.retiring[m.Version] || failed && f.since.Equal(m.Since) && (m.State == control.ModelFailed || time.Now().Before(f.until))
@@ -40,7 +40,7 @@ func (c *Controller) bring(ctx context.Context, m *control.ModelStatus, up []*ro
 	if len(missing) > 0 {
 		v, err := c.open(m)
 		if err == nil {
-			err = c.bringTo(ctx, v, missing)
+			err = c.makeResidentOn(ctx, v, missing)
 		}
 		switch {
 		case err == nil:
@@ -95,13 +95,13 @@ func newcomer(m *control.ModelStatus) bool {
 	return m.State == control.ModelFetched || m.State == control.ModelLoaded || m.State == control.ModelProbed
 }
 
-// bringTo loads and probes a version on replicas. A newcomer goes to one replica first: if it kills the server,
+// makeResidentOn loads and probes a version on replicas. A newcomer goes to one replica first: if it kills the server,
 // the others go on. Its error is final for a newcomer unless it is transient; replicas that fail with any other
 // version, or while others succeed, are set aside.
-func (c *Controller) bringTo(ctx context.Context, v *candidate, replicas []*route.Replica) error {
+func (c *Controller) makeResidentOn(ctx context.Context, v *candidate, replicas []*route.Replica) error {
 	first := newcomer(v.ModelStatus)
 	if first {
-		if err := c.settle(ctx, v, replicas[0]); err != nil {
+		if err := c.install(ctx, v, replicas[0]); err != nil {
 			return err
 		}
 		replicas = replicas[1:]
@@ -109,7 +109,7 @@ func (c *Controller) bringTo(ctx context.Context, v *candidate, replicas []*rout
 	errs := make([]error, len(replicas))
 	var g errgroup.Group
 	for i, r := range replicas {
-		g.Go(func() error { errs[i] = c.settle(ctx, v, r); return nil })
+		g.Go(func() error { errs[i] = c.install(ctx, v, r); return nil })
 	}
 	_ = g.Wait()
 	for i, err := range errs {
@@ -131,8 +131,8 @@ func (c *Controller) setAside(r *route.Replica, version string, err error) {
 	c.mu.Unlock()
 }
 
-// settle is one version on one replica: load, read back, probe, warm up.
-func (c *Controller) settle(ctx context.Context, v *candidate, r *route.Replica) error {
+// install brings one version onto one replica: load, read back, probe, warm up.
+func (c *Controller) install(ctx context.Context, v *candidate, r *route.Replica) error {
 	if err := c.load(ctx, v, r); err != nil {
 		return err
 	}
@@ -220,7 +220,7 @@ func (c *Controller) publish(m *control.ModelStatus) {
 		c.mu.Lock()
 		c.readyAt[m.Version] = time.Now()
 		c.mu.Unlock()
-		c.poke(c.routed)
+		c.signal(c.routed)
 		c.log.Info().Str("version", m.Version).Int("replicas", len(on)).Msg("version is routable")
 	}
 }
@@ -286,5 +286,5 @@ func (c *Controller) finishRetiring(ctx context.Context, v *route.Version) {
 	}
 	delete(c.retiring, v.Name)
 	c.mu.Unlock()
-	c.poke(c.wake) // it may be wanted again by now; and the log is to be told
+	c.signal(c.wake) // it may be wanted again by now; and the log is to be told
 }

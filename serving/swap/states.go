@@ -12,9 +12,9 @@ import (
 	"ctrloop/schemas/control"
 )
 
-// tell brings the log to what this process knows of its versions, while it leads. Each command follows from the state and
+// reportStates brings the log to what this process knows of its versions, while it leads. Each command follows from the state and
 // from what is resident, so that one whose append failed is written by a later call.
-func (c *Controller) tell(ctx context.Context) {
+func (c *Controller) reportStates(ctx context.Context) {
 	log := c.lead.Held()
 	if log == nil {
 		return

@@ -63,7 +63,7 @@ func (c *Controller) strike(r *route.Replica, err error, last time.Time) {
 	n := c.strikes[r]
 	c.mu.Unlock()
 	if n < maxStrikes {
-		c.poke(c.wake)
+		c.signal(c.wake)
 		return
 	}
 	if len(c.residentOn(r)) > 0 {
