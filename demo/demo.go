@@ -319,7 +319,7 @@ type stillness struct {
 	note  string
 }
 
-// over is told the note of now, and whether it has not changed for the limit.
+// over gets the present note, and says whether it has not changed for the time limit.
 func (s *stillness) over(now time.Time, note string) bool {
 	if note != s.note {
 		s.note, s.since = note, now

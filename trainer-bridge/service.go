@@ -117,8 +117,8 @@ func (s *Service) runJob(ctx context.Context, clog control.Log, j control.JobSta
 	return s.end(ctx, clog, control.JobFinished, &j, u)
 }
 
-// start tells the log that the job's next attempt begins, and returns its number; 0: another one is on the log. An attempt
-// whose answer was lost is told again under the same number.
+// start writes to the log that the job's next attempt begins, and returns its number; 0: the log has another attempt. An attempt
+// whose answer was lost is sent again under the same number.
 func (s *Service) start(ctx context.Context, log control.Log, j control.JobStatus) (attempt int, err error) {
 	startID := func(n int) string { return fmt.Sprintf("start-%s-%d", j.ID, n) }
 	attempt = j.Update.Attempt + 1

@@ -51,7 +51,7 @@ func (s *Store) Own() (secret string) {
 }
 
 // Identify says whose a token is: ErrUnknown, ErrExpired or ErrRevoked where it may not be used. Another error means that
-// the file cannot be read, so that nothing is known.
+// the file cannot be read: callers must refuse.
 func (s *Store) Identify(secret string) (Identity, error) {
 	sum := hash(secret)
 	id, shaped := idOf(secret)

@@ -34,8 +34,9 @@ type Leader interface {
 	Held() control.Log
 }
 
-// Leases holds leases for one process, and shows others that the process is alive. Leases are taken over on the word of
-// the control log alone; being alive is shown beside it, so that the log does not grow while nothing happens.
+// Leases holds leases for one process, and shows others that the process is alive. The control log alone decides
+// who holds a lease. That the process is alive is shown by offsets committed beside the log, so that the log does not grow while
+// nothing happens.
 type Leases struct {
 	log    control.Log
 	pulse  Pulse

@@ -65,7 +65,7 @@ type Deps struct {
 	Looks   LookSink
 	Reports Reports
 	Hooks   Hooks
-	// Exposures keeps what other services' units met.
+	// Exposures stores the exposures that other services send.
 	Exposures exposure.Sink
 	// Wall stamps commands. EventNow is the clock of the impressions that are being served now: the same clock in
 	// production, the world's in a demo. A step is dated by it.

@@ -286,5 +286,5 @@ func (c *Controller) finishRetiring(ctx context.Context, v *route.Version) {
 	}
 	delete(c.retiring, v.Name)
 	c.mu.Unlock()
-	c.signal(c.wake) // it may be wanted again by now; and the log is to be told
+	c.signal(c.wake) // it may be wanted again by now, and the log must get its state
 }
