@@ -50,8 +50,8 @@ func fromFileOrWarehouse[T any](
 	if err != nil {
 		return v, "", byUsage(err)
 	}
-	if x.Warning() != "" {
-		fmt.Fprintln(o.stderr, "warning: "+x.Warning())
+	for _, w := range x.Warnings() {
+		fmt.Fprintln(o.stderr, "warning: "+w)
 	}
 	v, err = ask(x)
 	if err != nil {

@@ -8,7 +8,7 @@ FROM
 (
     SELECT toString(variant) AS variant, {{.category}} AS cat, {{.unit}} AS unit, toUInt64(sum(clicked)) AS k, toUInt64(count()) AS c
     FROM labels_mature
-    WHERE experiment = ? AND {{.within}}
+    WHERE experiment = ? AND NOT ({{.nobody}}) AND variant IN ('control', 'treatment') AND {{.within}}
     GROUP BY variant, cat, unit
 ) AS during
 LEFT JOIN

@@ -39,7 +39,7 @@ var composed = map[string]Query{
 	}),
 	"arm_sums_covariate_user":             ArmSumsCovariate("e", User, []Span{visit}, Span{noon.AddDate(0, 0, -14), noon}, false),
 	"arm_sums_covariate_product_category": ArmSumsCovariate("e", Product, []Span{visit}, Span{noon, noon}, true),
-	"units_of_several_variants_user":      UnitsOfSeveralVariants("e", User, []Span{visit}),
+	"impressions_apart_user":              ImpressionsApart("e", User, []Span{visit}),
 	"unit_phases_user": UnitPhases("e", User, []Phase{
 		{0, 0}, {noon.UnixMilli(), noon.Add(time.Minute).UnixMilli()},
 	}),

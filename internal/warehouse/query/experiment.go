@@ -28,9 +28,9 @@ func ArmScores(experiment string, unit Unit, spans []Span) Query {
 	return within("arm_scores", experiment, unit, spans)
 }
 
-// UnitsOfSeveralVariants counts units that were seen with more than one variant.
-func UnitsOfSeveralVariants(experiment string, unit Unit, spans []Span) Query {
-	return within("units_of_several_variants", experiment, unit, spans)
+// ImpressionsApart counts the impressions that belong to no unit of an arm.
+func ImpressionsApart(experiment string, unit Unit, spans []Span) Query {
+	return within("impressions_apart", experiment, unit, spans)
 }
 
 func within(name, experiment string, unit Unit, spans []Span) Query {
@@ -66,7 +66,7 @@ func ArmSumsWeighted(experiment string, unit Unit, of []Weighted) Query {
 	return Query{compose("arm_sums_weighted", p), slices.Concat(weightArgs, []any{experiment}, args)}
 }
 
-// ArmSumsCovariate are the sums over the units of each variant, with what the units did in the span before.
+// ArmSumsCovariate are the sums over the units of both arms, with what the units did in the span before.
 func ArmSumsCovariate(experiment string, unit Unit, spans []Span, before Span, byCategory bool) Query {
 	condition, args := inSpans(spans)
 	earlier, beforeArgs := inSpans([]Span{before})

@@ -54,14 +54,14 @@ func mistaken(hint, format string, args ...any) error {
 
 // Experiment is one experiment in a warehouse, and the spans of its ramp that are asked about.
 type Experiment struct {
-	db      *warehouse.DB
-	asked   Question
-	unit    query.Unit
-	status  *control.ExperimentStatus // nil: the control log does not have it, and its steps and shares are not known
-	spans   []query.Span
-	started time.Time // its first impression
-	name    string
-	warning string
+	db       *warehouse.DB
+	asked    Question
+	unit     query.Unit
+	status   *control.ExperimentStatus // nil: the control log does not have it, and its steps and shares are not known
+	spans    []query.Span
+	started  time.Time // its first impression
+	name     string
+	warnings []string
 }
 
 // Open finds the experiment and the step that is asked for. A wrong question is an Error that says so.
@@ -84,7 +84,23 @@ func Open(ctx context.Context, db *warehouse.DB, q Question) (*Experiment, error
 	if err := e.chooseStep(q.Step); err != nil {
 		return nil, err
 	}
-	return e, nil
+	return e, e.countApart(ctx)
+}
+
+// countApart warns of impressions that no figure of units has: anybody at the edge can send them, and that must neither change a
+// figure nor stop it.
+func (e *Experiment) countApart(ctx context.Context) error {
+	var anonymous, foreign int64
+	q := query.ImpressionsApart(e.asked.Experiment, e.unit, e.spans)
+	if err := e.db.QueryRow(ctx, q.Text, q.Args...).Scan(&anonymous, &foreign); err != nil {
+		return fmt.Errorf("count impressions outside of the arms: %w", err)
+	}
+	if anonymous+foreign > 0 {
+		e.warnings = append(e.warnings, fmt.Sprintf(
+			"left out of all figures of units: %d impressions without a %s, and %d of another variant than control and treatment",
+			anonymous, e.unit, foreign))
+	}
+	return nil
 }
 
 // readRamp folds the commands that made the ramp.
@@ -138,8 +154,8 @@ func (e *Experiment) chooseStep(which string) error {
 		e.spans = []query.Span{{}}
 		switch {
 		case x != nil && slices.ContainsFunc(x.History, func(s control.Step) bool { return s.Share != x.History[0].Share }):
-			e.warning = "the shares changed during the experiment: sums over all of it mix times with arms, and a lift can come out wrong or " +
-				"reversed (Simpson); prefer one --step"
+			e.warnings = append(e.warnings, "the shares changed during the experiment: sums over all of it mix times with arms, and a lift can "+
+				"come out wrong or reversed (Simpson); prefer one --step")
 		case x == nil && which != "" && which != StepAll:
 			return mistaken("", "--step %s: the control log does not have the steps of experiment %s; leave it out", which, e.asked.Experiment)
 		}
@@ -177,8 +193,8 @@ func (e *Experiment) notVisited(step int) error {
 // Name is the experiment with the step, for people.
 func (e *Experiment) Name() string { return e.name }
 
-// Warning says what is to be kept in mind about all figures of the question; "" for nothing.
-func (e *Experiment) Warning() string { return e.warning }
+// Warnings say what must be known to read the figures.
+func (e *Experiment) Warnings() []string { return e.warnings }
 
 // Sequence is the confidence sequence that the experiment was created with; where the record does not have one, q.
 func (e *Experiment) Sequence(q stats.Sequence) stats.Sequence {

@@ -7,7 +7,7 @@ FROM
 (
     SELECT toString(variant) AS variant, toString(category) AS cat, product AS unit, toUInt64(sum(clicked)) AS k, toUInt64(count()) AS c
     FROM labels_mature
-    WHERE experiment = ? AND (event_time >= fromUnixTimestamp64Milli(toInt64(?), 'UTC') AND event_time < fromUnixTimestamp64Milli(toInt64(?), 'UTC'))
+    WHERE experiment = ? AND NOT (empty(product)) AND variant IN ('control', 'treatment') AND (event_time >= fromUnixTimestamp64Milli(toInt64(?), 'UTC') AND event_time < fromUnixTimestamp64Milli(toInt64(?), 'UTC'))
     GROUP BY variant, cat, unit
 ) AS during
 LEFT JOIN

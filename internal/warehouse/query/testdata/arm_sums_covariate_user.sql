@@ -7,7 +7,7 @@ FROM
 (
     SELECT toString(variant) AS variant, '' AS cat, user AS unit, toUInt64(sum(clicked)) AS k, toUInt64(count()) AS c
     FROM labels_mature
-    WHERE experiment = ? AND (event_time >= fromUnixTimestamp64Milli(toInt64(?), 'UTC') AND event_time < fromUnixTimestamp64Milli(toInt64(?), 'UTC'))
+    WHERE experiment = ? AND NOT (user = 0) AND variant IN ('control', 'treatment') AND (event_time >= fromUnixTimestamp64Milli(toInt64(?), 'UTC') AND event_time < fromUnixTimestamp64Milli(toInt64(?), 'UTC'))
     GROUP BY variant, cat, unit
 ) AS during
 LEFT JOIN

@@ -4,7 +4,7 @@ FROM
 (
     SELECT toString(argMin(variant, event_time)) AS arm, toInt64(toUnixTimestamp64Milli(min(event_time))) AS first
     FROM labels_mature
-    WHERE experiment = ?
+    WHERE experiment = ? AND NOT (user = 0) AND variant IN ('control', 'treatment')
     GROUP BY user
 )
 WHERE first >= ?[phase]
