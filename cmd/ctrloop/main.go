@@ -84,20 +84,24 @@ func interruptible(parent context.Context) (context.Context, context.CancelFunc)
 	return ctx, stop
 }
 
+// newParser reads the command line into cli. exit is called with the code where the parser itself answers (--help, --version).
+func newParser(cli *CLI, out *output, exit func(code int)) (*kong.Kong, error) {
+	return kong.New(cli,
+		kong.Name("ctrloop"),
+		kong.Description("Ads that learn from their clicks: join, pair, train and serve in one loop."),
+		kong.Writers(out.stdout, out.stderr),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
+		kong.Exit(exit),
+		kong.Bind(out),
+		kong.Bind(&cli.Globals),
+	)
+}
+
 // run parses args, runs the command, and returns the exit code. Errors are printed to stderr.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var cli CLI
 	exited := -1
-	parser, err := kong.New(&cli,
-		kong.Name("ctrloop"),
-		kong.Description("Ads that learn from their clicks: join, pair, train and serve in one loop."),
-		kong.Writers(stdout, stderr),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
-		kong.Exit(func(code int) { exited = code }),
-		kong.BindTo(ctx, (*context.Context)(nil)),
-		kong.Bind(&output{stdout: stdout, stderr: stderr}),
-		kong.Bind(&cli.Globals),
-	)
+	parser, err := newParser(&cli, &output{stdout: stdout, stderr: stderr}, func(code int) { exited = code })
 	if err != nil {
 		printError(stderr, fmt.Errorf("command line of this binary is broken (a bug): %w", err))
 		return exitFailed
@@ -110,6 +114,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		printError(stderr, withHint(err, "ctrloop --help lists the commands; ctrloop COMMAND --help its options"))
 		return exitUsage
 	}
+	command.BindTo(ctx, (*context.Context)(nil))
 	if err := command.Run(); err != nil {
 		printError(stderr, err)
 		return exitCode(ctx, err)
