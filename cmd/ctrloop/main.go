@@ -4,8 +4,8 @@
 // Exit codes:
 //
 //	0    done
-//	1    failed while working
-//	2    wrong usage or configuration; nothing was started
+//	1    failed while working, or what was asked for is not there
+//	2    wrong usage, configuration or input file; nothing was started
 //	3    something must be set up first (the message names the command)
 //	4    the work is done, and events were lost, or rejected above the given limit
 //	130  stopped by a signal before the work was done
@@ -48,7 +48,11 @@ type CLI struct {
 	Backup     BackupCmd     `cmd:"" help:"Copy the stores of an instance, running or at rest, with checksums."`
 	Restore    RestoreCmd    `cmd:"" help:"Bring a backup back into an empty folder."`
 	Config     ConfigCmd     `cmd:"" help:"Check, show or document the configuration."`
+	Completion CompletionCmd `cmd:"" help:"Print the completion script of a shell."`
+	Help       HelpCmd       `cmd:"" help:"Print the help of a command."`
 	Version    VersionCmd    `cmd:"" help:"Print the version of this binary."`
+
+	Complete CompleteCmd `cmd:"" name:"complete" hidden:"" help:"Print what may come next, for the completion scripts."`
 }
 
 // Globals are the options every command shares.
@@ -92,6 +96,8 @@ func newParser(cli *CLI, out *output, exit func(code int)) (*kong.Kong, error) {
 		kong.Writers(out.stdout, out.stderr),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
 		kong.Exit(exit),
+		kong.Help(printHelp),
+		kong.PostBuild(showLists),
 		kong.Bind(out),
 		kong.Bind(&cli.Globals),
 	)
@@ -99,6 +105,9 @@ func newParser(cli *CLI, out *output, exit func(code int)) (*kong.Kong, error) {
 
 // run parses args, runs the command, and returns the exit code. Errors are printed to stderr.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if len(args) == 1 && args[0] == "--version" { // no flag of ours: commands have one of that name, for a model's
+		args = []string{"version"}
+	}
 	var cli CLI
 	exited := -1
 	parser, err := newParser(&cli, &output{stdout: stdout, stderr: stderr}, func(code int) { exited = code })
