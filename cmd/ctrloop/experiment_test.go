@@ -102,7 +102,7 @@ func TestExperimentCommands(t *testing.T) {
 		{"pause e --note|two pictures look odd", 0, "e: paused, step 1"},
 		{"resume e --note fine --expect 7", 1, "at version 3, the request expects 7"},
 		{"resume e --note fine --expect 3", 0, "e: running"},
-		{"override e --step 9 --note n", 2, "needs a step of 0 to 2"},
+		{"override e --step 9 --note n", 2, "needs a step of 1 to 3"},
 		{"override e --step 2 --note faster", 0, "step 2 of 3 at 50 %"},
 		{"force e u17 treatment --json", 0, `": "treatment"`},
 		{"replay e", 1, "no webhooks are configured"},
