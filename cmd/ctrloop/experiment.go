@@ -167,7 +167,7 @@ func printRaw(out *output, raw []byte) error {
 
 // line says where an experiment stands.
 func line(s experiment.Status) string {
-	where := fmt.Sprintf("step %d of %d at %g %%", s.Step.Index+1, len(s.Steps), 100*s.Step.Share)
+	where := fmt.Sprintf("step %d of %d at %g %%", s.Step.Number(), len(s.Steps), 100*s.Step.Share)
 	if d := s.Decision; d != nil {
 		where = fmt.Sprintf("%s by %s", d.Outcome, d.Rule)
 	}
@@ -317,7 +317,7 @@ func (c *ExperimentListCmd) Run(ctx context.Context, out *output) error {
 			"%s\t%s\t%d/%d\t%g %%\t%s\t%s\t%s\t%s\n",
 			s.ID,
 			s.Phase,
-			s.Step.Index+1,
+			s.Step.Number(),
 			len(s.Steps),
 			100*s.Step.Share,
 			s.Treatment,
@@ -515,8 +515,7 @@ type ExperimentOverrideCmd struct {
 // Run goes to the step.
 func (c *ExperimentOverrideCmd) Run(ctx context.Context, out *output) error {
 	r := c.request()
-	step := c.Step - 1 // people count from 1, as list and show print it
-	r.Step = &step
+	r.Step = &c.Step
 	return c.command(ctx, out, c.ID, "override", r)
 }
 

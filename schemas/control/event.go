@@ -300,15 +300,27 @@ type Holdout struct {
 	Version string  `json:"version,omitempty"`
 }
 
-// Step is one step of the ramp.
+// Step is one step of the ramp. Its JSON has the number too, which is how people are told of it.
 type Step struct {
-	Index int     `json:"index"`
+	Index int     `json:"index"` // from 0
 	Share float64 `json:"share"` // of the treatment, (0,1]
 	// AtMS is the event time at which the step began, in Unix milliseconds: impressions before it belong to the
 	// step before. 0 for the first step, which begins with the experiment.
 	AtMS int64 `json:"at_ms,omitempty"`
 	// Shown is the lift that made the step; nil where enough data was the reason.
 	Shown *Shown `json:"shown,omitempty"`
+}
+
+// Number is the step's number, from 1.
+func (s Step) Number() int { return s.Index + 1 }
+
+// MarshalJSON implements json.Marshaler.
+func (s Step) MarshalJSON() ([]byte, error) {
+	type step Step // without this method
+	return json.Marshal(struct {
+		Number int `json:"number"`
+		step
+	}{s.Number(), step(s)})
 }
 
 // Shown is the interval of a lift when it was shown. Intervals of a confidence sequence hold together at all
