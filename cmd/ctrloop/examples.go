@@ -79,6 +79,11 @@ var examples = map[string][]example{
 	},
 	"experiment replay": {{"send its webhooks again", "ctrloop experiment replay summer --endpoint warehouse"}},
 	"experiment export": {{"its table", "ctrloop experiment export summer --format csv --out summer.csv"}},
+	"creative ls":       {{"those that may not serve, and why", "ctrloop creative ls --blocked"}},
+	"creative block":    {{"out, on every replica", "ctrloop creative block c-0f1e2d3c4b5a6978 --note 'a logo of a competitor'"}},
+	"creative unblock":  {{"in again", "ctrloop creative unblock c-0f1e2d3c4b5a6978 --note 'it is our own'"}},
+	"model ls":          {{"all versions", "ctrloop model ls"}},
+	"model rollback":    {{"the champion before answers again", "ctrloop model rollback --note 'pictures are odd'"}},
 	"token create": {
 		{"for a program that sends events", "ctrloop token create shop --scopes events:write,ads:decide --expires 90d"},
 	},

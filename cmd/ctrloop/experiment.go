@@ -122,13 +122,18 @@ func (f instanceFlags) token() (string, error) {
 	return strings.TrimSpace(string(raw)), nil
 }
 
-// call asks the instance's API; body nil: GET.
+// call asks the experiments' API of the instance; body nil: GET.
 func (f instanceFlags) call(ctx context.Context, method, path string, body any) ([]byte, error) {
+	return f.at(ctx, method, "/v1/experiments"+path, body)
+}
+
+// at asks the instance's API for any path.
+func (f instanceFlags) at(ctx context.Context, method, path string, body any) ([]byte, error) {
 	c, err := f.client()
 	if err != nil {
 		return nil, err
 	}
-	raw, err := c.Call(ctx, method, path, body)
+	raw, err := c.At(ctx, method, path, body)
 	if refused, ok := errors.AsType[*client.Error](err); ok {
 		return nil, apiError{refused}
 	}

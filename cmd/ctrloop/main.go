@@ -39,6 +39,8 @@ type CLI struct {
 	SQL        SQLCmd        `cmd:"" name:"sql" help:"Ask the warehouse, running or at rest."`
 	Audit      AuditCmd      `cmd:"" help:"Hold the warehouse against what the join says it wrote."`
 	Experiment ExperimentCmd `cmd:"" help:"A/B tests and rollouts: create, watch, pause, end."`
+	Creative   CreativeCmd   `cmd:"" help:"Creatives: which there are, and which must not serve."`
+	Model      ModelCmd      `cmd:"" help:"Model versions: which there are, and the way back."`
 	Token      TokenCmd      `cmd:"" help:"Tokens with scopes, for callers of an instance."`
 	Stats      StatsCmd      `cmd:"" help:"The statistics of an experiment, from files or a warehouse."`
 	Eval       EvalCmd       `cmd:"" help:"Measure what is learned, on built-in worlds and without the stream."`
