@@ -15,7 +15,6 @@ import (
 
 	"ctrloop/app"
 	"ctrloop/ingest"
-	"ctrloop/internal/config"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
 	"ctrloop/schemas"
@@ -30,7 +29,6 @@ type EraseCmd struct {
 type EraseUserCmd struct {
 	ID string `arg:"" help:"The user, as it was sent to the edge."`
 	storeFlags
-	Config string `help:"Configuration of the instance: its warehouse, its brokers and its salt." type:"existingfile" placeholder:"FILE"`
 	Salt   string `help:"ingest.user_salt of the instance, for users that were sent as text. Default: the configuration's." env:"CTRLOOP_USER_SALT"`
 	Former bool   `name:"former-salt" help:"The instance had another salt once, and --salt is that one."`
 	Number bool   `help:"The user was sent as a number, or ID is the hash itself."`
@@ -71,12 +69,11 @@ func (c *EraseUserCmd) person(salt string) (warehouse.Person, error) {
 
 // Run erases and prints the proof.
 func (c *EraseUserCmd) Run(ctx context.Context, g *Globals, out *output) error {
-	cfg, err := config.Load(c.Config, app.Default())
+	cfg, err := c.load(true)
 	if err != nil {
 		return err
 	}
 	c.Salt = cmp.Or(c.Salt, cfg.Salt())
-	c.DSN = cmp.Or(c.DSN, cfg.ClickHouse.DSN)
 	who, err := c.person(c.Salt)
 	if err != nil {
 		return err
