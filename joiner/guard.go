@@ -141,8 +141,16 @@ func (g *guard) mine(name string) (slice string, ok bool) {
 	return slice, instance == g.instance
 }
 
-// suspect says whether labels of a department are not to be learned from.
-func (g *guard) suspect(department []byte) bool {
+// suspicion is the guard as far as shards ask it, nil if the breaker is off.
+func (g *guard) suspicion() Suspicion {
+	if g.breaker == nil {
+		return nil
+	}
+	return g
+}
+
+// Suspect says whether labels of a department are not to be learned from.
+func (g *guard) Suspect(department []byte) bool {
 	open := g.open.Load()
 	return open != nil && ((*open)[breaker.All] || (*open)[string(department)])
 }
@@ -166,7 +174,7 @@ func (g *guard) publish() {
 }
 
 // judge takes what the shards have committed, and looks at the minutes that all of them have passed.
-func (g *guard) judge(shards map[int32]*shard) {
+func (g *guard) judge(shards map[int32]*Shard) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.breaker == nil {
