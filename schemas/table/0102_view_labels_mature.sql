@@ -1,6 +1,6 @@
 -- labels_mature
 -- Question: which impressions may a click-through rate, evidence or an experiment count?
--- Columns:  those of labels; one row per impression.
+-- Columns:  those of labels, arm_share included; one row per impression.
 -- Rule:     latest version, event_time <= label_horizon, no bots, not made while the circuit breaker was open, not of a
 --           partition that has no watermark yet. All figures are made from these rows; views over
 --           long spans count them through the rollups (rollup_cells), with the same result.

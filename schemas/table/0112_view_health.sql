@@ -84,8 +84,8 @@ COMMENT 'Events that became no label of their own, with the reason';
 
 -- trace_impression
 -- Question: what does the warehouse know of one impression?
--- Columns:  those of labels, one row a version, oldest first, and: age_ms (watermark - event time when the label was made),
---           latest (1: the version that counts), counts (1: labels_mature has it), description and blocked (of the creative).
+-- Columns:  those of labels (arm_share is NULL where it was not said), one row a version, oldest first, and: age_ms (watermark -
+--           event time when the label was made), latest (1: the version that counts), counts (1: labels_mature has it), description and blocked (of the creative).
 -- Example:  SELECT * FROM trace_impression(id = '0199c2d7-1c00-7aaa-8bbb-0123456789ab')
 -- Cost:     one day of one column, then a few rows: the time is read from the id.
 CREATE OR REPLACE VIEW trace_impression {{cluster}}AS
