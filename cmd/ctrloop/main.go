@@ -38,6 +38,7 @@ type CLI struct {
 	Trace      TraceCmd      `cmd:"" help:"Where an impression is, and what happened to it."`
 	SQL        SQLCmd        `cmd:"" name:"sql" help:"Ask the warehouse, running or at rest."`
 	Audit      AuditCmd      `cmd:"" help:"Hold the warehouse against what the join says it wrote."`
+	Suspect    SuspectCmd    `cmd:"" help:"Labels that were made while a circuit breaker was open: look at them, clear them."`
 	Experiment ExperimentCmd `cmd:"" help:"A/B tests and rollouts: create, watch, pause, end."`
 	Token      TokenCmd      `cmd:"" help:"Tokens with scopes, for callers of an instance."`
 	Stats      StatsCmd      `cmd:"" help:"The statistics of an experiment, from files or a warehouse."`

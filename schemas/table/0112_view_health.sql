@@ -92,7 +92,7 @@ CREATE OR REPLACE VIEW trace_impression {{cluster}}AS
 WITH toUUID({id:String}) AS wanted
 SELECT labels.*, toUnixTimestamp64Milli(watermark) - toUnixTimestamp64Milli(event_time) AS age_ms,
     version = max(version) OVER () AS latest,
-    latest AND bot = 0 AND suspect = 0 AND event_time <= (SELECT horizon FROM label_horizon) AND {{has_time}} AS counts,
+    latest AND bot = 0 AND {{trusted}} AND event_time <= (SELECT horizon FROM label_horizon) AND {{has_time}} AS counts,
     known.description AS description, known.blocked AS blocked
 FROM (SELECT * FROM labels FINAL PREWHERE event_time = UUIDv7ToDateTime(wanted, 'UTC') WHERE impression_id = wanted) AS labels
 LEFT JOIN (SELECT toLowCardinality(id) AS creative, description, blocked FROM creatives FINAL) AS known USING (creative)
