@@ -66,6 +66,7 @@ type serviceMetrics struct {
 	routed       *prometheus.CounterVec // by kind; a watermark counts as routed
 	dropped      *prometheus.CounterVec // to dlq.v1, by reason
 	clamped      prometheus.Counter
+	lost         *prometheus.CounterVec // by topic
 	transactions *prometheus.CounterVec
 	punctuations prometheus.Counter
 	lowWatermark prometheus.Gauge
@@ -98,6 +99,13 @@ func newServiceMetrics(reg prometheus.Registerer) *serviceMetrics {
 		clamped: prometheus.NewCounter(
 			prometheus.CounterOpts{Name: "ctrloop_ingest_clamped_clicks_total", Help: "Clicks from the future whose time was set back."},
 		),
+		lost: prometheus.NewCounterVec(
+			prometheus.CounterOpts{
+				Name: "ctrloop_ingest_lost_records_total",
+				Help: "Raw records, ends of transactions included, that were there and not taken when their topic was deleted, by topic.",
+			},
+			[]string{"topic"},
+		),
 		transactions: prometheus.NewCounterVec(
 			prometheus.CounterOpts{Name: "ctrloop_ingest_transactions_total", Help: "Transactions, by outcome."},
 			[]string{"outcome"},
@@ -127,9 +135,12 @@ func newServiceMetrics(reg prometheus.Registerer) *serviceMetrics {
 	for _, r := range deadReasons() {
 		m.dropped.WithLabelValues(string(r))
 	}
+	for _, topic := range rawTopics() {
+		m.lost.WithLabelValues(topic)
+	}
 	if reg != nil {
 		reg.MustRegister(m.read, m.routed, m.dropped, m.clamped, m.transactions, m.punctuations, m.lowWatermark, m.buffered, m.paused, m.owned,
-			m.unproven)
+			m.unproven, m.lost)
 	}
 	return m
 }

@@ -34,6 +34,9 @@ type Service struct {
 	metrics  *serviceMetrics
 	decoder  decoder
 	now      func() time.Time
+
+	topics map[string]string               // ids of the raw topics, as the last session found them
+	left   map[stream.TopicPartition]int64 // records of what it read that were there and not taken yet
 }
 
 // New builds the service.
@@ -51,7 +54,7 @@ func New(cfg Config, kafka stream.Config, log zerolog.Logger, reg prometheus.Reg
 	}
 	return &Service{
 		cfg: cfg, kafka: kafka, instance: instance, log: log, metrics: newServiceMetrics(reg),
-		decoder: decoder{[]byte(cfg.UserSalt), cfg.MaxEventBytes}, now: time.Now,
+		decoder: decoder{[]byte(cfg.UserSalt), cfg.MaxEventBytes}, now: time.Now, left: map[stream.TopicPartition]int64{},
 	}, nil
 }
 
@@ -121,7 +124,36 @@ const repeatAfter = 15 * time.Second
 // errRecut makes the session start over: promises name raw partitions by numbers that have changed.
 var errRecut = errors.New("the raw topics have other partitions than before")
 
+// errAnew makes the session start over: what it holds is of a topic that is gone.
+var errAnew = errors.New("a raw topic was deleted and made anew")
+
+// compare looks whether the raw topics are those of the last session. One that was deleted and made anew is read from its start: the
+// broker has forgotten the offsets with the topic. What was unread of the old one is gone, which nobody may overlook.
+func (s *Service) compare(ids map[string]string) {
+	for topic, id := range ids {
+		if was := s.topics[topic]; was == "" || was == id {
+			continue
+		}
+		n := int64(0)
+		for tp, left := range s.left {
+			if tp.Topic == topic {
+				n += left
+				delete(s.left, tp)
+			}
+		}
+		s.metrics.lost.WithLabelValues(topic).Add(float64(n))
+		s.log.Error().Str("topic", topic).Int64("records", n).
+			Msg("ingest: the topic was deleted and made anew: it is read from its start, what this instance had not taken of the old one is lost")
+	}
+	s.topics = ids
+}
+
 func (s *Service) session(ctx context.Context) error {
+	ids, err := stream.TopicIDs(ctx, s.kafka, rawTopics()...)
+	if err != nil {
+		return err
+	}
+	s.compare(ids)
 	partitions, err := stream.PartitionCounts(ctx, s.kafka, schemas.TopicImpressions, schemas.TopicClicks)
 	if err != nil {
 		return err
@@ -230,6 +262,7 @@ func (r *session) assigned(ctx context.Context, parts map[string][]int32) {
 	asked := r.now()
 	ends, err := stream.WrittenOffsets(ctx, r.kafka, topics...)
 	if err == nil {
+		r.unchanged(ctx)
 		var starts map[stream.TopicPartition]int64
 		var committed map[stream.TopicPartition]stream.Committed
 		if starts, err = stream.StartOffsets(ctx, r.kafka, topics...); err == nil {
@@ -255,6 +288,20 @@ func (r *session) assigned(ctx context.Context, parts map[string][]int32) {
 		r.failed = fmt.Errorf("look at assigned partitions: %w", err)
 	}
 	r.log.Info().Interface("partitions", parts).Msg("ingest: partitions assigned")
+}
+
+// unchanged fails the session where the raw topics are no longer those that it began with. If they are, what is left of them is
+// that of the partitions that are assigned now.
+func (r *session) unchanged(ctx context.Context) {
+	ids, err := stream.TopicIDs(ctx, r.kafka, rawTopics()...)
+	switch {
+	case err != nil:
+		r.failed = err
+	case !maps.Equal(ids, r.topics):
+		r.failed = errAnew
+	default:
+		clear(r.left)
+	}
 }
 
 func (r *session) lost(_ context.Context, parts map[string][]int32) {
@@ -289,6 +336,9 @@ func (r *session) step(ctx context.Context) error {
 		return err
 	}
 	r.merge.tick(now)
+	for tp, s := range r.merge.sources {
+		r.left[tp] = max(0, s.end-s.position)
+	}
 	source, it, ok := r.merge.take()
 	if !ok && !r.punctuationDue(now) {
 		return nil
