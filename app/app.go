@@ -166,7 +166,7 @@ func Start(ctx context.Context, opt Options) (_ *App, err error) {
 		opt: opt, cfg: opt.Config, log: opt.Log, registry: telemetry.NewRegistry(opt.Version), ready: telemetry.NewReadiness(),
 		actors: newActors(opt.Log), started: time.Now(), gates: map[Target]*telemetry.Gate{},
 	}
-	a.cfg.Ingest.UserSalt = a.cfg.Salt()
+	a.cfg.Ingest.UserSalt = config.Secret(a.cfg.Salt())
 	defer func() {
 		if err != nil {
 			a.actors.stop()
@@ -339,7 +339,7 @@ func (a *App) startWarehouse(ctx context.Context) error {
 	a.addresses.ClickHouse = a.readDSN
 	err = db.Migrate(ctx, warehouse.Options{
 		Cluster: a.cfg.ClickHouse.Cluster, Window: a.cfg.Joiner.Window, Bucket: a.cfg.Joiner.Bucket,
-		SaltCheck: ingest.SaltCheck(a.cfg.Ingest.UserSalt),
+		SaltCheck: ingest.SaltCheck(a.cfg.Salt()),
 	})
 	if err != nil {
 		return err

@@ -74,6 +74,7 @@ type serviceMetrics struct {
 	paused       prometheus.Gauge
 	owned        prometheus.Gauge
 	unproven     prometheus.Gauge
+	foreignSalt  prometheus.Gauge
 }
 
 func newServiceMetrics(reg prometheus.Registerer) *serviceMetrics {
@@ -132,6 +133,10 @@ func newServiceMetrics(reg prometheus.Registerer) *serviceMetrics {
 			},
 		),
 	}
+	m.foreignSalt = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "ctrloop_ingest_foreign_salt_partitions",
+		Help: "Raw partitions that an instance with another ingest.user_salt has committed last: users are two there.",
+	})
 	for _, r := range deadReasons() {
 		m.dropped.WithLabelValues(string(r))
 	}
@@ -140,7 +145,7 @@ func newServiceMetrics(reg prometheus.Registerer) *serviceMetrics {
 	}
 	if reg != nil {
 		reg.MustRegister(m.read, m.routed, m.dropped, m.clamped, m.transactions, m.punctuations, m.lowWatermark, m.buffered, m.paused, m.owned,
-			m.unproven, m.lost)
+			m.unproven, m.lost, m.foreignSalt)
 	}
 	return m
 }

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -54,7 +55,7 @@ func New(cfg Config, kafka stream.Config, log zerolog.Logger, reg prometheus.Reg
 	}
 	return &Service{
 		cfg: cfg, kafka: kafka, instance: instance, log: log, metrics: newServiceMetrics(reg),
-		decoder: decoder{[]byte(cfg.UserSalt), cfg.MaxEventBytes}, now: time.Now, left: map[stream.TopicPartition]int64{},
+		decoder: decoder{[]byte(cfg.UserSalt.Reveal()), cfg.MaxEventBytes}, now: time.Now, left: map[stream.TopicPartition]int64{},
 	}, nil
 }
 
@@ -218,7 +219,15 @@ func (s *Service) session(ctx context.Context) error {
 // answer holds up nothing but the news of its partitions.
 func (r *session) watchEnds(ctx context.Context) {
 	const longest = 5 * time.Second // for one question
+	const saltsEvery = time.Minute
+	salts := time.Now()
 	for {
+		if time.Since(salts) >= saltsEvery {
+			salts = time.Now()
+			if committed, err := stream.CommittedOffsets(ctx, r.kafka, Group, rawTopics()...); err == nil {
+				r.compareSalts(committed)
+			}
+		}
 		asked := r.now()
 		question, cancel := context.WithTimeout(ctx, longest)
 		ends, err := r.tx.Ends(question, rawTopics()...)
@@ -267,6 +276,7 @@ func (r *session) assigned(ctx context.Context, parts map[string][]int32) {
 		var committed map[stream.TopicPartition]stream.Committed
 		if starts, err = stream.StartOffsets(ctx, r.kafka, topics...); err == nil {
 			committed, err = stream.CommittedOffsets(ctx, r.kafka, Group, topics...)
+			r.compareSalts(committed)
 		}
 		for topic, ps := range parts {
 			for _, p := range ps {
@@ -314,9 +324,32 @@ func (r *session) lost(_ context.Context, parts map[string][]int32) {
 	}
 }
 
-// place is what is committed beside an offset: what a restart cannot find out otherwise.
-func place(promised, position int64) string {
-	return fmt.Sprintf("v1 promised=%d position=%d", promised, position)
+// place is what is committed beside an offset: what a restart, or another instance, cannot find out otherwise.
+func (s *Service) place(promised, position int64) string {
+	return fmt.Sprintf("v1 promised=%d position=%d salt=%s", promised, position, s.salt())
+}
+
+// salt tells this instance's salt from others, and nothing else of it.
+func (s *Service) salt() string {
+	return fmt.Sprintf("%08x", uint32(SaltCheck(string(s.decoder.salt))))
+}
+
+// compareSalts looks whether all raw partitions were committed last by instances with this one's salt. Under two salts each user is
+// two, in two arms.
+func (s *Service) compareSalts(committed map[stream.TopicPartition]stream.Committed) {
+	var foreign []string
+	for tp, c := range committed {
+		if _, salt, ok := strings.Cut(c.Metadata, " salt="); ok && salt != s.salt() {
+			foreign = append(foreign, tp.String())
+		}
+	}
+	s.metrics.foreignSalt.Set(float64(len(foreign)))
+	if len(foreign) > 0 {
+		slices.Sort(foreign)
+		s.log.Error().Strs("partitions", foreign).
+			Msg("ingest: users were hashed under another ingest.user_salt there: every instance needs the same, or each user becomes two. " +
+				"Was it changed, or does another instance have its own?")
+	}
 }
 
 func parsePlace(s string) (promised, position int64) {
@@ -535,7 +568,7 @@ func (r *session) commit(ctx context.Context) (bool, error) {
 		if s == nil || !s.dirty {
 			return "", false
 		}
-		return place(s.promised, r.merge.position), true
+		return r.place(s.promised, r.merge.position), true
 	})
 	if ok {
 		for _, s := range r.merge.sources {

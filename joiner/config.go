@@ -164,6 +164,9 @@ func (c Config) WindowConfig(seed uint64) window.Config {
 	}
 }
 
+// Remembered is how much event time the join's state is made of: window, correction and lateness. The topics must hold as much.
+func (c Config) Remembered() time.Duration { return c.Window + c.correction() + c.Lateness }
+
 // correction is how long impressions are remembered behind their window.
 func (c Config) correction() time.Duration {
 	if c.Correction == 0 {

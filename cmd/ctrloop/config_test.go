@@ -133,6 +133,11 @@ func TestASaltIsRequiredOutsideOfEmbeddedRuns(t *testing.T) {
 	if code, said := check("kafka: {brokers: [k:9092]}\ningest: {user_salt: ours}\n"); code != exitOK {
 		t.Errorf("exit %d: %s", code, said)
 	}
+	cfg := app.Default()
+	cfg.Ingest.UserSalt = "ours"
+	if shown, err := config.Show(cfg); err != nil || strings.Contains(string(shown), "ours") || !strings.Contains(string(shown), "user_salt: '[set]'") {
+		t.Errorf("the salt is shown, or not that there is one: %v\n%s", err, shown)
+	}
 	if code, said := check("joiner: {window: 31m}\n"); code != exitOK {
 		t.Errorf("embedded: exit %d: %s", code, said)
 	}
