@@ -164,7 +164,7 @@ func Start(ctx context.Context, opt Options) (_ *App, err error) {
 		opt: opt, cfg: opt.Config, log: opt.Log, registry: telemetry.NewRegistry(opt.Version), ready: telemetry.NewReadiness(),
 		actors: newActors(opt.Log), started: time.Now(), gates: map[Target]*telemetry.Gate{},
 	}
-	a.cfg.Ingest.UserSalt = a.cfg.Salt()
+	a.cfg.Ingest.UserSalt = config.Secret(a.cfg.Salt())
 	defer func() {
 		if err != nil {
 			a.actors.stop()
