@@ -88,3 +88,12 @@ func (p *people) running(n *node) experiment {
 	}
 	return experiment{}
 }
+
+// String is what has become of the commands.
+func (p *people) String() string {
+	n := map[fate]int{}
+	for _, x := range p.sent {
+		n[x.fate]++
+	}
+	return fmt.Sprintf("commands: %d acknowledged, %d refused, %d unknown", n[acknowledged], n[refused], n[unknown])
+}

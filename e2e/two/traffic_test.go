@@ -77,6 +77,18 @@ func newTraffic(c *cluster, f form, rng *rand.Rand) *traffic {
 	return tr
 }
 
+// String is what has happened so far.
+func (tr *traffic) String() string {
+	clicked := 0
+	for _, k := range tr.truth {
+		if k {
+			clicked++
+		}
+	}
+	return fmt.Sprintf("%d impressions, %d clicked, %d requests sent again, %d impressions without a decision", len(tr.truth), clicked,
+		tr.resends, tr.unaided)
+}
+
 // impression is what an edge is told.
 type impression struct {
 	Type       string  `json:"type"`
