@@ -13,7 +13,8 @@ import (
 
 // sqlText is a query or a statement that changes tables, over several lines too.
 var sqlText = regexp.MustCompile("(?is)[\"'`(\\s](SELECT\\s[^\"]{1,400}?\\sFROM\\s|" +
-	"INSERT INTO\\s\\w|ALTER TABLE\\s\\w|DELETE FROM\\s\\w|(?:OPTIMIZE|TRUNCATE|DROP|CREATE) TABLE\\s\\w|SYSTEM (?:FLUSH|RELOAD|STOP|START|SYNC)\\s)")
+	"INSERT INTO\\s\\w|ALTER TABLE\\s\\w|DELETE FROM\\s\\w|" +
+	"(?:OPTIMIZE|TRUNCATE|DROP|CREATE) TABLE\\s\\w|SYSTEM (?:FLUSH|RELOAD|STOP|START|SYNC)\\s)")
 
 var sqlFolders = []string{"internal/warehouse/", "schemas/", "third_party/", "internal/arch/"}
 
@@ -51,7 +52,8 @@ func TestEveryQueryIsAsked(t *testing.T) {
 func TestSQLIsFound(t *testing.T) {
 	for text, want := range map[string]bool{
 		"\"SELECT count() FROM labels\"": true, "`\n\t\tSELECT a,\n\t\tb FROM t`": true, "sql 'SELECT * FROM late'": true,
-		"\"INSERT INTO looks (a)\"": true, "\"OPTIMIZE TABLE labels FINAL\"": true, "\"SYSTEM FLUSH LOGS\"": true, "// it selects what is left": false,
+		"\"INSERT INTO looks (a)\"": true, "\"OPTIMIZE TABLE labels FINAL\"": true, "\"SYSTEM FLUSH LOGS\"": true,
+		"// it selects what is left": false,
 	} {
 		if got := sqlText.MatchString(text); got != want {
 			t.Errorf("%q is SQL: %v, want %v", text, got, want)

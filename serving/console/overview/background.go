@@ -56,7 +56,8 @@ func (o *Page) background(ctx context.Context, st *control.State) background {
 	bg.history, errs[0] = o.history.get(ctx, "", minPace, restPerScan, func(ctx context.Context) (history, error) {
 		return o.readHistory(ctx, st)
 	})
-	bg.traffic, errs[1] = o.traffic.get(ctx, st.Routes[rollout.Logical].Champion, minPace, restPerScan, func(ctx context.Context) (traffic, error) {
+	champion := st.Routes[rollout.Logical].Champion
+	bg.traffic, errs[1] = o.traffic.get(ctx, champion, minPace, restPerScan, func(ctx context.Context) (traffic, error) {
 		return o.readTraffic(ctx, st)
 	})
 	if x := latestExperiment(st); x != nil && o.p.Experiments != nil {
