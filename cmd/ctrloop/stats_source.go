@@ -12,11 +12,10 @@ import (
 
 // statsSource are the options about an experiment in a warehouse, in the place of a file.
 type statsSource struct {
-	Experiment string        `placeholder:"NAME" help:"Take the data of this experiment from the warehouse instead of a file."`
-	Dir        string        `help:"Folder of the instance; its engine is started for the question where nothing runs." default:"ctrloop-data" env:"CTRLOOP_DIR" type:"path"`
-	DSN        string        `name:"dsn" help:"Ask this ClickHouse instead: clickhouse://user:password@host:port/database." env:"CTRLOOP_CLICKHOUSE_DSN"`
-	Step       string        `placeholder:"STEP" help:"Step of the ramp, all visits to it: a number from 1, deciding (the default: the step that decides or, before it is reached, the present one), or all. Over steps with different shares a plain lift can turn around (Simpson)."`
-	Settle     time.Duration `default:"1m" help:"Leave this much out after a step began, as the controller does (experiment.settle): some replicas still assign by the old share."`
+	Experiment string `placeholder:"NAME" help:"Take the data of this experiment from the warehouse instead of a file."`
+	storeFlags
+	Step   string        `placeholder:"STEP" help:"Step of the ramp, all visits to it: a number from 1, deciding (the default: the step that decides or, before it is reached, the present one), or all. Over steps with different shares a plain lift can turn around (Simpson)."`
+	Settle time.Duration `default:"1m" help:"Leave this much out after a step began, as the controller does (experiment.settle): some replicas still assign by the old share."`
 }
 
 // fromFileOrWarehouse reads the file, or asks the warehouse where an experiment is named, and says which it was.
@@ -41,7 +40,7 @@ func fromFileOrWarehouse[T any](
 		v, err = readStatsFile(file, read)
 		return v, file, err
 	}
-	db, done, err := storeFlags{Dir: s.Dir, DSN: s.DSN}.open(ctx, g, o, false)
+	db, done, err := s.open(ctx, g, o, false)
 	if err != nil {
 		return v, "", err
 	}
