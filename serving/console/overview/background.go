@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"ctrloop/internal/warehouse/query"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/rollout"
@@ -77,7 +76,8 @@ func (o *Page) background(ctx context.Context, st *control.State) background {
 		gone, cancel := context.WithCancel(ctx)
 		cancel()
 		bg.audit, _ = o.audit.get(gone, "", auditPace, restPerAudit, func(ctx context.Context) (int64, error) {
-			n, err := o.readAudit(ctx, horizon)
+			// Younger minutes than the horizon's are still being filled.
+			n, err := o.p.Audit(ctx, horizon/1000-60)
 			if err == nil {
 				o.audited(n)
 			}
@@ -113,10 +113,4 @@ func (o *Page) readBacklog(ctx context.Context) (b backlog, err error) {
 		b.sink, err = o.p.SinkLag(ctx)
 	}
 	return b, err
-}
-
-// readAudit counts the minutes in which the labels here are not those that the joiner says it made. Younger
-// minutes than the horizon's are still being filled.
-func (o *Page) readAudit(ctx context.Context, horizonMS int64) (int64, error) {
-	return o.p.Warehouse.Count(ctx, query.Text("audit_before")+oneThread, horizonMS/1000-60)
 }
