@@ -6,6 +6,7 @@ import (
 
 	"ctrloop/ingest"
 	"ctrloop/internal/stream"
+	"ctrloop/internal/warehouse/query"
 	"ctrloop/joiner"
 	"ctrloop/schemas"
 	"ctrloop/serving/console"
@@ -25,8 +26,15 @@ func (a *App) overviewParts() overview.Parts {
 			return stream.Lag(ctx, a.kafka, ingest.Group, schemas.TopicRawImpressions, schemas.TopicRawClicks)
 		},
 		SinkLag: func(ctx context.Context) (int64, error) { return a.sink.Lag(ctx) },
+		Audit:   a.readAudit,
 		Serving: a.serving.service, Experiments: a.serving.experiment,
 	}
+}
+
+// readAudit counts the minutes before a time, Unix seconds, in which the labels here are not those that the joiner says it made. It
+// takes one thread: the machine may be training beside it.
+func (a *App) readAudit(ctx context.Context, before int64) (int64, error) {
+	return a.db.Count(ctx, query.Text("audit_before")+" SETTINGS max_threads = 1", before)
 }
 
 func (a *App) instance() console.Instance {

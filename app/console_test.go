@@ -72,7 +72,8 @@ func TestPresenceOfServices(t *testing.T) {
 	a.ready.Gate(string(Serving)).Healthy()
 	a.ready.Gate(string(Pairer)).Unhealthy("starting")
 	for part, want := range map[overview.Part]overview.Presence{
-		overview.Serving: overview.Up, overview.Pairer: overview.Starting, overview.Trainer: overview.Starting, overview.Ingest: overview.Elsewhere,
+		overview.Serving: overview.Up, overview.Pairer: overview.Starting, overview.Trainer: overview.Starting,
+		overview.Ingest: overview.Elsewhere,
 	} {
 		if got := a.presence(part); got != want {
 			t.Errorf("%s: %d, want %d", part, got, want)
