@@ -49,7 +49,7 @@ var topicsWithUsers = []string{
 	schemas.TopicDeadLetters,
 }
 
-// person is whom the command names. 0 and the empty id are those who are not named: nobody, and everybody.
+// person is the user whom the command names. 0 and the empty id stand for all who were sent without a name, so they are refused.
 func (c *EraseUserCmd) person(salt string) (warehouse.Person, error) {
 	if !c.Number {
 		if c.ID == "" {
@@ -120,7 +120,7 @@ func (c *EraseUserCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	return nil
 }
 
-// checkSalt refuses a salt that is not the instance's: everybody would be looked for under a hash that nobody has.
+// checkSalt refuses a salt that is not the instance's: with it the user would have another hash, and no row would be found.
 func (c *EraseUserCmd) checkSalt(ctx context.Context, db *warehouse.DB) error {
 	if c.Number || c.Former {
 		return nil

@@ -12,6 +12,7 @@ import (
 
 	"ctrloop/internal/stats"
 	"ctrloop/internal/stats/statcsv"
+	"ctrloop/serving/experiment/recorded"
 )
 
 // StatsCmd is `ctrloop stats`: the statistics on a file or on what an instance's warehouse has.
@@ -35,8 +36,10 @@ type statsSequence struct {
 }
 
 // sequence is what the options say, with the defaults of a file.
-func (o statsSequence) sequence() stats.Sequence {
-	q := stats.DefaultSequence()
+func (o statsSequence) sequence() stats.Sequence { return o.over(stats.DefaultSequence()) }
+
+// over is q where the options say nothing else.
+func (o statsSequence) over(q stats.Sequence) stats.Sequence {
 	if o.Alpha != nil {
 		q.Alpha = *o.Alpha
 	}
@@ -168,9 +171,9 @@ func (c *StatsLiftCmd) Run(ctx context.Context, g *Globals, o *output) error {
 		c.File,
 		&c.statsSource,
 		statcsv.ReadLift,
-		func(w statsWarehouse) (statcsv.LiftData, error) {
-			q = w.sequence(c.statsSequence)
-			return w.lift(ctx, c.Pre)
+		func(x *recorded.Experiment) (statcsv.LiftData, error) {
+			q = c.over(x.Sequence(stats.DefaultSequence()))
+			return x.Lift(ctx, c.Pre)
 		},
 	)
 	if err != nil {
@@ -396,8 +399,8 @@ type statsPhase struct {
 // Run reads the file or the warehouse and answers.
 func (c *StatsSRMCmd) Run(ctx context.Context, g *Globals, o *output) error {
 	read := func(r io.Reader) (statcsv.Phases, error) { return statcsv.ReadPhases(r, c.Shares) }
-	data, name, err := fromFileOrWarehouse(ctx, g, o, c.File, &c.statsSource, read, func(w statsWarehouse) (statcsv.Phases, error) {
-		return w.phases(ctx, c.Shares)
+	data, name, err := fromFileOrWarehouse(ctx, g, o, c.File, &c.statsSource, read, func(x *recorded.Experiment) (statcsv.Phases, error) {
+		return x.Phases(ctx, c.Shares)
 	})
 	if err != nil {
 		return err
@@ -487,8 +490,8 @@ func (c *StatsOPECmd) Run(ctx context.Context, g *Globals, o *output) error {
 	if err != nil {
 		return err
 	}
-	log, name, err := fromFileOrWarehouse(ctx, g, o, c.Log, &c.statsSource, statcsv.ReadLog, func(w statsWarehouse) (*statcsv.Log, error) {
-		return w.log(ctx, ids)
+	log, name, err := fromFileOrWarehouse(ctx, g, o, c.Log, &c.statsSource, statcsv.ReadLog, func(x *recorded.Experiment) (*statcsv.Log, error) {
+		return x.Decisions(ctx, ids)
 	})
 	if err != nil {
 		return err

@@ -200,7 +200,7 @@ func (w *traffic) hour(st *control.State, visits int, control, treatment float64
 
 type looks struct{ seen []Look }
 
-func (l *looks) Look(_ context.Context, x Look) error {
+func (l *looks) RecordLook(_ context.Context, x Look) error {
 	l.seen = append(l.seen, x)
 	return nil
 }
@@ -488,7 +488,7 @@ func TestRunLooksAtOnceAndStops(t *testing.T) {
 
 type sinkFunc func(Look)
 
-func (f sinkFunc) Look(_ context.Context, l Look) error { f(l); return nil }
+func (f sinkFunc) RecordLook(_ context.Context, l Look) error { f(l); return nil }
 
 func call(t *testing.T, h http.Handler, method, path, body string) (int, map[string]any) {
 	t.Helper()

@@ -52,11 +52,11 @@ type Gateway struct {
 	timed   func(assign.Assignment, time.Duration)
 }
 
-// OnAnswer has f told of each answer's assignment and time, from the request's arrival to the end of the answer. Call
-// it before the first request.
+// OnAnswer has f called for each answer, with its assignment and its time from the request's arrival to the end of the
+// answer. Call OnAnswer before the first request.
 func (g *Gateway) OnAnswer(f func(assign.Assignment, time.Duration)) { g.timed = f }
 
-// New builds a gateway over a route table. suspect is told of replicas that did not answer (empty version) or did
+// New builds a gateway over a route table. suspect is called with replicas that did not answer (empty version) or did
 // not know a version that is routed to them.
 func New(
 	cfg Config,
@@ -168,8 +168,8 @@ func (g *Gateway) send(ctx context.Context, a *admission, client string, body []
 // deathCheck bounds how long a replica that broke off is asked whether it lives.
 const deathCheck = 500 * time.Millisecond
 
-// dead says whether a replica that broke off is gone as a whole. One that lives has broken off this one request, and would
-// again; one that is gone was killed by somebody, or by the request: it may be tried once more, and no more than once.
+// dead says whether the whole replica has gone, and not this request alone. A replica that lives would break off the same
+// request again, so there is no retry. One that has gone may have been killed by the request itself: hence one retry and no more.
 func dead(ctx context.Context, r *route.Replica) bool {
 	ctx, cancel := context.WithTimeout(ctx, deathCheck)
 	defer cancel()

@@ -37,9 +37,9 @@ func newRamped() ramped {
 		for i := range random {
 			random[i] = byte(rng.Uint32())
 		}
-		user := rng.Uint64N(700)
+		user := 1 + rng.Uint64N(700)
 		if !at.Before(x.second) { // new users go on coming
-			user = rng.Uint64N(1100)
+			user = 1 + rng.Uint64N(1100)
 		}
 		r := warehouse.LabelRow{
 			Impression: schemas.NewImpressionID(
@@ -60,7 +60,28 @@ func newRamped() ramped {
 		}
 		x.rows = append(x.rows, r)
 	}
+	x.addStrangers()
 	return x
+}
+
+// What nobody can count to a unit of an arm: impressions without a user, who are not one user, and of a variant that the
+// experiment does not have. Anybody at the edge can send them.
+const anonymous, foreign = 400, 50
+
+// addStrangers puts them into the second step.
+func (x *ramped) addStrangers() {
+	for i := range anonymous + foreign {
+		at := x.settled.Add(time.Duration(i) * time.Second)
+		r := warehouse.LabelRow{
+			Impression: schemas.NewImpressionID(at, [10]byte{1, byte(i), byte(i >> 8)}), Version: 1, Product: "p1", Creative: "c1", Category: "bags",
+			Weight: 1, Propensity: 1. / 3, Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMS: x.end.Add(time.Hour).UnixMilli(),
+			Experiment: "e", Variant: []string{"control", "treatment"}[i%2],
+		}
+		if i >= anonymous {
+			r.User, r.Variant = 5000+uint64(i), "purple"
+		}
+		x.rows = append(x.rows, r)
+	}
 }
 
 // sums are those of an arm in a span, by hand, with everything before the test as the covariate.
@@ -68,7 +89,8 @@ func (x ramped) sums(variant, category string, from, to time.Time) (s stats.Sums
 	units := map[uint64]*[4]float64{}
 	for _, r := range x.rows {
 		at := r.Impression.Time()
-		if r.Bot || r.Experiment != "e" || r.Variant != variant || category != "" && r.Category != category || at.Before(from) || !at.Before(to) {
+		if r.Bot || r.User == 0 || r.Experiment != "e" || r.Variant != variant || category != "" && r.Category != category ||
+			at.Before(from) || !at.Before(to) {
 			continue
 		}
 		if units[r.User] == nil {
@@ -213,6 +235,13 @@ func TestStatsOverTheWarehouse(t *testing.T) {
 			t.Errorf("alpha %v, nstar %v, fdr %v", v["alpha"], v["nstar"], v["fdr"])
 		}
 	})
+	t.Run("strangers are left out and counted", func(t *testing.T) {
+		code, _, stderr := cli(t, "stats", "lift", "--experiment", "e", "--dsn", dsn)
+		if code != exitOK || !strings.Contains(stderr, "400 impressions without a user") || !strings.Contains(stderr, "50 of another variant") ||
+			strings.Contains(stderr, "both arms") {
+			t.Errorf("exit %d: %s", code, stderr)
+		}
+	})
 	t.Run("lift as the options say", func(t *testing.T) {
 		x.checkLift(
 			t,
@@ -299,7 +328,8 @@ func (x ramped) checkSRM(t *testing.T, dsn string) {
 	t.Helper()
 	first := map[uint64]warehouse.LabelRow{}
 	for _, r := range x.rows {
-		if f, ok := first[r.User]; r.Experiment == "e" && !r.Bot && (!ok || r.Impression.Time().Before(f.Impression.Time())) {
+		if f, ok := first[r.User]; r.Experiment == "e" && !r.Bot && r.User != 0 && r.Variant != "purple" &&
+			(!ok || r.Impression.Time().Before(f.Impression.Time())) {
 			first[r.User] = r
 		}
 	}
