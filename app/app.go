@@ -115,6 +115,7 @@ type App struct {
 
 	kafka   stream.Config
 	control *controllog.Log
+	roles   map[control.Role]*controllog.Holder // that this process claims
 	ads     *creativelog.Log
 	broker  *stream.Embedded
 	engine  *warehouse.Engine
@@ -163,8 +164,9 @@ func Start(ctx context.Context, opt Options) (_ *App, err error) {
 	a := &App{
 		opt: opt, cfg: opt.Config, log: opt.Log, registry: telemetry.NewRegistry(opt.Version), ready: telemetry.NewReadiness(),
 		actors: newActors(opt.Log), started: time.Now(), gates: map[Target]*telemetry.Gate{},
+		roles: map[control.Role]*controllog.Holder{},
 	}
-	a.cfg.Ingest.UserSalt = a.cfg.Salt()
+	a.cfg.Ingest.UserSalt = config.Secret(a.cfg.Salt())
 	defer func() {
 		if err != nil {
 			a.actors.stop()
@@ -254,7 +256,8 @@ func (a *App) startAdmin(context.Context) (err error) {
 
 func (a *App) adminRoutes() []httpapi.Route {
 	return append(admin.Routes(a.registry, a.ready, func() ([]byte, error) { return config.Show(a.cfg) }),
-		httpapi.Route{Method: http.MethodPost, Path: BackupPath, Scope: access.Admin, Handle: a.backup})
+		httpapi.Route{Method: http.MethodPost, Path: BackupPath, Scope: access.Admin, Handle: a.backup},
+		httpapi.Route{Method: http.MethodGet, Path: ControlPath, Scope: access.Read, Handle: a.controlz})
 }
 
 // clientLogInterval is how often the same line of a Kafka client is written at most.
@@ -352,6 +355,7 @@ func (a *App) controlOptions() controllog.Options {
 // lead claims a single-writer role for this process, until what is started after it has ended.
 func (a *App) lead(role control.Role) *controllog.Holder {
 	h := a.control.Hold(role)
+	a.roles[role] = h
 	a.actors.start("lease of "+string(role), h.Run)
 	return h
 }

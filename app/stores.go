@@ -58,7 +58,7 @@ func (a *App) startWarehouse(ctx context.Context) error {
 	a.addresses.ClickHouse = a.readDSN
 	err = db.Migrate(ctx, warehouse.Options{
 		Cluster: a.cfg.ClickHouse.Cluster, Window: a.cfg.Joiner.Window, Bucket: a.cfg.Joiner.Bucket,
-		SaltCheck: ingest.SaltCheck(a.cfg.Ingest.UserSalt),
+		SaltCheck: ingest.SaltCheck(a.cfg.Salt()),
 	})
 	if err != nil {
 		return err

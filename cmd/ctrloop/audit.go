@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -62,6 +63,25 @@ func (f *storeFlags) open(ctx context.Context, g *Globals, out *output, allRight
 		return nil, nil, err
 	}
 	return db, func() { _ = db.Close(); stop() }, nil
+}
+
+// beside takes the address of an instance that runs on the folder, for somebody who writes: its engine can be written to by whoever
+// may read the passwords there. Where none runs, or a server was named, nothing is taken.
+func (f *storeFlags) beside(ctx context.Context) (running app.Addresses, err error) {
+	i, err := readInstance(f.Dir)
+	if f.DSN != "" || err != nil || i.ClickHouse == "" {
+		return running, nil // a server that was named; or at rest, or open says what is wrong
+	}
+	db, err := warehouse.Open(ctx, i.ClickHouse)
+	if err != nil {
+		return running, nil // whoever left the addresses was killed
+	}
+	_ = db.Close() // it was only asked whether it is there
+	f.DSN, err = warehouse.OwnerDSN(filepath.Join(f.Dir, app.EngineFolder), i.ClickHouse)
+	if errors.Is(err, fs.ErrNotExist) {
+		return running, withHint(fmt.Errorf("the instance on %s has a ClickHouse of its own", f.Dir), "name it with --dsn, by a user who may write")
+	}
+	return i, err
 }
 
 // AuditCmd is `ctrloop audit`.

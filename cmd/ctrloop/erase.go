@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -78,9 +77,11 @@ func (c *EraseUserCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	if err != nil {
 		return err
 	}
-	if err := c.beside(ctx); err != nil {
+	running, err := c.beside(ctx)
+	if err != nil {
 		return err
 	}
+	c.Kafka = cmp.Or(c.Kafka, running.Kafka)
 	db, done, err := c.open(ctx, g, out, true)
 	if err != nil {
 		return err
@@ -131,28 +132,6 @@ func (c *EraseUserCmd) checkSalt(ctx context.Context, db *warehouse.DB) error {
 	}
 	return withHint(errors.New("the salt is not the one that this instance hashes users with"),
 		"give it as --salt, as CTRLOOP_USER_SALT or with --config; --former-salt if it was this one once")
-}
-
-// beside takes the addresses of an instance that runs on the folder: its engine can be written to by whoever may read the
-// passwords there.
-func (c *EraseUserCmd) beside(ctx context.Context) error {
-	running, err := readInstance(c.Dir)
-	if c.DSN != "" || err != nil || running.ClickHouse == "" {
-		return nil // a server that was named; or at rest, or open says what is wrong
-	}
-	db, err := warehouse.Open(ctx, running.ClickHouse)
-	if err != nil {
-		return nil // whoever left the addresses was killed
-	}
-	_ = db.Close() // it was only asked whether it is there
-	c.DSN, err = warehouse.OwnerDSN(filepath.Join(c.Dir, app.EngineFolder), running.ClickHouse)
-	if errors.Is(err, fs.ErrNotExist) {
-		return withHint(fmt.Errorf("the instance on %s has a ClickHouse of its own", c.Dir), "name it with --dsn, by a user who may write")
-	}
-	if c.Kafka == "" {
-		c.Kafka = running.Kafka
-	}
-	return err
 }
 
 // erasureProof is the proof with what the warehouse does not know.

@@ -38,6 +38,7 @@ type CLI struct {
 	Trace      TraceCmd      `cmd:"" help:"Where an impression is, and what happened to it."`
 	SQL        SQLCmd        `cmd:"" name:"sql" help:"Ask the warehouse, running or at rest."`
 	Audit      AuditCmd      `cmd:"" help:"Hold the warehouse against what the join says it wrote."`
+	Suspect    SuspectCmd    `cmd:"" help:"Labels that were made while a circuit breaker was open: look at them, clear them."`
 	Experiment ExperimentCmd `cmd:"" help:"A/B tests and rollouts: create, watch, pause, end."`
 	Creative   CreativeCmd   `cmd:"" help:"Creatives: which there are, and which must not serve."`
 	Model      ModelCmd      `cmd:"" help:"Model versions: which there are, and the way back."`

@@ -422,4 +422,6 @@ type Breaker struct {
 	// Trailing are the counts of the healthy traffic that the slice is held against, so that a restart of the guard
 	// does not take the outage for the norm (breaker.Counts, in their order).
 	Trailing []uint64 `json:"trailing,omitempty"`
+	// ToldMS is when its instance said so last, wall clock, Unix milliseconds: it says so again and again while it is open.
+	ToldMS int64 `json:"told_ms,omitempty"`
 }
