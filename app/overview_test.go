@@ -18,7 +18,9 @@ import (
 	"ctrloop/ingest"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/telemetry"
+	"ctrloop/internal/warehouse"
 	"ctrloop/joiner"
+	"ctrloop/joiner/sink"
 	"ctrloop/joiner/window"
 	"ctrloop/pairer"
 	"ctrloop/schemas"
@@ -602,5 +604,20 @@ func TestStagesOfOtherProcesses(t *testing.T) {
 		if s := a.stage("x", target, a.up(), working); s.State != want {
 			t.Errorf("%s: %+v, want %s", target, s, want)
 		}
+	}
+}
+
+// R6: the page counts a difference where nothing is on its way that could explain it, as the sink's audit does.
+func TestAuditOnThePage(t *testing.T) {
+	at := time.Unix(6000, 0)
+	two := []warehouse.Mismatch{{Minute: at, WantLabels: 5}, {Minute: at.Add(time.Hour), WantLabels: 5}}
+	if n, err := differing(two, sink.Left{}, 6060); n != 1 || err != nil {
+		t.Errorf("%d, %v, want the one of before", n, err)
+	}
+	if n, err := differing(two, sink.Left{Audit: 3}, 6060); n != 0 || err == nil || !strings.Contains(err.Error(), "3 rows are on their way") {
+		t.Errorf("with rows on their way: %d, %v", n, err)
+	}
+	if n, err := differing(two, sink.Left{Audit: 3}, 6000); n != 0 || err != nil {
+		t.Errorf("nothing of it is old enough: %d, %v", n, err)
 	}
 }
