@@ -152,6 +152,7 @@ type Addresses struct {
 
 // Names in the folder of an instance.
 const (
+	LockFile     = "LOCK"          // held by the process that runs on the folder
 	RunFile      = "run.json"      // where it answers while it runs: Addresses
 	EngineFolder = "clickhouse"    // the embedded ClickHouse
 	KafkaFolder  = "kafka"         // the embedded broker
@@ -176,6 +177,11 @@ func Start(ctx context.Context, opt Options) (_ *App, err error) {
 	if err := os.MkdirAll(opt.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
+	unlock, err := lockDir(opt.Dir, opt.Targets)
+	if err != nil {
+		return nil, err
+	}
+	a.actors.onStop("data folder", unlock) // the first to start, so the last to stop
 	a.openGates()
 	for _, s := range []struct {
 		name  string
