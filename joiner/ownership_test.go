@@ -16,12 +16,13 @@ import (
 
 // crew is a number of instances in a bubble of virtual time.
 type crew struct {
-	t     *testing.T
-	cfg   Config
-	tr    *truth
-	pause atomic.Int64 // of a rebuild at each record, ns
-	in    map[string]*instance
-	wrote int // slices of the history
+	t       *testing.T
+	cfg     Config
+	tr      *truth
+	pause   atomic.Int64  // of a rebuild at each record, ns
+	longest time.Duration // of a rebuild; 0: they take no time
+	in      map[string]*instance
+	wrote   int // slices of the history
 }
 
 const crewSlices = 12
@@ -41,6 +42,9 @@ func (c *crew) write() {
 		streamtest.Produce(c.t, c.cfg.Kafka, rs[c.wrote*len(rs)/crewSlices:(c.wrote+1)*len(rs)/crewSlices]...)
 	}
 	c.wrote++
+	if c.longest > 0 {
+		c.slow(c.longest)
+	}
 }
 
 func (c *crew) come(name string) {
@@ -111,20 +115,29 @@ func (c *crew) rebuilding() (n int) {
 	return n
 }
 
-// slow makes every rebuild from now on take at most so long, and the longest one nearly that.
+// slow makes every rebuild from now on take at most so long, and the longest one nearly that, whatever is written later.
 func (c *crew) slow(longest time.Duration) {
 	c.t.Helper()
+	c.longest = longest
 	at, err := stream.CommittedOffsets(c.t.Context(), c.cfg.Kafka, c.cfg.Group, inputTopic[:]...)
 	if err != nil {
 		c.t.Fatal(err)
 	}
+	ends, err := stream.EndOffsets(c.t.Context(), c.cfg.Kafka, inputTopic[:]...)
+	if err != nil {
+		c.t.Fatal(err)
+	}
 	most := int64(1)
-	for _, o := range at {
+	for tp, o := range at {
 		m, err := parseMetadata(o.Metadata)
 		if err != nil {
 			c.t.Fatal(err)
 		}
-		most = max(most, m.NextOffset[0]-m.RewindOffset[0]+m.NextOffset[1]-m.RewindOffset[1])
+		n := int64(0)
+		for i, topic := range inputTopic {
+			n += ends[stream.TopicPartition{Topic: topic, Partition: tp.Partition}] - m.RewindOffset[i]
+		}
+		most = max(most, n)
 	}
 	c.pause.Store(int64(longest) / most)
 }
@@ -179,6 +192,7 @@ func TestRebuildsOutlastEveryTimeout(t *testing.T) {
 					time.Sleep(1500 * time.Millisecond)
 				}
 				t.Logf("after e, f and g: %s", c.settled(rebuild+more))
+				c.longest = 0
 				c.pause.Store(0)
 				for c.wrote < crewSlices {
 					c.write()
