@@ -14,6 +14,7 @@ import (
 
 	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
+	"ctrloop/internal/warehouse/query"
 	"ctrloop/joiner/sink"
 	"ctrloop/schemas"
 	"ctrloop/schemas/eventpb"
@@ -100,7 +101,7 @@ func Sink(ctx context.Context, p SinkPlace, t Traffic) (rep SinkReport, err erro
 	if rep.Alone, err = m.measure(ctx, func() (float64, error) { return p.alone(ctx, db, t) }); err != nil {
 		return rep, err
 	}
-	if err := db.Exec(ctx, "TRUNCATE TABLE labels"); err != nil {
+	if err := db.Exec(ctx, query.Text("bench_empty")); err != nil {
 		return rep, err
 	}
 	broker, err := p.load(ctx, t)
@@ -266,7 +267,7 @@ type sinkMeter struct {
 // measure takes the cost of work; what work returns is CPU of this process that is not the sink's.
 func (m sinkMeter) measure(ctx context.Context, work func() (float64, error)) (c SinkCost, err error) {
 	var began time.Time
-	if err := m.db.QueryRow(ctx, "SELECT now()").Scan(&began); err != nil {
+	if err := m.db.QueryRow(ctx, query.Text("bench_now")).Scan(&began); err != nil {
 		return c, err
 	}
 	w := startWatch(m.engine.PID())
@@ -284,39 +285,27 @@ func (m sinkMeter) measure(ctx context.Context, work func() (float64, error)) (c
 		GoCPUSeconds:     cost.CPUSeconds - beside,
 		EngineCPUSeconds: w.read(0).BrokerCPUSeconds,
 	}
-	if err := m.db.Exec(ctx, "SYSTEM FLUSH LOGS query_log"); err != nil {
+	if err := m.db.Exec(ctx, query.Text("bench_flush")); err != nil {
 		return c, err
 	}
 	var inserts, there uint64
-	err = m.db.QueryRow(
-		ctx,
-		`SELECT count(), sum(ProfileEvents['UserTimeMicroseconds'] + ProfileEvents['SystemTimeMicroseconds']) / 1e6 FROM system.query_log
-		WHERE type = 'QueryFinish' AND query_kind = 'Insert' AND has(tables, currentDatabase() || '.labels') AND event_time >= ?`,
-		began,
-	).Scan(
-		&inserts,
-		&c.InsertCPUSeconds,
-	)
+	err = m.db.QueryRow(ctx, query.Text("bench_inserts"), began).Scan(&inserts, &c.InsertCPUSeconds)
 	if err != nil {
 		return c, err
 	}
 	c.Inserts = int64(inserts)
-	if err := m.db.QueryRow(ctx, "SELECT count() FROM labels").Scan(&there); err != nil {
+	if err := m.db.QueryRow(ctx, query.Text("labels")).Scan(&there); err != nil {
 		return c, err
 	}
 	c.Wrong = max(int64(there)-m.rows, m.rows-int64(there))
-	return c, m.db.QueryRow(
-		ctx,
-		"SELECT sum(data_compressed_bytes) / sum(rows), toInt64(count()) FROM system.parts "+
-			"WHERE active AND table = 'labels' AND database = currentDatabase()",
-	).Scan(&c.BytesPerRow, &c.Parts)
+	return c, m.db.QueryRow(ctx, query.Text("bench_parts")).Scan(&c.BytesPerRow, &c.Parts)
 }
 
 // mergesOver waits until the engine has nothing to merge: their cost belongs to the inserts.
 func (m sinkMeter) mergesOver(ctx context.Context) error {
 	for quiet := 0; quiet < 4; {
 		var n uint64
-		if err := m.db.QueryRow(ctx, "SELECT count() FROM system.merges WHERE database = currentDatabase()").Scan(&n); err != nil {
+		if err := m.db.QueryRow(ctx, query.Text("bench_merges")).Scan(&n); err != nil {
 			return err
 		}
 		if quiet++; n > 0 {

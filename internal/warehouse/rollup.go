@@ -286,9 +286,9 @@ func (db *DB) Touch(ctx context.Context, days ...time.Time) error {
 	return db.insert(ctx, "label_hours", []column{{"hour", hours}, {"rows", rows}})
 }
 
-// KeepRolledUp calls RollUp every interval until ctx ends, while this process leads: two at a time do no harm, and count
+// RunRollups calls RollUp every interval until ctx ends, while this process leads: two at a time do no harm, and count
 // everything twice. A failure is logged and tried again: views only become slower by it.
-func (db *DB) KeepRolledUp(ctx context.Context, interval time.Duration, leads func() bool, log zerolog.Logger) error {
+func (db *DB) RunRollups(ctx context.Context, interval time.Duration, leads func() bool, log zerolog.Logger) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {

@@ -722,9 +722,9 @@ func TestStepsOfARamp(t *testing.T) {
 	}
 	for i, g := range got {
 		c, b := sums[unit{i, "control", 0}], sums[unit{i, "treatment", 0}]
-		if int(g.Step) != i || g.Share != shares[i] || g.Visits != 2 || int64(g.Users) != b.N || !g.Since.Equal(spans[i][0]) ||
+		if int(g.Step) != i+1 || g.Share != shares[i] || g.Visits != 2 || int64(g.Users) != b.N || !g.Since.Equal(spans[i][0]) ||
 			!g.Until.Equal(spans[i][1]) {
-			t.Errorf("step %d: %+v", i, g)
+			t.Errorf("step %d: %+v", i+1, g)
 		}
 		checkLift(t, g.liftRow, *c, *b)
 		if g.DiffLow > 0 || g.DiffHigh < 0 {
