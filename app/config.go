@@ -83,8 +83,9 @@ func (c Config) Validate() error {
 		}
 	}
 	if need := c.Joiner.Remembered() + outageAllowance; c.Kafka.Retention > 0 && c.Kafka.Retention < need {
-		errs = append(errs, fmt.Errorf("kafka.retention: %s: want at least %s, joiner.window, joiner.correction (as long as the window by default), "+
-			"joiner.lateness and %s for an outage: a restart of the join reads the impressions that it remembers from the topics", c.Kafka.Retention, need, outageAllowance))
+		errs = append(errs, fmt.Errorf("kafka.retention: %s: want at least %s, joiner.window, joiner.correction (as long as the window "+
+			"by default), joiner.lateness and %s for an outage: a restart of the join reads the impressions that it remembers from the "+
+			"topics", c.Kafka.Retention, need, outageAllowance))
 	}
 	if len(c.Kafka.Brokers) > 0 && c.Ingest.UserSalt == "" {
 		errs = append(errs, errors.New("ingest.user_salt: is not set, and kafka.brokers is: users would be hashed under a public salt, "+

@@ -397,6 +397,26 @@ func TestStarvedIngestLosesNothing(t *testing.T) {
 	}
 }
 
+// TestAnImpressionAloneGetsItsLabel (S15): one impression and then silence, with the clock on the wall. Its window closes all the same, with
+// no other event to carry the time. It is dated so that most of the window, which is a minute at least, has passed.
+func TestAnImpressionAloneGetsItsLabel(t *testing.T) {
+	needEngine(t)
+	dir := t.TempDir()
+	i := up(t, dir, "--target", "ingest,joiner,sink", "--config",
+		write(t, "ingest: {clock: wall, allowed_skew: 1s}\njoiner: {window: 1m, lateness: 1s}\n"))
+	shown := time.Now().Add(-40 * time.Second).UnixMilli()
+	post(t, i.Edge, fmt.Sprintf(`{"type":"impression","id":%q,"product":"p","creative":"c"}`, uuid7(shown, 1)))
+	got := ""
+	waitFor(t, 2*time.Minute, "the label of an impression that nothing follows", func() bool {
+		got = sql(t, dir, "SELECT concat(toString(count()), ' ', toString(any(kind)), ' ', toString(max(toUnixTimestamp64Milli(watermark)))) FROM labels")
+		return !strings.HasPrefix(got, "0 ")
+	})
+	label, watermark, _ := strings.Cut(strings.TrimPrefix(got, "1 "), " ")
+	if ms, err := strconv.ParseInt(watermark, 10, 64); label != "final_negative" || err != nil || ms < shown+time.Minute.Milliseconds() {
+		t.Errorf("its label is %q, want a final negative at a watermark of %d or later: %v", got, shown+time.Minute.Milliseconds(), err)
+	}
+}
+
 // metric is the value of a metric without labels, 0 where it is not there.
 func metric(t *testing.T, admin, name string) float64 {
 	t.Helper()

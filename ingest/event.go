@@ -131,7 +131,8 @@ func badPropensity(p float64) *problem {
 }
 
 func badArmShare(p float64) *problem {
-	return reject(schemas.DeadBadField, "arm_share is %v: want the share of the arm in the experiment, %v to 1, or leave it out", p, minPropensity)
+	return reject(schemas.DeadBadField, "arm_share is %v: want the share of the arm in the experiment, %v to 1, or leave it out",
+		p, minPropensity)
 }
 
 func checkClick(b []byte) (event, *problem) {

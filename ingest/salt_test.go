@@ -43,7 +43,8 @@ func TestTwoSaltsAreNoticed(t *testing.T) {
 		}
 	}
 	first := run("a", "one")
-	streamtest.Produce(t, b.Config, &stream.Record{Topic: schemas.TopicRawImpressions, Value: rawValue(t, testImpression(1_700_000_000_000, 1))})
+	value := rawValue(t, testImpression(1_700_000_000_000, 1))
+	streamtest.Produce(t, b.Config, &stream.Record{Topic: schemas.TopicRawImpressions, Value: value})
 	committed := func() (n int) {
 		at, err := stream.CommittedOffsets(ctx, b.Config, Group, schemas.TopicRawImpressions)
 		if err != nil {

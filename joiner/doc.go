@@ -26,5 +26,7 @@
 //
 // An input that runs ahead of the other one in event time by more than Config.MaxLead is paused, which bounds
 // the clicks that wait and the impressions that are open. The watermark moves only by records, never by a
-// clock: with both inputs idle, the punctuation of ingest closes windows.
+// clock of its own. With both inputs idle, the punctuation of ingest closes windows: with clock "wall", once every raw partition is
+// read to its end, it follows the wall clock less the allowed skew, so the last impression of a quiet shop gets its label a window,
+// lateness and skew after it. With clock "event" nothing closes until an event or a watermark comes.
 package joiner

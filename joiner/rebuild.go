@@ -203,11 +203,12 @@ func checkUnlabelled(ctx context.Context, cfg Config, partition int32, reset boo
 	// Offsets alone do not tell: what a crash before the first commit left is aborted and invisible.
 	err = stream.ReadRange(ctx, cfg.Kafka, tp.Topic, partition, start[tp], end[tp], func(r *stream.Record) error {
 		if reset {
-			return refuse("%s holds labels (one at offset %d), but the offsets of group %s were set to the start by hand: all of them would be made "+
-				"a second time, and what is older than the join remembers would come into late.v1; %s", tp, r.Offset, cfg.Group, freshStart)
+			return refuse("%s holds labels (one at offset %d), but the offsets of group %s were set to the start by hand: all of them would be "+
+				"made a second time, and what is older than the join remembers would come into late.v1; %s", tp, r.Offset, cfg.Group, freshStart)
 		}
 		return refuse("%s holds labels (one at offset %d), but group %s has no committed offsets: somebody has deleted them, they have expired "+
-			"(offsets.retention.minutes), or the group was renamed: set joiner.group back to the old name, or %s", tp, r.Offset, cfg.Group, freshStart)
+			"(offsets.retention.minutes), or the group was renamed: set joiner.group back to the old name, or %s",
+			tp, r.Offset, cfg.Group, freshStart)
 	})
 	if err != nil {
 		return fmt.Errorf("look for labels of partition %d: %w", partition, err)

@@ -79,7 +79,8 @@ func (f *storeFlags) beside(ctx context.Context) (running app.Addresses, err err
 	_ = db.Close() // it was only asked whether it is there
 	f.DSN, err = warehouse.OwnerDSN(filepath.Join(f.Dir, app.EngineFolder), i.ClickHouse)
 	if errors.Is(err, fs.ErrNotExist) {
-		return running, withHint(fmt.Errorf("the instance on %s has a ClickHouse of its own", f.Dir), "name it with --dsn, by a user who may write")
+		return running, withHint(fmt.Errorf("the instance on %s has a ClickHouse of its own", f.Dir),
+			"name it with --dsn, by a user who may write")
 	}
 	return i, err
 }

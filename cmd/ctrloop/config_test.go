@@ -135,7 +135,8 @@ func TestASaltIsRequiredOutsideOfEmbeddedRuns(t *testing.T) {
 	}
 	cfg := app.Default()
 	cfg.Ingest.UserSalt = "ours"
-	if shown, err := config.Show(cfg); err != nil || strings.Contains(string(shown), "ours") || !strings.Contains(string(shown), "user_salt: '[set]'") {
+	if shown, err := config.Show(cfg); err != nil || strings.Contains(string(shown), "ours") ||
+		!strings.Contains(string(shown), "user_salt: '[set]'") {
 		t.Errorf("the salt is shown, or not that there is one: %v\n%s", err, shown)
 	}
 	if code, said := check("joiner: {window: 31m}\n"); code != exitOK {

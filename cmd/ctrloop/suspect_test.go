@@ -30,8 +30,8 @@ func TestSuspectsAreListed(t *testing.T) {
 	var out bytes.Buffer
 	usual := 0.05
 	cells := []warehouse.SuspectCell{
-		{Hour: time.Date(2026, 3, 1, 11, 0, 0, 0, time.UTC), Partition: 3, Product: "mug", Placement: "feed", Labels: 400, Clicked: 1, CTR: 0.0025,
-			Usual: &usual, Verdict: "open"},
+		{Hour: time.Date(2026, 3, 1, 11, 0, 0, 0, time.UTC), Partition: 3, Product: "mug", Placement: "feed", Labels: 400, Clicked: 1,
+			CTR: 0.0025, Usual: &usual, Verdict: "open"},
 		{Product: "tea", Verdict: "cleared", By: "ada", Reason: "a new placement"},
 	}
 	if err := printSuspects(&out, cells, 2); err != nil {

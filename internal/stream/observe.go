@@ -96,7 +96,8 @@ func (c Config) readings() readings {
 			Name: "ctrloop_kafka_reader_bytes_total", Help: "Their keys and values, in bytes, after decompression.",
 		}),
 		no: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "ctrloop_kafka_reader_failures_total", Help: "Readers of single partitions that ended with an error of the broker or the connection.",
+			Name: "ctrloop_kafka_reader_failures_total",
+			Help: "Readers of single partitions that ended with an error of the broker or the connection.",
 		}),
 	}
 	if c.Metrics == nil {

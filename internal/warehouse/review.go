@@ -20,13 +20,14 @@ type SuspectCell struct {
 	Partition uint16    `json:"partition" ch:"part"`
 	Product   string    `json:"product" ch:"ad"`
 	Placement string    `json:"placement" ch:"place"`
-	Labels    uint64    `json:"labels" ch:"labels"`   // suspect impressions, without robots
-	Clicked   uint64    `json:"clicked" ch:"clicks"`  // of them
-	CTR       float64   `json:"ctr" ch:"ctr"`         // clicked / labels
-	Usual     *float64  `json:"usual_ctr" ch:"usual"` // of the other labels there, from a day before to a day behind what was asked for; nil: there are none
-	Verdict   string    `json:"verdict" ch:"verdict"` // open, cleared or confirmed
-	By        string    `json:"by,omitempty" ch:"who"`
-	Reason    string    `json:"reason,omitempty" ch:"why"`
+	Labels    uint64    `json:"labels" ch:"labels"`  // suspect impressions, without robots
+	Clicked   uint64    `json:"clicked" ch:"clicks"` // of them
+	CTR       float64   `json:"ctr" ch:"ctr"`        // clicked / labels
+	// Usual is the rate of the other labels there, from a day before to a day behind what was asked for; nil: there are none.
+	Usual   *float64 `json:"usual_ctr" ch:"usual"`
+	Verdict string   `json:"verdict" ch:"verdict"` // open, cleared or confirmed
+	By      string   `json:"by,omitempty" ch:"who"`
+	Reason  string   `json:"reason,omitempty" ch:"why"`
 }
 
 // Verdict on suspect labels.
@@ -39,7 +40,7 @@ const (
 	VerdictConfirmed Verdict = "confirmed" // somebody has looked: they do not count
 )
 
-// ErrNoSuspects: a review is of labels that are there.
+// ErrNoSuspects says that there are no labels that a review could be of.
 var ErrNoSuspects = errors.New("there are no such suspect labels")
 
 // suspectRows are the rows that a review is about; its arguments are those of Suspects.arguments.

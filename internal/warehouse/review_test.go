@@ -16,8 +16,9 @@ func TestSuspectLabelsAreReviewed(t *testing.T) {
 	var rows []LabelRow
 	for i := range 240 { // four hours; in the second one every other label is suspect
 		when := at.Add(time.Duration(i) * time.Minute)
-		l := LabelRow{Impression: schemas.NewImpressionID(when, [10]byte{byte(i)}), Version: 1, User: uint64(i), Product: []string{"mug", "tea"}[i/2%2],
-			Creative: "c", Placement: "feed", Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, Weight: 1, Partition: int32(i / 4 % 2),
+		l := LabelRow{Impression: schemas.NewImpressionID(when, [10]byte{byte(i)}), Version: 1, User: uint64(i),
+			Product: []string{"mug", "tea"}[i/2%2], Creative: "c", Placement: "feed",
+			Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, Weight: 1, Partition: int32(i / 4 % 2),
 			Offset: int64(i), WatermarkMS: at.Add(48 * time.Hour).UnixMilli(), Suspect: i >= 60 && i < 120 && i%2 == 0}
 		if i%10 == 0 {
 			l.Kind, l.Clicked = eventpb.LabelKind_LABEL_KIND_POSITIVE, true
@@ -45,7 +46,8 @@ func TestSuspectLabelsAreReviewed(t *testing.T) {
 	if err != nil || len(cells) != 4 {
 		t.Fatalf("%+v, %v", cells, err)
 	}
-	if c := cells[0]; !c.Hour.Equal(at.Add(time.Hour)) || c.Verdict != string(VerdictOpen) || c.Labels < 7 || c.Usual == nil || *c.Usual < 0.05 || *c.Usual > 0.12 {
+	if c := cells[0]; !c.Hour.Equal(at.Add(time.Hour)) || c.Verdict != string(VerdictOpen) || c.Labels < 7 || c.Usual == nil ||
+		*c.Usual < 0.05 || *c.Usual > 0.12 {
 		t.Errorf("%+v", c)
 	}
 	review := func(s Suspects, v Verdict, cells, labels uint64) {
@@ -57,7 +59,8 @@ func TestSuspectLabelsAreReviewed(t *testing.T) {
 	}
 	review(Suspects{Product: "mug"}, VerdictCleared, 2, 15)
 	check("the mugs cleared", "225\t21\n")
-	if cells, err = db.Suspect(t.Context(), Suspects{Product: "mug"}); err != nil || len(cells) != 2 || cells[1].Verdict != string(VerdictCleared) ||
+	if cells, err = db.Suspect(t.Context(), Suspects{Product: "mug"}); err != nil || len(cells) != 2 ||
+		cells[1].Verdict != string(VerdictCleared) ||
 		cells[1].By != "ada" || cells[1].Reason != "a campaign began" {
 		t.Errorf("%+v, %v", cells, err)
 	}

@@ -410,7 +410,8 @@ func TestDecodeEqualsProto(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := warehouse.Label{
-			Impression: schemas.ImpressionID(i.Id), Version: l.Version, User: i.User, Position: uint16(i.Position), Propensity: i.Propensity, ArmShare: i.ArmShare,
+			Impression: schemas.ImpressionID(i.Id), Version: l.Version, User: i.User, Position: uint16(i.Position),
+			Propensity: i.Propensity, ArmShare: i.ArmShare,
 			Bot: i.Bot, Suspect: l.Suspect, Kind: int8(l.Kind), Clicked: l.Clicked, ClickDelayMS: l.ClickDelayMs, Clicks: l.Clicks, Weight: l.Weight,
 			WatermarkMS: l.WatermarkMs,
 		}
