@@ -86,6 +86,10 @@ chaos-join: ## the join under drawn faults, EVENTS events (10 million), held aga
 	CTRLOOP_CHAOS_EVENTS=$(or $(EVENTS),10000000) CTRLOOP_CHAOS_SEED=$(SEED) \
 	  go test -count 1 -timeout 180m -run '^TestChaos$$' -v ./joiner
 
+.PHONY: two
+two: setup kafka-jars ## two processes of every role on a real broker, killed, stopped and continued for ROUNDS rounds (20); SEED= repeats a run
+	CTRLOOP_TWO_ROUNDS=$(or $(ROUNDS),20) CTRLOOP_TWO_SEED=$(SEED) go test -count 1 -timeout 120m -run '^TestTwo$$' -v ./e2e/two
+
 .PHONY: kafka-jars
 kafka-jars: ## fetch Apache Kafka's jars with Maven (43 MB, once; needs Java 17 or newer)
 	go run ./internal/stream/kafkatest/broker --fetch

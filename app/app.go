@@ -26,7 +26,6 @@ import (
 	"ctrloop/internal/controllog"
 	"ctrloop/internal/creativelog"
 	"ctrloop/internal/httpapi"
-	"ctrloop/internal/setup"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/telemetry"
 	"ctrloop/internal/warehouse"
@@ -116,6 +115,7 @@ type App struct {
 
 	kafka   stream.Config
 	control *controllog.Log
+	roles   map[control.Role]*controllog.Holder // that this process claims
 	ads     *creativelog.Log
 	broker  *stream.Embedded
 	engine  *warehouse.Engine
@@ -164,8 +164,9 @@ func Start(ctx context.Context, opt Options) (_ *App, err error) {
 	a := &App{
 		opt: opt, cfg: opt.Config, log: opt.Log, registry: telemetry.NewRegistry(opt.Version), ready: telemetry.NewReadiness(),
 		actors: newActors(opt.Log), started: time.Now(), gates: map[Target]*telemetry.Gate{},
+		roles: map[control.Role]*controllog.Holder{},
 	}
-	a.cfg.Ingest.UserSalt = a.cfg.Salt()
+	a.cfg.Ingest.UserSalt = config.Secret(a.cfg.Salt())
 	defer func() {
 		if err != nil {
 			a.actors.stop()
@@ -255,7 +256,8 @@ func (a *App) startAdmin(context.Context) (err error) {
 
 func (a *App) adminRoutes() []httpapi.Route {
 	return append(admin.Routes(a.registry, a.ready, func() ([]byte, error) { return config.Show(a.cfg) }),
-		httpapi.Route{Method: http.MethodPost, Path: BackupPath, Scope: access.Admin, Handle: a.backup})
+		httpapi.Route{Method: http.MethodPost, Path: BackupPath, Scope: access.Admin, Handle: a.backup},
+		httpapi.Route{Method: http.MethodGet, Path: ControlPath, Scope: access.Read, Handle: a.controlz})
 }
 
 // clientLogInterval is how often the same line of a Kafka client is written at most.
@@ -292,85 +294,6 @@ func (a *App) startKafka(ctx context.Context) error {
 		a.log.Warn().Str("component", "kafka").Msg(warning)
 	}
 	return err
-}
-
-func (a *App) startWarehouse(ctx context.Context) error {
-	if !a.needs(Sink, Pairer, Serving) {
-		return nil
-	}
-	dsn := a.cfg.ClickHouse.DSN
-	a.readDSN = a.cfg.ClickHouse.ReadOnlyDSN
-	if dsn == "" {
-		lib, err := setup.Library(a.opt.Home)
-		if err != nil {
-			return err
-		}
-		a.engine, err = warehouse.StartEngine(
-			ctx,
-			warehouse.EngineConfig{
-				Lib: lib, Dir: filepath.Join(a.opt.Dir, EngineFolder), MaxMemoryBytes: a.cfg.ClickHouse.MaxMemoryBytes,
-				TCPPort: a.cfg.ClickHouse.EmbeddedPort, HTTPPort: a.cfg.ClickHouse.EmbeddedHTTPPort,
-			},
-			a.log,
-		)
-		if err != nil {
-			return err
-		}
-		a.actors.onStop("embedded clickhouse", func() {
-			stop, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-			defer cancel()
-			if err := a.engine.Stop(stop); err != nil {
-				a.log.Warn().Err(err).Msg("the embedded ClickHouse did not stop cleanly; what it acknowledged is safe")
-			}
-		})
-		dsn, a.readDSN = a.engine.DSN(), a.engine.ReadOnlyDSN()
-	}
-	if a.readDSN == "" {
-		a.readDSN = dsn
-	}
-	db, err := warehouse.Open(ctx, dsn)
-	if err != nil {
-		return err
-	}
-	a.db = db
-	a.actors.onStop("warehouse connections", func() { _ = db.Close() })
-	a.check("warehouse", db.Ping)
-	a.addresses.ClickHouse = a.readDSN
-	err = db.Migrate(ctx, warehouse.Options{
-		Cluster: a.cfg.ClickHouse.Cluster, Window: a.cfg.Joiner.Window, Bucket: a.cfg.Joiner.Bucket,
-		SaltCheck: ingest.SaltCheck(a.cfg.Ingest.UserSalt),
-	})
-	if err != nil {
-		return err
-	}
-	if a.engine != nil && !a.runs(Sink) {
-		a.actors.start("refill", a.refillBeside)
-	}
-	return nil
-}
-
-func (a *App) openArtifacts(ctx context.Context) (err error) {
-	if !a.needs(Pairer, Trainer, Serving) {
-		return nil
-	}
-	if a.store, err = artifact.Open(filepath.Join(a.opt.Dir, "artifacts")); err != nil {
-		return err
-	}
-	if a.catalog, err = catalogue.Open(a.cfg.Products); err != nil {
-		return err
-	}
-	if a.db == nil {
-		return nil
-	}
-	rows := make([]warehouse.ProductRow, 0, len(a.catalog.Products()))
-	for _, p := range a.catalog.Products() {
-		rows = append(rows, warehouse.ProductRow{ID: p.ID, Title: p.Title, Category: p.Category, Holdout: a.holdout(p.ID)})
-	}
-	return a.db.InsertProducts(ctx, rows)
-}
-
-func (a *App) holdout(product string) bool {
-	return schemas.Holdout(product, a.cfg.Pairer.HoldoutFraction) || slices.Contains(a.cfg.Pairer.HoldoutProducts, product)
 }
 
 func (a *App) openLogs(ctx context.Context) (err error) {
@@ -432,6 +355,7 @@ func (a *App) controlOptions() controllog.Options {
 // lead claims a single-writer role for this process, until what is started after it has ended.
 func (a *App) lead(role control.Role) *controllog.Holder {
 	h := a.control.Hold(role)
+	a.roles[role] = h
 	a.actors.start("lease of "+string(role), h.Run)
 	return h
 }

@@ -133,12 +133,13 @@ func (a *App) eventNow() func() time.Time {
 	if a.cfg.Ingest.Clock == ingest.ClockWall {
 		return time.Now
 	}
+	if a.joiner == nil {
+		return (&eventClock{a: a}).now
+	}
 	return func() time.Time {
 		var newest int64
-		if a.joiner != nil {
-			for _, p := range a.joiner.Ledger().Partitions {
-				newest = max(newest, p.MaxImpressionMS)
-			}
+		for _, p := range a.joiner.Ledger().Partitions {
+			newest = max(newest, p.MaxImpressionMS)
 		}
 		if newest == 0 {
 			return time.Time{} // not known: experiments then do not step

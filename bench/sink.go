@@ -138,31 +138,64 @@ func (t Traffic) label(i int, partitions int32) *stream.Record {
 	return &stream.Record{Topic: schemas.TopicLabels, Partition: int32(i) % partitions, Key: r.Key, Timestamp: r.Timestamp, Value: encode(l)}
 }
 
-// alone feeds the sink's loop from memory and returns the seconds of CPU that making the labels took.
+// memory is a source of labels of one partition without a broker: what is produced into it is polled next.
+type memory struct {
+	waiting []*stream.Record
+	at      stream.Committed
+}
+
+func (m *memory) Poll(ctx context.Context, wait time.Duration) (stream.Batch, error) {
+	rs := m.waiting
+	if m.waiting = nil; len(rs) > 0 {
+		return stream.Batch{Partitions: []stream.PartitionBatch{{Topic: schemas.TopicLabels, Records: rs}}}, nil
+	}
+	select {
+	case <-ctx.Done():
+		return stream.Batch{}, ctx.Err()
+	case <-time.After(wait):
+		return stream.Batch{}, nil
+	}
+}
+
+func (m *memory) Commit(_ context.Context, at map[stream.TopicPartition]stream.Committed) error {
+	m.at = at[stream.TopicPartition{Topic: schemas.TopicLabels}]
+	return nil
+}
+
+func (m *memory) Committed(context.Context) (map[stream.TopicPartition]stream.Committed, error) {
+	return map[stream.TopicPartition]stream.Committed{{Topic: schemas.TopicLabels}: m.at}, nil
+}
+
+func (m *memory) Read(context.Context, int32, int64, int64, func(*stream.Record) error) error {
+	return nil
+}
+
+func (m *memory) Close() {}
+
+// alone feeds a session of the sink from memory and returns the seconds of CPU that making the labels took.
 func (p SinkPlace) alone(ctx context.Context, db sink.Warehouse, t Traffic) (making float64, err error) {
 	cfg := sink.Default()
-	loop, err := sink.NewLoop(cfg, db)
+	s, err := sink.New(cfg, db, zerolog.Nop(), prometheus.NewRegistry())
 	if err != nil {
 		return 0, err
 	}
-	for from := 0; from < t.Impressions; from += cfg.MaxRows {
-		if err := ctx.Err(); err != nil {
-			return making, err
-		}
-		p.say("alone %3.0f %%", 100*float64(from)/float64(t.Impressions))
+	from := &memory{at: stream.Committed{LeaderEpoch: -1}}
+	session := s.Session(from, "bench")
+	session.Assign(0)
+	for next := 0; from.at.Offset < int64(t.Impressions); {
+		p.say("alone %3.0f %%", 100*float64(next)/float64(t.Impressions))
 		was := selfCPU()
-		rs := make([]*stream.Record, 0, cfg.MaxRows)
-		for i := from; i < min(from+cfg.MaxRows, t.Impressions); i++ {
-			r := t.label(i, 1)
-			r.Offset = int64(i)
-			rs = append(rs, r)
+		for end := min(next+cfg.MaxRows, t.Impressions); next < end; next++ {
+			r := t.label(next, 1)
+			r.Offset = int64(next)
+			from.waiting = append(from.waiting, r)
 		}
 		making += selfCPU() - was
-		if err := loop.Process(ctx, rs); err != nil {
+		if err := session.Step(ctx); err != nil {
 			return making, err
 		}
 	}
-	return making, loop.Flush(ctx)
+	return making, nil
 }
 
 // load starts a broker and fills it.

@@ -102,6 +102,8 @@ func checkFields(v *eventpb.ImpressionView) *problem {
 		return reject(schemas.DeadBadField, "request_id has %d bytes: at most %d", len(v.RequestID), maxOpaque)
 	case v.Propensity != 0 && !(v.Propensity >= minPropensity && v.Propensity <= 1): // NaN is neither
 		return badPropensity(v.Propensity)
+	case v.ArmShare != 0 && !(v.ArmShare >= minPropensity && v.ArmShare <= 1):
+		return badArmShare(v.ArmShare)
 	case len(v.Product) == 0:
 		return reject(schemas.DeadBadField, "product is empty")
 	case len(v.Creative) == 0:
@@ -126,6 +128,10 @@ func checkFields(v *eventpb.ImpressionView) *problem {
 
 func badPropensity(p float64) *problem {
 	return reject(schemas.DeadBadField, "propensity is %v: want a probability, %v to 1, or leave it out", p, minPropensity)
+}
+
+func badArmShare(p float64) *problem {
+	return reject(schemas.DeadBadField, "arm_share is %v: want the share of the arm in the experiment, %v to 1, or leave it out", p, minPropensity)
 }
 
 func checkClick(b []byte) (event, *problem) {

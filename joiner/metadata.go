@@ -122,3 +122,11 @@ func WatermarkOf(text string) (ms int64, ok bool) {
 	m, err := parseMetadata(text)
 	return m.WatermarkMS, err == nil && m.WatermarkMS != window.None
 }
+
+// EventTimeOf reads the time up to which impressions have come, Unix ms, out of what a joiner commits beside its offsets: of the
+// newest one, or of a later promise. ok is false for text of another program, and before there is one.
+func EventTimeOf(text string) (ms int64, ok bool) {
+	m, err := parseMetadata(text)
+	ms = m.MaxTimeMS[window.Impressions]
+	return ms, err == nil && ms != window.None
+}

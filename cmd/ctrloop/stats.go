@@ -32,7 +32,7 @@ type statsAnswer struct {
 // statsSequence are the options of the confidence sequence.
 type statsSequence struct {
 	Alpha *float64 `placeholder:"0.05" help:"Two-sided error over all looks. Default: the experiment's with --experiment, else 0.05."`
-	NStar *float64 `name:"nstar" placeholder:"5000" help:"Units at which the interval is tightest. Default: the experiment's with --experiment, else 5000."`
+	NStar *float64 `name:"n-star" aliases:"nstar" placeholder:"5000" help:"Units at which the interval is tightest. Default: the experiment's with --experiment, else 5000."`
 }
 
 // sequence is what the options say, with the defaults of a file.
@@ -56,7 +56,7 @@ type StatsLiftCmd struct {
 	statsAnswer
 	statsSequence
 	Exact float64       `placeholder:"IMPRESSIONS" help:"Of a file: an exact interval too, that holds from the first unit on, where no unit can have more than IMPRESSIONS. The bound must be known before the data; rows must be in the order in which units came."`
-	FDR   *float64      `name:"fdr" placeholder:"RATE" help:"False-discovery rate over the categories, where there are any. Default: alpha, as on an experiment's page."`
+	FDR   *float64      `name:"fdr" placeholder:"RATE" help:"False-discovery rate over the categories, where there are any. Default: alpha, as ctrloop experiment show has it."`
 	Pre   time.Duration `default:"336h" help:"With --experiment: how long before the test a unit's impressions are its covariate; 0 uses none."`
 }
 
@@ -528,16 +528,19 @@ func readStatsFile[T any](path string, read func(io.Reader) (T, error)) (T, erro
 		f, err := os.Open(path)
 		if err != nil {
 			var zero T
-			return zero, err
+			return zero, usageError{err}
 		}
 		defer f.Close()
 		in = f
 	}
 	v, err := read(in)
 	if err != nil {
-		return v, fmt.Errorf("%s: %w", path, err)
+		err = fmt.Errorf("%s: %w", path, err)
 	}
-	return v, nil
+	if errors.Is(err, statcsv.ErrInput) {
+		err = usageError{err}
+	}
+	return v, err
 }
 
 // answer prints the result as text, unless the JSON goes to standard output, and writes the JSON where asked.

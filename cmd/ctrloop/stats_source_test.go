@@ -245,7 +245,7 @@ func TestStatsOverTheWarehouse(t *testing.T) {
 	t.Run("lift as the options say", func(t *testing.T) {
 		x.checkLift(
 			t,
-			ask(t, dsn, "lift", "--step", "2", "--settle", "0s", "--alpha", "0.1", "--nstar", "5000"),
+			ask(t, dsn, "lift", "--step", "2", "--settle", "0s", "--alpha", "0.1", "--n-star", "5000"),
 			stats.Sequence{Alpha: 0.1, NStar: 5000},
 			x.second,
 			x.end,

@@ -255,6 +255,69 @@ func TestConsumerIsCooperative(t *testing.T) {
 	}
 }
 
+// What a consumer has read of the partitions that stay it does not read again because others move: it holds rows that it has not
+// committed yet.
+func TestConsumerReadsOnOverARebalance(t *testing.T) {
+	b := streamtest.StartTopics(t, 4, schemas.Topic{Name: "in"})
+	const each = 5
+	for p := range int32(4) {
+		for range each {
+			streamtest.Produce(t, b.Config, &stream.Record{Topic: "in", Partition: p, Value: []byte("x")})
+		}
+	}
+	own, read := map[int32]bool{}, map[int32][]int64{}
+	first, err := stream.NewConsumer(b.Config, stream.ConsumerConfig{
+		Group: "g", Topics: []string{"in"},
+		OnAssigned: func(_ context.Context, ps map[string][]int32) {
+			for _, p := range ps["in"] {
+				own[p] = true
+			}
+		},
+		OnLost: func(_ context.Context, ps map[string][]int32) {
+			for _, p := range ps["in"] {
+				delete(own, p)
+				delete(read, p) // what comes back is read from its last commit
+			}
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	poll := func(ctx context.Context, wait time.Duration) (stream.Batch, error) {
+		batch, err := first.Poll(ctx, wait)
+		for _, p := range batch.Partitions {
+			for _, r := range p.Records {
+				read[p.Partition] = append(read[p.Partition], r.Offset)
+			}
+		}
+		return batch, err
+	}
+	pollUntil(t, func() bool { return len(read[0])+len(read[1])+len(read[2])+len(read[3]) == 4*each }, poll)
+	second, err := stream.NewConsumer(b.Config, stream.ConsumerConfig{Group: "g", Topics: []string{"in"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	pollUntil(t, func() bool { return len(own) == 2 }, poll, second.Poll)
+	for p := range own {
+		streamtest.Produce(t, b.Config, &stream.Record{Topic: "in", Partition: p, Value: []byte("last")})
+	}
+	pollUntil(t, func() bool {
+		for p := range own {
+			if n := len(read[p]); n == 0 || read[p][n-1] != each {
+				return false
+			}
+		}
+		return true
+	}, poll, second.Poll)
+	for p := range own {
+		if want := []int64{0, 1, 2, 3, 4, 5}; !slices.Equal(read[p], want) {
+			t.Errorf("read of partition %d, which stayed: %v, want %v", p, read[p], want)
+		}
+	}
+}
+
 // The wait of a poll and the end of its context are two things.
 func TestPollEndsWithItsContext(t *testing.T) {
 	b, _ := startCopy(t, 1, 0), testContext(t)

@@ -284,11 +284,14 @@ func (m *member) poll(ctx context.Context, wait time.Duration, clear func(contex
 		if err != nil {
 			return Batch{}, err
 		}
-		batch := m.note(fetches)
+		batch, from := m.note(fetches)
 		switch {
+		case m.pending() && m.cooperative:
+			// A change that came while we waited must be heard first. What was fetched is read again after it; what was polled
+			// before, and is not committed yet, the owner of a partition that stays still has.
+			m.unread(from)
 		case m.pending():
-			// A change that came while we waited must be heard first. What was fetched belongs to the new assignment and is
-			// read again after it.
+			// Likewise, and everything is handed out anew.
 			m.rewind()
 		case len(batch.Partitions) > 0:
 			return batch, nil
@@ -375,11 +378,11 @@ func classify(pctx context.Context, e kgo.FetchError) error {
 	return fmt.Errorf("read %s/%d: %w", e.Topic, e.Partition, e.Err)
 }
 
-// note turns fetches into a batch and moves the positions.
-func (m *member) note(fetches kgo.Fetches) Batch {
+// note turns fetches into a batch and moves the positions; from is where the partitions of the batch were before it.
+func (m *member) note(fetches kgo.Fetches) (b Batch, from map[TopicPartition]kgo.EpochOffset) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var b Batch
+	from = map[TopicPartition]kgo.EpochOffset{}
 	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
 		n := len(p.Records)
 		if n == 0 {
@@ -403,11 +406,34 @@ func (m *member) note(fetches kgo.Fetches) Batch {
 			// Nothing between the committed offset and the first record is data, so that going back
 			// to the first record is going back to the commit.
 			pos = &position{committed: kgo.EpochOffset{Epoch: first.LeaderEpoch, Offset: first.Offset}}
+			pos.next = pos.committed
 			m.positions[tp] = pos
+		}
+		if _, earlier := from[tp]; !earlier { // a partition may come more than once
+			from[tp] = pos.next
 		}
 		pos.next = kgo.EpochOffset{Epoch: last.LeaderEpoch, Offset: last.Offset + 1}
 	})
-	return b
+	return b, from
+}
+
+// unread takes back a batch that nobody has seen. What rewind says of locks holds here too.
+func (m *member) unread(from map[TopicPartition]kgo.EpochOffset) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	to := map[string]map[int32]kgo.EpochOffset{}
+	for tp, at := range from {
+		pos := m.positions[tp]
+		if pos == nil {
+			continue // it has gone
+		}
+		pos.next = at
+		if to[tp.Topic] == nil {
+			to[tp.Topic] = map[int32]kgo.EpochOffset{}
+		}
+		to[tp.Topic][tp.Partition] = at
+	}
+	m.cl.SetOffsets(to)
 }
 
 // rewind sets every partition back to its last commit; nudges that have not been answered stay. The caller has polled, so that

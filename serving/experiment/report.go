@@ -55,7 +55,7 @@ type Multiple struct {
 // LookRow is a look on record. Figures that were not known are null.
 type LookRow struct {
 	Time        time.Time `json:"time"`
-	Step        int       `json:"step"`
+	Step        int       `json:"step"` // from 1
 	Share       float64   `json:"share"`
 	Action      string    `json:"action"`
 	Rule        string    `json:"rule"`
@@ -159,7 +159,7 @@ func (s *Service) Results(ctx context.Context, st *control.State, x control.Expe
 		}
 		sums, err := s.d.Source.Sums(ctx, x.Experiment, s.spans(x, i))
 		if err != nil {
-			return Results{}, fmt.Errorf("sums of step %d: %w", i, err)
+			return Results{}, fmt.Errorf("sums of step %d: %w", i+1, err)
 		}
 		f := ramp.Describe(s.cfg.Ramp, x, control.Step{Index: i, Share: share}, ramp.Evidence{Now: sums, Generation: a.Generation})
 		f.Guardrails = nil // of the present step only: in Guardrails
@@ -347,7 +347,7 @@ func (s *Service) results(w http.ResponseWriter, r *http.Request) {
 func (s *Service) categories(w http.ResponseWriter, r *http.Request) {
 	s.page(w, r, func(_ *control.State, x control.ExperimentStatus) (any, error) {
 		rows, err := s.Categories(r.Context(), x)
-		return map[string]any{"experiment": x.ID, "step": ShownStep(x), "categories": rows}, err
+		return map[string]any{"experiment": x.ID, "step": ShownStep(x) + 1, "categories": rows}, err
 	})
 }
 

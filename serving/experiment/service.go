@@ -201,7 +201,7 @@ func (s *Service) Analyse(ctx context.Context, x control.ExperimentStatus) (ramp
 		now = now[len(now)-1:]
 	}
 	if ev.Now, err = s.d.Source.Sums(ctx, x.Experiment, now); err != nil {
-		return ramp.Verdict{}, fmt.Errorf("sums of step %d: %w", x.Step.Index, err)
+		return ramp.Verdict{}, fmt.Errorf("sums of step %d: %w", x.Step.Number(), err)
 	}
 	ev.Deciding = ev.Now
 	if i := ramp.Decides(x.Steps); x.Step.Share >= 1 && i >= 0 {

@@ -358,7 +358,7 @@ func TestWholeRampInDrift(t *testing.T) {
 			rate := min(0.03+0.006*float64(h), 0.12)
 			r.world.hour(r.log.st, 1200, rate, rate*(1+c.lift))
 			if h%3 == 2 && h < 8 { // steps by the clock, so that both worlds have the same ramp
-				if err := r.Override(t.Context(), "e", "ada", Request{Step: new(h/3 + 1), Note: "clock"}); err != nil {
+				if err := r.Override(t.Context(), "e", "ada", Request{Step: new(h/3 + 2), Note: "clock"}); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -181,7 +181,7 @@ func (w Warehouse) Looks(ctx context.Context, id string, limit int) ([]LookRow, 
 	for i, r := range rows {
 		out[i] = LookRow{
 			r.Time.UTC(),
-			int(r.Step),
+			int(r.Step) + 1, // the table has the index
 			r.Share,
 			r.Action,
 			r.Rule,
