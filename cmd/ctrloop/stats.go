@@ -371,7 +371,7 @@ type StatsSRMCmd struct {
 	File string `arg:"" optional:"" help:"CSV with a header: arm,count; further columns share (planned) and phase for a ramp; '-' reads standard input."`
 	statsSource
 	statsAnswer
-	Shares []float64 `default:"0.5,0.5" help:"Planned shares in the order of the file's arms; they add up to 1. Not used where the file has a column share or the experiment's log has its ramp."`
+	Shares []float64 `default:"0.5,0.5" help:"Planned shares in the order of the file's arms, or of the names of the arms of an experiment that is not on the control log; they add up to 1. Not used where the file has a column share or the control log the experiment's ramp."`
 	Prior  float64   `default:"1" help:"Weight of the Dirichlet prior: alpha of an arm is prior times its share."`
 	Phases int       `help:"Phases planned in all, where more are to come than the file has."`
 }

@@ -18,6 +18,8 @@ import (
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/schemas/eventpb"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // ramped is an experiment of two steps, 10 % and 50 %, after a time without it. Users are drawn by their number;
@@ -61,7 +63,20 @@ func newRamped() ramped {
 		x.rows = append(x.rows, r)
 	}
 	x.addStrangers()
+	x.addUnlogged()
 	return x
+}
+
+// addUnlogged is an experiment of somebody else's assignment, with arms of its own names: 100, 100 and 200 users.
+func (x *ramped) addUnlogged() {
+	for i := range 400 {
+		at := x.settled.Add(time.Duration(i) * time.Second)
+		x.rows = append(x.rows, warehouse.LabelRow{
+			Impression: schemas.NewImpressionID(at, [10]byte{2, byte(i), byte(i >> 8)}), Version: 1, Product: "p1", Creative: "c1", Category: "bags",
+			Weight: 1, Propensity: 1. / 3, Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMS: x.end.Add(time.Hour).UnixMilli(),
+			Experiment: "z", Variant: []string{"old", "new", "newest", "newest"}[i%4], User: 9000 + uint64(i),
+		})
+	}
 }
 
 // What nobody can count to a unit of an arm: impressions without a user, who are not one user, and of a variant that the
@@ -242,6 +257,7 @@ func TestStatsOverTheWarehouse(t *testing.T) {
 			t.Errorf("exit %d: %s", code, stderr)
 		}
 	})
+	t.Run("sample ratio of arms of any names, by given shares", func(t *testing.T) { checkUnloggedSRM(t, dsn) })
 	t.Run("lift as the options say", func(t *testing.T) {
 		x.checkLift(
 			t,
@@ -359,6 +375,29 @@ func (x ramped) checkSRM(t *testing.T, dsn string) {
 		if shares := p.(map[string]any)["shares"].([]any); math.Abs(shares[1].(float64)-[]float64{0.1, 0.5}[k]) > 1e-12 {
 			t.Errorf("phase %d: shares %v", k+1, shares)
 		}
+	}
+}
+
+// checkUnloggedSRM: an experiment that the control log does not have is tested against the shares that the caller knows.
+func checkUnloggedSRM(t *testing.T, dsn string) {
+	t.Helper()
+	srm := func(shares string) (v map[string]any) {
+		code, stdout, stderr := cli(t, "stats", "srm", "--experiment", "z", "--dsn", dsn, "--shares", shares, "--json", "-")
+		if err := json.Unmarshal([]byte(stdout), &v); code != exitOK || err != nil {
+			t.Fatalf("--shares %s: exit %d, %v: %s", shares, code, err, stderr)
+		}
+		return v
+	}
+	v := srm("0.25,0.5,0.25") // new, newest, old
+	if diff := cmp.Diff(map[string]any{"new": 100., "newest": 200., "old": 100.}, v["counts"]); diff != "" || v["p"].(float64) < 0.5 {
+		t.Errorf("p %v of the shares that they have; counts (-want +got): %s", v["p"], diff)
+	}
+	if v := srm("0.34,0.33,0.33"); v["p"].(float64) > 0.01 {
+		t.Errorf("p %v of shares that they do not have", v["p"])
+	}
+	code, _, stderr := cli(t, "stats", "srm", "--experiment", "z", "--dsn", dsn)
+	if code != exitUsage || !strings.Contains(stderr, "new, newest, old") || !strings.Contains(stderr, "--shares") {
+		t.Errorf("two shares for three arms: exit %d: %s", code, stderr)
 	}
 }
 

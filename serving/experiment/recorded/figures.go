@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"ctrloop/internal/stats"
 	"ctrloop/internal/stats/statcsv"
 	"ctrloop/internal/warehouse/query"
-	"ctrloop/schemas/control"
 	"ctrloop/serving/decide"
 	"ctrloop/serving/experiment/assign"
 )
@@ -115,15 +115,10 @@ func (e *Experiment) inBothArms(ctx context.Context) (int, error) {
 // drawn by an earlier step's shares. Units that came while a step settled were drawn by either's, and are left out.
 // The planned shares of both arms are used where the record does not have the ramp.
 func (e *Experiment) Phases(ctx context.Context, shares []float64) (statcsv.Phases, error) {
-	var steps []control.Step
-	if e.status != nil {
-		steps = e.status.History
-	} else {
-		if len(shares) != 2 {
-			return statcsv.Phases{}, mistaken("", "--shares has %d shares, an experiment two arms", len(shares))
-		}
-		steps = []control.Step{{Share: shares[1]}}
+	if e.status == nil {
+		return e.armsAsGiven(ctx, shares)
 	}
+	steps := e.status.History
 	phases := make([]query.Phase, len(steps))
 	for i, s := range steps {
 		phases[i].BeganMS = s.AtMS
@@ -151,6 +146,36 @@ func (e *Experiment) Phases(ctx context.Context, shares []float64) (statcsv.Phas
 	}
 	if len(out.Phases) == 0 {
 		return out, errors.New("no units came while both arms had a share")
+	}
+	return out, nil
+}
+
+// maxArms bounds the arms of an experiment that anybody may name.
+const maxArms = 64
+
+// armsAsGiven counts the units of an experiment that the control log does not have, in arms of whatever names, in their order;
+// only the caller knows the planned shares.
+func (e *Experiment) armsAsGiven(ctx context.Context, shares []float64) (statcsv.Phases, error) {
+	var rows []struct {
+		Arm   string `ch:"arm"`
+		Units int64  `ch:"units"`
+	}
+	if err := e.db.Select(ctx, &rows, query.Text("arm_units"), e.asked.Experiment); err != nil {
+		return statcsv.Phases{}, err
+	}
+	out := statcsv.Phases{Names: []string{"1"}, Phases: []stats.SharePhase{{Shares: shares}}}
+	for _, r := range rows {
+		out.Arms = append(out.Arms, r.Arm)
+		out.Phases[0].Counts = append(out.Phases[0].Counts, r.Units)
+	}
+	switch n := len(rows); {
+	case n > maxArms:
+		return statcsv.Phases{}, mistaken("", "experiment %s has more than %d variants", e.asked.Experiment, maxArms)
+	case n < 2:
+		return statcsv.Phases{}, mistaken("", "experiment %s has %d variants with users, and a sample ratio wants two", e.asked.Experiment, n)
+	case n != len(shares):
+		return statcsv.Phases{}, mistaken("give --shares one share for each of them, in this order",
+			"--shares has %d shares, the experiment the arms %s", len(shares), strings.Join(out.Arms, ", "))
 	}
 	return out, nil
 }

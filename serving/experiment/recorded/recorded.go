@@ -95,7 +95,10 @@ func (e *Experiment) countApart(ctx context.Context) error {
 	if err := e.db.QueryRow(ctx, q.Text, q.Args...).Scan(&anonymous, &foreign); err != nil {
 		return fmt.Errorf("count impressions outside of the arms: %w", err)
 	}
-	if anonymous+foreign > 0 {
+	if anonymous+foreign > 0 && e.status == nil { // its arms may have any names, and only the sample ratio takes them
+		e.warnings = append(e.warnings, fmt.Sprintf("left out: %d impressions without a %s; and but for the sample ratio %d of another variant "+
+			"than control and treatment", anonymous, e.unit, foreign))
+	} else if anonymous+foreign > 0 {
 		e.warnings = append(e.warnings, fmt.Sprintf(
 			"left out of all figures of units: %d impressions without a %s, and %d of another variant than control and treatment",
 			anonymous, e.unit, foreign))
