@@ -35,7 +35,6 @@ import (
 	"ctrloop/pairer"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
-	"ctrloop/serving/rollout"
 	trainerbridge "ctrloop/trainer-bridge"
 )
 
@@ -153,6 +152,7 @@ type Addresses struct {
 
 // Names in the folder of an instance.
 const (
+	LockFile     = "LOCK"          // held by the process that runs on the folder
 	RunFile      = "run.json"      // where it answers while it runs: Addresses
 	EngineFolder = "clickhouse"    // the embedded ClickHouse
 	KafkaFolder  = "kafka"         // the embedded broker
@@ -168,7 +168,7 @@ func Start(ctx context.Context, opt Options) (_ *App, err error) {
 		actors: newActors(opt.Log), started: time.Now(), gates: map[Target]*telemetry.Gate{},
 		roles: map[control.Role]*controllog.Holder{},
 	}
-	a.cfg.Ingest.UserSalt = a.cfg.Salt()
+	a.cfg.Ingest.UserSalt = config.Secret(a.cfg.Salt())
 	defer func() {
 		if err != nil {
 			a.actors.stop()
@@ -177,6 +177,11 @@ func Start(ctx context.Context, opt Options) (_ *App, err error) {
 	if err := os.MkdirAll(opt.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
+	unlock, err := lockDir(opt.Dir, opt.Targets)
+	if err != nil {
+		return nil, err
+	}
+	a.actors.onStop("data folder", unlock) // the first to start, so the last to stop
 	a.openGates()
 	for _, s := range []struct {
 		name  string
@@ -342,7 +347,7 @@ func (a *App) startWarehouse(ctx context.Context) error {
 	a.addresses.ClickHouse = a.readDSN
 	err = db.Migrate(ctx, warehouse.Options{
 		Cluster: a.cfg.ClickHouse.Cluster, Window: a.cfg.Joiner.Window, Bucket: a.cfg.Joiner.Bucket,
-		SaltCheck: ingest.SaltCheck(a.cfg.Ingest.UserSalt),
+		SaltCheck: ingest.SaltCheck(a.cfg.Salt()),
 	})
 	if err != nil {
 		return err
@@ -386,7 +391,6 @@ func (a *App) openLogs(ctx context.Context) (err error) {
 	}
 	a.actors.onStop("control log", a.control.Close)
 	a.follow("control log", a.control)
-	a.actors.start("copy of the control log", a.control.Wait)
 	if !a.needs(Pairer, Trainer, Serving) {
 		return nil // the joiner's circuit breaker and the sink's leases need the control log alone
 	}
@@ -395,30 +399,32 @@ func (a *App) openLogs(ctx context.Context) (err error) {
 	}
 	a.actors.onStop("creative log", a.ads.Close)
 	a.follow("creative log", a.ads)
-	a.actors.start("copy of the creative log", a.ads.Wait)
 	return nil
 }
 
-// followed is a log that this process keeps a copy of.
+// followed is a log that this process has a copy of.
 type followed interface {
 	Changed() <-chan struct{}
-	Done() <-chan struct{}
-	Err() error // why the copy must not be relied on
+	Done() <-chan struct{}          // closed when the copy follows no more
+	Err() error                     // why the copy must not be relied on
+	Wait(ctx context.Context) error // why it follows no more
 }
 
-// follow makes the process not ready, with the reason, while its copy of a log is not to be relied on.
+// follow ends the process when its copy of a log can follow no more: only a start mends that (docs/adr/0075). While the copy follows
+// and is not to be relied on, because a newer release has written to the log, the process is not ready and says so.
 func (a *App) follow(name string, log followed) {
 	gate := a.ready.Gate(name)
-	a.actors.start("watch of the "+name, func(ctx context.Context) error {
-		for done := log.Done(); ; {
+	a.actors.start("copy of the "+name, func(ctx context.Context) error {
+		for {
 			changed := log.Changed()
 			gate.Report(log.Err())
 			select {
 			case <-ctx.Done():
 				return nil
 			case <-changed:
-			case <-done:
-				done = nil
+			case <-log.Done():
+				gate.Report(log.Err()) // until the process has ended
+				return log.Wait(ctx)
 			}
 		}
 	})
@@ -445,185 +451,3 @@ type leads struct{ *controllog.Holder }
 
 // IsLeader implements sink.Leader.
 func (l leads) IsLeader() bool { return l.Held() != nil }
-
-func (a *App) startJoiner(context.Context) (err error) {
-	cfg := a.cfg.Joiner
-	cfg.Kafka = a.kafka
-	if cfg.Segments.Dir == "" && a.opt.Dir != "" {
-		cfg.Segments.Dir = filepath.Join(a.opt.Dir, JoinerFolder)
-	}
-	if a.joiner, err = joiner.New(cfg, a.log, a.registry); err != nil {
-		return err
-	}
-	a.joiner.Guard(a.control)
-	a.actors.start("joiner", a.joiner.Run)
-	return nil
-}
-
-// rollUpInterval is how soon a correction of an old day is in the rollups again; a day is counted in seconds. Views
-// are exact in between.
-const rollUpInterval = time.Minute
-
-func (a *App) startSink(context.Context) (err error) {
-	if a.sink, err = sink.New(a.sinkConfig(), a.db, a.log, a.registry); err != nil {
-		return err
-	}
-	a.sink.LeadAudit(leads{a.lead(control.RoleAudit)})
-	a.sink.Follow(sink.Join{Group: a.cfg.Joiner.Group, Watermark: joiner.WatermarkOf})
-	a.actors.start("sink", func(ctx context.Context) error {
-		if err := a.refill(ctx, a.sink); err != nil {
-			return err
-		}
-		return a.sink.Run(ctx)
-	})
-	a.sink.Report(a.ready.Gate("sink inserts").Tell)
-	rollups := leads{a.lead(control.RoleRollups)}
-	a.actors.start("rollups", func(ctx context.Context) error {
-		return a.db.KeepRolledUp(ctx, rollUpInterval, rollups.IsLeader, a.log)
-	})
-	return nil
-}
-
-func (a *App) sinkConfig() sink.Config {
-	cfg := a.cfg.Sink
-	cfg.Kafka = a.kafka
-	return cfg
-}
-
-func (a *App) startPairer(context.Context) error {
-	px, err := viewPx(a.cfg.Models.Base)
-	if err != nil {
-		return err
-	}
-	producer, err := stream.NewProducer(a.kafka, stream.ProducerConfig{})
-	if err != nil {
-		return err
-	}
-	a.actors.onStop("pair producer", producer.Close)
-	a.pairer, err = pairer.New(a.cfg.Pairer, pairer.Deps{
-		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog, px}, Lead: a.lead(control.RolePairer),
-		Publisher: pairTopic{producer}, Store: a.store, Log: a.log, Registry: a.registry,
-	})
-	if err != nil {
-		return err
-	}
-	a.actors.start("pairer", a.pairer.Run)
-	return nil
-}
-
-func (a *App) startTrainer(ctx context.Context) error {
-	if err := a.preparePython(); err != nil {
-		return err
-	}
-	if err := a.prepareBase(); err != nil {
-		return err
-	}
-	if a.cfg.Images.Backend == ImagesDiffusion { // jobs draw with the model itself, whoever paints what is served
-		if err := a.checkImageModel(); err != nil {
-			return err
-		}
-	}
-	digest, err := artifact.DigestDir(a.base)
-	if err != nil {
-		return err
-	}
-	exe, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this binary: %w", err)
-	}
-	work := filepath.Join(a.opt.Dir, JobsFolder)
-	grammarFile, catalogueFile, err := WriteVocabulary(work, a.catalog, a.holdout)
-	if err != nil {
-		return err
-	}
-	a.runner = &trainerbridge.Local{
-		Python: a.python, Trainer: a.trainerDir, Dir: work, Base: a.base, Grammar: grammarFile, Catalogue: catalogueFile,
-		Renderer: a.renderer(exe, grammarFile), Threads: a.cfg.Trainer.Threads, Placement: a.cfg.Trainer.Placement(),
-		Timeout:   a.cfg.Trainer.Timeout,
-		StopGrace: a.cfg.Trainer.StopGrace, Store: a.store, Log: a.log,
-	}
-	bridge, err := trainerbridge.New(a.cfg.Trainer, trainerbridge.Deps{
-		Lead: a.lead(control.RoleTrainer), Runner: a.runner, Store: a.store, Base: digest, Log: a.log, Registry: a.registry,
-	})
-	if err != nil {
-		return err
-	}
-	a.actors.start("trainer-bridge", bridge.Run)
-	return nil
-}
-
-// preparePython finds the Python environment and unpacks the trainer beside it. Whatever starts Python calls it, and nothing
-// else does: the environment is large, and a machine of other services has none.
-func (a *App) preparePython() (err error) {
-	if a.python == "" {
-		if a.python, err = setup.Python(a.opt.Home, trainerbridge.Lock()); err != nil {
-			return err
-		}
-	}
-	return a.unpackTrainer()
-}
-
-// unpackTrainer writes out what this binary carries of the trainer: its source and the models that ship. It needs no Python.
-func (a *App) unpackTrainer() (err error) {
-	if a.trainerDir == "" {
-		a.trainerDir, err = trainerbridge.Extract(filepath.Join(a.opt.Home, trainerbridge.Folder))
-	}
-	return err
-}
-
-// prepareBase finds the base prompt model.
-func (a *App) prepareBase() (err error) {
-	if a.base == "" {
-		a.base, err = a.pickBase()
-	}
-	return err
-}
-
-// pickBase returns the folder of the base prompt model. Adapters fit one base only, and another release may
-// ship another base: a folder stays with the one that its champion belongs to, kept among its artifacts.
-func (a *App) pickBase() (string, error) {
-	if a.cfg.Models.Base != "" {
-		return a.cfg.Models.Base, nil
-	}
-	if err := a.unpackTrainer(); err != nil {
-		return "", err
-	}
-	digest, err := a.store.PutDir(trainerbridge.BaseModel(a.trainerDir))
-	if err != nil {
-		return "", err
-	}
-	st := a.control.State()
-	if champion := st.Models[st.Routes[rollout.Logical].Champion]; champion != nil {
-		if digest = champion.Base; digest == "" {
-			digest = champion.Artifact
-		}
-	}
-	if !a.store.Has(digest) {
-		return "", fmt.Errorf(
-			"the live model belongs to the base %.12s, which is neither among the artifacts of %s nor shipped with this release: restore the "+
-				"folder, or name the base with models.base",
-			digest,
-			a.opt.Dir,
-		)
-	}
-	return a.store.Path(digest), nil
-}
-
-func (a *App) startIngest(ctx context.Context) error {
-	var err error
-	if a.ingest, err = ingest.New(a.cfg.Ingest, a.kafka, a.log, a.registry); err != nil {
-		return err
-	}
-	a.actors.start("ingest", a.ingest.Run)
-	edge, err := ingest.NewEdge(a.cfg.Ingest, a.kafka, a.log, a.registry)
-	if err != nil {
-		return err
-	}
-	a.actors.onStop("edge producer", edge.Close)
-	health := a.ready.Gate("edge")
-	health.Healthy()
-	edge.Reports(health)
-	a.actors.start("edge health", edge.Run)
-	a.addresses.Edge, err = a.listen("edge listener", a.cfg.Listen.Edge, edge.Routes())
-	return err
-}

@@ -82,20 +82,20 @@ func (c Config) Validate() error {
 			errs = append(errs, fmt.Errorf("%s: %w", l.key, err))
 		}
 	}
-	if need := c.Joiner.Window + c.Joiner.Lateness + outageAllowance; c.Kafka.Retention > 0 && c.Kafka.Retention < need {
-		errs = append(errs, fmt.Errorf("kafka.retention: %s: want at least %s, joiner.window, joiner.lateness and %s for an outage: "+
-			"a restart of the join reads its open windows from the topics", c.Kafka.Retention, need, outageAllowance))
+	if need := c.Joiner.Remembered() + outageAllowance; c.Kafka.Retention > 0 && c.Kafka.Retention < need {
+		errs = append(errs, fmt.Errorf("kafka.retention: %s: want at least %s, joiner.window, joiner.correction (as long as the window by default), "+
+			"joiner.lateness and %s for an outage: a restart of the join reads the impressions that it remembers from the topics", c.Kafka.Retention, need, outageAllowance))
 	}
 	if len(c.Kafka.Brokers) > 0 && c.Ingest.UserSalt == "" {
 		errs = append(errs, errors.New("ingest.user_salt: is not set, and kafka.brokers is: users would be hashed under a public salt, "+
 			"which hides nobody. Draw one (openssl rand -hex 32), give it to every process and keep it: ${CTRLOOP_USER_SALT} or "+
-			"${file:/run/secrets/user-salt}. An instance that has run without one goes on with \""+ingest.Default().UserSalt+"\""))
+			"${file:/run/secrets/user-salt}. An instance that has run without one goes on with \""+ingest.Default().UserSalt.Reveal()+"\""))
 	}
 	return errors.Join(errs...)
 }
 
 // Salt is ingest.user_salt, or the public one of embedded runs.
-func (c Config) Salt() string { return cmp.Or(c.Ingest.UserSalt, ingest.Default().UserSalt) }
+func (c Config) Salt() string { return cmp.Or(c.Ingest.UserSalt, ingest.Default().UserSalt).Reveal() }
 
 // Kafka says where the topics are.
 type Kafka struct {
@@ -103,7 +103,7 @@ type Kafka struct {
 	// Partitions of the topics that the join is partitioned by; cannot be changed over existing state.
 	Partitions int32 `yaml:"partitions"`
 	// Retention of topics, set when they are made: change it with your broker's tools later. It must exceed window,
-	// lateness and the longest outage: the join rebuilds its state from the topics. Records are gone a day later at the
+	// correction, lateness and the longest outage: the join rebuilds its state from the topics. Records are gone a day later at the
 	// latest, because brokers delete whole segments. Negative keeps everything, the hashes of erased users too; virtual
 	// time needs it: brokers judge age by record time.
 	Retention time.Duration `yaml:"retention"`

@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"fmt"
 	"image"
 	"time"
 
@@ -92,15 +91,6 @@ func (a *App) Artifacts() *artifact.Store { return a.store }
 
 // Catalogue of the shop.
 func (a *App) Catalogue() *catalogue.Catalogue { return a.catalog }
-
-// Count asks the warehouse for one number.
-func (a *App) Count(ctx context.Context, query string, args ...any) (int64, error) {
-	var n uint64
-	if err := a.db.QueryRow(ctx, query, args...).Scan(&n); err != nil {
-		return 0, fmt.Errorf("%s: %w", query, err)
-	}
-	return int64(n), nil
-}
 
 // Creative looks a creative up.
 func (a *App) Creative(id string) (schemas.Creative, bool) { return a.ads.Get(id) }

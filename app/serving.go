@@ -20,6 +20,7 @@ import (
 	"ctrloop/schemas/control"
 	"ctrloop/serving"
 	"ctrloop/serving/console"
+	"ctrloop/serving/console/overview"
 	"ctrloop/serving/creatives"
 	"ctrloop/serving/experiment"
 	"ctrloop/serving/experiment/ramp"
@@ -41,8 +42,8 @@ type countedLooks struct {
 	next experiment.LookSink
 }
 
-func (c countedLooks) Look(ctx context.Context, l experiment.Look) error {
-	err := c.next.Look(ctx, l)
+func (c countedLooks) RecordLook(ctx context.Context, l experiment.Look) error {
+	err := c.next.RecordLook(ctx, l)
 	c.n.Add(1)
 	return err
 }
@@ -110,7 +111,7 @@ func (a *App) startServing(ctx context.Context) error {
 	}
 	a.actors.start("experiments", parts.experiment.Run)
 
-	page, err := console.New(a.cfg.Console, &overview{app: a}, a.log, a.registry)
+	page, err := console.New(a.cfg.Console, overview.New(a.overviewParts()), a.log, a.registry)
 	if err != nil {
 		return err
 	}

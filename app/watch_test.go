@@ -1,6 +1,7 @@
 package app
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"sync"
@@ -34,6 +35,11 @@ func (c *copyOfLog) Err() error {
 	return c.err
 }
 
+func (c *copyOfLog) Wait(context.Context) error {
+	<-c.done
+	return c.Err()
+}
+
 func (c *copyOfLog) set(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -42,8 +48,8 @@ func (c *copyOfLog) set(err error) {
 	c.changed = make(chan struct{})
 }
 
-// A process whose copy of the control plane stands still, or is not the whole truth, is not ready and says why.
-func TestAProcessWhoseLogStandsStillIsNotReady(t *testing.T) {
+// A process whose copy of the control plane is not the whole truth is not ready and says why; one whose copy follows no more ends.
+func TestAProcessWhoseLogStandsStillEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := &App{ready: telemetry.NewReadiness(), actors: newActors(zerolog.Nop())}
 		defer a.actors.stop()
@@ -62,10 +68,19 @@ func TestAProcessWhoseLogStandsStillIsNotReady(t *testing.T) {
 		check(false, "it is behind")
 		log.set(nil)
 		check(true, "")
+		select {
+		case err := <-a.actors.failed:
+			t.Fatalf("a process that is behind ended: %v", err)
+		default:
+		}
+		gone := errors.New("records are gone")
 		log.mu.Lock()
-		log.err = errors.New("records are gone")
+		log.err = gone
 		log.mu.Unlock()
 		close(log.done)
-		check(false, "records are gone")
+		check(false, "records are gone") // while it ends
+		if err := a.Wait(t.Context()); !errors.Is(err, gone) || !strings.Contains(err.Error(), "copy of the control log") {
+			t.Errorf("the process ends with %v, want why its copy follows no more", err)
+		}
 	})
 }

@@ -28,7 +28,7 @@ type Place struct {
 	Log       zerolog.Logger
 	// Profile is a file for a CPU profile of the join; "": none.
 	Profile string
-	// Progress says what is being done; nil: nobody is told.
+	// Progress is called with what is being done; it may be nil.
 	Progress func(what string)
 }
 

@@ -2,12 +2,14 @@ package bench
 
 import (
 	"context"
+	"fmt"
 	"runtime"
 	"slices"
 	"time"
 
 	"ctrloop/internal/stream"
 	"ctrloop/joiner"
+	"ctrloop/joiner/window"
 	"ctrloop/schemas"
 )
 
@@ -26,26 +28,36 @@ const (
 	chunk       = 50_000 // impressions that are made at a time, outside of what is measured
 	transaction = 50_000 // records between two commits: joiner.Default().MaxPoll
 	closeStep   = 10 * time.Second
+	loopSeed    = 7 // any: it has no effect on results
 )
 
 // feeder runs a traffic through one partition's loop and measures the loop alone: the log is made beforehand, piece by
 // piece, and the oracle looks at the labels between the measured stretches.
 type feeder struct {
-	loop   *joiner.Loop
+	cfg    joiner.Config
+	window *window.Window
+	shard  *joiner.Shard
 	oracle *oracle
 	cost   Cost
 	next   [2]int64
-	since  int
+	since  int   // records since the last commit
+	done   int64 // commits
 	out    []*stream.Record
 }
 
 func newFeeder(t Traffic) (*feeder, error) {
-	l, err := joiner.NewLoop(loopConfig(t))
-	if err != nil {
-		return nil, err
+	cfg := loopConfig(t)
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("joiner configuration: %w", err)
 	}
-	return &feeder{loop: l, oracle: newOracle(t)}, nil
+	w := window.New(cfg.WindowConfig(loopSeed))
+	return &feeder{cfg: cfg, window: w, shard: joiner.NewShard(calm{}, 0, w, [2]int64{}, 0), oracle: newOracle(t)}, nil
 }
+
+// calm is a circuit breaker that watches and finds nothing.
+type calm struct{}
+
+func (calm) Suspect([]byte) bool { return false }
 
 func loopConfig(t Traffic) joiner.Config {
 	cfg := joiner.Default()
@@ -63,8 +75,9 @@ func (f *feeder) feed(imps, clks []*stream.Record, events int) error {
 	}
 	f.out = f.out[:0]
 	w := startWatch(0)
-	err := f.loop.Process(
+	err := f.shard.Process(
 		[]stream.PartitionBatch{{Topic: schemas.TopicImpressions, Records: imps}, {Topic: schemas.TopicClicks, Records: clks}},
+		nil,
 		func(r *stream.Record) { f.out = append(f.out, r) },
 	)
 	f.cost = f.cost.plus(w.read(int64(events)))
@@ -76,11 +89,19 @@ func (f *feeder) feed(imps, clks []*stream.Record, events int) error {
 	}
 	if f.since += len(imps) + len(clks); f.since >= transaction || events == 0 {
 		w := startWatch(0)
-		f.loop.Commit()
+		f.commit()
 		f.cost = f.cost.plus(w.read(0))
 		f.since = 0
 	}
 	return nil
+}
+
+// commit ends a transaction.
+func (f *feeder) commit() {
+	if _, ok := f.shard.Propose(f.cfg); ok {
+		f.done++
+	}
+	f.shard.Commit()
 }
 
 // finish closes every window, in steps like those of a clock that goes on, and returns what is wrong.
@@ -130,14 +151,14 @@ func Loop(ctx context.Context, t Traffic, file string, progress func(share float
 	}
 	res.OpenImpressions, res.BytesPerOpen, res.GC = weigh(f, empty, pauses)
 	res.Wrong, err = f.finish(t)
-	res.Cost, res.Balanced = f.cost, f.loop.Ledger().Check() == nil
+	res.Cost, res.Balanced = f.cost, f.window.Ledger().Check() == nil
 	return res, err
 }
 
 // weigh measures what the open windows take, and a full collection over them.
 func weigh(f *feeder, empty uint64, pauses pauseReading) (open uint64, bytesPerOpen float64, gc Pauses) {
 	f.out = nil
-	open = f.loop.Ledger().Open
+	open = f.window.Ledger().Open
 	held := heap()
 	if held > empty {
 		bytesPerOpen = ratio(float64(held-empty), float64(open))

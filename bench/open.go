@@ -13,7 +13,13 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+
 	"ctrloop/internal/stream"
+	"ctrloop/joiner"
+	"ctrloop/joiner/segment"
+	"ctrloop/joiner/window"
 )
 
 // openWindow is the window of the state that is measured at scale.
@@ -87,32 +93,72 @@ func Open(ctx context.Context, open int, seed uint64, dir string) (res OpenResul
 	if err != nil {
 		return res, err
 	}
-	f.loop.Commit()
+	f.commit()
 	res.PeakRSS = highWater()
 	res.OpenImpressions, res.BytesPerOpen, res.GC = weigh(f, empty, pauses)
-	res.Fill, res.Balanced = f.cost, f.loop.Ledger().Check() == nil
-	saved, err := f.loop.Save(dir)
+	res.Fill, res.Balanced = f.cost, f.window.Ledger().Check() == nil
+	saved, err := f.save(dir)
 	if err != nil {
 		return res, err
 	}
 	if res.Stored, err = size(dir); err != nil {
 		return res, err
 	}
-	f.loop = nil
+	cfg := f.cfg
+	f.window, f.shard = nil, nil
 	runtime.GC()
-	again, err := newFeeder(t)
-	if err != nil {
-		return res, err
-	}
 	w := startWatch(0)
-	if err := again.loop.Load(dir, saved); err != nil {
+	again, err := load(dir, cfg, saved)
+	if err != nil {
 		return res, fmt.Errorf("restart: %w", err)
 	}
 	res.Restart = w.read(int64(res.OpenImpressions))
-	if l := again.loop.Ledger(); l.Open != res.OpenImpressions {
+	if l := again.Ledger(); l.Open != res.OpenImpressions {
 		return res, fmt.Errorf("%d open impressions after the restart, %d before it", l.Open, res.OpenImpressions)
 	}
 	return res, nil
+}
+
+// saved is what a commit keeps of a state, beside its segments.
+type saved struct {
+	sequence int64
+	snapshot window.Snapshot
+}
+
+// save writes the state to segments in a folder, as a stop in good order does. A disk that fails shows when they are loaded.
+func (f *feeder) save(dir string) (saved, error) {
+	k, err := openSegments(dir, f.cfg)
+	if err != nil {
+		return saved{}, err
+	}
+	k.Close(f.window, segment.Place{Sequence: f.done, Next: f.next, Epoch: [2]int32{-1, -1}})
+	return saved{f.done, f.window.Snapshot(f.next)}, nil
+}
+
+func openSegments(dir string, cfg joiner.Config) (*segment.Keeper, error) {
+	counts, err := segment.NewMetrics(prometheus.NewRegistry())
+	if err != nil {
+		return nil, err
+	}
+	id := segment.Identity{WindowMS: cfg.Window.Milliseconds(), BucketMS: cfg.Bucket.Milliseconds()}
+	return segment.Open(dir, id, segment.Options{Interval: time.Hour, Now: time.Now, Log: zerolog.Nop(), Count: counts}), nil
+}
+
+// load reads the state in a folder, as a restart does, and checks it against what was saved.
+func load(dir string, cfg joiner.Config, s saved) (*window.Window, error) {
+	k, err := openSegments(dir, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer k.Release()
+	w, _, err := k.Load(cfg.WindowConfig(loopSeed), s.sequence, s.snapshot, func(segment.Place) error { return nil })
+	if err != nil {
+		return nil, err
+	}
+	if w == nil {
+		return nil, fmt.Errorf("no segments in %s: they could not be written", dir)
+	}
+	return w, w.Restored(s.snapshot)
 }
 
 // size of the files in a folder.

@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"text/tabwriter"
 	"time"
 
 	"ctrloop/internal/warehouse"
+	"ctrloop/internal/warehouse/query"
 )
 
 // QueryConfig says what labels are made and how often each question is asked.
@@ -77,12 +77,6 @@ type QueryTarget struct {
 	Met   bool    `json:"met"`
 }
 
-// Names of the questions that targets speak of.
-const (
-	questionLift    = "experiment_lift, all experiments"
-	questionRawWeek = "raw scan of the largest experiment"
-)
-
 // targetLabels is the size that the targets are for.
 const targetLabels = 100_000_000
 
@@ -90,93 +84,12 @@ const targetLabels = 100_000_000
 // gives up (5 minutes).
 const labelsAtOnce int64 = 2_500_000
 
-// largest is the experiment with the most traffic in the labels made here.
-const largest = "x-1"
-
-// The labels: a shop with 4,000 products of 8 creatives each in 44 categories; users by a square law (a tenth of them
-// make a third of the traffic); 3 % of impressions clicked after 4 minutes on average. A user is in one experiment at a
-// time: six tenths of them in x-1 for the whole span, the others in x-2, x-3 and x-4 one after the other; one in
-// twenty impressions is outside, for exploration. Ids and hashed users are random bits, which no codec can help. A
-// propensity is that of a creative in the policy's snapshot of the hour. The first day is a Wednesday, so that seven days lie
-// in two calendar weeks, as most do: a user has up to two rows in the totals by week.
-const makeLabels = `
-INSERT INTO labels (impression_id, event_time, version, user, product, creative, placement, position, campaign, category,
-	experiment, variant, model_version, policy, propensity, bot, kind, clicked,
-	click_delay_ms, clicks, weight, watermark, partition, offset, inserted_at)
-WITH
-	toUInt64(%[1]d) AS seed,
-	sipHash64(number, seed, 1) AS h1, sipHash64(number, seed, 2) AS h2, sipHash64(number, seed, 3) AS h3,
-	toUInt64(toUnixTimestamp64Milli(toDateTime64('2026-03-04 00:00:00', 3, 'UTC'))) + intDiv(number * %[3]d * 86400000, %[2]d) AS ms,
-	bitOr(bitOr(bitShiftLeft(ms, 16), 0x7000), bitAnd(h1, 0xfff)) AS high,
-	bitOr(bitShiftLeft(toUInt64(1), 63), bitAnd(h2, 0x3fffffffffffffff)) AS low,
-	toUInt64(%[4]d * pow(bitShiftRight(h1, 12) / 4503599627370496, 2)) AS person,
-	sipHash64(person, seed, 4) AS hashed,
-	toUInt32(4000 * pow(bitShiftRight(h2, 32) / 4294967296, 1.5)) AS item,
-	bitShiftRight(h3, 8) / 72057594037927936 AS u,
-	h3 %% 1000 < 30 AS hit, -- clicked in time
-	h3 %% 1000 = 999 AS late, -- clicked after the window: version 2
-	toInt64(-240000 * log(1 - u)) AS delay,
-	intDiv(h1, 7) %% 8 AS nth, -- creative of the product
-	intDiv(ms, 86400000) - 20516 AS day,
-	multiIf(h2 %% 20 = 0, '', hashed %% 10 < 6, 'x-1', day < 2, 'x-2', day < 4, 'x-3', 'x-4') AS trial
-SELECT
-	reinterpretAsUUID(bitShiftLeft(toUInt128(low), 64) + toUInt128(high)), fromUnixTimestamp64Milli(toInt64(ms), 'UTC'), v, hashed,
-	concat('product-', toString(item)), concat('c-', substring(lower(hex(sipHash64(item, nth))), 1, 16)),
-	['feed', 'side', 'search', 'cart'][1 + h2 %% 4], 1 + h1 %% 12, concat('campaign-', toString(item %% 20)),
-	concat('department-', toString(item %% 9), '/category-', toString(item %% 44)),
-	trial, if(trial = '', '', if(sipHash64(hashed, trial) %% 2 = 0, 'control', 'treatment')),
-	concat('prompt-', substring(lower(hex(sipHash64(nth + day))), 1, 12)), concat('thompson-', toString(intDiv(ms, 3600000))),
-	bitShiftRight(sipHash64(item, nth, intDiv(ms, 3600000)), 11) / 9007199254740992, h3 %% 100 = 50,
-	multiIf(v = 2, 'corrected', hit, 'positive', 'final_negative'), hit OR v = 2,
-	multiIf(v = 2, 1800000 + delay, hit, delay, 0), hit OR v = 2, 1,
-	fromUnixTimestamp64Milli(if(hit, toInt64(ms) + delay, toInt64(intDiv(ms, 1000)) * 1000 + 1801000), 'UTC'),
-	h2 %% 8, intDiv(number, 8) * 2 + v,
-	toDateTime(intDiv(ms, 1000) + if(hit, intDiv(delay, 1000), 1802), 'UTC')
-FROM (SELECT number FROM numbers_mt(%[5]d, %[6]d))
-ARRAY JOIN if(late, [1, 2], [1]) AS v
-SETTINGS max_insert_threads = 2, insert_deduplicate = 0, max_partitions_per_insert_block = 0, max_execution_time = 0`
-
-// rawWeek asks labels itself what experiment_results answers from rollups. By a number of the variant: with its name in
-// the key it takes half as long again.
-const rawWeek = `SELECT arm, count(), sum(m), sum(d), sum(m * m), sum(d * d), sum(m * d)
-FROM (SELECT cityHash64(variant) AS arm, user, toUInt64(sum(clicked)) AS m, toUInt64(count()) AS d FROM labels_mature
-	WHERE experiment = '` + largest + `' GROUP BY arm, user)
-GROUP BY arm`
-
-// questions are asked in this order.
-func questions(id string) [][2]string {
-	all := func(view string) string { return "SELECT * FROM " + view + " FORMAT Null" }
-	return [][2]string{
-		{questionLift, "SELECT * FROM experiment_lift"},
-		{"experiment_lift, the largest", "SELECT * FROM experiment_lift WHERE experiment = '" + largest + "'"},
-		{"experiment_lift, a later one", "SELECT * FROM experiment_lift WHERE experiment = 'x-4'"},
-		{questionRawWeek, rawWeek},
-		{"experiment_lift_by_category", "SELECT * FROM experiment_lift_by_category WHERE experiment = '" + largest + "'"},
-		{"experiment_results", "SELECT * FROM experiment_results"},
-		{"experiment_health", "SELECT * FROM experiment_health"},
-		{"experiment_cuped", "SELECT * FROM experiment_cuped(id = 'x-4', days = 14)"},
-		{"ctr_by_creative", all("ctr_by_creative")},
-		{"ctr_by_creative, one product", "SELECT * FROM ctr_by_creative WHERE product = 'product-7'"},
-		{"ctr_by_product_day", all("ctr_by_product_day")},
-		{"ctr_by_category", "SELECT * FROM ctr_by_category"},
-		{"pair_evidence", all("pair_evidence")},
-		{"model_timeline", all("model_timeline")},
-		{"creative_fatigue", all("creative_fatigue")},
-		{"click_delay", all("click_delay")},
-		{"freshness", "SELECT * FROM freshness"},
-		{"label_horizon", "SELECT * FROM label_horizon"},
-		{"trace_impression", "SELECT * FROM trace_impression(id = '" + id + "')"},
-		{"labels_mature, count", "SELECT count(), sum(clicked) FROM labels_mature"},
-		{"audit_mismatch", all("audit_mismatch")},
-	}
-}
-
 // Query makes the labels in an empty migrated database, asks every question and weighs the storage. Progress
 // gets a share of the whole and what is being done.
 func Query(ctx context.Context, db *warehouse.DB, c QueryConfig, progress func(share float64, what string)) (QueryReport, error) {
 	rep := QueryReport{Machine: ThisMachine(), Config: c}
 	var there uint64
-	if err := db.QueryRow(ctx, "SELECT count() FROM labels").Scan(&there); err != nil {
+	if err := db.QueryRow(ctx, query.Text("labels")).Scan(&there); err != nil {
 		return rep, err
 	}
 	if there > 0 {
@@ -187,7 +100,8 @@ func Query(ctx context.Context, db *warehouse.DB, c QueryConfig, progress func(s
 		end := (day + 1) * c.Labels / int64(c.Days)
 		for from := day * c.Labels / int64(c.Days); from < end; from += labelsAtOnce {
 			progress(0.5*float64(from)/float64(c.Labels), "making labels")
-			if err := db.Exec(ctx, fmt.Sprintf(makeLabels, c.Seed, c.Labels, c.Days, c.Users, from, min(labelsAtOnce, end-from))); err != nil {
+			n := min(labelsAtOnce, end-from)
+			if err := db.Exec(ctx, query.Text("bench_labels"), c.Seed, c.Labels, c.Days, c.Users, from, n); err != nil {
 				return rep, err
 			}
 		}
@@ -204,7 +118,7 @@ func Query(ctx context.Context, db *warehouse.DB, c QueryConfig, progress func(s
 		return rep, err
 	}
 	rep.RollUpSeconds = time.Since(began).Seconds()
-	if err := db.QueryRow(ctx, "SELECT count() FROM labels").Scan(&rep.Rows); err != nil {
+	if err := db.QueryRow(ctx, query.Text("labels")).Scan(&rep.Rows); err != nil {
 		return rep, err
 	}
 	if err := ask(ctx, db, c, &rep, progress); err != nil {
@@ -222,13 +136,12 @@ func merge(ctx context.Context, db *warehouse.DB, progress func(float64, string)
 	var days []struct {
 		Partition string `ch:"partition"`
 	}
-	if err := db.Select(ctx, &days, "SELECT DISTINCT partition FROM system.parts "+
-		"WHERE database = currentDatabase() AND table = 'labels' AND active ORDER BY partition"); err != nil {
+	if err := db.Select(ctx, &days, query.Text("bench_days")); err != nil {
 		return err
 	}
 	for i, d := range days[:max(0, len(days)-1)] {
 		progress(0.5+0.2*float64(i)/float64(len(days)), "merging")
-		if err := db.Exec(ctx, "OPTIMIZE TABLE labels PARTITION "+d.Partition+" FINAL"); err != nil {
+		if err := db.Exec(ctx, query.BenchMergeDay(d.Partition)); err != nil {
 			return err
 		}
 	}
@@ -238,52 +151,36 @@ func merge(ctx context.Context, db *warehouse.DB, progress func(float64, string)
 // ask times the questions. Rows, bytes and memory are those of the server's query log.
 func ask(ctx context.Context, db *warehouse.DB, c QueryConfig, rep *QueryReport, progress func(float64, string)) error {
 	var id string
-	if err := db.QueryRow(ctx, "SELECT toString(impression_id) FROM labels WHERE version = 2 LIMIT 1").Scan(&id); err != nil {
+	if err := db.QueryRow(ctx, query.Text("bench_corrected")).Scan(&id); err != nil {
 		return fmt.Errorf("find an impression with a correction: %w", err)
 	}
-	all := questions(id)
+	all := query.BenchQuestions(id)
 	for i, q := range all {
-		progress(0.75+0.25*float64(i)/float64(len(all)), q[0])
-		cost := QuestionCost{Name: q[0], SQL: q[1]}
+		progress(0.75+0.25*float64(i)/float64(len(all)), q.Name)
+		cost := QuestionCost{Name: q.Name, SQL: q.Text}
 		comment := fmt.Sprintf("bench %d %d", rep.Machine.At.Unix(), i)
-		sql := q[1] + " SETTINGS log_comment = '" + comment + "', max_execution_time = 0"
-		if head, null := strings.CutSuffix(q[1], " FORMAT Null"); null {
-			// Every row is made and looked at, and one comes back.
-			sql = "SELECT sum(cityHash64(*)) FROM (" + head + ") SETTINGS log_comment = '" + comment + "', max_execution_time = 0"
-		}
+		sql := query.BenchRun(q.Text, comment)
 		ms := make([]float64, 0, c.Runs)
 		for range c.Runs {
 			began := time.Now()
 			rows, err := db.Query(ctx, sql)
 			if err != nil {
-				return fmt.Errorf("%s: %w", q[0], err)
+				return fmt.Errorf("%s: %w", q.Name, err)
 			}
 			for rows.Next() {
 			}
 			if err := errors.Join(rows.Err(), rows.Close()); err != nil {
-				return fmt.Errorf("%s: %w", q[0], err)
+				return fmt.Errorf("%s: %w", q.Name, err)
 			}
 			ms = append(ms, float64(time.Since(began).Microseconds())/1000)
 		}
 		slices.Sort(ms)
 		cost.MedianMS, cost.WorstMS = ms[len(ms)/2], ms[len(ms)-1]
-		if err := db.Exec(ctx, "SYSTEM FLUSH LOGS"); err != nil {
+		if err := db.Exec(ctx, query.Text("bench_flush")); err != nil {
 			return err
 		}
-		err := db.QueryRow(
-			ctx,
-			"SELECT any(read_rows), any(read_bytes), max(memory_usage), any(result_rows), "+
-				"toFloat64(min(ProfileEvents['OSCPUVirtualTimeMicroseconds'])) / 1000 "+
-				"FROM system.query_log WHERE type = 'QueryFinish' AND log_comment = ?",
-			comment,
-		).
-			Scan(
-				&cost.ReadRows,
-				&cost.ReadBytes,
-				&cost.MemoryBytes,
-				&cost.ResultRows,
-				&cost.CPUMS,
-			)
+		err := db.QueryRow(ctx, query.Text("bench_cost"), comment).
+			Scan(&cost.ReadRows, &cost.ReadBytes, &cost.MemoryBytes, &cost.ResultRows, &cost.CPUMS)
 		if err != nil {
 			return err
 		}
@@ -301,11 +198,7 @@ func weighColumns(ctx context.Context, db *warehouse.DB, rep *QueryReport) error
 		Bytes   float64 `ch:"bytes"`
 		Percent float64 `ch:"ratio"`
 	}
-	err := db.Select(ctx, &columns, `
-		SELECT c.name AS column, c.type AS kind, c.compression_codec AS codec, toFloat64(c.data_compressed_bytes) AS bytes,
-			c.data_uncompressed_bytes / greatest(1, c.data_compressed_bytes) AS ratio
-		FROM system.columns AS c WHERE c.database = currentDatabase() AND c.table = 'labels'`)
-	if err != nil {
+	if err := db.Select(ctx, &columns, query.Text("bench_columns")); err != nil {
 		return err
 	}
 	for _, c := range columns {
@@ -320,12 +213,7 @@ func weighColumns(ctx context.Context, db *warehouse.DB, rep *QueryReport) error
 		Rows  uint64 `ch:"n"`
 		Bytes uint64 `ch:"bytes"`
 	}
-	err = db.Select(ctx, &tables, `
-		SELECT table AS name, sum(rows) AS n, sum(bytes_on_disk) AS bytes
-		FROM system.parts WHERE database = currentDatabase() AND active
-			AND (table = 'labels' OR startsWith(table, 'rollup') OR startsWith(table, 'label_'))
-		GROUP BY table ORDER BY bytes DESC`)
-	if err != nil {
+	if err := db.Select(ctx, &tables, query.Text("bench_tables")); err != nil {
 		return err
 	}
 	total := uint64(0)
@@ -344,8 +232,8 @@ func targets(rep QueryReport) []QueryTarget {
 		ms[q.Name] = q.MedianMS
 	}
 	out := []QueryTarget{
-		{Name: "lift through rollups, s", Want: 1, Got: ms[questionLift] / 1000},
-		{Name: "raw scan of one experiment-week, s", Want: 5, Got: ms[questionRawWeek] / 1000},
+		{Name: "lift through rollups, s", Want: 1, Got: ms[query.BenchLift] / 1000},
+		{Name: "raw scan of one experiment-week, s", Want: 5, Got: ms[query.BenchRawWeek] / 1000},
 		{Name: "bytes a label row, rollups included", Want: 40, Got: rep.BytesPerLabel},
 	}
 	for i := range out {

@@ -3,12 +3,14 @@ package bench
 import (
 	"strings"
 	"testing"
+
+	"ctrloop/internal/warehouse/query"
 )
 
 // A target that was measured at another size says so, and one that is missed is not called met.
 func TestQueryTargets(t *testing.T) {
 	rep := QueryReport{Config: QueryConfig{Labels: targetLabels}, BytesPerLabel: 41,
-		Questions: []QuestionCost{{Name: questionLift, MedianMS: 999}, {Name: questionRawWeek, MedianMS: 5001}}}
+		Questions: []QuestionCost{{Name: query.BenchLift, MedianMS: 999}, {Name: query.BenchRawWeek, MedianMS: 5001}}}
 	got := targets(rep)
 	if len(got) != 3 || !got[0].Met || got[1].Met || got[2].Met || got[0].Scale != "" {
 		t.Errorf("%+v", got)
@@ -29,13 +31,13 @@ func TestQueryTargets(t *testing.T) {
 // The questions that targets are about are asked, once each, and no two have one name.
 func TestQueryQuestions(t *testing.T) {
 	seen := map[string]bool{}
-	for _, q := range questions("id") {
-		if seen[q[0]] {
-			t.Errorf("%s is asked twice", q[0])
+	for _, q := range query.BenchQuestions("id") {
+		if seen[q.Name] {
+			t.Errorf("%s is asked twice", q.Name)
 		}
-		seen[q[0]] = true
+		seen[q.Name] = true
 	}
-	if !seen[questionLift] || !seen[questionRawWeek] {
+	if !seen[query.BenchLift] || !seen[query.BenchRawWeek] {
 		t.Error("a target has no question")
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
+	"ctrloop/internal/warehouse/query"
 	"ctrloop/joiner/sink"
 	"ctrloop/schemas"
 	"ctrloop/schemas/eventpb"
@@ -100,7 +101,7 @@ func Sink(ctx context.Context, p SinkPlace, t Traffic) (rep SinkReport, err erro
 	if rep.Alone, err = m.measure(ctx, func() (float64, error) { return p.alone(ctx, db, t) }); err != nil {
 		return rep, err
 	}
-	if err := db.Exec(ctx, "TRUNCATE TABLE labels"); err != nil {
+	if err := db.Exec(ctx, query.Text("bench_empty")); err != nil {
 		return rep, err
 	}
 	broker, err := p.load(ctx, t)
@@ -137,31 +138,64 @@ func (t Traffic) label(i int, partitions int32) *stream.Record {
 	return &stream.Record{Topic: schemas.TopicLabels, Partition: int32(i) % partitions, Key: r.Key, Timestamp: r.Timestamp, Value: encode(l)}
 }
 
-// alone feeds the sink's loop from memory and returns the seconds of CPU that making the labels took.
+// memory is a source of labels of one partition without a broker: what is produced into it is polled next.
+type memory struct {
+	waiting []*stream.Record
+	at      stream.Committed
+}
+
+func (m *memory) Poll(ctx context.Context, wait time.Duration) (stream.Batch, error) {
+	rs := m.waiting
+	if m.waiting = nil; len(rs) > 0 {
+		return stream.Batch{Partitions: []stream.PartitionBatch{{Topic: schemas.TopicLabels, Records: rs}}}, nil
+	}
+	select {
+	case <-ctx.Done():
+		return stream.Batch{}, ctx.Err()
+	case <-time.After(wait):
+		return stream.Batch{}, nil
+	}
+}
+
+func (m *memory) Commit(_ context.Context, at map[stream.TopicPartition]stream.Committed) error {
+	m.at = at[stream.TopicPartition{Topic: schemas.TopicLabels}]
+	return nil
+}
+
+func (m *memory) Committed(context.Context) (map[stream.TopicPartition]stream.Committed, error) {
+	return map[stream.TopicPartition]stream.Committed{{Topic: schemas.TopicLabels}: m.at}, nil
+}
+
+func (m *memory) Read(context.Context, int32, int64, int64, func(*stream.Record) error) error {
+	return nil
+}
+
+func (m *memory) Close() {}
+
+// alone feeds a session of the sink from memory and returns the seconds of CPU that making the labels took.
 func (p SinkPlace) alone(ctx context.Context, db sink.Warehouse, t Traffic) (making float64, err error) {
 	cfg := sink.Default()
-	loop, err := sink.NewLoop(cfg, db)
+	s, err := sink.New(cfg, db, zerolog.Nop(), prometheus.NewRegistry())
 	if err != nil {
 		return 0, err
 	}
-	for from := 0; from < t.Impressions; from += cfg.MaxRows {
-		if err := ctx.Err(); err != nil {
-			return making, err
-		}
-		p.say("alone %3.0f %%", 100*float64(from)/float64(t.Impressions))
+	from := &memory{at: stream.Committed{LeaderEpoch: -1}}
+	session := s.Session(from, "bench")
+	session.Assign(0)
+	for next := 0; from.at.Offset < int64(t.Impressions); {
+		p.say("alone %3.0f %%", 100*float64(next)/float64(t.Impressions))
 		was := selfCPU()
-		rs := make([]*stream.Record, 0, cfg.MaxRows)
-		for i := from; i < min(from+cfg.MaxRows, t.Impressions); i++ {
-			r := t.label(i, 1)
-			r.Offset = int64(i)
-			rs = append(rs, r)
+		for end := min(next+cfg.MaxRows, t.Impressions); next < end; next++ {
+			r := t.label(next, 1)
+			r.Offset = int64(next)
+			from.waiting = append(from.waiting, r)
 		}
 		making += selfCPU() - was
-		if err := loop.Process(ctx, rs); err != nil {
+		if err := session.Step(ctx); err != nil {
 			return making, err
 		}
 	}
-	return making, loop.Flush(ctx)
+	return making, nil
 }
 
 // load starts a broker and fills it.
@@ -233,7 +267,7 @@ type sinkMeter struct {
 // measure takes the cost of work; what work returns is CPU of this process that is not the sink's.
 func (m sinkMeter) measure(ctx context.Context, work func() (float64, error)) (c SinkCost, err error) {
 	var began time.Time
-	if err := m.db.QueryRow(ctx, "SELECT now()").Scan(&began); err != nil {
+	if err := m.db.QueryRow(ctx, query.Text("bench_now")).Scan(&began); err != nil {
 		return c, err
 	}
 	w := startWatch(m.engine.PID())
@@ -251,39 +285,27 @@ func (m sinkMeter) measure(ctx context.Context, work func() (float64, error)) (c
 		GoCPUSeconds:     cost.CPUSeconds - beside,
 		EngineCPUSeconds: w.read(0).BrokerCPUSeconds,
 	}
-	if err := m.db.Exec(ctx, "SYSTEM FLUSH LOGS query_log"); err != nil {
+	if err := m.db.Exec(ctx, query.Text("bench_flush")); err != nil {
 		return c, err
 	}
 	var inserts, there uint64
-	err = m.db.QueryRow(
-		ctx,
-		`SELECT count(), sum(ProfileEvents['UserTimeMicroseconds'] + ProfileEvents['SystemTimeMicroseconds']) / 1e6 FROM system.query_log
-		WHERE type = 'QueryFinish' AND query_kind = 'Insert' AND has(tables, currentDatabase() || '.labels') AND event_time >= ?`,
-		began,
-	).Scan(
-		&inserts,
-		&c.InsertCPUSeconds,
-	)
+	err = m.db.QueryRow(ctx, query.Text("bench_inserts"), began).Scan(&inserts, &c.InsertCPUSeconds)
 	if err != nil {
 		return c, err
 	}
 	c.Inserts = int64(inserts)
-	if err := m.db.QueryRow(ctx, "SELECT count() FROM labels").Scan(&there); err != nil {
+	if err := m.db.QueryRow(ctx, query.Text("labels")).Scan(&there); err != nil {
 		return c, err
 	}
 	c.Wrong = max(int64(there)-m.rows, m.rows-int64(there))
-	return c, m.db.QueryRow(
-		ctx,
-		"SELECT sum(data_compressed_bytes) / sum(rows), toInt64(count()) FROM system.parts "+
-			"WHERE active AND table = 'labels' AND database = currentDatabase()",
-	).Scan(&c.BytesPerRow, &c.Parts)
+	return c, m.db.QueryRow(ctx, query.Text("bench_parts")).Scan(&c.BytesPerRow, &c.Parts)
 }
 
 // mergesOver waits until the engine has nothing to merge: their cost belongs to the inserts.
 func (m sinkMeter) mergesOver(ctx context.Context) error {
 	for quiet := 0; quiet < 4; {
 		var n uint64
-		if err := m.db.QueryRow(ctx, "SELECT count() FROM system.merges WHERE database = currentDatabase()").Scan(&n); err != nil {
+		if err := m.db.QueryRow(ctx, query.Text("bench_merges")).Scan(&n); err != nil {
 			return err
 		}
 		if quiet++; n > 0 {

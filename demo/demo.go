@@ -319,7 +319,7 @@ type stillness struct {
 	note  string
 }
 
-// over is told the note of now, and whether it has not changed for the limit.
+// over gets the present note, and says whether it has not changed for the time limit.
 func (s *stillness) over(now time.Time, note string) bool {
 	if note != s.note {
 		s.note, s.since = note, now
@@ -428,7 +428,7 @@ func (d *demo) runExperiment(ctx context.Context) error {
 		}
 	}
 	bar := progress.Start(d.opt.Out, "experiment", "impressions")
-	first, err := d.app.Count(ctx, query.Text("labels_in_experiments"))
+	first, err := d.app.Warehouse().Count(ctx, query.Text("labels_in_experiments"))
 	if err != nil {
 		return err
 	}

@@ -142,10 +142,10 @@ func (d *demo) measureStream(ctx context.Context) error {
 		Impressions: s.Impressions, Clicks: s.Clicks, LabelsExpected: r.Expected, Labels: r.Labels, Corrected: r.Corrected,
 		Lost: r.Lost, Duplicate: r.Duplicate, Spurious: r.Spurious, LedgerOK: d.app.Ledger().Balanced,
 	}
-	if d.board.Warehouse.Rows, err = d.app.Count(ctx, query.Text("labels")); err != nil {
+	if d.board.Warehouse.Rows, err = d.app.Warehouse().Count(ctx, query.Text("labels")); err != nil {
 		return err
 	}
-	d.board.Warehouse.AuditMismatch, err = d.app.Count(ctx, query.Text("audit"))
+	d.board.Warehouse.AuditMismatch, err = d.app.Warehouse().Count(ctx, query.Text("audit"))
 	return err
 }
 
@@ -425,10 +425,10 @@ func (d *demo) measureExperiment(ctx context.Context) error {
 	if base := d.versionCTR(x.Control, weight); base > 0 {
 		e.TrueLift = d.versionCTR(x.Treatment, weight)/base - 1
 	}
-	if e.Impressions, err = d.app.Count(ctx, query.Text("experiment_impressions"), x.ID); err != nil {
+	if e.Impressions, err = d.app.Warehouse().Count(ctx, query.Text("experiment_impressions"), x.ID); err != nil {
 		return err
 	}
-	if e.Categories, err = d.app.Count(ctx, query.Text("experiment_categories"), x.ID); err != nil {
+	if e.Categories, err = d.app.Warehouse().Count(ctx, query.Text("experiment_categories"), x.ID); err != nil {
 		return err
 	}
 	v, err := d.app.Analyse(ctx, x.ID)

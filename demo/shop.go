@@ -85,6 +85,7 @@ type decideAnswer struct {
 		ModelVersion string  `json:"model_version"`
 		Policy       string  `json:"policy"`
 		Propensity   float64 `json:"propensity"`
+		ArmShare     float64 `json:"arm_share"`
 		Error        string  `json:"error"`
 	} `json:"decisions"`
 }
@@ -121,7 +122,7 @@ func (s *shop) Decide(ctx context.Context, visits []world.Visit) ([]world.Decisi
 		}
 		out[i] = world.Decision{
 			ImpressionID: id, Creative: d.Creative, Experiment: d.Experiment, Variant: d.Variant,
-			ModelVersion: d.ModelVersion, Policy: d.Policy, Propensity: d.Propensity,
+			ModelVersion: d.ModelVersion, Policy: d.Policy, Propensity: d.Propensity, ArmShare: d.ArmShare,
 		}
 	}
 	return out, nil

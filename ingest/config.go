@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"ctrloop/internal/config"
 )
 
 // Clock says what "now" is for the check of event times.
@@ -27,7 +29,7 @@ type Config struct {
 	AllowedSkew time.Duration `yaml:"allowed_skew"`
 	// UserSalt goes into the hash of users that are given as strings. Changing it changes every user's
 	// assignment to experiments. Required with brokers of your own; an embedded run without one uses "ctrloop".
-	UserSalt string `yaml:"user_salt"`
+	UserSalt config.Secret `yaml:"user_salt"`
 	// MaxEventBytes bounds one event.
 	MaxEventBytes int     `yaml:"max_event_bytes"`
 	Edge          EdgeCfg `yaml:"edge"`

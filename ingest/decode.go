@@ -36,6 +36,7 @@ type jsonEvent struct {
 	ModelVersion string          `json:"model_version"`
 	Policy       string          `json:"policy"`
 	Propensity   *float64        `json:"propensity"`
+	ArmShare     *float64        `json:"arm_share"`
 	Schema       uint32          `json:"schema"`
 	Bot          bool            `json:"bot"`
 	UserAgent    string          `json:"user_agent"` // judged by IsBot and not kept
@@ -205,18 +206,31 @@ func (d decoder) jsonImpression(j *jsonEvent) (event, *problem) {
 	if p != nil {
 		return event{}, p
 	}
-	var propensity float64
-	if j.Propensity != nil {
-		if propensity = *j.Propensity; propensity == 0 {
-			return event{}, badPropensity(propensity)
-		}
+	propensity, p := given(j.Propensity, badPropensity)
+	if p != nil {
+		return event{}, p
+	}
+	share, p := given(j.ArmShare, badArmShare)
+	if p != nil {
+		return event{}, p
 	}
 	return encode(impression, &eventpb.Impression{
 		Id: id[:], RequestId: []byte(j.RequestID), User: user, Product: j.Product, Creative: j.Creative,
 		Placement: j.Placement, Position: j.Position, Campaign: j.Campaign, Category: j.Category,
 		Experiment: j.Experiment, Variant: j.Variant, ModelVersion: j.ModelVersion, Policy: j.Policy,
-		Propensity: propensity, Schema: orOne(j.Schema), Bot: j.Bot || IsBot(j.UserAgent),
+		Propensity: propensity, ArmShare: share, Schema: orOne(j.Schema), Bot: j.Bot || IsBot(j.UserAgent),
 	})
+}
+
+// given is a number that may be left out and cannot be 0: on the wire 0 is the same as left out.
+func given(v *float64, bad func(float64) *problem) (float64, *problem) {
+	switch {
+	case v == nil:
+		return 0, nil
+	case *v == 0:
+		return 0, bad(0)
+	}
+	return *v, nil
 }
 
 func (d decoder) jsonClick(j *jsonEvent) (event, *problem) {

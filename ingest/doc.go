@@ -13,7 +13,7 @@
 //
 // with Content-Encoding gzip, zstd or none. An object has a "type" and the field names of event.proto:
 //
-//	{"type":"impression","id":"0190...","product":"p","creative":"c-1","user":"alice","propensity":0.5,...}
+//	{"type":"impression","id":"0190...","product":"p","creative":"c-1","user":"alice","propensity":0.5,"arm_share":0.5,...}
 //	{"type":"click","impression_id":"0190...","id":"any","time_ms":1700000000000}
 //	{"type":"watermark","time_ms":1700000000000}
 //

@@ -58,7 +58,7 @@ func NewEdge(cfg Config, kafka stream.Config, log zerolog.Logger, reg prometheus
 		return nil, fmt.Errorf("edge: %w", err)
 	}
 	e := &Edge{
-		cfg: cfg, kafka: kafka, log: log, producer: p, decoder: decoder{[]byte(cfg.UserSalt), cfg.MaxEventBytes}, now: time.Now,
+		cfg: cfg, kafka: kafka, log: log, producer: p, decoder: decoder{[]byte(cfg.UserSalt.Reveal()), cfg.MaxEventBytes}, now: time.Now,
 		limited: telemetry.NewThrottle(log, logEvery, time.Now), inFlight: httpapi.NewBudget(cfg.Edge.MaxInFlightBytes),
 	}
 	e.metrics = newEdgeMetrics(reg, func() float64 { return float64(e.inFlight.Used()) })

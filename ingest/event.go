@@ -18,11 +18,6 @@ const (
 	// minPropensity: the weight of an impression is 1/propensity, and a thousand million times the weight of its neighbours is
 	// a unit mistaken or a decision that never happens.
 	minPropensity = 1e-9
-	// maxTimeMS is the year 2100: a time beyond it is a unit mistaken, not an event.
-	maxTimeMS = 4_102_444_800_000
-	// maxBeforeMS is how far before its impression a click may claim to be. Clocks differ by seconds, which
-	// is the join's business; a day is a wrong unit.
-	maxBeforeMS = 24 * 60 * 60 * 1000
 )
 
 type kind uint8
@@ -107,6 +102,8 @@ func checkFields(v *eventpb.ImpressionView) *problem {
 		return reject(schemas.DeadBadField, "request_id has %d bytes: at most %d", len(v.RequestID), maxOpaque)
 	case v.Propensity != 0 && !(v.Propensity >= minPropensity && v.Propensity <= 1): // NaN is neither
 		return badPropensity(v.Propensity)
+	case v.ArmShare != 0 && !(v.ArmShare >= minPropensity && v.ArmShare <= 1):
+		return badArmShare(v.ArmShare)
 	case len(v.Product) == 0:
 		return reject(schemas.DeadBadField, "product is empty")
 	case len(v.Creative) == 0:
@@ -133,6 +130,10 @@ func badPropensity(p float64) *problem {
 	return reject(schemas.DeadBadField, "propensity is %v: want a probability, %v to 1, or leave it out", p, minPropensity)
 }
 
+func badArmShare(p float64) *problem {
+	return reject(schemas.DeadBadField, "arm_share is %v: want the share of the arm in the experiment, %v to 1, or leave it out", p, minPropensity)
+}
+
 func checkClick(b []byte) (event, *problem) {
 	var v eventpb.ClickView
 	if err := v.Read(b); err != nil {
@@ -145,7 +146,7 @@ func checkClick(b []byte) (event, *problem) {
 	switch {
 	case p != nil:
 		return event{}, p
-	case v.TimeMS < shown-maxBeforeMS:
+	case v.TimeMS < shown-schemas.MaxBeforeMS:
 		return event{}, reject(
 			schemas.DeadBadTime,
 			"click at %d, a day or more before its impression at %d: is it in Unix milliseconds?",
@@ -187,7 +188,7 @@ func checkID(id []byte) (timeMS int64, p *problem) {
 }
 
 func checkTime(ms int64) *problem {
-	if ms <= 0 || ms > maxTimeMS {
+	if ms <= 0 || ms > schemas.MaxTimeMS {
 		return reject(schemas.DeadBadTime, "time %d is not in Unix milliseconds between 1970 and 2100", ms)
 	}
 	return nil

@@ -98,6 +98,11 @@ func TestNothingIsChangedSilently(t *testing.T) {
 		{"propensity 1e-9", imp(`"product":"p","propensity":1e-9`), ""},
 		{"propensity 1.1", imp(`"product":"p","propensity":1.1`), schemas.DeadBadField},
 		{"no propensity", imp(`"product":"p","propensity":null`), ""},
+		{"arm_share 0", imp(`"product":"p","arm_share":0`), schemas.DeadBadField},
+		{"arm_share 1.5", imp(`"product":"p","arm_share":1.5`), schemas.DeadBadField},
+		{"arm_share -0.1", imp(`"product":"p","arm_share":-0.1`), schemas.DeadBadField},
+		{"arm_share 0.1", imp(`"product":"p","arm_share":0.1`), ""},
+		{"no arm_share", imp(`"product":"p","arm_share":null`), ""},
 		{"128 bytes of request", imp(`"product":"p","request_id":"` + strings.Repeat("r", 128) + `"`), ""},
 		{"129 bytes of request", imp(`"product":"p","request_id":"` + strings.Repeat("r", 129) + `"`), schemas.DeadBadField},
 	} {

@@ -66,6 +66,7 @@ type serviceMetrics struct {
 	routed       *prometheus.CounterVec // by kind; a watermark counts as routed
 	dropped      *prometheus.CounterVec // to dlq.v1, by reason
 	clamped      prometheus.Counter
+	lost         *prometheus.CounterVec // by topic
 	transactions *prometheus.CounterVec
 	punctuations prometheus.Counter
 	lowWatermark prometheus.Gauge
@@ -73,6 +74,7 @@ type serviceMetrics struct {
 	paused       prometheus.Gauge
 	owned        prometheus.Gauge
 	unproven     prometheus.Gauge
+	foreignSalt  prometheus.Gauge
 }
 
 func newServiceMetrics(reg prometheus.Registerer) *serviceMetrics {
@@ -97,6 +99,13 @@ func newServiceMetrics(reg prometheus.Registerer) *serviceMetrics {
 		),
 		clamped: prometheus.NewCounter(
 			prometheus.CounterOpts{Name: "ctrloop_ingest_clamped_clicks_total", Help: "Clicks from the future whose time was set back."},
+		),
+		lost: prometheus.NewCounterVec(
+			prometheus.CounterOpts{
+				Name: "ctrloop_ingest_lost_records_total",
+				Help: "Raw records, ends of transactions included, that were there and not taken when their topic was deleted, by topic.",
+			},
+			[]string{"topic"},
 		),
 		transactions: prometheus.NewCounterVec(
 			prometheus.CounterOpts{Name: "ctrloop_ingest_transactions_total", Help: "Transactions, by outcome."},
@@ -124,12 +133,19 @@ func newServiceMetrics(reg prometheus.Registerer) *serviceMetrics {
 			},
 		),
 	}
+	m.foreignSalt = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "ctrloop_ingest_foreign_salt_partitions",
+		Help: "Raw partitions that an instance with another ingest.user_salt has committed last: users are two there.",
+	})
 	for _, r := range deadReasons() {
 		m.dropped.WithLabelValues(string(r))
 	}
+	for _, topic := range rawTopics() {
+		m.lost.WithLabelValues(topic)
+	}
 	if reg != nil {
 		reg.MustRegister(m.read, m.routed, m.dropped, m.clamped, m.transactions, m.punctuations, m.lowWatermark, m.buffered, m.paused, m.owned,
-			m.unproven)
+			m.unproven, m.lost, m.foreignSalt)
 	}
 	return m
 }

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,6 +35,9 @@ type Service struct {
 	metrics  *serviceMetrics
 	decoder  decoder
 	now      func() time.Time
+
+	topics map[string]string               // ids of the raw topics, as the last session found them
+	left   map[stream.TopicPartition]int64 // records of what it read that were there and not taken yet
 }
 
 // New builds the service.
@@ -51,7 +55,7 @@ func New(cfg Config, kafka stream.Config, log zerolog.Logger, reg prometheus.Reg
 	}
 	return &Service{
 		cfg: cfg, kafka: kafka, instance: instance, log: log, metrics: newServiceMetrics(reg),
-		decoder: decoder{[]byte(cfg.UserSalt), cfg.MaxEventBytes}, now: time.Now,
+		decoder: decoder{[]byte(cfg.UserSalt.Reveal()), cfg.MaxEventBytes}, now: time.Now, left: map[stream.TopicPartition]int64{},
 	}, nil
 }
 
@@ -79,7 +83,7 @@ func (s *Service) Run(ctx context.Context) error {
 		if s.now().Sub(started) > longest {
 			wait = 100 * time.Millisecond
 		}
-		s.log.Warn().Err(err).Dur("retry_in", wait).Msg("ingest: starting over at the last commit")
+		s.log.Warn().Err(stream.Explain(err)).Dur("retry_in", wait).Msg("ingest: starting over at the last commit")
 		select {
 		case <-ctx.Done():
 			return nil
@@ -121,7 +125,36 @@ const repeatAfter = 15 * time.Second
 // errRecut makes the session start over: promises name raw partitions by numbers that have changed.
 var errRecut = errors.New("the raw topics have other partitions than before")
 
+// errAnew makes the session start over: what it holds is of a topic that is gone.
+var errAnew = errors.New("a raw topic was deleted and made anew")
+
+// compare looks whether the raw topics are those of the last session. One that was deleted and made anew is read from its start: the
+// broker has forgotten the offsets with the topic. What was unread of the old one is gone, which nobody may overlook.
+func (s *Service) compare(ids map[string]string) {
+	for topic, id := range ids {
+		if was := s.topics[topic]; was == "" || was == id {
+			continue
+		}
+		n := int64(0)
+		for tp, left := range s.left {
+			if tp.Topic == topic {
+				n += left
+				delete(s.left, tp)
+			}
+		}
+		s.metrics.lost.WithLabelValues(topic).Add(float64(n))
+		s.log.Error().Str("topic", topic).Int64("records", n).
+			Msg("ingest: the topic was deleted and made anew: it is read from its start, what this instance had not taken of the old one is lost")
+	}
+	s.topics = ids
+}
+
 func (s *Service) session(ctx context.Context) error {
+	ids, err := stream.TopicIDs(ctx, s.kafka, rawTopics()...)
+	if err != nil {
+		return err
+	}
+	s.compare(ids)
 	partitions, err := stream.PartitionCounts(ctx, s.kafka, schemas.TopicImpressions, schemas.TopicClicks)
 	if err != nil {
 		return err
@@ -186,7 +219,15 @@ func (s *Service) session(ctx context.Context) error {
 // answer holds up nothing but the news of its partitions.
 func (r *session) watchEnds(ctx context.Context) {
 	const longest = 5 * time.Second // for one question
+	const saltsEvery = time.Minute
+	salts := time.Now()
 	for {
+		if time.Since(salts) >= saltsEvery {
+			salts = time.Now()
+			if committed, err := stream.CommittedOffsets(ctx, r.kafka, Group, rawTopics()...); err == nil {
+				r.compareSalts(committed)
+			}
+		}
 		asked := r.now()
 		question, cancel := context.WithTimeout(ctx, longest)
 		ends, err := r.tx.Ends(question, rawTopics()...)
@@ -230,10 +271,12 @@ func (r *session) assigned(ctx context.Context, parts map[string][]int32) {
 	asked := r.now()
 	ends, err := stream.WrittenOffsets(ctx, r.kafka, topics...)
 	if err == nil {
+		r.unchanged(ctx)
 		var starts map[stream.TopicPartition]int64
 		var committed map[stream.TopicPartition]stream.Committed
 		if starts, err = stream.StartOffsets(ctx, r.kafka, topics...); err == nil {
 			committed, err = stream.CommittedOffsets(ctx, r.kafka, Group, topics...)
+			r.compareSalts(committed)
 		}
 		for topic, ps := range parts {
 			for _, p := range ps {
@@ -257,6 +300,20 @@ func (r *session) assigned(ctx context.Context, parts map[string][]int32) {
 	r.log.Info().Interface("partitions", parts).Msg("ingest: partitions assigned")
 }
 
+// unchanged fails the session where the raw topics are no longer those that it began with. If they are, what is left of them is
+// that of the partitions that are assigned now.
+func (r *session) unchanged(ctx context.Context) {
+	ids, err := stream.TopicIDs(ctx, r.kafka, rawTopics()...)
+	switch {
+	case err != nil:
+		r.failed = err
+	case !maps.Equal(ids, r.topics):
+		r.failed = errAnew
+	default:
+		clear(r.left)
+	}
+}
+
 func (r *session) lost(_ context.Context, parts map[string][]int32) {
 	for topic, ps := range parts {
 		for _, p := range ps {
@@ -267,9 +324,32 @@ func (r *session) lost(_ context.Context, parts map[string][]int32) {
 	}
 }
 
-// place is what is committed beside an offset: what a restart cannot find out otherwise.
-func place(promised, position int64) string {
-	return fmt.Sprintf("v1 promised=%d position=%d", promised, position)
+// place is what is committed beside an offset: what a restart, or another instance, cannot find out otherwise.
+func (s *Service) place(promised, position int64) string {
+	return fmt.Sprintf("v1 promised=%d position=%d salt=%s", promised, position, s.salt())
+}
+
+// salt tells this instance's salt from others, and nothing else of it.
+func (s *Service) salt() string {
+	return fmt.Sprintf("%08x", uint32(SaltCheck(string(s.decoder.salt))))
+}
+
+// compareSalts looks whether all raw partitions were committed last by instances with this one's salt. Under two salts each user is
+// two, in two arms.
+func (s *Service) compareSalts(committed map[stream.TopicPartition]stream.Committed) {
+	var foreign []string
+	for tp, c := range committed {
+		if _, salt, ok := strings.Cut(c.Metadata, " salt="); ok && salt != s.salt() {
+			foreign = append(foreign, tp.String())
+		}
+	}
+	s.metrics.foreignSalt.Set(float64(len(foreign)))
+	if len(foreign) > 0 {
+		slices.Sort(foreign)
+		s.log.Error().Strs("partitions", foreign).
+			Msg("ingest: users were hashed under another ingest.user_salt there: every instance needs the same, or each user becomes two. " +
+				"Was it changed, or does another instance have its own?")
+	}
 }
 
 func parsePlace(s string) (promised, position int64) {
@@ -289,6 +369,9 @@ func (r *session) step(ctx context.Context) error {
 		return err
 	}
 	r.merge.tick(now)
+	for tp, s := range r.merge.sources {
+		r.left[tp] = max(0, s.end-s.position)
+	}
 	source, it, ok := r.merge.take()
 	if !ok && !r.punctuationDue(now) {
 		return nil
@@ -485,7 +568,7 @@ func (r *session) commit(ctx context.Context) (bool, error) {
 		if s == nil || !s.dirty {
 			return "", false
 		}
-		return place(s.promised, r.merge.position), true
+		return r.place(s.promised, r.merge.position), true
 	})
 	if ok {
 		for _, s := range r.merge.sources {

@@ -7,7 +7,7 @@ import "sync"
 // transaction, which the broker ends after its timeout, again and again. Each partition in the transaction has an even
 // share; as much again is there for those who come first, so that a partition with most of the traffic keeps up.
 //
-// The zero value does not bound anything.
+// The zero value does not bound anything, nor does nil.
 type allowance struct {
 	each int
 
@@ -23,6 +23,9 @@ func newAllowance(maxPoll, partitions int) *allowance {
 
 // take returns what one partition may settle, 0 for any amount. Give back what was not used.
 func (a *allowance) take() int {
+	if a == nil {
+		return 0
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	n := a.each + a.spare
@@ -31,6 +34,9 @@ func (a *allowance) take() int {
 }
 
 func (a *allowance) giveBack(taken, used int) {
+	if a == nil {
+		return
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.spare += max(0, taken-max(used, a.each))

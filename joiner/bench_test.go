@@ -81,7 +81,7 @@ func BenchmarkShard(b *testing.B) {
 	const rate, batch, n = 100_000, 10_000, 1_000_000
 	cfg := Default()
 	cfg.Window, cfg.Lateness = time.Minute, 0
-	s := newShard(newGuard(cfg, zerolog.Nop()), 0, window.New(cfg.window(7)), [2]int64{}, 0)
+	s := NewShard(newGuard(cfg, zerolog.Nop()).suspicion(), 0, window.New(cfg.WindowConfig(7)), [2]int64{}, 0)
 	var bytes, labels int64
 	start, offsets := int64(1_790_000_000_000), [2]int64{}
 	feed := func(imps, clks [][]*stream.Record) (events int) {
@@ -95,7 +95,7 @@ func BenchmarkShard(b *testing.B) {
 				}
 				events += len(rs)
 			}
-			err := s.process(
+			err := s.Process(
 				[]stream.PartitionBatch{{Topic: schemas.TopicImpressions, Records: imps[k]}, {Topic: schemas.TopicClicks, Records: append(clks[k], p)}},
 				new(allowance),
 				func(r *stream.Record) {
@@ -107,10 +107,10 @@ func BenchmarkShard(b *testing.B) {
 				b.Fatal(err)
 			}
 			if k%5 == 4 {
-				if _, ok := s.propose(cfg); !ok {
+				if _, ok := s.Propose(cfg); !ok {
 					b.Fatal("no progress")
 				}
-				s.commit()
+				s.Commit()
 			}
 		}
 		return events

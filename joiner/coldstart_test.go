@@ -19,7 +19,7 @@ type shop struct {
 	t       *testing.T
 	cfg     Config
 	g       *guard
-	sh      *shard
+	sh      *Shard
 	from    int // the first minute whose impressions are read; clicks of earlier ones come all the same
 	minute  int // the next
 	pending map[int][]*stream.Record
@@ -42,10 +42,10 @@ func newShop(t *testing.T, from int) *shop {
 // restart begins with a state that was rebuilt, and a breaker that remembers nothing.
 func (s *shop) restart(w *window.Window) {
 	if w == nil {
-		w = window.New(s.cfg.window(1))
+		w = window.New(s.cfg.WindowConfig(1))
 	}
 	s.g = newGuard(s.cfg, testLog(s.t))
-	s.sh = newShard(s.g, 0, w, s.offset, 1)
+	s.sh = NewShard(s.g.suspicion(), 0, w, s.offset, 1)
 }
 
 // feed reads minutes up to one, so many in a transaction, and returns the first one after which a slice was open.
@@ -71,9 +71,9 @@ func (s *shop) feed(to, at int) (opened int) {
 			}
 			batches = append(batches, stream.PartitionBatch{Topic: inputTopic[in], Records: rs[in]})
 		}
-		must(s.t, s.sh.process(batches, new(allowance), func(*stream.Record) {}))
-		s.sh.commit()
-		s.g.judge(map[int32]*shard{0: s.sh})
+		must(s.t, s.sh.Process(batches, new(allowance), func(*stream.Record) {}))
+		s.sh.Commit()
+		s.g.judge(map[int32]*Shard{0: s.sh})
 		if len(s.g.breaker.Tripped()) > 0 && opened < 0 {
 			opened = s.minute
 		}
@@ -244,7 +244,7 @@ func TestBreakerHealthy(t *testing.T) {
 							t.Errorf("open: %+v", got)
 						}
 					}
-					if !s.g.suspect([]byte(lost)) {
+					if !s.g.Suspect([]byte(lost)) {
 						t.Errorf("%s is closed", lost)
 					}
 				}

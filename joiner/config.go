@@ -156,12 +156,16 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-func (c Config) window(seed uint64) window.Config {
+// WindowConfig is the join's part of the configuration. seed is the hash tables'.
+func (c Config) WindowConfig(seed uint64) window.Config {
 	return window.Config{
 		WindowMS: c.Window.Milliseconds(), LatenessMS: c.Lateness.Milliseconds(), BucketMS: c.Bucket.Milliseconds(), Seed: seed,
 		CorrectionMS: c.correction().Milliseconds(), ObserveMS: c.Observe.Milliseconds(), NegativeRate: int64(c.KeepOneNegativeIn),
 	}
 }
+
+// Remembered is how much event time the join's state is made of: window, correction and lateness. The topics must hold as much.
+func (c Config) Remembered() time.Duration { return c.Window + c.correction() + c.Lateness }
 
 // correction is how long impressions are remembered behind their window.
 func (c Config) correction() time.Duration {

@@ -76,6 +76,8 @@ type guard struct {
 	control  control.Log // where the breaker's state is told, and read back after a restart; nil: nobody is told
 	tripped  prometheus.Gauge
 
+	others map[string]heard // of run alone: what other instances have open
+
 	mu      sync.Mutex
 	breaker *breaker.Breaker // nil: off
 	changed chan struct{}
@@ -83,8 +85,22 @@ type guard struct {
 	open atomic.Pointer[map[string]bool] // slices, nil if none; breaker.All is one of them
 }
 
+// heard is when another instance was heard of last, as seen from here: its clock, and how long ago by ours.
+type heard struct {
+	toldMS int64
+	at     time.Time
+}
+
+// While a slice is open its instance says so every tellAgain. One that says nothing for silence, seen from an instance that runs all
+// that time, is gone: scaled in, or under another name now. Its slice would hold up learning for ever, and nobody judges it
+// any more; its partitions have another owner, who judges them. What it left as suspect stays so.
+const (
+	tellAgain = 10 * time.Minute
+	silence   = time.Hour
+)
+
 func newGuard(cfg Config, log zerolog.Logger) *guard {
-	g := &guard{log: log, changed: make(chan struct{}, 1), tripped: prometheus.NewGauge(prometheus.GaugeOpts{
+	g := &guard{log: log, others: map[string]heard{}, changed: make(chan struct{}, 1), tripped: prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "ctrloop_joiner_breaker_open_slices",
 		Help: "Slices of the traffic whose circuit breaker is open: their labels are marked, no pairs are built and no training starts.",
 	})}
@@ -141,8 +157,16 @@ func (g *guard) mine(name string) (slice string, ok bool) {
 	return slice, instance == g.instance
 }
 
-// suspect says whether labels of a department are not to be learned from.
-func (g *guard) suspect(department []byte) bool {
+// suspicion is the guard as far as shards ask it, nil if the breaker is off.
+func (g *guard) suspicion() Suspicion {
+	if g.breaker == nil {
+		return nil
+	}
+	return g
+}
+
+// Suspect says whether labels of a department are not to be learned from.
+func (g *guard) Suspect(department []byte) bool {
 	open := g.open.Load()
 	return open != nil && ((*open)[breaker.All] || (*open)[string(department)])
 }
@@ -166,7 +190,7 @@ func (g *guard) publish() {
 }
 
 // judge takes what the shards have committed, and looks at the minutes that all of them have passed.
-func (g *guard) judge(shards map[int32]*shard) {
+func (g *guard) judge(shards map[int32]*Shard) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.breaker == nil {
@@ -213,7 +237,7 @@ func (g *guard) run(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			g.log.Error().Err(err).Msg("the circuit breaker's state could not be told; trying again")
 		}
-		if err == nil && g.breaker == nil {
+		if err == nil && g.breaker == nil && len(g.others) == 0 {
 			return // it is off: what it had open is reset, and that was all
 		}
 		select {
@@ -226,19 +250,20 @@ func (g *guard) run(ctx context.Context) {
 }
 
 func (g *guard) tell(ctx context.Context) error {
+	now := time.Now()
 	g.mu.Lock()
 	want := map[string]control.Breaker{}
 	if g.breaker != nil {
 		for _, c := range g.breaker.Tripped() {
 			name := g.name(c.Slice)
-			want[name] = control.Breaker{Slice: name, Reason: c.Reason, Value: c.Value, Trailing: c.Trailing.List()}
+			want[name] = control.Breaker{Slice: name, Reason: c.Reason, Value: c.Value, Trailing: c.Trailing.List(), ToldMS: now.UnixMilli()}
 		}
 	}
 	g.mu.Unlock()
 	have := g.control.State().Breakers
 	var errs []error
-	send := func(typ control.Type, b control.Breaker) {
-		e, err := control.NewEvent(uuid.NewString(), typ, control.BreakerEntity(b.Slice), -1, "joiner", b.Reason, time.Now(), b)
+	send := func(id string, typ control.Type, b control.Breaker) {
+		e, err := control.NewEvent(id, typ, control.BreakerEntity(b.Slice), -1, "joiner", b.Reason, now, b)
 		if err == nil {
 			_, err = g.control.Append(ctx, e)
 		}
@@ -247,8 +272,8 @@ func (g *guard) tell(ctx context.Context) error {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(want)) { // in order: the log reads the same however often it is made
-		if _, ok := have[name]; !ok {
-			send(control.BreakerTripped, want[name])
+		if b, ok := have[name]; !ok || now.Sub(time.UnixMilli(b.ToldMS)) >= tellAgain {
+			send(uuid.NewString(), control.BreakerTripped, want[name])
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(have)) {
@@ -256,7 +281,27 @@ func (g *guard) tell(ctx context.Context) error {
 			continue
 		}
 		if _, ok := want[name]; !ok {
-			send(control.BreakerReset, have[name])
+			send(uuid.NewString(), control.BreakerReset, have[name])
+		}
+	}
+	for name := range g.others {
+		if _, ok := have[name]; !ok {
+			delete(g.others, name)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(have)) {
+		if _, mine := g.mine(name); mine {
+			continue
+		}
+		b, before := have[name], g.others[name]
+		switch {
+		case before.at.IsZero() || before.toldMS != b.ToldMS:
+			g.others[name] = heard{b.ToldMS, now}
+		case now.Sub(before.at) >= silence:
+			g.log.Warn().Str("slice", name).Str("reason", b.Reason).Dur("silent_for", now.Sub(before.at)).
+				Msg("circuit breaker closed: its instance is gone; the owners of its partitions judge them, labels that it marked stay suspect")
+			b.Reason = fmt.Sprintf("its instance has said nothing for %s and is gone; was: %.200s", now.Sub(before.at).Round(time.Minute), b.Reason)
+			send(fmt.Sprintf("breaker-gone-%s-%d", name, b.ToldMS), control.BreakerReset, b) // by whoever is first
 		}
 	}
 	return errors.Join(errs...)

@@ -3,11 +3,15 @@ package joiner
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
 
 	"ctrloop/internal/stream"
@@ -187,4 +191,64 @@ func TestBreakerOfSeveralInstances(t *testing.T) {
 			t.Errorf("%s is mine: %v", name, mine)
 		}
 	}
+}
+
+// S11: a slice of an instance that is gone is closed once it has been silent for an hour; one that lives says so again and again, and one
+// that comes back within the hour takes its slice over.
+func TestSliceOfAGoneInstance(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &memoryLog{state: control.NewState()}
+		tripped := func(name, reason string) {
+			e, err := control.NewEvent(name, control.BreakerTripped, control.BreakerEntity(name), -1, "joiner", reason, time.Now(),
+				control.Breaker{Slice: name, Reason: reason})
+			if err == nil {
+				_, err = log.Append(t.Context(), e)
+			}
+			must(t, err)
+		}
+		tripped("home@gone", "no clicks")
+		tripped("home@lives", "no clicks")
+		tripped("home@returns", "no clicks")
+		begin := func(id string) (*guard, func()) {
+			cfg := Default()
+			cfg.TransactionalID = id
+			s, err := New(cfg, testLog(t), prometheus.NewRegistry())
+			must(t, err)
+			s.Guard(log)
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			go func() { defer close(done); s.guard.run(ctx) }()
+			return s.guard, func() { cancel(); <-done }
+		}
+		open := func() string {
+			synctest.Wait()
+			return strings.Join(slices.Sorted(maps.Keys(log.State().Breakers)), " ")
+		}
+		_, end := begin("observer")
+		defer end()
+		_, endLiving := begin("lives")
+		defer endLiving()
+		time.Sleep(59 * time.Minute)
+		if got := open(); got != "home@gone home@lives home@returns" {
+			t.Errorf("before the hour is over: %s", got)
+		}
+		_, endReturned := begin("returns")
+		defer endReturned()
+		time.Sleep(3 * time.Hour)
+		if got := open(); got != "home@lives home@returns" {
+			t.Errorf("three hours later: %s", got)
+		}
+		why := map[string]string{} // by id: two that see it at once say the same
+		for _, e := range log.events {
+			if e.Type == control.BreakerReset {
+				why[e.ID] = e.Note
+			}
+		}
+		if len(why) != 1 || !strings.Contains(why["breaker-gone-home@gone-0"], "gone; was: no clicks") {
+			t.Errorf("resets: %q", why)
+		}
+		if n := len(log.events); n > 60 {
+			t.Errorf("%d commands in four hours", n)
+		}
+	})
 }

@@ -48,7 +48,7 @@ type ledgers struct {
 	waiting map[int32]bool // assigned, and not ready
 }
 
-func (l *ledgers) publish(s *shard) {
+func (l *ledgers) publish(s *Shard) {
 	p := PartitionLedger{
 		Partition: s.partition, WatermarkMS: knownTime(s.w.Watermark()),
 		MaxImpressionMS: knownTime(s.w.MaxTime(window.Impressions)), MaxClickMS: knownTime(s.w.MaxTime(window.Clicks)),

@@ -23,7 +23,7 @@ type holding struct {
 	busy      bool   // a job is running
 	gone      bool   // the partition was taken away, and the job that runs must end first
 	away      bool   // given back to the group for the time of a rebalance: it may come back
-	parked    *shard // ready, but away
+	parked    *Shard // ready, but away
 	since     time.Time
 }
 
@@ -31,7 +31,7 @@ type holding struct {
 type readied struct {
 	h     *holding
 	share int // the assignment whose committed offsets the state was held against
-	shard *shard
+	shard *Shard
 	err   error
 }
 
@@ -173,7 +173,7 @@ func (se *session) release(h *holding) {
 }
 
 // ready starts the job that makes a partition ready. kept is its state in this instance, nil if there is none.
-func (se *session) ready(h *holding, kept *shard, at *places) {
+func (se *session) ready(h *holding, kept *Shard, at *places) {
 	h.busy = true
 	h.ctx, h.cancel = context.WithCancel(se.own.ctx)
 	ctx, cancel, p, share, of := h.ctx, h.cancel, h.partition, se.own.share, se.partitions()
@@ -201,7 +201,7 @@ func (se *session) partitions() (n int) {
 
 // prepare returns the state that the committed offsets stand for: the one that is there, if it is that, or else a new one. With
 // an error the state that is returned is still to be let go.
-func (se *session) prepare(ctx context.Context, p int32, of int, kept *shard, at *places) (*shard, error) {
+func (se *session) prepare(ctx context.Context, p int32, of int, kept *Shard, at *places) (*Shard, error) {
 	select {
 	case <-at.done:
 	case <-ctx.Done():
@@ -230,7 +230,7 @@ func (se *session) prepare(ctx context.Context, p int32, of int, kept *shard, at
 }
 
 // stands says whether the state is the one that a plan would bring back.
-func (s *shard) stands(p plan) bool {
+func (s *Shard) stands(p plan) bool {
 	if p.fresh {
 		return s.sequence == 0 && s.committed == p.next
 	}
@@ -264,7 +264,7 @@ func (se *session) admit() error {
 }
 
 // join lets the client fetch a partition that is ready.
-func (se *session) join(h *holding, sh *shard) {
+func (se *session) join(h *holding, sh *Shard) {
 	p := h.partition
 	se.shards[p] = sh
 	for in, topic := range inputTopic {

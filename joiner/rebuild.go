@@ -57,6 +57,7 @@ func checkTopics(ctx context.Context, c stream.Config) error {
 // plan is how a partition's state comes back.
 type plan struct {
 	fresh bool
+	reset bool // there are committed offsets without a state: somebody has set them
 	meta  metadata
 	next  [2]int64 // where consumption goes on
 	of    int64    // partitions of each input
@@ -84,6 +85,7 @@ func planRebuild(
 		tp := stream.TopicPartition{Topic: topic, Partition: partition}
 		at[in], has[in] = committed[tp]
 		p.next[in] = start[tp]
+		p.reset = p.reset || has[in] && at[in].Metadata == ""
 		if !has[in] || at[in].Offset == 0 {
 			has[in] = false
 			continue
@@ -188,7 +190,7 @@ func (m metadata) matches(cfg Config) error {
 // checkUnlabelled refuses a partition that has labels but no committed offsets: the broker forgets the offsets of
 // a group that was away for long (offsets.retention.minutes, 7 days by default), and starting over would make
 // every label a second time.
-func checkUnlabelled(ctx context.Context, cfg Config, partition int32) error {
+func checkUnlabelled(ctx context.Context, cfg Config, partition int32, reset bool) error {
 	tp := stream.TopicPartition{Topic: schemas.TopicLabels, Partition: partition}
 	start, err := stream.StartOffsets(ctx, cfg.Kafka, tp.Topic)
 	if err != nil {
@@ -200,14 +202,12 @@ func checkUnlabelled(ctx context.Context, cfg Config, partition int32) error {
 	}
 	// Offsets alone do not tell: what a crash before the first commit left is aborted and invisible.
 	err = stream.ReadRange(ctx, cfg.Kafka, tp.Topic, partition, start[tp], end[tp], func(r *stream.Record) error {
-		return refuse(
-			"%s holds labels (one at offset %d), but group %s has no committed offsets: "+
-				"they have expired (offsets.retention.minutes), or the group was renamed: set joiner.group back to the old name, or %s",
-			tp,
-			r.Offset,
-			cfg.Group,
-			freshStart,
-		)
+		if reset {
+			return refuse("%s holds labels (one at offset %d), but the offsets of group %s were set to the start by hand: all of them would be made "+
+				"a second time, and what is older than the join remembers would come into late.v1; %s", tp, r.Offset, cfg.Group, freshStart)
+		}
+		return refuse("%s holds labels (one at offset %d), but group %s has no committed offsets: somebody has deleted them, they have expired "+
+			"(offsets.retention.minutes), or the group was renamed: set joiner.group back to the old name, or %s", tp, r.Offset, cfg.Group, freshStart)
 	})
 	if err != nil {
 		return fmt.Errorf("look for labels of partition %d: %w", partition, err)
@@ -215,16 +215,16 @@ func checkUnlabelled(ctx context.Context, cfg Config, partition int32) error {
 	return nil
 }
 
-// rebuild makes the shard of one partition by replaying its inputs. step is called once per record.
-func rebuild(ctx context.Context, cfg Config, g *guard, seed uint64, partition int32, p plan, step func() error) (*shard, error) {
+// rebuild makes the shard of one partition by replaying its inputs.
+func rebuild(ctx context.Context, cfg Config, b broker, g *guard, seed uint64, partition int32, p plan) (*Shard, error) {
 	if p.fresh {
-		if err := checkUnlabelled(ctx, cfg, partition); err != nil {
+		if err := checkUnlabelled(ctx, cfg, partition, p.reset); err != nil {
 			return nil, err
 		}
-		return newShard(g, partition, window.New(cfg.window(seed)), p.next, 0), nil
+		return NewShard(g.suspicion(), partition, window.New(cfg.WindowConfig(seed)), p.next, 0), nil
 	}
-	w := window.Restore(cfg.window(seed), p.meta.Snapshot)
-	if err := replay(ctx, cfg, w, partition, p, p.meta.RewindOffset, step); err != nil {
+	w := window.Restore(cfg.WindowConfig(seed), p.meta.Snapshot)
+	if err := replay(ctx, b, w, partition, p, p.meta.RewindOffset); err != nil {
 		return nil, err
 	}
 	if err := w.Restored(p.meta.Snapshot); err != nil {
@@ -241,18 +241,18 @@ func rebuild(ctx context.Context, cfg Config, g *guard, seed uint64, partition i
 			freshStart,
 		)
 	}
-	return newShard(g, partition, w, p.next, p.meta.Sequence), nil
+	return NewShard(g.suspicion(), partition, w, p.next, p.meta.Sequence), nil
 }
 
 // settleEvery bounds what a replay keeps to undo, which it never does: at this pace the window seals what it has read.
 const settleEvery = 50_000
 
 // replay feeds a window what the inputs have from some offsets up to the committed ones.
-func replay(ctx context.Context, cfg Config, w *window.Window, partition int32, p plan, start [2]int64, step func() error) error {
+func replay(ctx context.Context, b broker, w *window.Window, partition int32, p plan, start [2]int64) error {
 	n := 0
 	for _, in := range []window.Input{window.Impressions, window.Clicks} {
 		from, to := start[in], p.meta.NextOffset[in]
-		err := stream.ReadRange(ctx, cfg.Kafka, inputTopic[in], partition, from, to, func(r *stream.Record) error {
+		err := b.read(ctx, inputTopic[in], partition, from, to, func(r *stream.Record) error {
 			if _, _, err := apply(w, in, r); err != nil {
 				if _, fatal := recordError(err); fatal != nil {
 					return fatal // what was a dead letter then is one now
@@ -261,7 +261,7 @@ func replay(ctx context.Context, cfg Config, w *window.Window, partition int32, 
 			if n++; n%settleEvery == 0 {
 				w.Commit()
 			}
-			return step()
+			return nil
 		})
 		if errors.Is(err, stream.ErrDataLoss) {
 			return stream.Final(refuse("rebuild of partition %d: %w", partition, err), freshStart)
@@ -274,14 +274,13 @@ func replay(ctx context.Context, cfg Config, w *window.Window, partition int32, 
 }
 
 // restore makes the shard of one partition: from the segments on disk if they fit, and from the inputs alone if not.
-func (se *session) restore(ctx context.Context, partition int32, share int, p plan) (*shard, error) {
-	step := func() error { return se.fault(stepRebuild) }
+func (se *session) restore(ctx context.Context, partition int32, share int, p plan) (*Shard, error) {
 	if !se.cfg.Segments.on() {
-		return rebuild(ctx, se.cfg, se.guard, se.seed, partition, p, step)
+		return rebuild(ctx, se.cfg, se.broker, se.guard, se.seed, partition, p)
 	}
 	keeper := se.keeper(partition, share)
 	if !p.fresh {
-		sh, err := se.load(ctx, keeper, partition, p, step)
+		sh, err := se.load(ctx, keeper, partition, p)
 		var i *segment.Ignored
 		switch {
 		case err == nil && sh != nil:
@@ -299,7 +298,7 @@ func (se *session) restore(ctx context.Context, partition int32, share int, p pl
 		keeper = se.keeper(partition, share)
 	}
 	keeper.Clear(false)
-	sh, err := rebuild(ctx, se.cfg, se.guard, se.seed, partition, p, step)
+	sh, err := rebuild(ctx, se.cfg, se.broker, se.guard, se.seed, partition, p)
 	if err != nil {
 		return nil, err
 	}
@@ -317,8 +316,8 @@ func (se *session) keeper(partition int32, share int) *segment.Keeper {
 }
 
 // load returns nil without an error when there is nothing on disk.
-func (se *session) load(ctx context.Context, keeper *segment.Keeper, partition int32, p plan, step func() error) (*shard, error) {
-	w, at, err := keeper.Load(se.cfg.window(se.seed), p.meta.Sequence, p.meta.Snapshot, func(at segment.Place) error {
+func (se *session) load(ctx context.Context, keeper *segment.Keeper, partition int32, p plan) (*Shard, error) {
+	w, at, err := keeper.Load(se.cfg.WindowConfig(se.seed), p.meta.Sequence, p.meta.Snapshot, func(at segment.Place) error {
 		for in, topic := range inputTopic {
 			if at.Epoch[in] < 0 {
 				continue // nothing was read of it, or by a broker without epochs: the hash alone must do
@@ -343,7 +342,7 @@ func (se *session) load(ctx context.Context, keeper *segment.Keeper, partition i
 	if err != nil || w == nil {
 		return nil, err
 	}
-	if err := replay(ctx, se.cfg, w, partition, p, at.Next, step); err != nil {
+	if err := replay(ctx, se.broker, w, partition, p, at.Next); err != nil {
 		if errors.Is(err, window.ErrSpill) {
 			return nil, &segment.Ignored{Reason: segment.ReasonCorrupt, Err: err}
 		}
@@ -352,7 +351,7 @@ func (se *session) load(ctx context.Context, keeper *segment.Keeper, partition i
 	if err := w.Restored(p.meta.Snapshot); err != nil {
 		return nil, &segment.Ignored{Reason: segment.ReasonHash, Err: err}
 	}
-	sh := newShard(se.guard, partition, w, p.next, p.meta.Sequence)
+	sh := NewShard(se.guard.suspicion(), partition, w, p.next, p.meta.Sequence)
 	sh.keep(keeper)
 	return sh, nil
 }

@@ -45,21 +45,9 @@ type Service struct {
 	guard   *guard
 	ledgers ledgers
 	seed    uint64
-	// fault is asked at every step of the life of a transaction; tests return errors to break off there.
-	fault   func(step) error
+	broker  broker
 	backoff time.Duration // the first pause after a failed session
 }
-
-// step names a place where the process may die.
-type step string
-
-const (
-	stepPolled    step = "polled"     // records in hand, no transaction yet
-	stepProducing step = "producing"  // in the middle of the outputs
-	stepCommit    step = "committing" // everything produced, not committed
-	stepCommitted step = "committed"  // committed, and nobody told
-	stepRebuild   step = "rebuilding" // in the middle of a replay
-)
 
 // New returns a joiner that has not connected yet.
 func New(cfg Config, log zerolog.Logger, reg prometheus.Registerer) (*Service, error) {
@@ -77,7 +65,7 @@ func New(cfg Config, log zerolog.Logger, reg prometheus.Registerer) (*Service, e
 		log:     log,
 		seed:    rand.Uint64(),
 		guard:   newGuard(cfg, log),
-		fault:   func(step) error { return nil },
+		broker:  kafka{cfg.Kafka},
 		backoff: minBackoff,
 	}
 	var err error
@@ -122,7 +110,7 @@ func (s *Service) Run(ctx context.Context) error {
 		}
 		s.metrics.sessions.Inc()
 		// At most one line per backoff, so no flood.
-		s.log.Error().Err(err).Dur("retry_in", backoff).Msg("session ended; rebuilding from the last commit")
+		s.log.Error().Err(stream.Explain(err)).Dur("retry_in", backoff).Msg("session ended; rebuilding from the last commit")
 		select {
 		case <-ctx.Done():
 			return nil
@@ -135,9 +123,9 @@ func (s *Service) Run(ctx context.Context) error {
 // session is the life of one transactional client: from joining the group to the first error.
 type session struct {
 	*Service
-	tx     *stream.Tx
+	tx     transactions
 	own    *ownership
-	shards map[int32]*shard // of the partitions that are ready
+	shards map[int32]*Shard // of the partitions that are ready
 
 	open     bool  // a transaction is
 	progress bool  // something was committed
@@ -156,7 +144,7 @@ func (s *Service) session(ctx context.Context) (progress bool, err error) {
 	if err := checkTopics(ctx, s.cfg.Kafka); err != nil {
 		return false, err
 	}
-	se := &session{Service: s, shards: map[int32]*shard{}}
+	se := &session{Service: s, shards: map[int32]*Shard{}}
 	if s.cfg.Segments.on() {
 		if se.topicIDs, err = stream.TopicIDs(ctx, s.cfg.Kafka, inputTopic[:]...); err != nil {
 			return false, err
@@ -165,7 +153,7 @@ func (s *Service) session(ctx context.Context) (progress bool, err error) {
 	se.own = newOwnership(ctx, s.workers())
 	defer se.own.cancel()
 	defer s.ledgers.drop()
-	se.tx, err = stream.NewTx(s.cfg.Kafka, stream.TxConfig{
+	se.tx, err = s.broker.join(stream.TxConfig{
 		Group: s.cfg.Group, TransactionalID: s.cfg.TransactionalID, InstanceID: s.cfg.InstanceID,
 		Topics: inputTopic[:], MaxPoll: s.cfg.MaxPoll, FetchMaxPartitionBytes: fetchPartition,
 		RebalanceTimeout: s.cfg.RebalanceTimeout, CoPartitioned: true, Held: true, OnAssigned: se.assigned, OnLost: se.lost,
@@ -200,9 +188,6 @@ func (se *session) end(ctx context.Context) {
 func (se *session) cycle(ctx context.Context) error {
 	batch, err := se.poll(ctx)
 	if err != nil {
-		return err
-	}
-	if err := se.fault(stepPolled); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -318,17 +303,7 @@ func (se *session) process(batch stream.Batch) error {
 		if sh == nil {
 			return fmt.Errorf("records of partition %d, which was not assigned: %w", p, errState)
 		}
-		g.Go(func() error {
-			var broken error
-			err := sh.process(batches, closing, func(r *stream.Record) {
-				if broken == nil {
-					if broken = se.fault(stepProducing); broken == nil {
-						se.tx.Produce(r)
-					}
-				}
-			})
-			return errors.Join(err, broken)
-		})
+		g.Go(func() error { return sh.Process(batches, closing, se.tx.Produce) })
 	}
 	return g.Wait()
 }
@@ -342,14 +317,11 @@ func (s *Service) workers() int {
 
 // commit ends the transaction. It goes on when ctx is done: a transaction that is complete is worth its second.
 func (se *session) commit(ctx context.Context) error {
-	if err := se.fault(stepCommit); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
 	meta := map[int32]string{}
 	for p, sh := range se.shards {
-		if text, ok := sh.propose(se.cfg); ok {
+		if text, ok := sh.Propose(se.cfg); ok {
 			meta[p] = text
 		}
 	}
@@ -364,9 +336,6 @@ func (se *session) commit(ctx context.Context) error {
 		return se.aborted(ctx)
 	}
 	se.progress, se.aborts = true, 0
-	if err := se.fault(stepCommitted); err != nil {
-		return err
-	}
 	for p, sh := range se.shards {
 		if _, ok := meta[p]; ok {
 			se.metrics.add(p, &sh.stats)
@@ -374,7 +343,7 @@ func (se *session) commit(ctx context.Context) error {
 				se.metrics.slices.Inc()
 			}
 		}
-		sh.commit()
+		sh.Commit()
 	}
 	return nil
 }
@@ -428,7 +397,7 @@ func (se *session) align() {
 }
 
 // rebuild makes the state of a partition, one of so many of this instance.
-func (se *session) rebuild(ctx context.Context, p int32, of int, plan plan) (*shard, error) {
+func (se *session) rebuild(ctx context.Context, p int32, of int, plan plan) (*Shard, error) {
 	began := time.Now()
 	sh, err := se.restore(ctx, p, of, plan)
 	if err != nil {

@@ -63,7 +63,7 @@ func prepare(t testing.TB, cfg Config, fault func(step) error) *instance {
 		t.Fatal(err)
 	}
 	if fault != nil {
-		s.fault = fault
+		s.broker = faulty{s.broker, fault}
 	}
 	s.backoff = time.Millisecond
 	return &instance{Service: s, done: make(chan error, 1)}

@@ -25,8 +25,14 @@ func inputOf(topic string) window.Input {
 	return window.Impressions
 }
 
-// shard joins one partition of both inputs. One goroutine at a time uses it.
-type shard struct {
+// Suspicion says of which departments the labels are not to be learned from.
+type Suspicion interface {
+	Suspect(department []byte) bool
+}
+
+// Shard joins one partition of both inputs: everything that is done for a partition except talking to the broker. One goroutine
+// at a time uses it.
+type Shard struct {
 	partition int32
 	of        int64 // partitions
 	w         *window.Window
@@ -40,13 +46,13 @@ type shard struct {
 	settled   segment.Place
 	keeper    *segment.Keeper // nil: no segments
 
-	progress bool // the running transaction has the partition in it
-	guard    *guard
-	health   health
-	stats    counts
-	slab     slab
-	audit    audit
-	proposed metadata // what the running commit stores
+	progress  bool // the running transaction has the partition in it
+	suspicion Suspicion
+	health    health
+	stats     counts
+	slab      slab
+	audit     audit
+	proposed  metadata // what the running commit stores
 }
 
 // counts are what a transaction adds to the counters if it commits.
@@ -61,19 +67,21 @@ type counts struct {
 // errState says that the client and the state have come apart: the session must be built anew.
 var errState = errors.New("join state and consumed offsets have come apart")
 
-func newShard(g *guard, partition int32, w *window.Window, next [2]int64, sequence int64) *shard {
-	return &shard{
-		guard: g, health: newHealth(g.breaker == nil),
+// NewShard returns the shard of a partition over a window, whose inputs go on at next, after so many transactions. Without a
+// suspicion nothing is judged.
+func NewShard(by Suspicion, partition int32, w *window.Window, next [2]int64, sequence int64) *Shard {
+	return &Shard{
+		suspicion: by, health: newHealth(by == nil),
 		partition: partition, w: w, committed: next, next: next, sequence: sequence, hash: w.Hash(),
 		first: [2]int64{window.None, window.None}, epoch: [2]int32{-1, -1},
 		stats: counts{lates: map[schemas.LateReason]int{}, dead: map[schemas.DeadLetterReason]int{}},
 	}
 }
 
-// process joins the polled records of this partition and hands everything that comes out to produce. It closes windows
-// as far as closing lets it.
+// Process joins the polled records of this partition and hands everything that comes out to produce. It closes windows
+// as far as closing lets it, all of them if that is nil. What produce gets is valid until Commit.
 // Impressions go first: every click that finds its impression in the same batch then need not wait for it.
-func (s *shard) process(batches []stream.PartitionBatch, closing *allowance, produce func(*stream.Record)) error {
+func (s *Shard) Process(batches []stream.PartitionBatch, closing *allowance, produce func(*stream.Record)) error {
 	for _, in := range []window.Input{window.Impressions, window.Clicks} {
 		for _, b := range batches {
 			if inputOf(b.Topic) != in {
@@ -94,7 +102,7 @@ func (s *shard) process(batches []stream.PartitionBatch, closing *allowance, pro
 	return nil
 }
 
-func (s *shard) consume(in window.Input, b stream.PartitionBatch, produce func(*stream.Record)) error {
+func (s *Shard) consume(in window.Input, b stream.PartitionBatch, produce func(*stream.Record)) error {
 	for i, r := range b.Records {
 		if i%window.Block == 0 {
 			s.warm(b.Records[i:min(i+window.Block, len(b.Records))])
@@ -143,13 +151,13 @@ func (s *shard) consume(in window.Input, b stream.PartitionBatch, produce func(*
 
 // stale counts the events that change nothing for those who learn, and so are none to the breaker: what is late, and what was
 // there already, as when somebody sends a log again.
-func (s *shard) stale() uint64 {
+func (s *Shard) stale() uint64 {
 	l := s.w.Ledger()
 	return l.Duplicate + l.LateImpressions + l.Repeated + l.LateClicks
 }
 
 // warm prepares the window for the next records.
-func (s *shard) warm(records []*stream.Record) {
+func (s *Shard) warm(records []*stream.Record) {
 	var ids [window.Block]schemas.ImpressionID
 	n := 0
 	for _, r := range records {
@@ -227,14 +235,14 @@ func checkKey(r *stream.Record, id schemas.ImpressionID) error {
 }
 
 // emit turns the window's output into records.
-func (s *shard) emit(produce func(*stream.Record)) {
+func (s *Shard) emit(produce func(*stream.Record)) {
 	for i := range s.w.Labels {
 		l := &s.w.Labels[i]
 		s.audit.add(l, s.partition)
 		s.stats.labels[l.Kind]++
 		d := department(l.Category())
 		s.health.label(l, d)
-		produce(s.slab.label(l, s.partition, s.guard.suspect(d)))
+		produce(s.slab.label(l, s.partition, s.suspicion != nil && s.suspicion.Suspect(d)))
 	}
 	for i := range s.w.Lates {
 		l := &s.w.Lates[i]
@@ -249,7 +257,7 @@ func (s *shard) emit(produce func(*stream.Record)) {
 }
 
 // advance moves the watermark as far as the allowance goes.
-func (s *shard) advance(closing *allowance) error {
+func (s *Shard) advance(closing *allowance) error {
 	settled := func(l window.Ledger) int { return int(l.FinalNegative + l.OrphanExpired + l.Provisional) }
 	before, limit := settled(s.w.Ledger()), closing.take()
 	err := s.w.Advance(limit)
@@ -258,7 +266,7 @@ func (s *shard) advance(closing *allowance) error {
 }
 
 // needed is an input of which records shape the windows that are open. It is one that is not paused, if it can be.
-func (s *shard) needed() (in window.Input, ok bool) {
+func (s *Shard) needed() (in window.Input, ok bool) {
 	from := s.w.Snapshot(s.next).RewindOffset
 	for _, i := range []window.Input{window.Impressions, window.Clicks} {
 		if from[i] < s.next[i] && (!ok || s.paused[in]) {
@@ -268,8 +276,8 @@ func (s *shard) needed() (in window.Input, ok bool) {
 	return in, ok
 }
 
-// propose is the metadata for the commit of the running transaction, none if the partition is not in it.
-func (s *shard) propose(cfg Config) (string, bool) {
+// Propose is the metadata for the commit of the running transaction, none if the partition is not in it.
+func (s *Shard) Propose(cfg Config) (string, bool) {
 	if !s.progress {
 		return "", false
 	}
@@ -281,8 +289,8 @@ func (s *shard) propose(cfg Config) (string, bool) {
 	return s.proposed.String(), true
 }
 
-// commit follows a committed transaction.
-func (s *shard) commit() {
+// Commit follows a committed transaction.
+func (s *Shard) Commit() {
 	if s.progress {
 		invariant.True(
 			s.next[0] >= s.committed[0] && s.next[1] >= s.committed[1],
@@ -305,13 +313,13 @@ func (s *shard) commit() {
 }
 
 // keep gives a shard that has just been rebuilt its keeper.
-func (s *shard) keep(k *segment.Keeper) {
+func (s *Shard) keep(k *segment.Keeper) {
 	s.keeper, s.settled = k, segment.Place{Sequence: s.sequence, Next: s.committed, Epoch: s.epoch}
 }
 
 // leave follows the end of the session or of the assignment. orderly: no transaction is open, so the state is the one
 // of the last commit and worth keeping.
-func (s *shard) leave(orderly bool) {
+func (s *Shard) leave(orderly bool) {
 	switch {
 	case s.keeper == nil:
 	case orderly && s.settled.Sequence == s.sequence && s.w.Hash() == s.hash:
@@ -322,7 +330,7 @@ func (s *shard) leave(orderly bool) {
 }
 
 // rollback follows an aborted one. It fails when the state is not what it was at the last commit.
-func (s *shard) rollback() error {
+func (s *Shard) rollback() error {
 	s.next = s.committed
 	s.w.Rollback()
 	s.reset()
@@ -332,7 +340,7 @@ func (s *shard) rollback() error {
 	return nil
 }
 
-func (s *shard) reset() {
+func (s *Shard) reset() {
 	s.progress = false
 	s.stats.records, s.stats.labels = [2]int{}, [5]int{}
 	clear(s.stats.lates)
@@ -344,7 +352,7 @@ func (s *shard) reset() {
 
 // lead is by how much an input is ahead of the other one in event time, ms. Over an input that was never
 // heard of, it is the stretch of event time that was read.
-func (s *shard) lead(in window.Input) int64 {
+func (s *Shard) lead(in window.Input) int64 {
 	mine, other := s.w.MaxTime(in), s.w.MaxTime(1-in)
 	switch {
 	case mine == window.None:

@@ -164,7 +164,7 @@ func (t *trial) job(ctx context.Context, spec trainerbridge.TrainerSpec, weight 
 	})
 }
 
-// badInput is a job that refused what it was told: usage, not failure.
+// badInput is a job that refused its input: wrong usage, not a failure.
 type badInput struct{ error }
 
 func (e badInput) Unwrap() error { return e.error }

@@ -22,7 +22,7 @@ type stamp struct {
 const stampFile = "stamp.json"
 
 // once makes the contents of a folder that follow from key alone (any JSON). A folder that was finished for the same
-// key is taken as it is; one that was begun for it is gone on with; what was made for another key is removed first.
+// key is used as it is; one that was begun for it is finished; what was made for another key is removed first.
 func once(dir string, key any, fill func() error) error {
 	raw, err := json.Marshal(key)
 	if err != nil {

@@ -124,17 +124,17 @@ func (t *Trainer) Describe(ctx context.Context, seed uint64, n int) (map[string]
 	if err != nil {
 		return nil, err
 	}
-	return d, keep(made, cache)
+	return d, copyFile(made, cache)
 }
 
-// keep copies a file to a place where it appears whole or not at all.
-func keep(from, to string) error {
+// copyFile copies a file to a place where it appears whole or not at all.
+func copyFile(from, to string) error {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-		return fmt.Errorf("keep %s: %w", filepath.Base(to), err)
+		return fmt.Errorf("copy %s: %w", filepath.Base(to), err)
 	}
 	raw, err := os.ReadFile(from)
 	if err != nil {
-		return fmt.Errorf("keep %s: %w", filepath.Base(to), err)
+		return fmt.Errorf("copy %s: %w", filepath.Base(to), err)
 	}
 	return artifact.WriteFile(to, raw, 0o644)
 }

@@ -25,8 +25,8 @@ func reasons() []Reason { return []Reason{UnknownCreative, OtherProduct, Unknown
 // LeftOut counts creatives by the reason for which they were left out.
 type LeftOut map[Reason]int
 
-// usable is the evidence that can be learned from, and the creatives that cannot. What the edge is told is a client's text,
-// so an id that nobody made here must cost no more than its own evidence: neither the prior nor the training of the rest.
+// usable is the evidence that can be learned from, and the creatives that cannot. Ids come from clients,
+// so an id that was not made here must cost no more than its own evidence: it changes neither the prior nor the training of the rest.
 func usable(evidence []pairs.Evidence, creatives Creatives) ([]pairs.Evidence, LeftOut) {
 	left := LeftOut{}
 	out := make([]pairs.Evidence, 0, len(evidence))

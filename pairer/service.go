@@ -55,7 +55,7 @@ type Deps struct {
 type Status struct {
 	At        time.Time `json:"at"`
 	Pairs     int       `json:"pairs"`
-	Effective float64   `json:"effective"` // what pairs have told since the newest data set
+	Effective float64   `json:"effective"` // information of training pairs since the newest data set, in effective pairs
 	Needed    float64   `json:"needed"`
 	ToMS      int64     `json:"to_ms"`
 	Reason    string    `json:"reason"`

@@ -62,7 +62,7 @@ func (f *feeder) feed(ctx context.Context, next func() (eventlog.Line, error)) e
 		if errors.Is(err, io.EOF) {
 			break
 		}
-		if err := f.take(ctx, line, err); err != nil {
+		if err := f.add(ctx, line, err); err != nil {
 			return err
 		}
 	}
@@ -82,8 +82,8 @@ func (f *feeder) feed(ctx context.Context, next func() (eventlog.Line, error)) e
 	return f.promise(ctx, f.newest+(f.run.opt.Window+2*time.Minute).Milliseconds())
 }
 
-// take is one answer of the log.
-func (f *feeder) take(ctx context.Context, line eventlog.Line, err error) error {
+// add takes one answer of the log.
+func (f *feeder) add(ctx context.Context, line eventlog.Line, err error) error {
 	var bad *eventlog.RowError
 	switch {
 	case errors.As(err, &bad):

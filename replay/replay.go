@@ -14,6 +14,7 @@ import (
 	"ctrloop/internal/eventlog"
 	"ctrloop/internal/progress"
 	"ctrloop/internal/stream"
+	"ctrloop/internal/warehouse/query"
 	"ctrloop/joiner/window"
 	"ctrloop/schemas"
 )
@@ -247,8 +248,10 @@ func (r *run) account(ctx context.Context) error {
 	if rows > 0 {
 		res.CTR = float64(clicked) / float64(rows)
 	}
-	stored, mismatches, err := db.Counts(ctx)
-	res.WarehouseRows, res.AuditMismatch = int64(stored), int64(mismatches)
+	if res.WarehouseRows, err = db.Count(ctx, query.Text("labels_latest")); err != nil {
+		return err
+	}
+	res.AuditMismatch, err = db.Count(ctx, query.Text("audit"))
 	return err
 }
 

@@ -6,7 +6,7 @@ import (
 	"ctrloop/serving/experiment/assign"
 )
 
-// OnAnswer has f told of each chat completion's assignment and time. Call it before the first request.
+// OnAnswer has f called for each chat completion, with its assignment and time. Call OnAnswer before the first request.
 func (s *Service) OnAnswer(f func(assign.Assignment, time.Duration)) { s.gateway.OnAnswer(f) }
 
 // Live says which version answers for a logical model now, and on how many replicas it has passed its probe.

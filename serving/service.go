@@ -81,7 +81,7 @@ func New(cfg Config, d Deps, log zerolog.Logger, reg prometheus.Registerer) (*Se
 		return nil, err
 	}
 	s := &Service{cfg: cfg, d: d, table: &route.Table{}, assign: &liveAssigner{}, lib: creatives.NewLibrary()}
-	s.assign.p.Store(assign.New(d.Control.State()))
+	s.applyControl()
 	s.lib.Put(d.Creatives.All()...)
 	replicas := make([]*route.Replica, len(cfg.Replicas))
 	for i, address := range cfg.Replicas {
@@ -148,10 +148,21 @@ func (s *Service) Run(ctx context.Context) error {
 	return err
 }
 
+// applyControl makes decisions follow the control log as it is now: arms, and creatives that people have blocked.
+func (s *Service) applyControl() {
+	st := s.d.Control.State()
+	s.assign.p.Store(assign.New(st))
+	why := make(map[string]string, len(st.Blocked))
+	for id, b := range st.Blocked {
+		why[id] = b.Why()
+	}
+	s.lib.Block(why)
+}
+
 func (s *Service) followControl(ctx context.Context) {
 	for ctx.Err() == nil {
 		changed := s.d.Control.Changed()
-		s.assign.p.Store(assign.New(s.d.Control.State()))
+		s.applyControl()
 		select {
 		case <-ctx.Done():
 		case <-changed:
@@ -184,6 +195,10 @@ func (s *Service) Routes() []httpapi.Route {
 		{Method: http.MethodPost, Path: "/v1/chat/completions", Scope: access.AdsDecide, Handle: s.gateway.ServeHTTP},
 		{Method: http.MethodPost, Path: "/v1/decide", Scope: access.AdsDecide, Handle: s.decide.ServeHTTP},
 		{Method: http.MethodGet, Path: "/v1/models", Scope: access.Read, Handle: s.models},
+		{Method: http.MethodGet, Path: "/v1/models/versions", Scope: access.Read, Handle: s.versions},
+		{Method: http.MethodPost, Path: "/v1/models/{logical}/rollback", Scope: access.ModelsPromote, Handle: s.rollBack},
+		{Method: http.MethodPost, Path: "/v1/creatives/{id}/block", Scope: access.ModelsPromote, Handle: s.block(control.CreativeBlocked)},
+		{Method: http.MethodPost, Path: "/v1/creatives/{id}/unblock", Scope: access.ModelsPromote, Handle: s.block(control.CreativeUnblocked)},
 	}, s.creative.Routes()...)
 }
 

@@ -82,6 +82,24 @@ func start(t *testing.T, baseDir string, replicas ...string) *instance {
 	if i.store, err = artifact.Open(t.TempDir()); err != nil {
 		t.Fatal(err)
 	}
+	i.base = servingtest.Register(t, i.log, i.store, baseDir, "")
+	servingtest.Promote(t, i.log, i.base)
+	i.run(baseDir, replicas...)
+	return i
+}
+
+// beside is another process over the same log and topics.
+func (i *instance) beside(baseDir string, replicas ...string) *instance {
+	i.t.Helper()
+	other := &instance{t: i.t, log: i.log, store: i.store, topic: i.topic, base: i.base}
+	other.run(baseDir, replicas...)
+	return other
+}
+
+func (i *instance) run(baseDir string, replicas ...string) {
+	t := i.t
+	t.Helper()
+	var err error
 	cfg := Default()
 	cfg.Replicas, cfg.Swap.BaseDir, cfg.Creatives.Dir = replicas, baseDir, t.TempDir()
 	cfg.Swap.CheckInterval, cfg.Swap.Quarantine = 50*time.Millisecond, 100*time.Millisecond
@@ -94,8 +112,6 @@ func start(t *testing.T, baseDir string, replicas ...string) *instance {
 	if i.Service, err = New(cfg, d, zerolog.New(out), prometheus.NewRegistry()); err != nil {
 		t.Fatal(err)
 	}
-	i.base = servingtest.Register(t, i.log, i.store, baseDir, "")
-	servingtest.Promote(t, i.log, i.base)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- i.Run(ctx) }()
@@ -109,7 +125,6 @@ func start(t *testing.T, baseDir string, replicas ...string) *instance {
 		}
 	})
 	i.eventually("a champion", func() bool { return i.Ready("prompt") })
-	return i
 }
 
 func (i *instance) eventually(what string, ok func() bool) {
@@ -185,9 +200,9 @@ func (i *instance) decideAll(products []string, users int) []decide.Decision {
 	return out.Decisions
 }
 
-// TestFromVersionToDecision follows a version through all of serving, against two fake model servers: creatives of the
-// champion, a new version, its creatives, an experiment, a promotion.
-func TestFromVersionToDecision(t *testing.T) {
+// fakes are model servers that describe backgrounds in the grammar's words.
+func fakes(t *testing.T, n int) (servers []*vllmfake.Server, addresses []string) {
+	t.Helper()
 	grammar := imaging.Grammar()
 	cfg := vllmfake.Config{
 		Base:        "prompt-base",
@@ -201,9 +216,7 @@ func TestFromVersionToDecision(t *testing.T) {
 			return fmt.Sprintf("%s, %s tones, %s, %s", grammar.Scenes[n%14], grammar.Palettes[n%10], grammar.Lights[n%5], grammar.Props[n%6])
 		},
 	}
-	var addresses []string
-	var servers []*vllmfake.Server
-	for range 2 {
+	for range n {
 		s, err := vllmfake.Start(cfg)
 		if err != nil {
 			t.Fatal(err)
@@ -211,12 +224,26 @@ func TestFromVersionToDecision(t *testing.T) {
 		t.Cleanup(s.Kill)
 		servers, addresses = append(servers, s), append(addresses, s.Address())
 	}
-	baseDir := servingtest.Base(t)
+	return servers, addresses
+}
+
+// promptingBase is a base model's folder that says how it is prompted.
+func promptingBase(t *testing.T) string {
+	t.Helper()
+	dir := servingtest.Base(t)
 	servingtest.WriteJSON(
 		t,
-		baseDir+"/prompting.json",
+		dir+"/prompting.json",
 		map[string]any{"instructions": []string{"describe a background"}, "view_px": 64, "temperature": 1, "min_p": 0.03, "max_tokens": 32},
 	)
+	return dir
+}
+
+// TestFromVersionToDecision follows a version through all of serving, against two fake model servers: creatives of the
+// champion, a new version, its creatives, an experiment, a promotion.
+func TestFromVersionToDecision(t *testing.T) {
+	servers, addresses := fakes(t, 2)
+	baseDir := promptingBase(t)
 	i := start(t, baseDir, addresses...)
 
 	products := i.makeCreatives(3, 3, "prompt")

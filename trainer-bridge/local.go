@@ -231,7 +231,7 @@ func newProgress(limit time.Duration, now time.Time) *progress {
 	return &progress{limit: limit, since: now}
 }
 
-// stalled is told how much has been written by now, and whether that is what there was the limit ago.
+// stalled gets the number of bytes written so far, and says whether it has not changed for the time limit.
 func (p *progress) stalled(now time.Time, size int64) bool {
 	if size != p.size {
 		p.size, p.since = size, now

@@ -74,7 +74,7 @@ func (s *Service) run(ctx context.Context, log control.Log) error {
 // step does the next thing that the control state asks for; worked is false when there is none.
 func (s *Service) step(ctx context.Context, log control.Log) (worked bool, err error) {
 	if s.ended != nil {
-		return true, s.tellEnd(ctx, log)
+		return true, s.reportEnd(ctx, log)
 	}
 	st := log.State()
 	if done, err := s.registerFinished(ctx, log, st); done || err != nil {
@@ -117,8 +117,8 @@ func (s *Service) runJob(ctx context.Context, clog control.Log, j control.JobSta
 	return s.end(ctx, clog, control.JobFinished, &j, u)
 }
 
-// start tells the log that the job's next attempt begins, and returns its number; 0: another one is on the log. An attempt
-// whose answer was lost is told again under the same number.
+// start writes to the log that the job's next attempt begins, and returns its number; 0: the log has another attempt. An attempt
+// whose answer was lost is sent again under the same number.
 func (s *Service) start(ctx context.Context, log control.Log, j control.JobStatus) (attempt int, err error) {
 	startID := func(n int) string { return fmt.Sprintf("start-%s-%d", j.ID, n) }
 	attempt = j.Update.Attempt + 1
@@ -126,14 +126,14 @@ func (s *Service) start(ctx context.Context, log control.Log, j control.JobStatu
 		attempt--
 	}
 	id := startID(attempt)
-	mine := s.starting == id
+	sentBefore := s.starting == id
 	s.starting = id
 	applied, err := s.append(ctx, log, id, control.JobStarted, control.JobEntity(j.ID), "", control.JobUpdate{Attempt: attempt})
 	if err != nil {
 		return 0, err
 	}
 	s.starting = ""
-	if !applied && !mine {
+	if !applied && !sentBefore {
 		return 0, nil
 	}
 	return attempt, nil
@@ -183,10 +183,10 @@ func (s *Service) end(ctx context.Context, log control.Log, typ control.Type, j 
 		return err
 	}
 	s.ended = &e
-	return s.tellEnd(ctx, log)
+	return s.reportEnd(ctx, log)
 }
 
-func (s *Service) tellEnd(ctx context.Context, log control.Log) error {
+func (s *Service) reportEnd(ctx context.Context, log control.Log) error {
 	_, err := log.Append(ctx, *s.ended) // repeated: the first answer was lost
 	if _, rejected := control.Rejected(err); err == nil || rejected {
 		s.ended = nil

@@ -232,7 +232,7 @@ func TestTwoTrainersRunAJobOnce(t *testing.T) {
 		r := &trainer{dir: t.TempDir(), leave: whole(), hold: time.Minute}
 		pulse := &controltest.Pulse{}
 		run := func(owner string) {
-			k := controllog.NewKeeper(p.log, pulse, owner, controllog.DefaultTTL, zerolog.Nop(), nil)
+			k := controllog.NewLeases(p.log, pulse, owner, controllog.DefaultTTL, zerolog.Nop(), nil)
 			h := k.Hold(control.RoleTrainer)
 			s := p.bridge(t, r, h)
 			s.now = time.Now

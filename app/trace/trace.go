@@ -256,10 +256,14 @@ func impression(r *stream.Record) (*Step, error) {
 	if err := proto.Unmarshal(r.Value, m); err != nil {
 		return &Step{What: "impression, not readable", Detail: map[string]any{"error": err.Error()}}, nil
 	}
-	return &Step{What: "impression", Detail: map[string]any{
+	detail := map[string]any{
 		"product": m.Product, "creative": m.Creative, "placement": m.Placement, "position": m.Position, "experiment": m.Experiment,
 		"variant": m.Variant, "model_version": m.ModelVersion, "propensity": m.Propensity,
-	}}, nil
+	}
+	if m.ArmShare != 0 {
+		detail["arm_share"] = m.ArmShare
+	}
+	return &Step{What: "impression", Detail: detail}, nil
 }
 
 func click(r *stream.Record) (*Step, error) {

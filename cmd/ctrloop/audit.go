@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,19 +20,43 @@ import (
 	"ctrloop/schemas"
 )
 
-// storeFlags name a warehouse.
+// storeFlags name a warehouse: the first of DSN, configuration and folder that says one.
 type storeFlags struct {
-	Dir string `help:"Folder of the instance." default:"ctrloop-data" env:"CTRLOOP_DIR" type:"path"`
-	DSN string `name:"dsn" help:"This ClickHouse instead: clickhouse://user:password@host:port/database." env:"CTRLOOP_CLICKHOUSE_DSN"`
+	Dir    string `help:"Folder of the instance; what is needed of it is started where nothing runs." default:"ctrloop-data" env:"CTRLOOP_DIR" type:"path"`
+	Config string `help:"Configuration of the instance, where that says the addresses of its stores." type:"existingfile" placeholder:"FILE"`
+	DSN    string `name:"dsn" help:"This ClickHouse instead: clickhouse://user:password@host:port/database." env:"CTRLOOP_CLICKHOUSE_DSN"`
 }
 
-// open connects to the warehouse; with all rights the instance must be at rest, unless a DSN is given.
-func (f storeFlags) open(ctx context.Context, g *Globals, out *output, allRights bool) (db *warehouse.DB, done func(), err error) {
-	dsn, stop := f.DSN, func() {}
-	if dsn == "" {
-		if dsn, stop, err = warehouseAt(ctx, f.Dir, g, out, allRights); err != nil {
-			return nil, nil, err
-		}
+// load reads the configuration, and takes the warehouse's address from it unless another was given.
+func (f *storeFlags) load(allRights bool) (app.Config, error) {
+	cfg, err := config.Load(f.Config, app.Default())
+	if err != nil {
+		return cfg, err
+	}
+	if f.DSN == "" && !allRights {
+		f.DSN = cfg.ClickHouse.ReadOnlyDSN
+	}
+	f.DSN = cmp.Or(f.DSN, cfg.ClickHouse.DSN)
+	return cfg, nil
+}
+
+// find returns the address of the warehouse, which is started on the folder where nothing runs; with all rights the
+// instance must be at rest, unless an address is given.
+func (f *storeFlags) find(ctx context.Context, g *Globals, out *output, allRights bool) (dsn string, stop func(), err error) {
+	if _, err := f.load(allRights); err != nil {
+		return "", nil, err
+	}
+	if f.DSN != "" {
+		return f.DSN, func() {}, nil
+	}
+	return warehouseAt(ctx, f.Dir, g, out, allRights)
+}
+
+// open connects to the warehouse.
+func (f *storeFlags) open(ctx context.Context, g *Globals, out *output, allRights bool) (db *warehouse.DB, done func(), err error) {
+	dsn, stop, err := f.find(ctx, g, out, allRights)
+	if err != nil {
+		return nil, nil, err
 	}
 	if db, err = warehouse.Open(ctx, dsn); err != nil {
 		stop()
@@ -40,14 +65,32 @@ func (f storeFlags) open(ctx context.Context, g *Globals, out *output, allRights
 	return db, func() { _ = db.Close(); stop() }, nil
 }
 
+// beside takes the address of an instance that runs on the folder, for somebody who writes: its engine can be written to by whoever
+// may read the passwords there. Where none runs, or a server was named, nothing is taken.
+func (f *storeFlags) beside(ctx context.Context) (running app.Addresses, err error) {
+	i, err := readInstance(f.Dir)
+	if f.DSN != "" || err != nil || i.ClickHouse == "" {
+		return running, nil // a server that was named; or at rest, or open says what is wrong
+	}
+	db, err := warehouse.Open(ctx, i.ClickHouse)
+	if err != nil {
+		return running, nil // whoever left the addresses was killed
+	}
+	_ = db.Close() // it was only asked whether it is there
+	f.DSN, err = warehouse.OwnerDSN(filepath.Join(f.Dir, app.EngineFolder), i.ClickHouse)
+	if errors.Is(err, fs.ErrNotExist) {
+		return running, withHint(fmt.Errorf("the instance on %s has a ClickHouse of its own", f.Dir), "name it with --dsn, by a user who may write")
+	}
+	return i, err
+}
+
 // AuditCmd is `ctrloop audit`.
 type AuditCmd struct {
 	storeFlags
-	Config string        `help:"Configuration of the instance: its warehouse and brokers by address." type:"existingfile" placeholder:"FILE"`
-	Kafka  string        `help:"Brokers of the topics that the warehouse is filled from, HOST:PORT,.... Default: the instance's own." placeholder:"HOST:PORT"`
-	Since  time.Duration `help:"Only this much of the newest impression time; 0 is all. It reads every label of that time."`
-	Wait   time.Duration `help:"How long to wait for rows that are on their way." default:"1m"`
-	JSON   bool          `name:"json" help:"Print JSON."`
+	Kafka string        `help:"Brokers of the topics that the warehouse is filled from, HOST:PORT,.... Default: the instance's own." placeholder:"HOST:PORT"`
+	Since time.Duration `help:"Only this much of the newest impression time; 0 is all. It reads every label of that time."`
+	Wait  time.Duration `help:"How long to wait for rows that are on their way." default:"1m"`
+	JSON  bool          `name:"json" help:"Print JSON."`
 }
 
 // errAudit and errOnTheWay make the command exit with 1.
@@ -58,12 +101,9 @@ var (
 
 // Run prints the minutes that differ; there must be none.
 func (c *AuditCmd) Run(ctx context.Context, g *Globals, out *output) error {
-	cfg, err := config.Load(c.Config, app.Default())
+	cfg, err := c.load(false)
 	if err != nil {
 		return err
-	}
-	if c.DSN == "" {
-		c.DSN = cmp.Or(cfg.ClickHouse.ReadOnlyDSN, cfg.ClickHouse.DSN)
 	}
 	db, done, err := c.open(ctx, g, out, false)
 	if err != nil {

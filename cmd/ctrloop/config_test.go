@@ -81,9 +81,13 @@ func TestConfigCheckListsProblems(t *testing.T) {
 // TestRetentionCoversTheJoin: topics that forget sooner than the join needs them fail the check, not a start weeks later.
 func TestRetentionCoversTheJoin(t *testing.T) {
 	for yaml, want := range map[string]string{
-		"kafka:\n  retention: 1h\njoiner:\n  window: 2h\n":  "kafka.retention: 1h0m0s: want at least 3h0m30s",
-		"kafka:\n  retention: 4h\njoiner:\n  window: 2h\n":  "",
-		"kafka:\n  retention: -1s\njoiner:\n  window: 2h\n": "",
+		"kafka:\n  retention: 1h\njoiner:\n  window: 2h\n": "kafka.retention: 1h0m0s: want at least 5h0m30s",
+		// S27: what is corrected after the window is read from the topics too; by default that is as long as the window.
+		"kafka:\n  retention: 4h\njoiner:\n  window: 2h\n":                     "joiner.correction",
+		"kafka:\n  retention: 6h\njoiner:\n  window: 2h\n":                     "",
+		"kafka:\n  retention: 24h\njoiner:\n  window: 2h\n  correction: 24h\n": "kafka.retention: 24h0m0s: want at least 27h0m30s",
+		"kafka:\n  retention: 28h\njoiner:\n  window: 2h\n  correction: 24h\n": "",
+		"kafka:\n  retention: -1s\njoiner:\n  window: 2h\n":                    "",
 	} {
 		file := filepath.Join(t.TempDir(), "c.yaml")
 		if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
@@ -128,6 +132,11 @@ func TestASaltIsRequiredOutsideOfEmbeddedRuns(t *testing.T) {
 	}
 	if code, said := check("kafka: {brokers: [k:9092]}\ningest: {user_salt: ours}\n"); code != exitOK {
 		t.Errorf("exit %d: %s", code, said)
+	}
+	cfg := app.Default()
+	cfg.Ingest.UserSalt = "ours"
+	if shown, err := config.Show(cfg); err != nil || strings.Contains(string(shown), "ours") || !strings.Contains(string(shown), "user_salt: '[set]'") {
+		t.Errorf("the salt is shown, or not that there is one: %v\n%s", err, shown)
 	}
 	if code, said := check("joiner: {window: 31m}\n"); code != exitOK {
 		t.Errorf("embedded: exit %d: %s", code, said)

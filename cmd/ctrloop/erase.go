@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,7 +14,6 @@ import (
 
 	"ctrloop/app"
 	"ctrloop/ingest"
-	"ctrloop/internal/config"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
 	"ctrloop/schemas"
@@ -30,7 +28,6 @@ type EraseCmd struct {
 type EraseUserCmd struct {
 	ID string `arg:"" help:"The user, as it was sent to the edge."`
 	storeFlags
-	Config string `help:"Configuration of the instance: its warehouse, its brokers and its salt." type:"existingfile" placeholder:"FILE"`
 	Salt   string `help:"ingest.user_salt of the instance, for users that were sent as text. Default: the configuration's." env:"CTRLOOP_USER_SALT"`
 	Former bool   `name:"former-salt" help:"The instance had another salt once, and --salt is that one."`
 	Number bool   `help:"The user was sent as a number, or ID is the hash itself."`
@@ -51,7 +48,7 @@ var topicsWithUsers = []string{
 	schemas.TopicDeadLetters,
 }
 
-// person is whom the command names. 0 and the empty id are those who are not named: nobody, and everybody.
+// person is the user whom the command names. 0 and the empty id stand for all who were sent without a name, so they are refused.
 func (c *EraseUserCmd) person(salt string) (warehouse.Person, error) {
 	if !c.Number {
 		if c.ID == "" {
@@ -71,19 +68,20 @@ func (c *EraseUserCmd) person(salt string) (warehouse.Person, error) {
 
 // Run erases and prints the proof.
 func (c *EraseUserCmd) Run(ctx context.Context, g *Globals, out *output) error {
-	cfg, err := config.Load(c.Config, app.Default())
+	cfg, err := c.load(true)
 	if err != nil {
 		return err
 	}
 	c.Salt = cmp.Or(c.Salt, cfg.Salt())
-	c.DSN = cmp.Or(c.DSN, cfg.ClickHouse.DSN)
 	who, err := c.person(c.Salt)
 	if err != nil {
 		return err
 	}
-	if err := c.beside(ctx); err != nil {
+	running, err := c.beside(ctx)
+	if err != nil {
 		return err
 	}
+	c.Kafka = cmp.Or(c.Kafka, running.Kafka)
 	db, done, err := c.open(ctx, g, out, true)
 	if err != nil {
 		return err
@@ -123,7 +121,7 @@ func (c *EraseUserCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	return nil
 }
 
-// checkSalt refuses a salt that is not the instance's: everybody would be looked for under a hash that nobody has.
+// checkSalt refuses a salt that is not the instance's: with it the user would have another hash, and no row would be found.
 func (c *EraseUserCmd) checkSalt(ctx context.Context, db *warehouse.DB) error {
 	if c.Number || c.Former {
 		return nil
@@ -134,28 +132,6 @@ func (c *EraseUserCmd) checkSalt(ctx context.Context, db *warehouse.DB) error {
 	}
 	return withHint(errors.New("the salt is not the one that this instance hashes users with"),
 		"give it as --salt, as CTRLOOP_USER_SALT or with --config; --former-salt if it was this one once")
-}
-
-// beside takes the addresses of an instance that runs on the folder: its engine can be written to by whoever may read the
-// passwords there.
-func (c *EraseUserCmd) beside(ctx context.Context) error {
-	running, err := readInstance(c.Dir)
-	if c.DSN != "" || err != nil || running.ClickHouse == "" {
-		return nil // a server that was named; or at rest, or open says what is wrong
-	}
-	db, err := warehouse.Open(ctx, running.ClickHouse)
-	if err != nil {
-		return nil // whoever left the addresses was killed
-	}
-	_ = db.Close() // it was only asked whether it is there
-	c.DSN, err = warehouse.OwnerDSN(filepath.Join(c.Dir, app.EngineFolder), running.ClickHouse)
-	if errors.Is(err, fs.ErrNotExist) {
-		return withHint(fmt.Errorf("the instance on %s has a ClickHouse of its own", c.Dir), "name it with --dsn, by a user who may write")
-	}
-	if c.Kafka == "" {
-		c.Kafka = running.Kafka
-	}
-	return err
 }
 
 // erasureProof is the proof with what the warehouse does not know.

@@ -98,7 +98,7 @@ func (c *EvalWorldCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	if err := vacant(c.Out); err != nil {
 		return usageError{err}
 	}
-	cat, err := catalogue.Open(c.Products)
+	cat, err := openCatalogue(c.Products)
 	if err != nil {
 		return err
 	}
@@ -209,7 +209,7 @@ func (f *benchFlags) bench(g *Globals, out *output) (b *lab.Bench, done func(), 
 	if err := f.check(); err != nil {
 		return nil, nil, err
 	}
-	cat, err := catalogue.Open(f.Products)
+	cat, err := openCatalogue(f.Products)
 	if err != nil {
 		return nil, nil, err
 	}

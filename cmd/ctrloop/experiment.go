@@ -25,7 +25,7 @@ import (
 
 // ExperimentCmd is `ctrloop experiment`, the twin of /v1/experiments.
 type ExperimentCmd struct {
-	Create   ExperimentCreateCmd   `cmd:"" help:"Make an experiment: a draft, or with --start one that runs."`
+	Create   ExperimentCreateCmd   `cmd:"" help:"Make an experiment; it starts at once, unless it is a draft."`
 	List     ExperimentListCmd     `cmd:"" help:"All experiments, newest first."`
 	Show     ExperimentShowCmd     `cmd:"" help:"One experiment: figures, guardrails, health, what was done to it."`
 	Start    ExperimentStartCmd    `cmd:"" help:"Start a draft."`
@@ -57,18 +57,28 @@ type noted struct {
 	Expect *int64 `help:"Version of the experiment that this was decided on (show prints it): refused if it has moved on." placeholder:"N"`
 }
 
-// apiError is a refusal of the API. Its exit code is that of wrong usage where the request could never be right.
+// apiError is a refusal of the API. Its exit code is that of wrong usage where the request could never be right, whatever the
+// instance has.
 type apiError struct{ refused *client.Error }
 
 func (e apiError) Error() string { return e.refused.Error() }
 
-// Hint is the API's.
-func (e apiError) Hint() string { return e.refused.Hint }
+// Hint is the API's, with commands for the calls that it names.
+func (e apiError) Hint() string { return commandsFor.Replace(e.refused.Hint) }
+
+// commandsFor are the commands of the calls that the API's hints name.
+var commandsFor = strings.NewReplacer(
+	"GET /v1/experiments/webhooks lists them", "`ctrloop config show` lists them under webhooks.endpoints",
+	"GET /v1/experiments lists them", "`ctrloop experiment list` lists them",
+	"GET /v1/models lists them", "`ctrloop model ls` lists them",
+	"GET /v1/creatives lists them", "`ctrloop creative ls` lists them",
+	"GET /v1/jobs lists them", "`ctrloop job ls` lists them",
+)
 
 // ExitCode tells wrong requests from failures.
 func (e apiError) ExitCode() int {
 	switch e.refused.Status {
-	case http.StatusBadRequest, http.StatusNotFound, http.StatusUnprocessableEntity:
+	case http.StatusBadRequest, http.StatusUnprocessableEntity:
 		return exitUsage
 	}
 	return exitFailed
@@ -112,13 +122,18 @@ func (f instanceFlags) token() (string, error) {
 	return strings.TrimSpace(string(raw)), nil
 }
 
-// call asks the instance's API; body nil: GET.
+// call asks the experiments' API of the instance; body nil: GET.
 func (f instanceFlags) call(ctx context.Context, method, path string, body any) ([]byte, error) {
+	return f.at(ctx, method, "/v1/experiments"+path, body)
+}
+
+// at asks the instance's API for any path.
+func (f instanceFlags) at(ctx context.Context, method, path string, body any) ([]byte, error) {
 	c, err := f.client()
 	if err != nil {
 		return nil, err
 	}
-	raw, err := c.Call(ctx, method, path, body)
+	raw, err := c.At(ctx, method, path, body)
 	if refused, ok := errors.AsType[*client.Error](err); ok {
 		return nil, apiError{refused}
 	}
@@ -157,7 +172,7 @@ func printRaw(out *output, raw []byte) error {
 
 // line says where an experiment stands.
 func line(s experiment.Status) string {
-	where := fmt.Sprintf("step %d of %d at %g %%", s.Step.Index+1, len(s.Steps), 100*s.Step.Share)
+	where := fmt.Sprintf("step %d of %d at %g %%", s.Step.Number(), len(s.Steps), 100*s.Step.Share)
 	if d := s.Decision; d != nil {
 		where = fmt.Sprintf("%s by %s", d.Outcome, d.Rule)
 	}
@@ -177,7 +192,7 @@ type ExperimentCreateCmd struct {
 	NStar     float64   `name:"n-star" help:"Units at which the interval is tightest." default:"5000"`
 	Slot      string    `help:"Part of a layer that the experiment has to itself, e.g. prompt:0:0.5. Default: the model's whole layer." placeholder:"LAYER:START:END"`
 	Target    []string  `help:"A condition of the units, e.g. 'country in de,fr' or 'age gte 18'; all must hold." placeholder:"CONDITION" sep:"none"`
-	Start     bool      `help:"Start it at once."`
+	Draft     bool      `help:"Only write it down; ctrloop experiment start begins it."`
 	Note      string    `help:"Why; it goes into the log."`
 }
 
@@ -190,7 +205,7 @@ func (c *ExperimentCreateCmd) Run(ctx context.Context, out *output) error {
 		"steps":     c.Steps,
 		"alpha":     c.Alpha,
 		"n_star":    c.NStar,
-		"draft":     !c.Start,
+		"draft":     c.Draft,
 		"note":      c.Note,
 	}
 	if c.ID != "" {
@@ -307,7 +322,7 @@ func (c *ExperimentListCmd) Run(ctx context.Context, out *output) error {
 			"%s\t%s\t%d/%d\t%g %%\t%s\t%s\t%s\t%s\n",
 			s.ID,
 			s.Phase,
-			s.Step.Index+1,
+			s.Step.Number(),
 			len(s.Steps),
 			100*s.Step.Share,
 			s.Treatment,
@@ -505,8 +520,7 @@ type ExperimentOverrideCmd struct {
 // Run goes to the step.
 func (c *ExperimentOverrideCmd) Run(ctx context.Context, out *output) error {
 	r := c.request()
-	step := c.Step - 1 // people count from 1, as list and show print it
-	r.Step = &step
+	r.Step = &c.Step
 	return c.command(ctx, out, c.ID, "override", r)
 }
 
@@ -614,7 +628,7 @@ type ExperimentExportCmd struct {
 	instanceFlags
 	ID     string `arg:"" help:"The experiment."`
 	Format string `help:"json or csv." enum:"json,csv" default:"json"`
-	File   string `help:"File to write; standard output by default." short:"o" placeholder:"FILE"`
+	Out    string `help:"File to write; standard output by default." short:"o" placeholder:"FILE"`
 }
 
 // Run exports it.
@@ -627,13 +641,13 @@ func (c *ExperimentExportCmd) Run(ctx context.Context, out *output) error {
 	if err != nil {
 		return err
 	}
-	if c.File == "" {
+	if c.Out == "" {
 		_, err = out.stdout.Write(raw)
 		return err
 	}
-	if err := os.WriteFile(c.File, raw, 0o644); err != nil {
+	if err := os.WriteFile(c.Out, raw, 0o644); err != nil {
 		return fmt.Errorf("export: %w", err)
 	}
-	fmt.Fprintf(out.stderr, "%s: %d bytes\n", c.File, len(raw))
+	fmt.Fprintf(out.stderr, "%s: %d bytes\n", c.Out, len(raw))
 	return nil
 }

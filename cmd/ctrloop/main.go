@@ -4,8 +4,8 @@
 // Exit codes:
 //
 //	0    done
-//	1    failed while working
-//	2    wrong usage or configuration; nothing was started
+//	1    failed while working, or what was asked for is not there
+//	2    wrong usage, configuration or input file; nothing was started
 //	3    something must be set up first (the message names the command)
 //	4    the work is done, and events were lost, or rejected above the given limit
 //	130  stopped by a signal before the work was done
@@ -38,7 +38,10 @@ type CLI struct {
 	Trace      TraceCmd      `cmd:"" help:"Where an impression is, and what happened to it."`
 	SQL        SQLCmd        `cmd:"" name:"sql" help:"Ask the warehouse, running or at rest."`
 	Audit      AuditCmd      `cmd:"" help:"Hold the warehouse against what the join says it wrote."`
+	Suspect    SuspectCmd    `cmd:"" help:"Labels that were made while a circuit breaker was open: look at them, clear them."`
 	Experiment ExperimentCmd `cmd:"" help:"A/B tests and rollouts: create, watch, pause, end."`
+	Creative   CreativeCmd   `cmd:"" help:"Creatives: which there are, and which must not serve."`
+	Model      ModelCmd      `cmd:"" help:"Model versions: which there are, and the way back."`
 	Token      TokenCmd      `cmd:"" help:"Tokens with scopes, for callers of an instance."`
 	Stats      StatsCmd      `cmd:"" help:"The statistics of an experiment, from files or a warehouse."`
 	Eval       EvalCmd       `cmd:"" help:"Measure what is learned, on built-in worlds and without the stream."`
@@ -48,7 +51,11 @@ type CLI struct {
 	Backup     BackupCmd     `cmd:"" help:"Copy the stores of an instance, running or at rest, with checksums."`
 	Restore    RestoreCmd    `cmd:"" help:"Bring a backup back into an empty folder."`
 	Config     ConfigCmd     `cmd:"" help:"Check, show or document the configuration."`
+	Completion CompletionCmd `cmd:"" help:"Print the completion script of a shell."`
+	Help       HelpCmd       `cmd:"" help:"Print the help of a command."`
 	Version    VersionCmd    `cmd:"" help:"Print the version of this binary."`
+
+	Complete CompleteCmd `cmd:"" name:"complete" hidden:"" help:"Print what may come next, for the completion scripts."`
 }
 
 // Globals are the options every command shares.
@@ -84,20 +91,29 @@ func interruptible(parent context.Context) (context.Context, context.CancelFunc)
 	return ctx, stop
 }
 
-// run parses args, runs the command, and returns the exit code. Errors are printed to stderr.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	var cli CLI
-	exited := -1
-	parser, err := kong.New(&cli,
+// newParser reads the command line into cli. exit is called with the code where the parser itself answers (--help, --version).
+func newParser(cli *CLI, out *output, exit func(code int)) (*kong.Kong, error) {
+	return kong.New(cli,
 		kong.Name("ctrloop"),
 		kong.Description("Ads that learn from their clicks: join, pair, train and serve in one loop."),
-		kong.Writers(stdout, stderr),
+		kong.Writers(out.stdout, out.stderr),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
-		kong.Exit(func(code int) { exited = code }),
-		kong.BindTo(ctx, (*context.Context)(nil)),
-		kong.Bind(&output{stdout: stdout, stderr: stderr}),
+		kong.Exit(exit),
+		kong.Help(printHelp),
+		kong.PostBuild(showLists),
+		kong.Bind(out),
 		kong.Bind(&cli.Globals),
 	)
+}
+
+// run parses args, runs the command, and returns the exit code. Errors are printed to stderr.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if len(args) == 1 && args[0] == "--version" { // no flag of ours: commands have one of that name, for a model's
+		args = []string{"version"}
+	}
+	var cli CLI
+	exited := -1
+	parser, err := newParser(&cli, &output{stdout: stdout, stderr: stderr}, func(code int) { exited = code })
 	if err != nil {
 		printError(stderr, fmt.Errorf("command line of this binary is broken (a bug): %w", err))
 		return exitFailed
@@ -110,6 +126,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		printError(stderr, withHint(err, "ctrloop --help lists the commands; ctrloop COMMAND --help its options"))
 		return exitUsage
 	}
+	command.BindTo(ctx, (*context.Context)(nil))
 	if err := command.Run(); err != nil {
 		printError(stderr, err)
 		return exitCode(ctx, err)

@@ -157,16 +157,25 @@ func fakeInstance(t *testing.T, readyz, overview string) (dir string) {
 func TestStatus(t *testing.T) {
 	dir := fakeInstance(t,
 		`{"ready":false,"gates":[{"name":"joiner","ready":false,"reason":"rebuilding"},{"name":"edge","ready":true}]}`,
-		`{"champion":{"version":"v3"},"join":{"lag_seconds":1.5},"alerts":[1,2]}`)
+		`{"champion":{"version":"v3"},"join":{"lag_seconds":1.5},"creatives":[{},{}],
+		"alerts":[{"severity":"page","title":"No model server answers: connection refused","since":"2026-03-01T10:00:00Z","runbook":"r.md"},
+			{"severity":"warn","title":"Labels stand still","since":"0001-01-01T00:00:00Z","runbook":""}],
+		"stale":[{"part":"warehouse","age_seconds":312.4,"why":"it does not answer"}],
+		"stages":[{"name":"join","state":"degraded","detail":"behind"}]}`)
 	code, stdout, stderr := cli(t, "status", "--dir", dir)
 	if code != exitOK {
 		t.Fatalf("exit %d: %s", code, stderr)
 	}
-	for _, want := range []string{"not ready", "waits for", "rebuilding", "champion.version", "v3", "join.lag_seconds", "1.5", "alerts",
-		"(2)"} {
+	for _, want := range []string{"not ready", "waits for", "rebuilding", "champion.version", "v3", "join.lag_seconds", "1.5", "creatives",
+		"(2)", "\nalert ", "page", "No model server answers: connection refused", "since 2026-03-01 10:00:00", "r.md", "warn", "Labels stand still",
+		"stale", "312 s old: it does not answer", "degraded", "behind"} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("no %q in:\n%s", want, stdout)
 		}
+	}
+	if at, champion := strings.Index(stdout, "alert "), strings.Index(stdout, "champion.version"); at > champion ||
+		strings.Contains(stdout, "0001-01-01") {
+		t.Errorf("alerts come first, and no time that nobody knows:\n%s", stdout)
 	}
 	code, asJSON, stderr := cli(t, "status", "--dir", dir, "--json")
 	var status instanceStatus

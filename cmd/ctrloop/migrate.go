@@ -12,8 +12,7 @@ import (
 
 // MigrateCmd is `ctrloop migrate`.
 type MigrateCmd struct {
-	Dir     string        `help:"Folder of the instance; its engine is started for it." default:"ctrloop-data" env:"CTRLOOP_DIR" type:"path"`
-	DSN     string        `name:"dsn" help:"Migrate this ClickHouse instead: clickhouse://user:password@host:port/database." env:"CTRLOOP_CLICKHOUSE_DSN"`
+	storeFlags
 	Cluster string        `help:"Name of the cluster in remote_servers: tables become replicated, with a Distributed table in front of each." placeholder:"NAME"`
 	Plan    bool          `help:"Say what would be run and why; change nothing."`
 	DryRun  bool          `help:"As --plan, with the statements."`
@@ -25,7 +24,7 @@ type MigrateCmd struct {
 // Run migrates, or says what it would do.
 func (c *MigrateCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	look := c.Plan || c.DryRun
-	db, done, err := storeFlags{Dir: c.Dir, DSN: c.DSN}.open(ctx, g, out, !look)
+	db, done, err := c.open(ctx, g, out, !look)
 	if err != nil {
 		return err
 	}

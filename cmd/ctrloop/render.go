@@ -19,6 +19,15 @@ type RenderCmd struct {
 	Image     RenderImageCmd     `cmd:"" help:"Draw one creative as PNG."`
 }
 
+// openCatalogue reads the products that were named, or the built-in ones.
+func openCatalogue(dir string) (*catalogue.Catalogue, error) {
+	c, err := catalogue.Open(dir)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return c, nil
+}
+
 // RenderGrammarCmd is `ctrloop render grammar`.
 type RenderGrammarCmd struct{}
 
@@ -29,16 +38,16 @@ func (RenderGrammarCmd) Run(out *output) error {
 
 // RenderCatalogueCmd is `ctrloop render catalogue`.
 type RenderCatalogueCmd struct {
-	Products string `help:"Folder with products.jsonl and cut-outs; the built-in catalogue if empty." type:"path" placeholder:"DIR"`
+	Products string `help:"Folder with products.jsonl and cut-outs; the built-in catalogue if empty." type:"existingdir" placeholder:"DIR"`
 	Hues     int    `help:"Add this many hue-rotated variants of each product (training augmentation), ids with the suffix ~hNN." placeholder:"N"`
 }
 
 // Run prints one JSON object a line, each product followed by its variants.
 func (c RenderCatalogueCmd) Run(out *output) error {
 	if c.Hues < 0 || c.Hues > 99 {
-		return fmt.Errorf("--hues %d: want 0 to 99", c.Hues)
+		return usageError{fmt.Errorf("--hues %d: want 0 to 99", c.Hues)}
 	}
-	cat, err := catalogue.Open(c.Products)
+	cat, err := openCatalogue(c.Products)
 	if err != nil {
 		return err
 	}
@@ -56,13 +65,13 @@ func (c RenderCatalogueCmd) Run(out *output) error {
 
 // RenderPipeCmd is `ctrloop render pipe`.
 type RenderPipeCmd struct {
-	Products string `help:"Folder with products.jsonl and cut-outs; the built-in catalogue if empty." type:"path" placeholder:"DIR"`
+	Products string `help:"Folder with products.jsonl and cut-outs; the built-in catalogue if empty." type:"existingdir" placeholder:"DIR"`
 	Workers  int    `help:"Pictures drawn at once; 0 takes the cores, at most 2." default:"0"`
 }
 
 // Run serves until standard input ends.
 func (c RenderPipeCmd) Run(out *output) error {
-	cat, err := catalogue.Open(c.Products)
+	cat, err := openCatalogue(c.Products)
 	if err != nil {
 		return err
 	}
@@ -77,40 +86,40 @@ func (c RenderPipeCmd) Run(out *output) error {
 type RenderImageCmd struct {
 	Text     string `arg:"" help:"Background description: \"<scene>, <palette> tones, <light>, <prop>\"."`
 	Product  string `help:"Product id; without one only the background is drawn." placeholder:"ID"`
-	Products string `help:"Folder with products.jsonl and cut-outs; the built-in catalogue if empty." type:"path" placeholder:"DIR"`
+	Products string `help:"Folder with products.jsonl and cut-outs; the built-in catalogue if empty." type:"existingdir" placeholder:"DIR"`
 	Seed     uint64 `help:"Seed of the drawing."`
 	Px       int    `help:"Side of the picture in pixels." default:"512"`
-	Output   string `short:"o" required:"" help:"File to write." type:"path" placeholder:"FILE"`
+	Out      string `short:"o" required:"" help:"File to write." type:"path" placeholder:"FILE"`
 }
 
 // Run writes the picture. Parts of the description that the grammar does not know are an error that names them.
 func (c RenderImageCmd) Run() error {
 	d, unknown, ok := imaging.Parse(c.Text)
 	if !ok {
-		return fmt.Errorf("not a description; unknown parts: %q (`ctrloop render grammar` prints the vocabulary)", unknown)
+		return usageError{withHint(fmt.Errorf("not a description; unknown parts: %q", unknown), "`ctrloop render grammar` prints the vocabulary")}
 	}
 	if c.Px < 8 || c.Px > imaging.MaxPx {
-		return fmt.Errorf("--px %d: want 8 to %d", c.Px, imaging.MaxPx)
+		return usageError{fmt.Errorf("--px %d: want 8 to %d", c.Px, imaging.MaxPx)}
 	}
 	im := imaging.Background(d, c.Seed, c.Px)
 	if c.Product != "" {
-		cat, err := catalogue.Open(c.Products)
+		cat, err := openCatalogue(c.Products)
 		if err != nil {
 			return err
 		}
 		p, known := cat.Get(c.Product)
 		if !known {
-			return fmt.Errorf("unknown product %q (`ctrloop render catalogue` lists them)", c.Product)
+			return usageError{withHint(fmt.Errorf("unknown product %q", c.Product), "`ctrloop render catalogue` lists them")}
 		}
 		im = imaging.Compose(p, im)
 	}
-	f, err := os.Create(c.Output)
+	f, err := os.Create(c.Out)
 	if err != nil {
 		return err
 	}
 	if err := imaging.EncodePNG(f, im); err != nil {
 		_ = f.Close()
-		return fmt.Errorf("%s: %w", c.Output, err)
+		return fmt.Errorf("%s: %w", c.Out, err)
 	}
 	return f.Close()
 }

@@ -46,7 +46,7 @@ func TestRenderCatalogue(t *testing.T) {
 		len(p.Harmonious) != 4 {
 		t.Errorf("product %+v, variant %+v", p, v)
 	}
-	if _, errs, code := render(t, "catalogue", "--products", t.TempDir()); code != exitFailed || !strings.Contains(errs, "products.jsonl") {
+	if _, errs, code := render(t, "catalogue", "--products", t.TempDir()); code != exitUsage || !strings.Contains(errs, "products.jsonl") {
 		t.Errorf("an empty folder: exit %d, %s", code, errs)
 	}
 }
@@ -65,7 +65,7 @@ func TestRenderImage(t *testing.T) {
 	if im, err := png.Decode(f); err != nil || im.Bounds().Dx() != 64 {
 		t.Errorf("%v", err)
 	}
-	if _, errs, code := render(t, "image", "mountain lake, puce tones, soft morning light, no props", "-o", file); code != exitFailed ||
+	if _, errs, code := render(t, "image", "mountain lake, puce tones, soft morning light, no props", "-o", file); code != exitUsage ||
 		!strings.Contains(errs, "puce tones") {
 		t.Errorf("unknown words: exit %d, %s", code, errs)
 	}

@@ -132,7 +132,7 @@ func (c *ReplayCmd) judge(res replay.Result) error {
 	case res.Lost > 0:
 		return lossError{withHint(
 			fmt.Errorf("%d events are lost: they came after the windows of their impressions had closed, and are in no label", res.Lost),
-			"ctrloop sql --dir DIR 'SELECT * FROM late' has them; replay the logs into a new folder in the order of their times "+
+			"ctrloop sql --dir DIR --question late lists them; replay the logs into a new folder in the order of their times "+
 				"(--sort), all but the last with --keep-open")}
 	case res.RejectedShare() > float64(c.MaxRejects):
 		return lossError{withHint(

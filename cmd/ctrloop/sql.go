@@ -22,11 +22,11 @@ type SQLCmd struct {
 	Question string            `help:"Ask a question of the book instead." placeholder:"NAME" xor:"book"`
 	Param    map[string]string `help:"Parameter of the question: NAME=VALUE." placeholder:"NAME=VALUE" mapsep:"none"`
 	List     bool              `help:"List the book of questions." xor:"book"`
-	Dir      string            `help:"Folder of the instance; its engine is started for the question where nothing runs." default:"ctrloop-data" env:"CTRLOOP_DIR" type:"path"`
-	DSN      string            `name:"dsn" help:"Ask this ClickHouse instead: clickhouse://user:password@host:port/database." env:"CTRLOOP_CLICKHOUSE_DSN"`
-	Format   string            `help:"table, json (one object a line), csv, tsv or parquet." default:"table" enum:"table,json,csv,tsv,parquet"`
-	Rows     int64             `help:"Most rows of the answer; 0 leaves the server's limit."`
-	Timeout  time.Duration     `help:"Longest time the question may take; 0 leaves the server's limit."`
+	storeFlags
+	JSON    bool          `name:"json" help:"Print JSON, one object a line: short for --format json."`
+	Format  string        `help:"table, json (one object a line), csv, tsv or parquet." default:"table" enum:"table,json,csv,tsv,parquet"`
+	Rows    int64         `help:"Most rows of the answer; 0 leaves the server's limit."`
+	Timeout time.Duration `help:"Longest time the question may take; 0 leaves the server's limit."`
 }
 
 // stopGrace is how long an engine started for one question may take to stop.
@@ -34,6 +34,12 @@ const stopGrace = 10 * time.Second
 
 // Run asks the warehouse.
 func (c *SQLCmd) Run(ctx context.Context, g *Globals, out *output) error {
+	switch {
+	case c.JSON && c.Format != string(warehouse.FormatTable) && c.Format != string(warehouse.FormatJSON):
+		return usageError{fmt.Errorf("--json and --format %s: one form at a time", c.Format)}
+	case c.JSON:
+		c.Format = string(warehouse.FormatJSON)
+	}
 	if c.List {
 		return c.list(out)
 	}
@@ -41,14 +47,11 @@ func (c *SQLCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	if err != nil {
 		return err
 	}
-	dsn := c.DSN
-	if dsn == "" {
-		var stop func()
-		if dsn, stop, err = warehouseAt(ctx, c.Dir, g, out, false); err != nil {
-			return err
-		}
-		defer stop()
+	dsn, stop, err := c.find(ctx, g, out, false)
+	if err != nil {
+		return err
 	}
+	defer stop()
 	limits := warehouse.Limits{Rows: c.Rows, Timeout: c.Timeout}
 	return warehouse.Ask(ctx, dsn, query, params, warehouse.Format(c.Format), out.stdout, limits)
 }

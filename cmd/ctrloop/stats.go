@@ -12,6 +12,7 @@ import (
 
 	"ctrloop/internal/stats"
 	"ctrloop/internal/stats/statcsv"
+	"ctrloop/serving/experiment/recorded"
 )
 
 // StatsCmd is `ctrloop stats`: the statistics on a file or on what an instance's warehouse has.
@@ -31,12 +32,14 @@ type statsAnswer struct {
 // statsSequence are the options of the confidence sequence.
 type statsSequence struct {
 	Alpha *float64 `placeholder:"0.05" help:"Two-sided error over all looks. Default: the experiment's with --experiment, else 0.05."`
-	NStar *float64 `name:"nstar" placeholder:"5000" help:"Units at which the interval is tightest. Default: the experiment's with --experiment, else 5000."`
+	NStar *float64 `name:"n-star" aliases:"nstar" placeholder:"5000" help:"Units at which the interval is tightest. Default: the experiment's with --experiment, else 5000."`
 }
 
 // sequence is what the options say, with the defaults of a file.
-func (o statsSequence) sequence() stats.Sequence {
-	q := stats.DefaultSequence()
+func (o statsSequence) sequence() stats.Sequence { return o.over(stats.DefaultSequence()) }
+
+// over is q where the options say nothing else.
+func (o statsSequence) over(q stats.Sequence) stats.Sequence {
 	if o.Alpha != nil {
 		q.Alpha = *o.Alpha
 	}
@@ -53,7 +56,7 @@ type StatsLiftCmd struct {
 	statsAnswer
 	statsSequence
 	Exact float64       `placeholder:"IMPRESSIONS" help:"Of a file: an exact interval too, that holds from the first unit on, where no unit can have more than IMPRESSIONS. The bound must be known before the data; rows must be in the order in which units came."`
-	FDR   *float64      `name:"fdr" placeholder:"RATE" help:"False-discovery rate over the categories, where there are any. Default: alpha, as on an experiment's page."`
+	FDR   *float64      `name:"fdr" placeholder:"RATE" help:"False-discovery rate over the categories, where there are any. Default: alpha, as ctrloop experiment show has it."`
 	Pre   time.Duration `default:"336h" help:"With --experiment: how long before the test a unit's impressions are its covariate; 0 uses none."`
 }
 
@@ -168,9 +171,9 @@ func (c *StatsLiftCmd) Run(ctx context.Context, g *Globals, o *output) error {
 		c.File,
 		&c.statsSource,
 		statcsv.ReadLift,
-		func(w statsWarehouse) (statcsv.LiftData, error) {
-			q = w.sequence(c.statsSequence)
-			return w.lift(ctx, c.Pre)
+		func(x *recorded.Experiment) (statcsv.LiftData, error) {
+			q = c.over(x.Sequence(stats.DefaultSequence()))
+			return x.Lift(ctx, c.Pre)
 		},
 	)
 	if err != nil {
@@ -368,7 +371,7 @@ type StatsSRMCmd struct {
 	File string `arg:"" optional:"" help:"CSV with a header: arm,count; further columns share (planned) and phase for a ramp; '-' reads standard input."`
 	statsSource
 	statsAnswer
-	Shares []float64 `default:"0.5,0.5" help:"Planned shares in the order of the file's arms; they add up to 1. Not used where the file has a column share or the experiment's log has its ramp."`
+	Shares []float64 `default:"0.5,0.5" help:"Planned shares in the order of the file's arms, or of the names of the arms of an experiment that is not on the control log; they add up to 1. Not used where the file has a column share or the control log the experiment's ramp."`
 	Prior  float64   `default:"1" help:"Weight of the Dirichlet prior: alpha of an arm is prior times its share."`
 	Phases int       `help:"Phases planned in all, where more are to come than the file has."`
 }
@@ -396,8 +399,8 @@ type statsPhase struct {
 // Run reads the file or the warehouse and answers.
 func (c *StatsSRMCmd) Run(ctx context.Context, g *Globals, o *output) error {
 	read := func(r io.Reader) (statcsv.Phases, error) { return statcsv.ReadPhases(r, c.Shares) }
-	data, name, err := fromFileOrWarehouse(ctx, g, o, c.File, &c.statsSource, read, func(w statsWarehouse) (statcsv.Phases, error) {
-		return w.phases(ctx, c.Shares)
+	data, name, err := fromFileOrWarehouse(ctx, g, o, c.File, &c.statsSource, read, func(x *recorded.Experiment) (statcsv.Phases, error) {
+		return x.Phases(ctx, c.Shares)
 	})
 	if err != nil {
 		return err
@@ -487,9 +490,8 @@ func (c *StatsOPECmd) Run(ctx context.Context, g *Globals, o *output) error {
 	if err != nil {
 		return err
 	}
-	log, name, err := fromFileOrWarehouse(ctx, g, o, c.Log, &c.statsSource, statcsv.ReadLog, func(w statsWarehouse) (*statcsv.Log, error) {
-		return w.log(ctx, ids)
-	})
+	decisions := func(x *recorded.Experiment) (*statcsv.Log, error) { return x.Decisions(ctx, ids) }
+	log, name, err := fromFileOrWarehouse(ctx, g, o, c.Log, &c.statsSource, statcsv.ReadLog, decisions)
 	if err != nil {
 		return err
 	}
@@ -526,16 +528,19 @@ func readStatsFile[T any](path string, read func(io.Reader) (T, error)) (T, erro
 		f, err := os.Open(path)
 		if err != nil {
 			var zero T
-			return zero, err
+			return zero, usageError{err}
 		}
 		defer f.Close()
 		in = f
 	}
 	v, err := read(in)
 	if err != nil {
-		return v, fmt.Errorf("%s: %w", path, err)
+		err = fmt.Errorf("%s: %w", path, err)
 	}
-	return v, nil
+	if errors.Is(err, statcsv.ErrInput) {
+		err = usageError{err}
+	}
+	return v, err
 }
 
 // answer prints the result as text, unless the JSON goes to standard output, and writes the JSON where asked.

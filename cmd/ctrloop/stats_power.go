@@ -11,6 +11,7 @@ import (
 	"ctrloop/internal/stats"
 	"ctrloop/internal/stats/statcsv"
 	"ctrloop/internal/stats/statplot"
+	"ctrloop/serving/experiment/recorded"
 )
 
 // StatsPowerCmd is `ctrloop stats power`.
@@ -71,9 +72,9 @@ func (c *StatsPowerCmd) Run(ctx context.Context, g *Globals, o *output) error {
 		c.File,
 		&c.statsSource,
 		statcsv.ReadUnits,
-		func(w statsWarehouse) (stats.RatioSums, error) {
-			q = w.sequence(c.statsSequence)
-			return w.units(ctx)
+		func(x *recorded.Experiment) (stats.RatioSums, error) {
+			q = c.over(x.Sequence(stats.DefaultSequence()))
+			return x.Units(ctx)
 		},
 	)
 	if err != nil {

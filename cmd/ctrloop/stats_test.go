@@ -91,7 +91,7 @@ func TestStatsLift(t *testing.T) {
 	if p := v["p_always_valid"].(float64); p < 0.001 || p > 0.05 || v["null_because"] != nil {
 		t.Errorf("p = %g, %v", p, v["null_because"])
 	}
-	if out, err := runStats(t, "lift", "--alpha", "0.1", "--nstar", "100", in); err != nil || !strings.Contains(out, "90 % at every look") {
+	if out, err := runStats(t, "lift", "--alpha", "0.1", "--n-star", "100", in); err != nil || !strings.Contains(out, "90 % at every look") {
 		t.Errorf("text: %v\n%s", err, out)
 	}
 }
@@ -161,7 +161,7 @@ func TestStatsRefusesWhatHasNoAnswer(t *testing.T) {
 		{[]string{"srm", srm, "--prior", "inf"}, "prior"},
 		{[]string{"srm", tempFile(t, "arm,count\na,9000000000000000000\nb,9000000000000000000\n")}, "counted exactly"},
 		{[]string{"srm", tempFile(t, "arm,count\na,9000000000000000\nb,9000000000000000\n")}, "digits"},
-		{[]string{"lift", lift, "--nstar", "1e300"}, "nstar"},
+		{[]string{"lift", lift, "--n-star", "1e300"}, "nstar"},
 		{[]string{"lift", lift, "--alpha", "nan"}, "alpha"},
 		{[]string{"lift", tempFile(t, "unit,arm,impressions,clicks\nc,control,9000000000000000000,1\nt,treatment,10,1\n")}, "counted exactly"},
 		{[]string{"power", units, "--effects", "1e-12"}, "cannot be planned"},
@@ -325,7 +325,7 @@ func TestStatsPower(t *testing.T) {
 
 func TestStatsWrongUsage(t *testing.T) {
 	in := tempFile(t, "unit,arm,impressions,clicks\na,control,10,1\nb,treatment,10,2\n")
-	for _, args := range [][]string{{"--alpha", "2"}, {"--fdr", "1"}, {"--pre", "-1h"}, {"--nstar", "0"}, {"--step", "2"}} {
+	for _, args := range [][]string{{"--alpha", "2"}, {"--fdr", "1"}, {"--pre", "-1h"}, {"--n-star", "0"}, {"--step", "2"}} {
 		if code, _, stderr := cli(t, append([]string{"stats", "lift", in}, args...)...); code != exitUsage || stderr == "" {
 			t.Errorf("%v: exit %d: %s", args, code, stderr)
 		}

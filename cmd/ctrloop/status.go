@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -132,15 +133,71 @@ func (s instanceStatus) print(w io.Writer) error {
 			fmt.Fprintf(table, "waits for\t%s\t%s\n", gate.Name, gate.Reason)
 		}
 	}
+	for _, l := range listed {
+		for _, item := range l.of(s.Overview) {
+			fmt.Fprintln(table, l.line(item))
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(s.Addresses)) {
 		fmt.Fprintf(table, "%s\t%s\t\n", name, s.Addresses[name])
 	}
 	flat := make(map[string]string)
-	flatten("", s.Overview, flat)
+	rest := maps.Clone(s.Overview)
+	for _, l := range listed {
+		delete(rest, l.name)
+	}
+	flatten("", rest, flat)
 	for _, name := range slices.Sorted(maps.Keys(flat)) {
 		fmt.Fprintf(table, "%s\t%s\t\n", name, flat[name])
 	}
 	return table.Flush()
+}
+
+// list is a list of the overview that is shown line by line, in the words of its items.
+type list struct {
+	name string
+	line func(item map[string]any) string
+}
+
+// listed come before everything else: what is wrong, what is old, and how each stage is doing.
+var listed = []list{
+	{"alerts", func(a map[string]any) string {
+		return fmt.Sprintf("alert\t%s\t%s", a["severity"], strings.Join(slices.DeleteFunc(
+			[]string{text(a["title"]), sinceText(a["since"]), text(a["runbook"])}, func(s string) bool { return s == "" }), ", "))
+	}},
+	{"stale", func(p map[string]any) string {
+		age, _ := p["age_seconds"].(float64)
+		return fmt.Sprintf("stale\t%s\t%.0f s old: %s", text(p["part"]), age, cmp.Or(text(p["why"]), "nobody knows why"))
+	}},
+	{"stages", func(st map[string]any) string {
+		return fmt.Sprintf("stage %s\t%s\t%s", text(st["name"]), text(st["state"]), text(st["detail"]))
+	}},
+}
+
+// of are the items of the list in an overview.
+func (l list) of(overview map[string]any) (items []map[string]any) {
+	all, _ := overview[l.name].([]any)
+	for _, v := range all {
+		if item, ok := v.(map[string]any); ok {
+			items = append(items, item)
+		}
+	}
+	return items
+}
+
+// text is a value that should be one, "" for anything else.
+func text(v any) string {
+	s, _ := v.(string)
+	return s
+}
+
+// sinceText says since when, "" where nobody knows.
+func sinceText(v any) string {
+	at, err := time.Parse(time.RFC3339Nano, text(v))
+	if err != nil || at.IsZero() {
+		return ""
+	}
+	return "since " + at.UTC().Format(time.DateTime)
 }
 
 // flatten names each value inside nested objects by its path; lists are shown by their length.

@@ -157,7 +157,7 @@ func (c *TokenRevokeCmd) Run(_ context.Context, out *output) error {
 	}
 	t, err := access.Revoke(file, c.Which, time.Now().UTC().Truncate(time.Second))
 	if err != nil {
-		return usageError{withHint(err, "`ctrloop token ls` lists them")}
+		return withHint(err, "`ctrloop token ls` lists them")
 	}
 	if c.JSON {
 		return out.printJSON(row(t, time.Now()))

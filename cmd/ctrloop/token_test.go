@@ -46,13 +46,16 @@ func TestTokenCommands(t *testing.T) {
 		{"create --scopes read --expires 5 ada", "is not a duration"},
 		{"create --scopes read --expires=-1h ada", "not in the future"},
 		{"create ada", "--scopes"},
-		{"revoke ada", "no such token"},
 	} {
 		args := append([]string{"token"}, strings.Fields(c.args)...)
 		if code, _, stderr := cli(t, append(args, "--dir", dir)...); code != exitUsage || !strings.Contains(stderr, c.want) ||
 			!strings.Contains(stderr, "do: ") {
 			t.Errorf("%s: exit %d: %s", c.args, code, stderr)
 		}
+	}
+	if code, _, stderr := cli(t, "token", "revoke", "ada", "--dir", dir); code != exitFailed || !strings.Contains(stderr, "no such token") ||
+		!strings.Contains(stderr, "do: ") {
+		t.Errorf("revoke nobody: exit %d: %s", code, stderr)
 	}
 	elsewhere := filepath.Join(t.TempDir(), "c.yaml")
 	file := filepath.Join(t.TempDir(), "kept", "tokens.json")

@@ -15,16 +15,14 @@ import (
 
 	"ctrloop/app"
 	"ctrloop/app/trace"
-	"ctrloop/internal/config"
 	"ctrloop/internal/warehouse"
 	"ctrloop/schemas"
 )
 
 // TraceCmd is `ctrloop trace`.
 type TraceCmd struct {
-	ID         string        `arg:"" help:"The impression: a UUIDv7 or a ULID."`
-	Dir        string        `help:"Folder of the instance; what is needed of it is started for the question where nothing runs." default:"ctrloop-data" env:"CTRLOOP_DIR" type:"path"`
-	Config     string        `help:"Configuration file of the instance: its brokers and its warehouse by address, and the join's window." type:"existingfile" placeholder:"FILE"`
+	ID string `arg:"" help:"The impression: a UUIDv7 or a ULID."`
+	storeFlags
 	Slack      time.Duration `help:"How long after the end of its window records are still looked for." default:"1h"`
 	Everywhere bool          `help:"Read the topics whole: for replayed logs, whose raw records have other times."`
 	JSON       bool          `name:"json" help:"Print JSON."`
@@ -39,7 +37,7 @@ func (c *TraceCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	if c.Slack < 0 {
 		return usageError{fmt.Errorf("--slack %v: want 0 or more", c.Slack)}
 	}
-	cfg, err := config.Load(c.Config, app.Default())
+	cfg, err := c.load(false)
 	if err != nil {
 		return err
 	}
@@ -64,7 +62,7 @@ func (c *TraceCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	if err != nil {
 		return err
 	}
-	if err := c.rows(ctx, g, out, cfg, id, &rep); err != nil {
+	if err := c.rows(ctx, g, out, id, &rep); err != nil {
 		return err
 	}
 	if c.JSON {
@@ -96,27 +94,17 @@ func (c *TraceCmd) runningWindow(ctx context.Context) (time.Duration, error) {
 }
 
 // rows asks the warehouse, where there is one.
-func (c *TraceCmd) rows(ctx context.Context, g *Globals, out *output, cfg app.Config, id schemas.ImpressionID, rep *trace.Report) error {
-	dsn := cfg.ClickHouse.ReadOnlyDSN
-	if dsn == "" {
-		dsn = cfg.ClickHouse.DSN
-	}
-	if dsn == "" {
+func (c *TraceCmd) rows(ctx context.Context, g *Globals, out *output, id schemas.ImpressionID, rep *trace.Report) error {
+	if c.DSN == "" {
 		if _, err := os.Stat(filepath.Join(c.Dir, app.EngineFolder)); err != nil {
 			return nil // this instance has none
 		}
-		var stop func()
-		var err error
-		if dsn, stop, err = warehouseAt(ctx, c.Dir, g, out, false); err != nil {
-			return err
-		}
-		defer stop()
 	}
-	db, err := warehouse.Open(ctx, dsn)
+	db, done, err := c.open(ctx, g, out, false)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = db.Close() }() // it was only read from
+	defer done()
 	return rep.Ask(ctx, db, id)
 }
 

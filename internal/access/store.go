@@ -37,7 +37,7 @@ func Open(path string, now func() time.Time) (*Store, error) {
 	s := &Store{path: path, now: now}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.look()
+	s.reload()
 	return s, s.problem
 }
 
@@ -51,7 +51,7 @@ func (s *Store) Own() (secret string) {
 }
 
 // Identify says whose a token is: ErrUnknown, ErrExpired or ErrRevoked where it may not be used. Another error means that
-// the file cannot be read, so that nothing is known.
+// the file cannot be read: callers must refuse.
 func (s *Store) Identify(secret string) (Identity, error) {
 	sum := hash(secret)
 	id, shaped := idOf(secret)
@@ -62,7 +62,7 @@ func (s *Store) Identify(secret string) (Identity, error) {
 		i.Token = s.own.ID
 		return i, nil
 	}
-	s.look()
+	s.reload()
 	if s.problem != nil {
 		return Identity{}, s.problem
 	}
@@ -80,12 +80,12 @@ func (s *Store) Identify(secret string) (Identity, error) {
 func (s *Store) Problem() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.look()
+	s.reload()
 	return s.problem
 }
 
-// look reads the file where it has changed. Called with mu held.
-func (s *Store) look() {
+// reload reads the file where it has changed. Called with mu held.
+func (s *Store) reload() {
 	now := s.now()
 	if !s.looked.IsZero() && now.Sub(s.looked) < lookEvery && !now.Before(s.looked) {
 		return

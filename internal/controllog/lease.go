@@ -34,9 +34,10 @@ type Leader interface {
 	Held() control.Log
 }
 
-// Keeper holds leases for one process, and shows others that the process is alive. Leases are taken over on the word of
-// the control log alone; being alive is shown beside it, so that the log does not grow while nothing happens.
-type Keeper struct {
+// Leases holds leases for one process, and shows others that the process is alive. The control log alone decides
+// who holds a lease. That the process is alive is shown by offsets committed beside the log, so that the log does not grow while
+// nothing happens.
+type Leases struct {
 	log    control.Log
 	pulse  Pulse
 	owner  string
@@ -49,9 +50,9 @@ type Keeper struct {
 	beats chan struct{} // closed at the next one
 }
 
-// NewKeeper names the process; the name must be its own, see Hold. reg may be nil.
-func NewKeeper(log control.Log, pulse Pulse, owner string, ttl time.Duration, logger zerolog.Logger, reg prometheus.Registerer) *Keeper {
-	k := &Keeper{
+// NewLeases names the process; the name must be its own, see Hold. reg may be nil.
+func NewLeases(log control.Log, pulse Pulse, owner string, ttl time.Duration, logger zerolog.Logger, reg prometheus.Registerer) *Leases {
+	k := &Leases{
 		log: log, pulse: pulse, owner: owner, ttl: ttl, logger: logger, beats: make(chan struct{}),
 		held: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "ctrloop_controllog_held_leases",
@@ -65,7 +66,7 @@ func NewKeeper(log control.Log, pulse Pulse, owner string, ttl time.Duration, lo
 }
 
 // Run shows that the process is alive until ctx ends.
-func (k *Keeper) Run(ctx context.Context) error {
+func (k *Leases) Run(ctx context.Context) error {
 	failing := false
 	for n := time.Now().UnixMilli(); ; n++ { // a start with the same name goes on above
 		sent := time.Now()
@@ -96,7 +97,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 
 // fresh says for how long this process may still trust its leases, and what is closed at the next beat. Others wait a
 // whole ttl from when they saw the last beat, which is later than when it was sent.
-func (k *Keeper) fresh() (time.Duration, <-chan struct{}) {
+func (k *Leases) fresh() (time.Duration, <-chan struct{}) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.last.IsZero() {
@@ -107,7 +108,7 @@ func (k *Keeper) fresh() (time.Duration, <-chan struct{}) {
 
 // Holder is the claim of this process on one role.
 type Holder struct {
-	k    *Keeper
+	k    *Leases
 	role control.Role
 
 	acquired int64 // epoch that Run has claimed; 0: none
@@ -125,7 +126,7 @@ var _ Leader = (*Holder)(nil)
 // owner has shown nothing new for a whole ttl of this process's own monotonic clock, counted from when this process first
 // saw what it showed last: no two clocks are compared. Should the owner only have been stopped or cut off, it may still
 // believe in its lease for a moment; the fold rejects its commands, which carry an older epoch.
-func (k *Keeper) Hold(role control.Role) *Holder {
+func (k *Leases) Hold(role control.Role) *Holder {
 	k.held.WithLabelValues(string(role)).Set(0)
 	return &Holder{k: k, role: role, changed: make(chan struct{})}
 }
@@ -173,7 +174,7 @@ type watch struct {
 }
 
 // silent says whether the holder has shown nothing new for a ttl.
-func (w *watch) silent(ctx context.Context, k *Keeper, l control.Lease) bool {
+func (w *watch) silent(ctx context.Context, k *Leases, l control.Lease) bool {
 	ctx, cancel := context.WithTimeout(ctx, k.ttl/3)
 	defer cancel()
 	shown, err := k.pulse.Last(ctx, l.Owner)

@@ -19,7 +19,7 @@ import (
 
 const ttl = 15 * time.Second
 
-// proc is one process of a test: a keeper and a claim on the role of the trainer.
+// proc is one process of a test: a leases and a claim on the role of the trainer.
 type proc struct {
 	*Holder
 	stop func() // as a clean stop does: the claim first
@@ -42,7 +42,7 @@ func (m mortal) Append(ctx context.Context, e control.Event) (control.Answer, er
 func start(t *testing.T, shared control.Log, pulse Pulse, owner string) *proc {
 	t.Helper()
 	log := mortal{shared, &atomic.Bool{}}
-	k := NewKeeper(log, pulse, owner, ttl, zerolog.Nop(), nil)
+	k := NewLeases(log, pulse, owner, ttl, zerolog.Nop(), nil)
 	h := k.Hold(control.RoleTrainer)
 	beat, endBeat := context.WithCancel(t.Context())
 	claim, endClaim := context.WithCancel(t.Context())
@@ -310,7 +310,7 @@ func TestLeasesOnABroker(t *testing.T) {
 	endFirst := stop(first)
 	await(first)
 	endSecond := stop(second)
-	if n, err := two.beacon.Last(ctx, one.keeper.owner); err != nil || n < 0 {
+	if n, err := two.beacon.Last(ctx, one.leases.owner); err != nil || n < 0 {
 		t.Fatalf("the second process sees %d of the first, %v", n, err)
 	}
 	endFirst()

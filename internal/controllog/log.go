@@ -30,11 +30,11 @@ type Log struct {
 	replica  *stream.Replica
 
 	beacon *stream.Beacon
-	keeper *Keeper
+	leases *Leases
 	id     string          // of the topic
 	open   context.Context // until Close
 	close  context.CancelFunc
-	// background are the keeper and the snapshot that is being written.
+	// background are the leases and the snapshot that is being written.
 	background sync.WaitGroup
 
 	mu       sync.Mutex
@@ -82,8 +82,8 @@ func Open(ctx context.Context, c stream.Config, opt Options, log zerolog.Logger,
 		beacon.Close()
 		return nil, fmt.Errorf("open control log: %w", err)
 	}
-	l.keeper = NewKeeper(l, beacon, cmp.Or(opt.Owner, processName()), cmp.Or(opt.TTL, DefaultTTL), log, reg)
-	l.background.Go(func() { _ = l.keeper.Run(l.open) })
+	l.leases = NewLeases(l, beacon, cmp.Or(opt.Owner, processName()), cmp.Or(opt.TTL, DefaultTTL), log, reg)
+	l.background.Go(func() { _ = l.leases.Run(l.open) })
 	return l, nil
 }
 
@@ -111,7 +111,7 @@ func processName() string {
 }
 
 // Hold makes a claim on a single-writer role, one in a process. It claims while its Run runs.
-func (l *Log) Hold(role control.Role) *Holder { return l.keeper.Hold(role) }
+func (l *Log) Hold(role control.Role) *Holder { return l.leases.Hold(role) }
 
 func (l *Log) report(err error) {
 	if errors.Is(err, stream.ErrDataLoss) {

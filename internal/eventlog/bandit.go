@@ -210,7 +210,7 @@ func parseTime(s string) (at time.Time, err error) {
 	return at, err
 }
 
-// absent are the ways in which tools write that there is no value.
+// absent reports whether a text is one of those that tools write where there is no value.
 func absent(s string) bool {
 	switch strings.ToLower(s) {
 	case "", "null", "nan", "none", "na", "n/a":

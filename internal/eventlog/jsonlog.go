@@ -88,9 +88,6 @@ func jsonArray(s *source, r io.Reader, opt Options) (func() ([]Line, error), err
 	}, nil
 }
 
-// maxBefore is how far before its impression a click may claim to be: clocks differ by seconds, a day is a wrong unit.
-const maxBefore = 24 * time.Hour
-
 // jsonEvent reads what order and time need; the edge judges the rest.
 func jsonEvent(b []byte, line int64, opt Options) ([]Line, error) {
 	bad := func(reason schemas.DeadLetterReason, format string, args ...any) error {
@@ -131,7 +128,7 @@ func jsonEvent(b []byte, line int64, opt Options) ([]Line, error) {
 	if detail := checkTime(l.TimeMS, opt.Latest); detail != "" {
 		return nil, bad(schemas.DeadBadTime, "%s", detail)
 	}
-	if l.Click && l.TimeMS < id.UnixMilli()-maxBefore.Milliseconds() {
+	if l.Click && l.TimeMS < id.UnixMilli()-schemas.MaxBeforeMS {
 		return nil, bad(schemas.DeadBadTime, "the click is a day or more before its impression: time_ms is in Unix milliseconds, not seconds")
 	}
 	return []Line{l}, nil
@@ -144,14 +141,11 @@ func wanted(field string) string {
 	return "text"
 }
 
-// maxTimeMS is the year 2100: a time beyond it is a unit mistaken, not an event. The edge has the same bound.
-const maxTimeMS = 4_102_444_800_000
-
 // checkTime says what is wrong with an event's time, "" for nothing. A recorded event cannot be of the future: one such
 // row would close every window of the store for what comes after it.
 func checkTime(ms int64, latest time.Time) string {
 	switch {
-	case ms <= 0 || ms > maxTimeMS:
+	case ms <= 0 || ms > schemas.MaxTimeMS:
 		return fmt.Sprintf("time %d is not in Unix milliseconds between 1970 and 2100", ms)
 	case !latest.IsZero() && ms > latest.UnixMilli():
 		return fmt.Sprintf("%s is in the future: a recorded event cannot be", time.UnixMilli(ms).UTC().Format(time.RFC3339))

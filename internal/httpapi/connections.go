@@ -10,8 +10,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// boundedListener bounds open connections, in all and by address. At a bound, the one that has been idle the longest makes
-// place for a new one: whoever opens thousands and says nothing shuts out nobody else.
+// boundedListener bounds open connections, in all and by address. At a bound, the one that has been idle the longest is
+// closed for a new one, so that a client which opens thousands and sends nothing does not shut out others.
 type boundedListener struct {
 	net.Listener
 	limits  Limits

@@ -218,11 +218,11 @@ func (d *door) identify(r *http.Request, address netip.Addr) (access.Identity, *
 			e.RetryAfter = time.Minute / time.Duration(d.cfg.FailuresPerMinute)
 			return access.Identity{}, e
 		case errors.Is(err, access.ErrUnknown), errors.Is(err, access.ErrExpired), errors.Is(err, access.ErrRevoked):
-			d.failures.take(address, now)
+			d.failures.spend(address, now)
 			return who, Refuse(http.StatusUnauthorized, "`ctrloop token create` makes another one", "%v", err)
 		case err != nil: // nothing is known: nobody comes in
 			return who, Refuse(http.StatusServiceUnavailable, "the log and /readyz of the instance say more", "tokens cannot be checked")
-		case !d.tokens.take(who.Token, now):
+		case !d.tokens.spend(who.Token, now):
 			return who, Refuse(http.StatusTooManyRequests, "come back after Retry-After",
 				"token %s sends more than %v requests a second (auth.requests_per_second)", who.Name, d.cfg.RequestsPerSecond)
 		}
@@ -279,8 +279,8 @@ func (l *limiters[K]) of(key K, now time.Time) *rate.Limiter {
 	return b
 }
 
-// take spends one, false where none is left.
-func (l *limiters[K]) take(key K, now time.Time) bool {
+// spend takes one, false where none is left.
+func (l *limiters[K]) spend(key K, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.of(key, now).AllowN(now, 1)

@@ -292,7 +292,7 @@ func TestLimitersAreBounded(t *testing.T) {
 	l := limiters[netip.Addr]{limit: 1, burst: 3}
 	now := time.Unix(0, 0)
 	for i := range 3 * maxLimiters {
-		l.take(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), now)
+		l.spend(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), now)
 	}
 	if len(l.m) > maxLimiters {
 		t.Errorf("%d buckets", len(l.m))

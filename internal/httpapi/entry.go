@@ -54,6 +54,17 @@ func Who(ctx context.Context) access.Identity {
 	return access.Identity{Name: "anonymous"}
 }
 
+// Client names a caller for turns and shares between callers: its token's id, or where it has none its address.
+func Client(r *http.Request) string {
+	if who := Who(r.Context()); who.Token != "" {
+		return who.Token
+	}
+	if c := callOf(r.Context()); c != nil {
+		return c.address.String()
+	}
+	return addressOf(r.RemoteAddr).String()
+}
+
 // Require refuses a caller without a scope, in a handler whose route is public. The error is of type *Error.
 func Require(r *http.Request, s access.Scope) error {
 	c := callOf(r.Context())

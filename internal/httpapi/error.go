@@ -34,6 +34,7 @@ var codes = map[int]string{
 	http.StatusMethodNotAllowed:      "method_not_allowed",
 	http.StatusRequestTimeout:        "timeout",
 	http.StatusConflict:              "conflict",
+	http.StatusGone:                  "gone",
 	http.StatusRequestEntityTooLarge: "too_large",
 	http.StatusUnsupportedMediaType:  "unsupported_media_type",
 	http.StatusUnprocessableEntity:   "invalid",

@@ -110,7 +110,7 @@ type Server struct {
 	stopping chan struct{}
 }
 
-// Listen opens a listener. It refuses one beyond loopback while nobody has to say who they are. Serving starts with Run.
+// Listen opens a listener. It refuses an address beyond loopback while authentication is off. Serving starts with Run.
 func (k *Kit) Listen(name, address string, routes ...Route) (*Server, error) {
 	if err := k.auth.CheckAddress(address); err != nil {
 		return nil, fmt.Errorf("listener %s: %w", name, err)

@@ -251,9 +251,9 @@ func Cutout(p *catalogue.Product, px int) *image.NRGBA {
 	return out
 }
 
-// KeepProduct copies the product's pixels into a picture that was painted around it elsewhere, wherever the product
+// PasteProduct copies the product's pixels into a picture that was painted around it elsewhere, wherever the product
 // covers fully. Its blended rim stays as the painter left it: pasting that again would blend it twice.
-func KeepProduct(im *image.NRGBA, p *catalogue.Product) {
+func PasteProduct(im *image.NRGBA, p *catalogue.Product) {
 	l := layerOf(p, im.Rect.Dx())
 	for y := range l.im.Rect.Dy() {
 		src := l.im.Pix[y*l.im.Stride:]

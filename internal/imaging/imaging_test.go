@@ -255,7 +255,7 @@ func TestAPictureThatWasPaintedElsewhereGetsItsProductBack(t *testing.T) {
 		for i := range im.Pix {
 			im.Pix[i] = 100
 		}
-		KeepProduct(im, p)
+		PasteProduct(im, p)
 		if worst := MaxProductError(im, p); worst != 0 {
 			t.Errorf("%s: product pixels differ by %d", p.ID, worst)
 		}

@@ -297,7 +297,7 @@ func copyTo(w io.Writer, path string, most int64) (size int64, sum string, err e
 }
 
 // Lock takes files that running programs hold by flock, so that none of them starts while a folder is copied. It fails with
-// ErrInUse where one runs. Where there is no file, nobody can hold it.
+// ErrInUse where one runs. A file that is not there is not locked: no program can hold it.
 func Lock(paths ...string) (release func(), err error) {
 	var held []func()
 	release = func() {

@@ -30,8 +30,8 @@ type Lift struct {
 //
 // The relative interval is Fieller's [F] with the sequence's critical value in place of the normal one: it
 // holds every theta - 1 for which the sequence of R_B - theta R_A covers 0. Unlike the delta method on the
-// ratio it agrees with the absolute interval about zero, except when the control's rate cannot be told from
-// zero: the ratio then has no bound, and the interval says so (infinite).
+// ratio it agrees with the absolute interval about zero, except when the control's rate is not significantly above
+// zero: the ratio then has no bound, and the interval is infinite.
 func Compare(control, treatment RatioSums, q Sequence) (Lift, error) {
 	if err := checkArms(control, treatment, q); err != nil {
 		return Lift{}, err
@@ -121,7 +121,7 @@ func (x contrast) lift(units float64, q Sequence, lacks string) Lift {
 // fieller solves D(r)^2 <= z^2 V(r) for r and returns r - 1.
 func (x contrast) fieller(z float64) Interval {
 	a, b, c := x.d1*x.d1-z*z*x.v2, x.d0*x.d1+z*z*x.v1/2, x.d0*x.d0-z*z*x.v0
-	if a <= 0 { // the control's rate is not told from zero: no upper bound
+	if a <= 0 { // the control's rate is not significantly above zero: no upper bound
 		return Interval{-1, math.Inf(1)}
 	}
 	root := math.Sqrt(max(0, b*b-a*c))

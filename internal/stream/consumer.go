@@ -79,7 +79,7 @@ func (k *Consumer) Commit(ctx context.Context, places map[TopicPartition]Committ
 		offsets[tp.Topic][tp.Partition] = kgo.EpochOffset{Epoch: p.LeaderEpoch, Offset: p.Offset}
 	}
 	ctx = kgo.PreCommitFnContext(ctx, func(r *kmsg.OffsetCommitRequest) error {
-		if err := k.mine(places); err != nil {
+		if err := k.checkOwned(places); err != nil {
 			return err
 		}
 		for i := range r.Topics {
@@ -117,8 +117,8 @@ func (k *Consumer) Commit(ctx context.Context, places map[TopicPartition]Committ
 	return fmt.Errorf("commit offsets: %w", err)
 }
 
-// mine fails when one of the partitions has gone.
-func (k *Consumer) mine(places map[TopicPartition]Committed) error {
+// checkOwned fails when one of the partitions has gone.
+func (k *Consumer) checkOwned(places map[TopicPartition]Committed) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for tp := range places {

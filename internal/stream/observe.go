@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
@@ -72,4 +73,47 @@ func (o *observed) OnClientClosed(cl *kgo.Client) {
 	clientNames.Lock()
 	defer clientNames.Unlock()
 	delete(clientNames.taken, o.name)
+}
+
+// readings are the figures of all readers of one process together: each lives for a rebuild or a look, and a series for each would be
+// gone before it is asked for.
+type readings struct {
+	open               prometheus.Gauge
+	records, bytes, no prometheus.Counter
+}
+
+// readings returns the figures of the registry of c, made by whoever is first; without a registry nobody sees them.
+func (c Config) readings() readings {
+	r := readings{
+		open: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "ctrloop_kafka_readers",
+			Help: "Readers of single partitions beside any group that are at work: rebuilds of the join's state, copies of logs.",
+		}),
+		records: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ctrloop_kafka_reader_records_total", Help: "Records that readers of single partitions have fetched.",
+		}),
+		bytes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ctrloop_kafka_reader_bytes_total", Help: "Their keys and values, in bytes, after decompression.",
+		}),
+		no: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ctrloop_kafka_reader_failures_total", Help: "Readers of single partitions that ended with an error of the broker or the connection.",
+		}),
+	}
+	if c.Metrics == nil {
+		return r
+	}
+	r.open = shared(c.Metrics, r.open)
+	r.records, r.bytes, r.no = shared(c.Metrics, r.records), shared(c.Metrics, r.bytes), shared(c.Metrics, r.no)
+	return r
+}
+
+// shared registers a figure, or returns the one that is registered.
+func shared[M prometheus.Collector](to prometheus.Registerer, m M) M {
+	var there prometheus.AlreadyRegisteredError
+	if err := to.Register(m); errors.As(err, &there) {
+		if was, ok := there.ExistingCollector.(M); ok {
+			return was
+		}
+	}
+	return m
 }

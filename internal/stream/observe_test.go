@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/rs/zerolog"
@@ -53,5 +54,39 @@ func TestClientsAreObserved(t *testing.T) {
 	}
 	if !strings.Contains(log.String(), "new group session begun") {
 		t.Errorf("the log has nothing of the group:\n%s", log.String())
+	}
+}
+
+// Readers of single partitions come and go: they have figures together, which stay.
+func TestReadersHaveFiguresTogether(t *testing.T) {
+	b := streamtest.StartTopics(t, 1, schemas.Topic{Name: "in"})
+	reg := prometheus.NewRegistry()
+	c := b.Config
+	c.Metrics = reg
+	records := inputs("in", 0, 5)
+	size := 0
+	for _, r := range records {
+		size += len(r.Key) + len(r.Value)
+	}
+	streamtest.Produce(t, b.Config, records...)
+	for range 2 {
+		n := 0
+		if err := stream.ReadRange(t.Context(), c, "in", 0, 0, 5, func(*stream.Record) error { n++; return nil }); err != nil || n != 5 {
+			t.Fatal(n, err)
+		}
+	}
+	got := map[string]float64{}
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		m := f.GetMetric()[0]
+		got[f.GetName()] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
+	}
+	want := map[string]float64{"ctrloop_kafka_reader_bytes_total": float64(2 * size), "ctrloop_kafka_reader_records_total": 10,
+		"ctrloop_kafka_reader_failures_total": 0, "ctrloop_kafka_readers": 0}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("figures (-want +got):\n%s", d)
 	}
 }

@@ -71,12 +71,16 @@ func follow(ctx context.Context, c Config, topic string, partition int32, from i
 		return fmt.Errorf("reader of %s/%d: %w", topic, partition, err)
 	}
 	defer cl.Close()
+	figures := c.readings()
+	figures.open.Inc()
+	defer figures.open.Dec()
 	for {
 		fetches := cl.PollFetches(ctx)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		for _, e := range fetches.Errors() {
+			figures.no.Inc()
 			var loss *kgo.ErrDataLoss
 			if errors.As(e.Err, &loss) || errors.Is(e.Err, kerr.OffsetOutOfRange) {
 				return fmt.Errorf("read %s/%d from %d: %w: %w", topic, partition, from, ErrDataLoss, e.Err)
@@ -84,7 +88,10 @@ func follow(ctx context.Context, c Config, topic string, partition int32, from i
 			return fmt.Errorf("read %s/%d: %w", topic, partition, e.Err)
 		}
 		for it := fetches.RecordIter(); !it.Done(); {
-			if err := fn(it.Next()); err != nil {
+			r := it.Next()
+			figures.records.Inc()
+			figures.bytes.Add(float64(len(r.Key) + len(r.Value)))
+			if err := fn(r); err != nil {
 				return err
 			}
 		}

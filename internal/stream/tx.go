@@ -95,7 +95,8 @@ func (f *produceFailure) promise(r *Record, err error) {
 	}
 }
 
-func (f *produceFailure) take() error {
+// clear forgets the failure and returns it.
+func (f *produceFailure) clear() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	err := f.err
@@ -219,7 +220,7 @@ func (t *Tx) Ends(ctx context.Context, topics ...string) (map[TopicPartition]int
 
 // Begin opens a transaction.
 func (t *Tx) Begin() error {
-	_ = t.failure.take() // the last transaction's
+	_ = t.failure.clear() // the last transaction's
 	if err := t.session.Begin(); err != nil {
 		return fmt.Errorf("begin transaction: %w", err)
 	}
@@ -254,7 +255,7 @@ func (t *Tx) CommitUpTo(
 	if err := t.cl.Flush(ctx); err != nil {
 		return false, fmt.Errorf("flush transaction: %w", err)
 	}
-	if err := t.failure.take(); err != nil {
+	if err := t.failure.clear(); err != nil {
 		return false, t.abort(ctx)
 	}
 	places := t.places(upTo, meta)
@@ -349,7 +350,7 @@ func (t *Tx) abort(ctx context.Context) error {
 	if _, err := t.session.End(ctx, kgo.TryAbort); err != nil {
 		return fmt.Errorf("abort transaction: %w", err)
 	}
-	_ = t.failure.take() // thrown away with its records
+	_ = t.failure.clear() // thrown away with its records
 	t.rewind()
 	return nil
 }

@@ -52,8 +52,8 @@ func (g *Gate) Report(err error) {
 	g.Healthy()
 }
 
-// Tell is Unhealthy with a trouble, and Healthy with an empty one.
-func (g *Gate) Tell(trouble string) { g.set(trouble == "", trouble) }
+// ReportText is Unhealthy with a trouble, and Healthy with an empty one.
+func (g *Gate) ReportText(trouble string) { g.set(trouble == "", trouble) }
 
 func (g *Gate) set(ready bool, reason string) {
 	if g == nil {

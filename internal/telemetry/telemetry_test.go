@@ -101,7 +101,7 @@ func TestReadiness(t *testing.T) {
 	now = now.Add(time.Second)
 	sink.Report(errors.New("the warehouse is full"))
 	now = now.Add(time.Second)
-	sink.Tell("the warehouse is full still")
+	sink.ReportText("the warehouse is full still")
 	ready, gates := r.State()
 	want := []GateState{
 		{Name: "edge", Ready: true, Since: time.Unix(100, 0)},

@@ -170,7 +170,7 @@ func (e *Engine) definitions(ctx context.Context, db *DB) ([]string, error) {
 	return keep, nil
 }
 
-// Release forgets the moment and gives back the disk that only it held.
+// Release deletes what was frozen, and with it the disk space that nothing else uses.
 func (f Frozen) Release() error {
 	if f.name == "" {
 		return nil

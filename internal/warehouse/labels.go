@@ -46,6 +46,7 @@ type Label struct {
 	Impression   schemas.ImpressionID
 	User         uint64
 	Propensity   float64
+	ArmShare     float64 // 0: not known
 	Weight       float64
 	ClickDelayMS int64
 	WatermarkMS  int64
@@ -188,7 +189,7 @@ func (db *DB) InsertLabels(ctx context.Context, token string, rows []LabelRow) e
 	for i := range rows {
 		r := &rows[i]
 		l := Label{
-			Impression: r.Impression, User: r.User, Propensity: r.Propensity, Weight: r.Weight, ClickDelayMS: r.ClickDelayMS,
+			Impression: r.Impression, User: r.User, Propensity: r.Propensity, ArmShare: r.ArmShare, Weight: r.Weight, ClickDelayMS: r.ClickDelayMS,
 			WatermarkMS: r.WatermarkMS, Offset: r.Offset,
 			Version: r.Version, Clicks: r.Clicks, Position: ClampPosition(uint64(r.Position)), Partition: uint16(r.Partition), Kind: int8(r.Kind),
 			Clicked: r.Clicked, Bot: r.Bot, Suspect: r.Suspect,
@@ -218,6 +219,7 @@ type LabelRow struct {
 	ModelVersion string
 	Policy       string
 	Propensity   float64
+	ArmShare     float64 // of the arm in the experiment; 0: not known
 	Bot          bool
 	Kind         eventpb.LabelKind
 	Clicked      bool
@@ -245,6 +247,7 @@ type labelEncoder struct {
 	user                proto.ColUInt64
 	position, partition proto.ColUInt16
 	propensity, weight  proto.ColFloat64
+	armShare            *proto.ColNullable[float64]
 	bot, clicked        proto.ColUInt8
 	suspect             proto.ColUInt8
 	kind                proto.ColInt8
@@ -271,7 +274,7 @@ const kindType proto.ColumnType = "Enum8('unspecified' = 0, 'positive' = 1, 'fin
 	"'corrected' = 4)"
 
 func newLabelEncoder() *labelEncoder {
-	e := &labelEncoder{}
+	e := &labelEncoder{armShare: new(proto.ColFloat64).Nullable()}
 	e.event.WithPrecision(proto.PrecisionMilli).WithLocation(time.UTC)
 	e.watermark.WithPrecision(proto.PrecisionMilli).WithLocation(time.UTC)
 	e.columns = proto.Input{
@@ -282,7 +285,8 @@ func newLabelEncoder() *labelEncoder {
 		{
 			Name: "position",
 			Data: &e.position,
-		}, {Name: "propensity", Data: &e.propensity}, {Name: "bot", Data: &e.bot}, {Name: "suspect", Data: &e.suspect},
+		}, {Name: "propensity", Data: &e.propensity}, {Name: "arm_share", Data: e.armShare},
+		{Name: "bot", Data: &e.bot}, {Name: "suspect", Data: &e.suspect},
 		{Name: "kind", Data: typed{&e.kind, kindType}},
 		{
 			Name: "clicked",
@@ -377,6 +381,7 @@ func (e *labelEncoder) encode(b *LabelBlock, n int) {
 	e.impression, e.version, e.clicks, e.user = e.impression[:0], e.version[:0], e.clicks[:0], e.user[:0]
 	e.event.Reset()
 	e.watermark.Reset()
+	e.armShare.Reset()
 	e.position, e.partition, e.propensity, e.weight = e.position[:0], e.partition[:0], e.propensity[:0], e.weight[:0]
 	e.bot, e.suspect, e.clicked, e.kind, e.delay, e.offset = e.bot[:0], e.suspect[:0], e.clicked[:0], e.kind[:0], e.delay[:0], e.offset[:0]
 	for _, k := range e.order {
@@ -387,6 +392,7 @@ func (e *labelEncoder) encode(b *LabelBlock, n int) {
 		e.user = append(e.user, r.User)
 		e.position = append(e.position, r.Position)
 		e.propensity = append(e.propensity, r.Propensity)
+		e.armShare.Append(proto.Nullable[float64]{Set: r.ArmShare != 0, Value: r.ArmShare})
 		e.bot = append(e.bot, bit(r.Bot))
 		e.suspect = append(e.suspect, bit(r.Suspect))
 		e.kind = append(e.kind, r.Kind)

@@ -53,11 +53,11 @@ WHERE event_time BETWEEN fromUnixTimestamp64Milli(?) AND fromUnixTimestamp64Mill
 	return impressions, clicked, nil
 }
 
-// Counts of a store as a whole: impressions with a label, and places where labels and audit differ.
-func (db *DB) Counts(ctx context.Context) (impressions, mismatches uint64, err error) {
-	const query = `SELECT (SELECT count() FROM labels_latest), (SELECT count() FROM audit_mismatch)`
-	if err := db.QueryRow(ctx, query).Scan(&impressions, &mismatches); err != nil {
-		return 0, 0, fmt.Errorf("count labels and mismatches: %w", err)
+// Count asks for one number, as a row of one UInt64.
+func (db *DB) Count(ctx context.Context, query string, args ...any) (int64, error) {
+	var n uint64
+	if err := db.QueryRow(ctx, query, args...).Scan(&n); err != nil {
+		return 0, fmt.Errorf("%s: %w", query, err)
 	}
-	return impressions, mismatches, nil
+	return int64(n), nil
 }

@@ -311,6 +311,7 @@ func (d dialect) render(name, text string) (string, error) {
 	t, err := template.New(name).Funcs(template.FuncMap{
 		"cluster": d.onCluster, "local": d.local, "engine": d.engine, "dedup": d.dedup, "distributed": d.distributed,
 		"dict": dict, "arm": func() string { return armKey }, "version_key": versionKey, "has_time": func() string { return hasTime },
+		"trusted": func() string { return trusted },
 		"least_units": func() int { return stats.LeastUnits }, "least_clicks": func() int { return stats.LeastClicks },
 		"rounding": func() string { return strconv.FormatFloat(stats.RoundingOfSquares, 'g', -1, 64) },
 	}).Parse(text)

@@ -102,13 +102,13 @@ func (n *native) insert(ctx context.Context, table, token string, columns proto.
 		},
 	}
 	for {
-		c, used, err := n.take(ctx)
+		c, used, err := n.acquire(ctx)
 		if err != nil {
 			return fmt.Errorf("insert into %s: %w", table, err)
 		}
 		err = c.Do(ctx, query)
 		if err == nil {
-			n.give(c)
+			n.release(c)
 			return nil
 		}
 		_ = c.Close()
@@ -120,8 +120,8 @@ func (n *native) insert(ctx context.Context, table, token string, columns proto.
 	}
 }
 
-// take returns a connection, and whether it was used before.
-func (n *native) take(ctx context.Context) (c *ch.Client, used bool, err error) {
+// acquire returns a connection, and whether it was used before.
+func (n *native) acquire(ctx context.Context) (c *ch.Client, used bool, err error) {
 	n.mu.Lock()
 	if n.shut {
 		n.mu.Unlock()
@@ -153,7 +153,8 @@ func (n *native) take(ctx context.Context) (c *ch.Client, used bool, err error) 
 	return nil, false, errors.Join(errs...)
 }
 
-func (n *native) give(c *ch.Client) {
+// release makes the connection ready for the next insert, or closes it where enough wait.
+func (n *native) release(c *ch.Client) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.shut || len(n.idle) >= maxIdle || c.IsClosed() {

@@ -61,11 +61,18 @@ const rollupDue = `
 const hasTime = "((SELECT timeless = 0 FROM label_horizon) OR " +
 	"NOT has((SELECT timeless_partitions FROM label_horizon), partition))"
 
+// trusted says that the row was not made while a circuit breaker was open, or that a person has cleared it since. While there
+// are no reviews the second half is a constant of the query, and no column is read for it.
+const trusted = "(suspect = 0 OR ((SELECT count() > 0 FROM label_reviews) AND " +
+	"(toStartOfHour(toDateTime(event_time, 'UTC')), partition, product, placement) GLOBAL IN (" +
+	"SELECT hour, partition, product, placement FROM label_reviews " +
+	"GROUP BY hour, partition, product, placement HAVING argMax(verdict, time) = 'cleared')))"
+
 // The condition on versions is that of labels_latest, on one day. The table carries its database: on a cluster the
 // shards read the text too, with a default database of their own.
 var rollupRows = strings.NewReplacer("{version}", versionKey("version"), "{version before}", versionKey("version - 1")).Replace(`
 	FROM {labels} FINAL
-	WHERE event_time >= {from:DateTime('UTC')} AND event_time < {until:DateTime('UTC')} AND bot = 0 AND suspect = 0
+	WHERE event_time >= {from:DateTime('UTC')} AND event_time < {until:DateTime('UTC')} AND bot = 0 AND ` + trusted + `
 		AND {version} GLOBAL NOT IN
 		(
 			SELECT {version before}
@@ -279,9 +286,9 @@ func (db *DB) Touch(ctx context.Context, days ...time.Time) error {
 	return db.insert(ctx, "label_hours", []column{{"hour", hours}, {"rows", rows}})
 }
 
-// KeepRolledUp calls RollUp every interval until ctx ends, while this process leads: two at a time do no harm, and count
+// RunRollups calls RollUp every interval until ctx ends, while this process leads: two at a time do no harm, and count
 // everything twice. A failure is logged and tried again: views only become slower by it.
-func (db *DB) KeepRolledUp(ctx context.Context, interval time.Duration, leads func() bool, log zerolog.Logger) error {
+func (db *DB) RunRollups(ctx context.Context, interval time.Duration, leads func() bool, log zerolog.Logger) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {

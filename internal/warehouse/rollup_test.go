@@ -142,7 +142,7 @@ func TestRollupsEqualTheFinalScan(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := &history{rng: rand.New(rand.NewPCG(7, 8)), now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC), sent: map[string][]LabelRow{}}
-	// again repeats what a kill has cut off, as the sink and KeepRolledUp do.
+	// again repeats what a kill has cut off, as the sink and RunRollups do.
 	again := func(f func() error) {
 		t.Helper()
 		for deadline := time.Now().Add(time.Minute); ; {

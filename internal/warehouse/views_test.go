@@ -581,6 +581,29 @@ func TestPartitionWithoutAWatermark(t *testing.T) {
 	}
 }
 
+// The share of an arm that was not said is not known, which is not 0.
+func TestArmShare(t *testing.T) {
+	db := database(t)
+	at := time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC)
+	var rows []LabelRow
+	for i, share := range []float64{0.1, 0, 1} {
+		rows = append(rows, LabelRow{Impression: schemas.NewImpressionID(at.Add(time.Duration(i)*time.Second), [10]byte{9}), Version: 1,
+			Product: "p", Creative: "c", Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, Weight: 1, Propensity: 0.5, ArmShare: share,
+			WatermarkMS: at.Add(time.Hour).UnixMilli()})
+	}
+	if err := db.InsertLabels(t.Context(), "a", rows); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Exec(t.Context(), "INSERT INTO labels (impression_id, event_time, version, product, creative, kind, weight, watermark) "+
+		"VALUES (generateUUIDv7(), '2026-03-01 10:00:03.000', 1, 'p', 'c', 'final_negative', 1, '2026-03-01 11:00:00')"); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := lines(t, db, "SELECT ifNull(toString(arm_share), 'not known') FROM labels_mature ORDER BY event_time"),
+		"0.1\nnot known\n1\nnot known\n"; got != want {
+		t.Errorf("shares %q, want %q", got, want)
+	}
+}
+
 // A ramp of a draft, in a world without effect whose rate rises: step 0, step 1, back to 0, step 1 for good. Pooled, the
 // treatment is better for sure; step by step it is not, and each step has the figures of its visits.
 func TestStepsOfARamp(t *testing.T) {
@@ -699,9 +722,9 @@ func TestStepsOfARamp(t *testing.T) {
 	}
 	for i, g := range got {
 		c, b := sums[unit{i, "control", 0}], sums[unit{i, "treatment", 0}]
-		if int(g.Step) != i || g.Share != shares[i] || g.Visits != 2 || int64(g.Users) != b.N || !g.Since.Equal(spans[i][0]) ||
+		if int(g.Step) != i+1 || g.Share != shares[i] || g.Visits != 2 || int64(g.Users) != b.N || !g.Since.Equal(spans[i][0]) ||
 			!g.Until.Equal(spans[i][1]) {
-			t.Errorf("step %d: %+v", i, g)
+			t.Errorf("step %d: %+v", i+1, g)
 		}
 		checkLift(t, g.liftRow, *c, *b)
 		if g.DiffLow > 0 || g.DiffHigh < 0 {

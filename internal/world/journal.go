@@ -29,8 +29,9 @@ const (
 	frameHead    = 9
 	maxFrame     = 1 << 30
 
-	frameBatch byte = 1
+	framePlain byte = 1 // a batch of births without shares of arms, as earlier versions wrote it
 	frameAck   byte = 2
+	frameBatch byte = 3
 )
 
 var crcTable = crc32.MakeTable(crc32.Castagnoli)
@@ -60,7 +61,7 @@ type birth struct {
 	bot                          bool
 	creative, experiment         string
 	variant, model, policy       string
-	propensity                   float64
+	propensity, armShare         float64
 	delayMS, dupMS               int64 // of sending; of the second sending, 0 if there is none
 	clicks                       []click
 }
@@ -192,8 +193,8 @@ func (j *journal) scan(f *os.File, shop *shoppers, each func(*batch) error) (siz
 		switch head[8] {
 		case frameAck:
 			acked, _ = binary.Uvarint(payload)
-		case frameBatch:
-			b, err := j.decode(payload, shop)
+		case framePlain, frameBatch:
+			b, err := j.decode(payload, shop, head[8] == frameBatch)
 			if err != nil {
 				return 0, 0, fmt.Errorf("world journal at %d: %w", at, err)
 			}
@@ -277,6 +278,7 @@ func (j *journal) encode(w []byte, b *batch) []byte {
 		s(o.model)
 		s(o.policy)
 		w = binary.LittleEndian.AppendUint64(w, math.Float64bits(o.propensity))
+		w = binary.LittleEndian.AppendUint64(w, math.Float64bits(o.armShare))
 		u(uint64(o.delayMS))
 		u(uint64(o.dupMS))
 		u(uint64(len(o.clicks)))
@@ -330,7 +332,8 @@ func (d *decoder) bytes(n int) []byte {
 	return v
 }
 
-func (j *journal) decode(payload []byte, shop *shoppers) (*batch, error) {
+// decode reads a batch; shares says whether its births have the shares of their arms.
+func (j *journal) decode(payload []byte, shop *shoppers, shares bool) (*batch, error) {
 	d := &decoder{b: payload}
 	s := func() string {
 		n := d.u()
@@ -364,6 +367,9 @@ func (j *journal) decode(payload []byte, shop *shoppers) (*batch, error) {
 		o.bot = int(o.user) < shop.bots
 		o.creative, o.experiment, o.variant, o.model, o.policy = s(), s(), s(), s(), s()
 		o.propensity = math.Float64frombits(binary.LittleEndian.Uint64(d.bytes(8)))
+		if shares {
+			o.armShare = math.Float64frombits(binary.LittleEndian.Uint64(d.bytes(8)))
+		}
 		o.delayMS, o.dupMS = int64(d.u()), int64(d.u())
 		if n := d.below(16); n > 0 {
 			o.clicks = make([]click, n)

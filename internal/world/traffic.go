@@ -35,6 +35,7 @@ type Decision struct {
 	ModelVersion string
 	Policy       string
 	Propensity   float64
+	ArmShare     float64
 }
 
 // Decider is the system's side of a visit. It answers in the order of the visits. After a crash the same
@@ -398,6 +399,7 @@ func (t *Traffic) bear(b *batch, decisions []Decision) {
 			bot:      int(p.user) < t.shop.bots,
 			creative: decisions[i].Creative, experiment: decisions[i].Experiment, variant: decisions[i].Variant,
 			model: decisions[i].ModelVersion, policy: decisions[i].Policy, propensity: decisions[i].Propensity,
+			armShare: decisions[i].ArmShare,
 		})
 		t.fate(&b.births[len(b.births)-1])
 	}
@@ -567,7 +569,7 @@ func (t *Traffic) impression(m *eventpb.Impression, o *birth, ids []byte) *event
 	m.Product, m.Category = t.shop.products[o.product].ID, t.shop.products[o.product].Category
 	m.Creative, m.Placement, m.Position, m.Campaign = o.creative, t.cfg.Placements[o.placement].Name, uint32(o.position+1), campaign
 	m.Experiment, m.Variant, m.ModelVersion, m.Policy = o.experiment, o.variant, o.model, o.policy
-	m.Propensity, m.Schema, m.Bot = o.propensity, 1, o.bot
+	m.Propensity, m.ArmShare, m.Schema, m.Bot = o.propensity, o.armShare, 1, o.bot
 	return m
 }
 

@@ -36,6 +36,7 @@ func decodeImpression(b []byte, row *warehouse.Label, block *warehouse.LabelBloc
 		return err
 	}
 	row.User, row.Position, row.Propensity, row.Bot = v.User, warehouse.ClampPosition(uint64(v.Position)), v.Propensity, row.Bot || v.Bot
+	row.ArmShare = v.ArmShare
 	row.Names = [...]uint32{
 		warehouse.Product:      block.Name(warehouse.Product, v.Product),
 		warehouse.Creative:     block.Name(warehouse.Creative, v.Creative),

@@ -424,13 +424,13 @@ func killedChild() error {
 	if err != nil {
 		return err
 	}
-	s.fault = func(at step) error {
+	breakOff(s, func(at step) error {
 		if at == step(os.Getenv(childStepEnv)) {
 			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 			select {}
 		}
 		return nil
-	}
+	})
 	return s.Run(ctx)
 }
 

@@ -15,10 +15,42 @@ import (
 	"ctrloop/schemas"
 )
 
-// session is one life of the labels' consumer. Everything belongs to the goroutine that polls.
-type session struct {
+// Source is where labels come from and where it is kept how far they are in the warehouse.
+type Source interface {
+	// Poll waits so long for labels.
+	Poll(ctx context.Context, wait time.Duration) (stream.Batch, error)
+	// Read calls each for every label of a stretch of a partition, in order.
+	Read(ctx context.Context, partition int32, from, to int64, each func(*stream.Record) error) error
+	Commit(ctx context.Context, at map[stream.TopicPartition]stream.Committed) error
+	Committed(ctx context.Context) (map[stream.TopicPartition]stream.Committed, error)
+	Close()
+}
+
+// member is a source out of the group of sinks.
+type member struct {
+	*stream.Consumer
+	cfg Config
+}
+
+func (s *Service) member(c stream.ConsumerConfig) (Source, error) {
+	consumer, err := stream.NewConsumer(s.cfg.Kafka, c)
+	return member{consumer, s.cfg}, err
+}
+
+// Read implements Source.
+func (m member) Read(ctx context.Context, partition int32, from, to int64, each func(*stream.Record) error) error {
+	return stream.ReadRange(ctx, m.cfg.Kafka, schemas.TopicLabels, partition, from, to, each)
+}
+
+// Committed implements Source.
+func (m member) Committed(ctx context.Context) (map[stream.TopicPartition]stream.Committed, error) {
+	return stream.CommittedOffsets(ctx, m.cfg.Kafka, m.cfg.Group)
+}
+
+// Session is one life of the labels' consumer. Everything belongs to the goroutine that polls.
+type Session struct {
 	*Service
-	consumer *stream.Consumer
+	source   Source
 	topicID  string
 	parts    map[int32]*part
 	arrived  []int32 // assigned and not looked at yet
@@ -49,12 +81,10 @@ func (s *Service) labels(ctx context.Context) (progress bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	w := &session{Service: s, topicID: ids[schemas.TopicLabels], parts: map[int32]*part{}}
-	w.consumer, err = stream.NewConsumer(s.cfg.Kafka, stream.ConsumerConfig{
+	w := s.Session(nil, ids[schemas.TopicLabels])
+	w.source, err = s.connect(stream.ConsumerConfig{
 		Group: s.cfg.Group, InstanceID: s.cfg.InstanceID, Topics: []string{schemas.TopicLabels}, MaxPoll: s.cfg.MaxRows,
-		OnAssigned: func(_ context.Context, ps map[string][]int32) {
-			w.arrived = append(w.arrived, ps[schemas.TopicLabels]...)
-		},
+		OnAssigned: func(_ context.Context, ps map[string][]int32) { w.Assign(ps[schemas.TopicLabels]...) },
 		OnLost: func(_ context.Context, ps map[string][]int32) {
 			for _, p := range ps[schemas.TopicLabels] {
 				delete(w.parts, p)
@@ -64,11 +94,11 @@ func (s *Service) labels(ctx context.Context) (progress bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	defer w.consumer.Close()
+	defer w.source.Close()
 	defer w.metrics.buffered.Set(0)
 	began := time.Now()
 	for {
-		if err := w.step(ctx); err != nil {
+		if err := w.Step(ctx); err != nil {
 			return w.progress, err
 		}
 		if time.Since(began) >= patience && w.rows() == 0 { // nothing came in all that time, and nothing failed
@@ -77,17 +107,25 @@ func (s *Service) labels(ctx context.Context) (progress bool, err error) {
 	}
 }
 
+// Session returns a session over a source of labels.v1 of that topic id, with no partitions yet.
+func (s *Service) Session(from Source, topicID string) *Session {
+	return &Session{Service: s, source: from, topicID: topicID, parts: map[int32]*part{}}
+}
+
+// Assign gives partitions to the session. The next step looks where they stand.
+func (w *Session) Assign(partitions ...int32) { w.arrived = append(w.arrived, partitions...) }
+
 // rows that wait.
-func (w *session) rows() (n int) {
+func (w *Session) rows() (n int) {
 	for _, p := range w.parts {
 		n += len(p.block.Rows)
 	}
 	return n
 }
 
-// step polls once and inserts what is due.
-func (w *session) step(ctx context.Context) error {
-	batch, err := w.consumer.Poll(ctx, w.cfg.FlushInterval/4)
+// Step polls once and inserts what is due.
+func (w *Session) Step(ctx context.Context) error {
+	batch, err := w.source.Poll(ctx, w.cfg.FlushInterval/4)
 	if err != nil {
 		return err
 	}
@@ -110,11 +148,11 @@ func (w *session) step(ctx context.Context) error {
 }
 
 // takeOver looks at partitions that came: where they stand, and whether a block was begun.
-func (w *session) takeOver(ctx context.Context) error {
+func (w *Session) takeOver(ctx context.Context) error {
 	if len(w.arrived) == 0 {
 		return nil
 	}
-	committed, err := stream.CommittedOffsets(ctx, w.cfg.Kafka, w.cfg.Group)
+	committed, err := w.source.Committed(ctx)
 	if err != nil {
 		return err
 	}
@@ -140,9 +178,9 @@ func (w *session) takeOver(ctx context.Context) error {
 
 // recover inserts again the block that an earlier session had begun. Its size is that of the earlier
 // session's MaxRows at most.
-func (w *session) recover(ctx context.Context, p int32, at stream.Committed, to int64) error {
+func (w *Session) recover(ctx context.Context, p int32, at stream.Committed, to int64) error {
 	b := block{partition: p, from: at.Offset, to: to, epoch: at.LeaderEpoch, rows: &warehouse.LabelBlock{}}
-	err := stream.ReadRange(ctx, w.cfg.Kafka, schemas.TopicLabels, p, b.from, b.to, func(r *stream.Record) error {
+	err := w.source.Read(ctx, p, b.from, b.to, func(r *stream.Record) error {
 		w.decode(r, b.rows)
 		return nil
 	})
@@ -165,7 +203,7 @@ func (w *session) recover(ctx context.Context, p int32, at stream.Committed, to 
 
 // decode appends the row of a record. A record that is no label is left out, the same way each time the
 // range is read; the audit shows it, and the log says where it is.
-func (w *session) decode(r *stream.Record, block *warehouse.LabelBlock) {
+func (w *Session) decode(r *stream.Record, block *warehouse.LabelBlock) {
 	n := len(block.Rows)
 	block.Rows = append(block.Rows, warehouse.Label{Partition: uint16(r.Partition), Offset: r.Offset})
 	if err := decodeLabel(r.Value, &block.Rows[n], block); err != nil {
@@ -176,7 +214,7 @@ func (w *session) decode(r *stream.Record, block *warehouse.LabelBlock) {
 }
 
 // take adds what was polled to its partition. Records before next were part of a recovered block.
-func (w *session) take(b stream.PartitionBatch, now time.Time) {
+func (w *Session) take(b stream.PartitionBatch, now time.Time) {
 	p := w.parts[b.Partition]
 	if p == nil {
 		return // went while the batch was under way; its new owner reads it
@@ -210,12 +248,12 @@ func (w *session) take(b stream.PartitionBatch, now time.Time) {
 const maxBlocksPerSecond = 20
 
 // pace is how long rows of a partition wait for others.
-func (w *session) pace() time.Duration {
+func (w *Session) pace() time.Duration {
 	return max(w.cfg.FlushInterval, time.Duration(len(w.parts))*time.Second/maxBlocksPerSecond)
 }
 
 // due cuts the blocks that are to be inserted now: full ones, aged ones, and all when memory is full.
-func (w *session) due(now time.Time) []block {
+func (w *Session) due(now time.Time) []block {
 	total, names := 0, 0
 	for _, p := range w.parts {
 		total, names = total+len(p.block.Rows), names+p.block.Names()
@@ -260,16 +298,13 @@ func (p *part) cut(limit int, idle bool) int {
 }
 
 // flush carries blocks of different partitions through the three steps.
-func (w *session) flush(ctx context.Context, blocks []block) error {
+func (w *Session) flush(ctx context.Context, blocks []block) error {
 	intent := map[stream.TopicPartition]stream.Committed{}
 	for _, b := range blocks {
 		intent[b.topicPartition()] = stream.Committed{Offset: b.from, LeaderEpoch: b.epoch, Metadata: pendingMetadata(b.to)}
 	}
-	if err := w.consumer.Commit(ctx, intent); err != nil {
+	if err := w.source.Commit(ctx, intent); err != nil {
 		return fmt.Errorf("commit the intent: %w", err)
-	}
-	if err := w.fault(stepIntent); err != nil {
-		return err
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(w.cfg.Inserts)
@@ -284,12 +319,12 @@ func (w *session) flush(ctx context.Context, blocks []block) error {
 
 // insert sends a block until it is acknowledged or w.giveUp has passed; the session then ends, and with it
 // this member's hold on its partitions.
-func (w *session) insert(ctx context.Context, b block) error {
+func (w *Session) insert(ctx context.Context, b block) error {
 	return w.insertAs(ctx, token(w.topicID, b), b)
 }
 
 // insertAs is insert under another token.
-func (w *session) insertAs(ctx context.Context, token string, b block) error {
+func (w *Session) insertAs(ctx context.Context, token string, b block) error {
 	deadline := time.Now().Add(w.giveUp)
 	for wait := minBackoff; ; wait *= 2 {
 		began := time.Now()
@@ -314,15 +349,12 @@ func (w *session) insertAs(ctx context.Context, token string, b block) error {
 }
 
 // finish commits the ends of blocks that are in the warehouse and drops their rows.
-func (w *session) finish(ctx context.Context, blocks []block) error {
-	if err := w.fault(stepInserted); err != nil {
-		return err
-	}
+func (w *Session) finish(ctx context.Context, blocks []block) error {
 	done := map[stream.TopicPartition]stream.Committed{}
 	for _, b := range blocks {
 		done[b.topicPartition()] = stream.Committed{Offset: b.to, LeaderEpoch: b.epoch}
 	}
-	if err := w.consumer.Commit(ctx, done); err != nil {
+	if err := w.source.Commit(ctx, done); err != nil {
 		return fmt.Errorf("commit the end: %w", err)
 	}
 	w.progress = true
@@ -339,7 +371,7 @@ func (w *session) finish(ctx context.Context, blocks []block) error {
 			p.first = now // the rest is younger than this; it waits one interval more at most
 		}
 	}
-	return w.fault(stepCommitted)
+	return nil
 }
 
 func (b block) topicPartition() stream.TopicPartition {

@@ -123,6 +123,7 @@ func labels(rng *rand.Rand, partitions int32, n int) (records []*stream.Record, 
 			ModelVersion: "prompt-1",
 			Policy:       "thompson",
 			Propensity:   rng.Float64(),
+			ArmShare:     []float64{0, 0.1, 0.5}[rng.IntN(3)],
 			Schema:       1,
 			Bot:          i%11 == 0,
 		}

@@ -15,7 +15,7 @@ func TestManyPartitionsAreFewBlocks(t *testing.T) {
 	}{{4, 200, 4 * 60}, {256, 800, maxBlocksPerSecond*60 + 256}} {
 		var log strings.Builder
 		s, _ := supervised(t, &log)
-		w := &session{Service: s, parts: map[int32]*part{}}
+		w := s.Session(nil, "")
 		for p := range tc.partitions {
 			w.parts[int32(p)] = &part{}
 		}

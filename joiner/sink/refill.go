@@ -94,7 +94,7 @@ func (s *Service) Refill(ctx context.Context, from Reached) (Refilled, error) {
 }
 
 func (s *Service) refillLabels(ctx context.Context, topicID string, partition int32, from, to int64, done *Refilled) error {
-	w := &session{Service: s, topicID: topicID}
+	w := s.Session(nil, topicID)
 	rows := &warehouse.LabelBlock{}
 	flush := func(next int64) error {
 		err := w.insertMissing(ctx, block{partition: partition, from: from, to: next, rows: rows}, done)
@@ -116,7 +116,7 @@ func (s *Service) refillLabels(ctx context.Context, topicID string, partition in
 
 // insertMissing inserts what is missing of a block, and makes the days of all of it be rolled up anew: a row may have come
 // into labels and not into the tables that are fed by it.
-func (w *session) insertMissing(ctx context.Context, b block, done *Refilled) error {
+func (w *Session) insertMissing(ctx context.Context, b block, done *Refilled) error {
 	all := b.rows.Rows
 	if len(all) == 0 {
 		return nil

@@ -48,13 +48,13 @@ func TestRefill(t *testing.T) {
 			dead.backoff = time.Hour
 			begun := make(chan struct{})
 			var once sync.Once
-			dead.fault = func(at step) error {
+			breakOff(dead, func(at step) error {
 				if at != stepInserted {
 					return nil
 				}
 				once.Do(func() { close(begun) })
 				return died
-			}
+			})
 			streamtest.Produce(t, b.Config, records[:half/4]...)
 			records = records[half/4:]
 			stop := start(t, dead)

@@ -48,8 +48,7 @@ type Service struct {
 	db      Warehouse
 	log     zerolog.Logger
 	metrics *metrics
-	// fault is asked at every step of a block; tests return errors to break off there.
-	fault   func(step) error
+	connect func(stream.ConsumerConfig) (Source, error) // a member of the group
 	backoff time.Duration
 	giveUp  time.Duration
 	behind  *stream.LagMeter
@@ -64,15 +63,6 @@ type Service struct {
 	refilled bool
 }
 
-// step names a place where the process may die.
-type step string
-
-const (
-	stepIntent    step = "intent"    // pending=e committed, nothing inserted
-	stepInserted  step = "inserted"  // inserted, e not committed
-	stepCommitted step = "committed" // e committed
-)
-
 // New returns a sink that has not connected yet.
 func New(cfg Config, db Warehouse, log zerolog.Logger, reg prometheus.Registerer) (*Service, error) {
 	if err := cfg.Validate(); err != nil {
@@ -82,12 +72,11 @@ func New(cfg Config, db Warehouse, log zerolog.Logger, reg prometheus.Registerer
 	if err != nil {
 		return nil, err
 	}
-	return &Service{
+	s := &Service{
 		cfg:     cfg,
 		db:      db,
 		log:     log,
 		metrics: m,
-		fault:   func(step) error { return nil },
 		backoff: minBackoff,
 		giveUp:  giveUp,
 		behind:  stream.NewLagMeter(cfg.Kafka),
@@ -96,7 +85,9 @@ func New(cfg Config, db Warehouse, log zerolog.Logger, reg prometheus.Registerer
 
 		auditRows: auditRows,
 		lostPause: lostPause,
-	}, nil
+	}
+	s.connect = s.member
+	return s, nil
 }
 
 // Run works until ctx is done and returns nil then. Whatever fails is tried again from the last commit;
@@ -133,7 +124,7 @@ func (s *Service) supervise(ctx context.Context, name string, session func(conte
 		case warehouse.Permanent(err):
 			level = zerolog.ErrorLevel // will not heal by itself
 		}
-		s.log.WithLevel(level).Err(err).Str("part", name).Dur("retry_in", pause).Msg("sink session ended, starting again at the last commit")
+		s.log.WithLevel(level).Err(stream.Explain(err)).Str("part", name).Dur("retry_in", pause).Msg("sink session ended, starting again at the last commit")
 		select {
 		case <-ctx.Done():
 			return

@@ -67,7 +67,7 @@ func TestFaultsAtRandom(t *testing.T) {
 		return nil
 	}
 	s := newService(t, testConfig(b), u)
-	s.fault = func(at step) error {
+	breakOff(s, func(at step) error {
 		u.mu.Lock()
 		defer u.mu.Unlock()
 		if rng.IntN(4) == 0 {
@@ -75,7 +75,7 @@ func TestFaultsAtRandom(t *testing.T) {
 			return errFault
 		}
 		return nil
-	}
+	})
 	stop := start(t, s)
 	drain(t, s)
 	stop()
@@ -102,13 +102,13 @@ func TestCrashAfterEachStep(t *testing.T) {
 			first := newService(t, testConfig(b), db)
 			first.backoff = time.Hour // dead
 			var once sync.Once
-			first.fault = func(now step) error {
+			breakOff(first, func(now step) error {
 				if now != at {
 					return nil
 				}
 				once.Do(func() { close(crashed) })
 				return errFault
-			}
+			})
 			stop := start(t, first)
 			<-crashed
 			stop()
@@ -410,7 +410,7 @@ func TestDecodeEqualsProto(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := warehouse.Label{
-			Impression: schemas.ImpressionID(i.Id), Version: l.Version, User: i.User, Position: uint16(i.Position), Propensity: i.Propensity,
+			Impression: schemas.ImpressionID(i.Id), Version: l.Version, User: i.User, Position: uint16(i.Position), Propensity: i.Propensity, ArmShare: i.ArmShare,
 			Bot: i.Bot, Suspect: l.Suspect, Kind: int8(l.Kind), Clicked: l.Clicked, ClickDelayMS: l.ClickDelayMs, Clicks: l.Clicks, Weight: l.Weight,
 			WatermarkMS: l.WatermarkMs,
 		}

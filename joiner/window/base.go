@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 )
 
 // base is what a bucket held when it was sealed: memory cut to size, or a stretch of a file.
@@ -91,77 +90,4 @@ func (x *base) load() ([]byte, error) {
 	}
 	data := make([]byte, x.size)
 	return data, x.read(data, 0)
-}
-
-// record returns the record at r, and perhaps more behind it.
-func (b *bucket) record(r ref) ([]byte, error) {
-	switch {
-	case !r.inBase:
-		return b.arena[r.off:], nil
-	case b.base.data != nil:
-		return b.base.data[r.off:], nil
-	}
-	for n := readAhead; ; n *= 8 {
-		rec := make([]byte, min(n, b.base.size-int(r.off)))
-		if err := b.base.read(rec, int(r.off)); err != nil {
-			return nil, err
-		}
-		var x walk
-		if x.read(rec) {
-			return rec[:x.size:x.size], nil
-		}
-		if len(rec) < n {
-			return nil, fmt.Errorf("%w: a record is cut off", ErrSpill)
-		}
-	}
-}
-
-// seal moves what the bucket holds into a base of exactly its size and gives its other memory back. Nothing
-// changes for the outside: late impressions go to the arena again. It must not be called inside a transaction.
-func (w *Window) seal(b *bucket) {
-	n, size := b.imps(), len(b.arena)
-	x := &base{}
-	var old []byte
-	if b.base != nil {
-		var err error
-		if old, err = b.base.load(); err != nil {
-			return // it stays as it is; whoever needs the base will report the disk
-		}
-		size += len(old)
-	}
-	x.data = append(append(slices.Grow([]byte(nil), size), old...), b.arena...)
-	if b.base != nil {
-		for off, s := range b.base.states {
-			binary.LittleEndian.PutUint32(x.data[off:], s)
-		}
-	}
-	x.size = size
-	x.byImp.slots = make([]uint64, n+n/3+1) // load 3/4
-	if b.base != nil {
-		x.byImp.addAll(b.base.byImp.slots, 0)
-	}
-	x.byImp.addAll(b.byImp.slots, uint64(len(old)))
-	b.base = x
-	w.keep(&bucket{arena: b.arena, byImp: b.byImp})
-	b.arena, b.byImp = nil, index{}
-	if b.waiting == 0 {
-		b.clicks, b.clkMem, b.byClick = nil, nil, index{}
-	}
-}
-
-// sealable says whether to seal a bucket: nothing but stragglers comes any more, and enough of them have come
-// since the last time to be worth the copy.
-func (w *Window) sealable(b *bucket) bool {
-	if b.byImp.n == 0 || b.startMS+w.cfg.BucketMS > w.sealFrom() {
-		return false
-	}
-	return b.base == nil || b.byImp.n*4 >= b.base.byImp.n
-}
-
-// sealFrom is the event time before which buckets are sealed: the watermark, or how far a rebuild has read.
-func (w *Window) sealFrom() int64 {
-	if w.replaying && w.replayedMS != None {
-		return min(w.watermark, w.replayedMS-w.cfg.LatenessMS)
-	}
-	return w.watermark
 }

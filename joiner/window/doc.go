@@ -50,4 +50,9 @@
 //
 // Between two calls of Commit everything can be undone (Rollback): an aborted transaction leaves the state, the
 // ledger and the hash as they were.
+//
+// # Where to begin reading
+//
+// From the bottom: index, dictionary, record, base, bucket; then the window over them: hash, memory, transaction, window; then what
+// happens to it: verdict, input, watermark; last what a restart needs: snapshot, image. A file calls nothing of a later one.
 package window

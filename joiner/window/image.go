@@ -60,11 +60,6 @@ func (w *Window) Memory() int {
 	return n + w.freeBytes
 }
 
-// memory of what a bucket keeps when it is used again, in bytes.
-func (b *bucket) memory() int {
-	return cap(b.arena) + 8*cap(b.byImp.slots) + 56*cap(b.clicks) + 8*cap(b.byClick.slots) + cap(b.clkMem)
-}
-
 // Spill drops saved records from memory, those of the oldest buckets first, because clicks come soon after their
 // impression, until the state takes at most limit bytes or nothing is left to drop. Clicks are then joined
 // by reading the file, and a bucket is read as a whole when it closes. Call it between transactions.
@@ -465,4 +460,11 @@ func (r *reader) bytes() []byte {
 		return nil
 	}
 	return r.take(int(n))
+}
+
+// fill puts the records of an arena into an index with room for them.
+func (w *Window) fill(b *bucket, x *index, arena []byte) {
+	for off := 0; off < len(arena); off += recordSize(arena[off:]) {
+		x.put(w.hashRecord(b, idAt(arena[off:])), uint32(off))
+	}
 }

@@ -35,7 +35,7 @@ const (
 )
 
 // groups of fields that repeat together: an ad (product, creative), a place (placement, position), a campaign
-// (campaign, category), an arm (experiment, variant, model version, policy), and the form (schema, bot). Few
+// (campaign, category), an arm (experiment, variant, model version, policy), and the form (schema, bot, share of the arm). Few
 // references a record, and few distinct values a group.
 const groups = 5
 
@@ -54,9 +54,10 @@ const (
 )
 
 // stepOf a field number.
-var stepOf = [17]uint8{
+var stepOf = [18]uint8{
 	0: stepRest, 1: stepID, 2: stepRequest, 3: stepUser, 4: stepAd, 5: stepAd, 6: stepPlace, 7: stepPlace, 8: stepCampaign, 9: stepCampaign,
 	10: stepArm, 11: stepArm, 12: stepArm, 13: stepArm, 14: stepPropensity, 15: stepForm, 16: stepForm,
+	17: stepForm,
 }
 
 var groupOf = [stepRest + 1]int{stepAd: 0, stepPlace: 1, stepCampaign: 2, stepArm: 3, stepForm: 4}
@@ -82,7 +83,8 @@ const (
 	tagModelVersion = byte(eventpb.ImpressionModelVersion)
 	tagPolicy       = byte(eventpb.ImpressionPolicy)
 	tagSchema       = byte(eventpb.ImpressionSchema)
-	tagBot          = eventpb.ImpressionBot // in two bytes
+	tagBot          = eventpb.ImpressionBot      // in two bytes
+	tagArmShare     = eventpb.ImpressionArmShare // in two bytes
 )
 
 // Parts is an encoded impression, cut. It points into the bytes it was made of.
@@ -139,6 +141,9 @@ func (p *Parts) Cut(raw []byte) (id schemas.ImpressionID, ok bool) {
 	}
 	if at+2 < len(raw) && raw[at] == byte(tagBot|0x80) && raw[at+1] == byte(tagBot>>7) && raw[at+2] < 0x80 {
 		at += 3
+	}
+	if at+9 < len(raw) && raw[at] == byte(tagArmShare|0x80) && raw[at+1] == byte(tagArmShare>>7) {
+		at += 10
 	}
 	p.group[4].to = at
 	return id, at == len(raw) && id != schemas.ImpressionID{}

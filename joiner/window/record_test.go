@@ -26,7 +26,8 @@ func drawEvent(t *rapid.T, id schemas.ImpressionID) *eventpb.Impression {
 		ModelVersion: text(
 			"model",
 		), Policy: text("policy"), Propensity: rapid.SampledFrom([]float64{0, 1, 0.125, math.NaN(), -3}).Draw(t, "propensity"),
-		Schema: rapid.Uint32().Draw(t, "schema"), Bot: rapid.Bool().Draw(t, "bot"),
+		ArmShare: rapid.SampledFrom([]float64{0, 0, 1, 0.1, math.Inf(1)}).Draw(t, "arm share"),
+		Schema:   rapid.Uint32().Draw(t, "schema"), Bot: rapid.Bool().Draw(t, "bot"),
 	}
 }
 

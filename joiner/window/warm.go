@@ -45,17 +45,3 @@ func (w *Window) Warm(ids []schemas.ImpressionID) {
 		}
 	}
 }
-
-// peek returns the bucket of a number, nil if there is none.
-func (w *Window) peek(number int64) *bucket {
-	// Buckets are mostly without gaps, so the first one tells where to look.
-	if len(w.order) == 0 {
-		return nil
-	}
-	if i := number - w.order[0].number; i >= 0 && i < int64(len(w.order)) {
-		if b := w.order[i]; b.number == number {
-			return b
-		}
-	}
-	return w.buckets[number]
-}

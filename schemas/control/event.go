@@ -12,7 +12,7 @@ import (
 // Format is the version of the commands that this release writes and of the rules by which it folds them. It is raised
 // whenever a type or a rule is added. 0 and 1 are commands from before there was a format: they are folded by the rules of
 // their time, until the first command of a newer format; from there on commands of an older format are rejected.
-const Format = 2
+const Format = 3
 
 // Type says what happened. The list is closed: the fold rejects an unknown type, unless it is of a newer Format.
 type Type string
@@ -36,6 +36,8 @@ const (
 	JobFinished       Type = "job.finished"       // Data: JobUpdate
 	JobFailed         Type = "job.failed"         // Data: JobUpdate
 	DatasetBuilt      Type = "dataset.built"      // Data: Dataset
+	CreativeBlocked   Type = "creative.blocked"   // Data: CreativeBlock; Entity: creative/<id>
+	CreativeUnblocked Type = "creative.unblocked" // Data: CreativeBlock; Entity: creative/<id>
 	BreakerTripped    Type = "breaker.tripped"    // Data: Breaker
 	BreakerReset      Type = "breaker.reset"      // Data: Breaker
 	LeaseAcquired     Type = "lease.acquired"     // Data: Lease; Entity: lease/<role>; Expect is required
@@ -65,6 +67,7 @@ const (
 	MaxVisits = 1000      // to steps of one ramp
 	MaxForced = 1000      // units of one experiment
 	MaxTrail  = 1000      // changes that an experiment remembers; the log has them all
+	MaxBlocks = 100_000   // creatives that are blocked at a time
 )
 
 // Clip cuts a text that a program made to MaxText bytes, at a character, and says so.
@@ -110,6 +113,9 @@ func DatasetEntity(digest string) string { return "dataset/" + digest }
 
 // HoldoutEntity is the entity of the holdout group of a logical model.
 func HoldoutEntity(logical string) string { return "holdout/" + logical }
+
+// CreativeEntity is the entity of a creative.
+func CreativeEntity(id string) string { return "creative/" + id }
 
 // BreakerEntity is the entity of the circuit breaker of a slice of the traffic.
 func BreakerEntity(slice string) string { return "breaker/" + slice }
@@ -175,6 +181,11 @@ func (m Model) FailedGates() string {
 type ModelStateChange struct {
 	State  ModelState `json:"state"`
 	Reason string     `json:"reason,omitempty"`
+}
+
+// CreativeBlock takes a creative out of serving, or lets it serve again. Who and why are the command's actor and note.
+type CreativeBlock struct {
+	Creative string `json:"creative"`
 }
 
 // Promotion makes Version the champion of Logical; Previous is kept resident for the way back.
@@ -300,15 +311,27 @@ type Holdout struct {
 	Version string  `json:"version,omitempty"`
 }
 
-// Step is one step of the ramp.
+// Step is one step of the ramp. Its JSON has the number too, which is how people are told of it.
 type Step struct {
-	Index int     `json:"index"`
+	Index int     `json:"index"` // from 0
 	Share float64 `json:"share"` // of the treatment, (0,1]
 	// AtMS is the event time at which the step began, in Unix milliseconds: impressions before it belong to the
 	// step before. 0 for the first step, which begins with the experiment.
 	AtMS int64 `json:"at_ms,omitempty"`
 	// Shown is the lift that made the step; nil where enough data was the reason.
 	Shown *Shown `json:"shown,omitempty"`
+}
+
+// Number is the step's number, from 1.
+func (s Step) Number() int { return s.Index + 1 }
+
+// MarshalJSON implements json.Marshaler.
+func (s Step) MarshalJSON() ([]byte, error) {
+	type step Step // without this method
+	return json.Marshal(struct {
+		Number int `json:"number"`
+		step
+	}{s.Number(), step(s)})
 }
 
 // Shown is the interval of a lift when it was shown. Intervals of a confidence sequence hold together at all
@@ -399,4 +422,6 @@ type Breaker struct {
 	// Trailing are the counts of the healthy traffic that the slice is held against, so that a restart of the guard
 	// does not take the outage for the norm (breaker.Counts, in their order).
 	Trailing []uint64 `json:"trailing,omitempty"`
+	// ToldMS is when its instance said so last, wall clock, Unix milliseconds: it says so again and again while it is open.
+	ToldMS int64 `json:"told_ms,omitempty"`
 }

@@ -219,9 +219,9 @@ func (s *State) step(x *ExperimentStatus, e Event) error {
 	case err != nil:
 		return err
 	case st.Index < 0 || st.Index >= len(x.Steps):
-		return fmt.Errorf("%w: step %d of %d", ErrInvalid, st.Index, len(x.Steps))
+		return fmt.Errorf("%w: step %d of %d", ErrInvalid, st.Number(), len(x.Steps))
 	case s.strict() && st.Share != x.Steps[st.Index]:
-		return fmt.Errorf("%w: step %d has the share %g, not %g", ErrInvalid, st.Index, x.Steps[st.Index], st.Share)
+		return fmt.Errorf("%w: step %d has the share %g, not %g", ErrInvalid, st.Number(), x.Steps[st.Index], st.Share)
 	case s.strict() && len(x.History) >= MaxVisits:
 		return fmt.Errorf("%w: experiment %s has made %d steps: decide it", ErrInvalid, x.ID, len(x.History))
 	}

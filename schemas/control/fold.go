@@ -95,6 +95,8 @@ func (s *State) apply(e Event) error {
 		return s.job(e)
 	case DatasetBuilt:
 		return s.dataset(e)
+	case CreativeBlocked, CreativeUnblocked:
+		return s.block(e)
 	case BreakerTripped, BreakerReset:
 		return s.breaker(e)
 	case LeaseAcquired, LeaseReleased:
@@ -167,6 +169,31 @@ func (s *State) breaker(e Event) error {
 		delete(s.Breakers, b.Slice)
 	default:
 		s.Breakers[b.Slice] = b
+	}
+	return nil
+}
+
+func (s *State) block(e Event) error {
+	b, err := decode[CreativeBlock](e)
+	if err == nil {
+		err = names(e, CreativeEntity(b.Creative))
+	}
+	_, blocked := s.Blocked[b.Creative]
+	switch {
+	case err != nil:
+		return err
+	case b.Creative == "":
+		return fmt.Errorf("%w: no creative", ErrInvalid)
+	case e.Type == CreativeUnblocked && !blocked:
+		return fmt.Errorf("%w: creative %s is not blocked by a command", ErrInvalid, b.Creative)
+	case e.Type == CreativeUnblocked:
+		delete(s.Blocked, b.Creative)
+	case blocked:
+		return fmt.Errorf("%w: creative %s is blocked already", ErrInvalid, b.Creative)
+	case len(s.Blocked) >= MaxBlocks:
+		return fmt.Errorf("%w: %d creatives are blocked: stop serving their versions instead", ErrInvalid, len(s.Blocked))
+	default:
+		s.Blocked[b.Creative] = Blocked{Actor: e.Actor, Note: e.Note, Since: e.Time}
 	}
 	return nil
 }

@@ -94,6 +94,16 @@ type JobStatus struct {
 	NotBefore time.Time `json:"not_before,omitzero"`
 }
 
+// Blocked says who took a creative out of serving, why, and when.
+type Blocked struct {
+	Actor string    `json:"actor"`
+	Note  string    `json:"note"`
+	Since time.Time `json:"since"`
+}
+
+// Why is the reason in words, as lists of creatives show it.
+func (b Blocked) Why() string { return "by " + b.Actor + ": " + b.Note }
+
 // Route says which version answers for a logical model.
 type Route struct {
 	Champion string    `json:"champion"`
@@ -113,6 +123,7 @@ type State struct {
 	Datasets    map[string]Dataset           `json:"datasets"`
 	Breakers    map[string]Breaker           `json:"breakers"` // tripped ones
 	Holdouts    map[string]Holdout           `json:"holdouts"` // by logical model
+	Blocked     map[string]Blocked           `json:"blocked"`  // creatives that must not serve, by id
 	Leases      map[Role]Lease               `json:"leases"`   // the last holder of each role
 	Versions    map[string]int64             `json:"versions"` // of each entity: commands that changed it
 	// Behind is what this release does not understand; nil: it understands everything so far.
@@ -139,7 +150,7 @@ func NewState() *State {
 	return &State{
 		Offset: -1, Models: map[string]*ModelStatus{}, Routes: map[string]Route{}, Experiments: map[string]*ExperimentStatus{},
 		Jobs: map[string]*JobStatus{}, Datasets: map[string]Dataset{}, Breakers: map[string]Breaker{}, Holdouts: map[string]Holdout{},
-		Leases: map[Role]Lease{}, Versions: map[string]int64{},
+		Blocked: map[string]Blocked{}, Leases: map[Role]Lease{}, Versions: map[string]int64{},
 	}
 }
 
@@ -163,6 +174,7 @@ func (s *State) View() *State {
 	c.Jobs = cloneDeep(s.Jobs)
 	c.Routes, c.Datasets, c.Breakers = maps.Clone(s.Routes), maps.Clone(s.Datasets), maps.Clone(s.Breakers)
 	c.Holdouts, c.Leases, c.Versions = maps.Clone(s.Holdouts), maps.Clone(s.Leases), maps.Clone(s.Versions)
+	c.Blocked = maps.Clone(s.Blocked)
 	if s.Behind != nil {
 		c.Behind = new(*s.Behind)
 	}

@@ -397,3 +397,26 @@ func TestSlots(t *testing.T) {
 		}
 	}
 }
+
+func TestCreativesAreBlockedAndComeBack(t *testing.T) {
+	l := newLog(t)
+	entity := CreativeEntity("c-1")
+	l.refuse(ErrInvalid, CreativeUnblocked, entity, -1, CreativeBlock{Creative: "c-1"})
+	l.refuse(ErrInvalid, CreativeBlocked, CreativeEntity("c-2"), -1, CreativeBlock{Creative: "c-1"})
+	l.refuse(ErrInvalid, CreativeBlocked, CreativeEntity(""), -1, CreativeBlock{})
+	l.do(CreativeBlocked, entity, CreativeBlock{Creative: "c-1"})
+	if b := l.state.Blocked["c-1"]; b.Actor != "test" || b.Note != "note" || b.Since.IsZero() {
+		t.Errorf("%+v", b)
+	}
+	l.refuse(ErrInvalid, CreativeBlocked, entity, -1, CreativeBlock{Creative: "c-1"})
+	l.refuse(ErrConflict, CreativeUnblocked, entity, 0, CreativeBlock{Creative: "c-1"})
+	view := l.state.View()
+	l.do(CreativeUnblocked, entity, CreativeBlock{Creative: "c-1"})
+	if len(l.state.Blocked) != 0 || len(view.Blocked) != 1 {
+		t.Errorf("%v, and the copy of before %v", l.state.Blocked, view.Blocked)
+	}
+	for i := range MaxBlocks {
+		l.state.Blocked[fmt.Sprint(i)] = Blocked{}
+	}
+	l.refuse(ErrInvalid, CreativeBlocked, entity, -1, CreativeBlock{Creative: "c-1"})
+}

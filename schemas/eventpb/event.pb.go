@@ -98,6 +98,7 @@ type Impression struct {
 	Propensity    float64                `protobuf:"fixed64,14,opt,name=propensity,proto3" json:"propensity,omitempty"`                       // probability of this creative for this request over exploration, arm and draw, (0,1]
 	Schema        uint32                 `protobuf:"varint,15,opt,name=schema,proto3" json:"schema,omitempty"`                                // version of this message, 1
 	Bot           bool                   `protobuf:"varint,16,opt,name=bot,proto3" json:"bot,omitempty"`                                      // marked as non-human by the edge; kept, never deleted
+	ArmShare      float64                `protobuf:"fixed64,17,opt,name=arm_share,json=armShare,proto3" json:"arm_share,omitempty"`           // share of the unit that its arm had in the experiment, (0,1]; absent: not known. No propensity
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -242,6 +243,13 @@ func (x *Impression) GetBot() bool {
 		return x.Bot
 	}
 	return false
+}
+
+func (x *Impression) GetArmShare() float64 {
+	if x != nil {
+		return x.ArmShare
+	}
+	return 0
 }
 
 // Click on an impression. Topic clk.v1, keyed by the impression id.
@@ -803,7 +811,7 @@ var File_event_proto protoreflect.FileDescriptor
 const file_event_proto_rawDesc = "" +
 	"\n" +
 	"\vevent.proto\x12\n" +
-	"ctrloop.v1\"\xb8\x03\n" +
+	"ctrloop.v1\"\xd5\x03\n" +
 	"\n" +
 	"Impression\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1d\n" +
@@ -827,7 +835,8 @@ const file_event_proto_rawDesc = "" +
 	"propensity\x18\x0e \x01(\x01R\n" +
 	"propensity\x12\x16\n" +
 	"\x06schema\x18\x0f \x01(\rR\x06schema\x12\x10\n" +
-	"\x03bot\x18\x10 \x01(\bR\x03bot\"\x7f\n" +
+	"\x03bot\x18\x10 \x01(\bR\x03bot\x12\x1b\n" +
+	"\tarm_share\x18\x11 \x01(\x01R\barmShare\"\x7f\n" +
 	"\x05Click\x12#\n" +
 	"\rimpression_id\x18\x01 \x01(\fR\fimpressionId\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\fR\x02id\x12\x17\n" +

@@ -36,6 +36,7 @@ const (
 	ImpressionPropensity   = 14<<3 | fixed64
 	ImpressionSchema       = 15<<3 | varint
 	ImpressionBot          = 16<<3 | varint
+	ImpressionArmShare     = 17<<3 | fixed64
 
 	ClickImpressionID = 1<<3 | text
 	ClickID           = 2<<3 | text
@@ -57,7 +58,7 @@ const (
 
 // The last tag of each message.
 const (
-	lastOfImpression = ImpressionBot
+	lastOfImpression = ImpressionArmShare
 	lastOfClick      = ClickBot
 	lastOfLabel      = LabelBot
 )
@@ -137,7 +138,7 @@ type ImpressionView struct {
 	Campaign, Category                        []byte
 	Experiment, Variant, ModelVersion, Policy []byte
 	User                                      uint64
-	Propensity                                float64
+	Propensity, ArmShare                      float64
 	Position, Schema                          uint32
 	Bot                                       bool
 	// Canonical: all fields are known, and each stands once, in the order of its number, as our own writer has them.
@@ -191,6 +192,8 @@ func (v *ImpressionView) Read(b []byte) error {
 			v.Schema = uint32(f.Number)
 		case ImpressionBot:
 			v.Bot = f.Number != 0
+		case ImpressionArmShare:
+			v.ArmShare = math.Float64frombits(f.Number)
 		default:
 			if f.Tag>>3 <= lastOfImpression>>3 {
 				return wrongType("impression", f.Tag)

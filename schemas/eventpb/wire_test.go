@@ -23,6 +23,7 @@ func TestTags(t *testing.T) {
 			ImpressionID, ImpressionRequestID, ImpressionUser, ImpressionProduct, ImpressionCreative, ImpressionPlacement,
 			ImpressionPosition, ImpressionCampaign, ImpressionCategory, ImpressionExperiment, ImpressionVariant,
 			ImpressionModelVersion, ImpressionPolicy, ImpressionPropensity, ImpressionSchema, ImpressionBot,
+			ImpressionArmShare,
 		}},
 		{&Click{}, []uint64{ClickImpressionID, ClickID, ClickTime, ClickSchema, ClickBot}},
 		{&Label{}, []uint64{
@@ -82,7 +83,7 @@ func FuzzRead(f *testing.F) {
 			Id: imp.ID, RequestId: imp.RequestID, User: imp.User, Product: string(imp.Product), Creative: string(imp.Creative),
 			Placement: string(imp.Placement), Position: imp.Position, Campaign: string(imp.Campaign), Category: string(imp.Category),
 			Experiment: string(imp.Experiment), Variant: string(imp.Variant), ModelVersion: string(imp.ModelVersion),
-			Policy: string(imp.Policy), Propensity: imp.Propensity, Schema: imp.Schema, Bot: imp.Bot,
+			Policy: string(imp.Policy), Propensity: imp.Propensity, Schema: imp.Schema, Bot: imp.Bot, ArmShare: imp.ArmShare,
 		}, imp.Canonical)
 
 		var clk ClickView
@@ -149,7 +150,7 @@ func samples() []proto.Message {
 		&Impression{
 			Id: id, RequestId: []byte("r"), User: 7, Product: "p", Creative: "c", Placement: "feed", Position: 300, Campaign: "spring",
 			Category: "home/lamps", Experiment: "e7", Variant: "treatment", ModelVersion: "pm-12", Policy: "s-33", Propensity: 0.125,
-			Schema: 1, Bot: true,
+			Schema: 1, Bot: true, ArmShare: 0.25,
 		},
 		&Click{ImpressionId: id, Id: []byte("k"), TimeMs: 1_790_000_000_000, Schema: 1, Bot: true},
 		&Label{Impression: id, Kind: LabelKind_LABEL_KIND_POSITIVE, Clicked: true, ClickDelayMs: 5, Clicks: 1,

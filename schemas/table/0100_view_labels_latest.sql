@@ -1,6 +1,6 @@
 -- labels_latest
 -- Question: what is the current verdict on each impression, with corrections applied?
--- Columns:  those of labels, suspect included; one row per impression.
+-- Columns:  those of labels, suspect and arm_share included; one row per impression.
 -- Example:  SELECT kind, count() FROM labels_latest GROUP BY kind
 -- Cost:     FINAL makes rows that were inserted twice count once before they are merged; it costs about
 --           0.17 us of CPU a row on unmerged parts and little after a merge, the test for a newer version 0.1 us. A row is

@@ -64,7 +64,7 @@ WHERE {{version_key "version"}} GLOBAL NOT IN
         FROM labels
         WHERE version > 1 AND {{template "not_rolled"}}
     )
-    AND bot = 0 AND suspect = 0 AND {{has_time}}
+    AND bot = 0 AND {{trusted}} AND {{has_time}}
 COMMENT 'Mature impressions that are in no current rollup';
 
 -- ctr_hours

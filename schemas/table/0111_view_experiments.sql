@@ -80,7 +80,7 @@ COMMENT 'Clicks, users and sums of each variant of each experiment and category'
                     (
                         SELECT c.time AS time, c.offset AS offset, toString(c.type) AS kind,
                             if(kind = 'experiment.created', -1, JSONExtractInt(data, 'at_ms')) AS at,
-                            JSONExtractUInt(data, 'index') AS step,
+                            JSONExtractUInt(data, 'index') + 1 AS step,
                             if(kind = 'experiment.created', JSONExtract(data, 'steps', 'Array(Float64)')[1],
                                 JSONExtractFloat(data, 'share')) AS share
                         FROM control_log AS c FINAL
@@ -196,7 +196,7 @@ COMMENT 'Lift of each variant over control with always-valid intervals';
 
 -- experiment_steps
 -- Question: how did each step of a ramp go? Its span, and the lift within it, which a changing share does not bias.
--- Columns:  experiment, step (index, 0 is the first), share (of the treatment), visits (to the step), since, until (event time:
+-- Columns:  experiment, step (number, from 1), share (of the treatment), visits (to the step), since, until (event time:
 --           begin of the first visit, end of the last; 1970-01-01: with the experiment, 2100-01-01: still open), then as
 --           experiment_lift, over the impressions of all visits together. A step without both variants has no row.
 -- Parameters: id of the experiment; settle, the seconds after a step's begin that do not count, as the instance's setting

@@ -84,15 +84,15 @@ COMMENT 'Events that became no label of their own, with the reason';
 
 -- trace_impression
 -- Question: what does the warehouse know of one impression?
--- Columns:  those of labels, one row a version, oldest first, and: age_ms (watermark - event time when the label was made),
---           latest (1: the version that counts), counts (1: labels_mature has it), description and blocked (of the creative).
+-- Columns:  those of labels (arm_share is NULL where it was not said), one row a version, oldest first, and: age_ms (watermark -
+--           event time when the label was made), latest (1: the version that counts), counts (1: labels_mature has it), description and blocked (of the creative).
 -- Example:  SELECT * FROM trace_impression(id = '0199c2d7-1c00-7aaa-8bbb-0123456789ab')
 -- Cost:     one day of one column, then a few rows: the time is read from the id.
 CREATE OR REPLACE VIEW trace_impression {{cluster}}AS
 WITH toUUID({id:String}) AS wanted
 SELECT labels.*, toUnixTimestamp64Milli(watermark) - toUnixTimestamp64Milli(event_time) AS age_ms,
     version = max(version) OVER () AS latest,
-    latest AND bot = 0 AND suspect = 0 AND event_time <= (SELECT horizon FROM label_horizon) AND {{has_time}} AS counts,
+    latest AND bot = 0 AND {{trusted}} AND event_time <= (SELECT horizon FROM label_horizon) AND {{has_time}} AS counts,
     known.description AS description, known.blocked AS blocked
 FROM (SELECT * FROM labels FINAL PREWHERE event_time = UUIDv7ToDateTime(wanted, 'UTC') WHERE impression_id = wanted) AS labels
 LEFT JOIN (SELECT toLowCardinality(id) AS creative, description, blocked FROM creatives FINAL) AS known USING (creative)

@@ -9,6 +9,7 @@
 //	{{dict "key" "value"}}       parameters of a {{template}}
 //	{{arm}}                      the number of an experiment's variant, from columns experiment and variant
 //	{{has_time}}                 the condition that a label's partition has a watermark
+//	{{trusted}}                  the condition that a label is not suspect, or that a review has cleared it
 //	{{least_units}}              and {{least_clicks}}, {{rounding}}: constants of internal/stats
 //
 // A file NNNN_name.sql is applied once and must not change afterwards; a file NNNN_view_name.sql holds only

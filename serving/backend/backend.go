@@ -19,9 +19,10 @@ type Prompt interface {
 	Models(ctx context.Context) ([]ModelCard, error)
 	// Chat answers one request.
 	Chat(ctx context.Context, r ChatRequest) (*ChatResponse, error)
-	// Forward sends an encoded chat completion on and returns the answer as it comes: the caller closes its
-	// body. Only a request that got no answer at all is an error.
-	Forward(ctx context.Context, body []byte) (*http.Response, error)
+	// Forward sends an encoded chat completion of a client on and returns the answer as it comes: the caller closes its
+	// body. Only a request that got no answer at all is an error. The client's name is for a server that has clients take
+	// turns; empty: not known.
+	Forward(ctx context.Context, client string, body []byte) (*http.Response, error)
 	// Health is nil when the replica can serve.
 	Health(ctx context.Context) error
 }

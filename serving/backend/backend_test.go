@@ -158,7 +158,7 @@ func TestARequestThatEndsItsServer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := v.Forward(t.Context(), []byte("{}")); backend.KindOf(err) != backend.Broken {
+	if _, err := v.Forward(t.Context(), "", []byte("{}")); backend.KindOf(err) != backend.Broken {
 		t.Errorf("%v", err)
 	}
 	if n := asked.Load(); n > 2 {

@@ -28,7 +28,7 @@ func TestAServerThatClosesIdleConnectionsLosesNoRequest(t *testing.T) {
 	body := []byte(strings.Repeat("x", 100_000)) // longer than the transport's buffer: it fails in the middle
 	r := rand.New(rand.NewPCG(1, 1))
 	for i := range 400 {
-		resp, err := v.Forward(t.Context(), body)
+		resp, err := v.Forward(t.Context(), "", body)
 		if err != nil {
 			t.Fatalf("request %d: %v", i, err)
 		}

@@ -184,7 +184,7 @@ func (v *VLLM) Health(ctx context.Context) error {
 }
 
 // Forward calls POST /v1/chat/completions and hands the answer over unread.
-func (v *VLLM) Forward(ctx context.Context, body []byte) (*http.Response, error) {
+func (v *VLLM) Forward(ctx context.Context, client string, body []byte) (*http.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, v.cfg.ChatTimeout)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, v.base+"/v1/chat/completions", bytes.NewReader(body))
 	if err != nil {
@@ -192,6 +192,9 @@ func (v *VLLM) Forward(ctx context.Context, body []byte) (*http.Response, error)
 		return nil, &Error{Kind: Rejected, Op: "chat", Replica: v.base, Err: err}
 	}
 	req.Header.Set("Content-Type", "application/json")
+	if client != "" {
+		req.Header.Set("X-Forwarded-For", client)
+	}
 	resp, err := v.do(req)
 	if err != nil {
 		cancel()

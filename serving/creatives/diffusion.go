@@ -89,7 +89,7 @@ func (d *Diffusion) Draw(ctx context.Context, p *catalogue.Product, description 
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		im, err := d.ask(ctx, kind, form, px)
 		if err == nil {
-			imaging.KeepProduct(im, p)
+			imaging.PasteProduct(im, p)
 			return im, true, nil
 		}
 		if ctx.Err() != nil {

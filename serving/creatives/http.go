@@ -130,13 +130,18 @@ func (s *Service) get(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	c, ok := s.lib.Now().Get(id)
-	if !ok {
+	now := s.lib.Now()
+	c, ok := now.Get(id)
+	switch {
+	case !ok:
 		httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "GET /v1/creatives lists them", "no creative %q", id))
 		return
-	}
-	if !picture {
+	case !picture:
 		httpapi.Reply(w, http.StatusOK, c)
+		return
+	case now.Stopped(id) != "": // pages that have its address already must not show it either; why is not for everybody
+		w.Header().Set("Cache-Control", "no-store")
+		httpapi.Fail(w, httpapi.Refuse(http.StatusGone, "ask /v1/decide for another one", "creative %q is blocked", id))
 		return
 	}
 	file, err := s.store.Bytes(c.Asset)
@@ -182,7 +187,7 @@ func (s *Service) putMatching(w http.ResponseWriter, r *http.Request) {
 	}
 	s.writes.Lock()
 	defer s.writes.Unlock()
-	c, ok := s.lib.Now().Get(r.PathValue("id"))
+	c, ok := s.lib.Stored(r.PathValue("id"))
 	if !ok {
 		httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "GET /v1/creatives lists them", "no creative %q", r.PathValue("id")))
 		return

@@ -15,6 +15,7 @@ import (
 type Library struct {
 	mu    sync.Mutex
 	byID  map[string]schemas.Creative
+	stop  map[string]string // blocked by people: why, by id
 	dirty atomic.Bool
 	view  atomic.Pointer[View]
 }
@@ -22,6 +23,7 @@ type Library struct {
 // View is the library at one moment. Its maps and slices must not be changed.
 type View struct {
 	byID     map[string]schemas.Creative
+	stop     map[string]string
 	products map[string]*Shelf
 }
 
@@ -43,6 +45,25 @@ func (l *Library) Put(cs ...schemas.Creative) {
 		l.byID[c.ID] = c
 	}
 	l.dirty.Store(true)
+}
+
+// Block says which creatives people have blocked, by id, and why; all others may serve, if nothing else is wrong with them.
+// The map must not be changed afterwards.
+func (l *Library) Block(why map[string]string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !maps.Equal(l.stop, why) {
+		l.stop = why
+		l.dirty.Store(true)
+	}
+}
+
+// Stored finds a creative as the topic has it: without what people have blocked.
+func (l *Library) Stored(id string) (schemas.Creative, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c, ok := l.byID[id]
+	return c, ok
 }
 
 // Len is the number of creatives, blocked ones included.
@@ -67,8 +88,14 @@ func (l *Library) Now() *View {
 	if v := l.view.Load(); v != nil && !l.dirty.Load() {
 		return v
 	}
-	v := &View{byID: maps.Clone(l.byID), products: map[string]*Shelf{}}
-	for _, c := range l.byID {
+	v := &View{byID: maps.Clone(l.byID), stop: l.stop, products: map[string]*Shelf{}}
+	for id, why := range l.stop {
+		if c, ok := v.byID[id]; ok {
+			c.Blocked = why
+			v.byID[id] = c
+		}
+	}
+	for _, c := range v.byID {
 		s := v.products[c.Product]
 		if s == nil {
 			s = &Shelf{ByVersion: map[string][]schemas.Creative{}}
@@ -94,6 +121,9 @@ func (v *View) Get(id string) (schemas.Creative, bool) {
 	c, ok := v.byID[id]
 	return c, ok
 }
+
+// Stopped says why people have blocked a creative; empty: nobody has.
+func (v *View) Stopped(id string) string { return v.stop[id] }
 
 // Shelf is what may serve for a product; nil: the product has never had a creative.
 func (v *View) Shelf(product string) *Shelf { return v.products[product] }

@@ -119,7 +119,7 @@ func TestTwoControllersDecideOnce(t *testing.T) {
 		l, pulse := underTest(t), &controltest.Pulse{}
 		looked := map[string]int{}
 		run := func(owner string) {
-			k := controllog.NewKeeper(l, pulse, owner, controllog.DefaultTTL, zerolog.Nop(), nil)
+			k := controllog.NewLeases(l, pulse, owner, controllog.DefaultTTL, zerolog.Nop(), nil)
 			h := k.Hold(control.RoleExperiments)
 			s := newOn(t, l, h, counted(func() { looked[owner]++ }))
 			go func() { _ = k.Run(t.Context()) }()

@@ -108,7 +108,7 @@ func (p pages) Looks(_ context.Context, id string, limit int) ([]LookRow, error)
 			out,
 			LookRow{
 				l.Time,
-				l.Step.Index,
+				l.Step.Number(),
 				l.Step.Share,
 				string(l.Action),
 				string(l.Rule),

@@ -68,12 +68,12 @@ type Status struct {
 	Running bool          `json:"running"`
 	Phase   control.Phase `json:"phase"`
 	Version int64         `json:"version"`         // commands applied to it; "expect" of a request names it
-	Decides int           `json:"decides"`         // index of the step that decides, -1: none
+	Decides int           `json:"decides"`         // number of the step that decides, from 1; 0: none
 	Looks   *Seen         `json:"looks,omitempty"` // how the looks at it go, while it runs
 }
 
 func (s *Service) status(st *control.State, x control.ExperimentStatus) Status {
-	out := Status{x, x.Running(), x.Phase(), st.Versions[control.ExperimentEntity(x.ID)], ramp.Decides(x.Steps), nil}
+	out := Status{x, x.Running(), x.Phase(), st.Versions[control.ExperimentEntity(x.ID)], ramp.Decides(x.Steps) + 1, nil}
 	if out.Running {
 		seen := s.Seen(x.ID)
 		out.Looks = &seen

@@ -22,7 +22,7 @@ type Request struct {
 	// Expect is the version of the experiment that the request was decided on, as the API shows it; nil: any.
 	Expect  *int64          `json:"expect,omitempty"`
 	Outcome control.Outcome `json:"outcome,omitempty"` // of a stop
-	Step    *int            `json:"step,omitempty"`    // of an override
+	Step    *int            `json:"step,omitempty"`    // of an override, from 1
 	Unit    string          `json:"unit,omitempty"`    // of a forced variant
 	Variant string          `json:"variant,omitempty"`
 }
@@ -106,19 +106,19 @@ func (s *Service) Override(ctx context.Context, id, who string, r Request) error
 	if err != nil {
 		return err
 	}
-	if r.Step == nil || *r.Step < 0 || *r.Step >= len(x.Steps) {
-		return bad(fmt.Sprintf("step counts from 0: the shares are %v", x.Steps), "an override needs a step of 0 to %d", len(x.Steps)-1)
+	if r.Step == nil || *r.Step < 1 || *r.Step > len(x.Steps) {
+		return bad(fmt.Sprintf("steps count from 1: the shares are %v", x.Steps), "an override needs a step of 1 to %d", len(x.Steps))
 	}
-	next := control.Step{Index: *r.Step, Share: x.Steps[*r.Step]}
+	next := control.Step{Index: *r.Step - 1, Share: x.Steps[*r.Step-1]}
 	if next.Index == x.Step.Index {
-		return bad("name another step", "experiment %s is at step %d already", id, next.Index)
+		return bad("name another step", "experiment %s is at step %d already", id, next.Number())
 	}
 	decides := ramp.Decides(x.Steps)
 	if next.Share >= 1 && !slices.ContainsFunc(x.History, func(s control.Step) bool { return s.Index == decides }) {
 		return bad(
 			"go to the deciding step first, or end it with promote",
 			"at share 1 nothing can be compared, and the deciding step %d (share %g) has no data yet",
-			decides,
+			decides+1,
 			x.Steps[decides],
 		)
 	}

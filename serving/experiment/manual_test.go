@@ -119,7 +119,7 @@ func TestKilledAtEveryCommand(t *testing.T) {
 			if !x.Running() {
 				break
 			}
-			step := 0
+			step := 1
 			switch h {
 			case 2:
 				do(func() error { return r.Pause(t.Context(), "e", "ada", Request{Note: "look at pictures"}, false) })
@@ -161,7 +161,7 @@ func TestChangingTheRampByHandDoesNotBias(t *testing.T) {
 	const runs = 30
 	for seed := range uint64(runs) {
 		r := newRig(t, 300+seed, 0.05, 0.5)
-		steps := map[int]int{7: 1, 11: 0, 13: 1} // after the hour
+		steps := map[int]int{7: 2, 11: 1, 13: 2} // after the hour
 		for h := range 20 {
 			r.world.hour(r.log.st, 1500, 0.02+0.004*float64(h), 0.02+0.004*float64(h))
 			if step, ok := steps[h]; ok {
@@ -204,7 +204,7 @@ func TestChangingTheRampByHandDoesNotBias(t *testing.T) {
 // A planted lift is found at its size although the rate moves and the ramp is changed midway.
 func TestALiftIsFoundThroughAChangedRamp(t *testing.T) {
 	r := newRig(t, 77, 0.05, 0.5, 1)
-	back := []int{0, 1}
+	back := []int{1, 2}
 	for h := 0; h < 150 && r.log.st.Experiments["e"].Running(); h++ {
 		rate := 0.03 + 0.02*float64(h%12)/12
 		r.world.hour(r.log.st, 1500, rate, 1.4*rate)
@@ -264,12 +264,13 @@ func TestManualRequests(t *testing.T) {
 		{"/e/pause", `{"note":"look"}`, 200, `"phase":"paused"`},
 		{"/e/pause", `{"note":"look"}`, 409, "paused already"},
 		{"/e/resume", `{"note":"on"}`, 200, `"phase":"running"`},
-		{"/e/override", `{"note":"n"}`, 422, "needs a step of 0 to 2"},
-		{"/e/override", `{"note":"n","step":7}`, 422, "needs a step of 0 to 2"},
-		{"/e/override", `{"note":"n","step":0}`, 422, "is at step 0 already"},
-		{"/e/override", `{"note":"n","step":2}`, 422, "deciding step 1"},
-		{"/e/override", `{"note":"n","step":1}`, 200, `"share":0.5`},
-		{"/e/override", `{"note":"n","step":0}`, 200, `"share":0.2`},
+		{"/e/override", `{"note":"n"}`, 422, "needs a step of 1 to 3"},
+		{"/e/override", `{"note":"n","step":0}`, 422, "needs a step of 1 to 3"},
+		{"/e/override", `{"note":"n","step":7}`, 422, "needs a step of 1 to 3"},
+		{"/e/override", `{"note":"n","step":1}`, 422, "is at step 1 already"},
+		{"/e/override", `{"note":"n","step":3}`, 422, "deciding step 2"},
+		{"/e/override", `{"note":"n","step":2}`, 200, `"number":2,"share":0.5`},
+		{"/e/override", `{"note":"n","step":1}`, 200, `"number":1,"share":0.2`},
 		{"/e/force", `{"unit":"u","variant":"best"}`, 422, "variant control or treatment"},
 		{"/e/force", `{"unit":"u","variant":"treatment"}`, 200, `"forced":{"` + control.HideUnit("e", "u") + `":"treatment"}`},
 		{"/e/force", `{"unit":"u"}`, 200, `"phase":"running"`},
@@ -314,7 +315,7 @@ func TestManualRequests(t *testing.T) {
 // Two steps at one moment of event time could not be told apart.
 func TestAnOverrideNeedsALaterEventTime(t *testing.T) {
 	r := newRig(t, 43, 0.2, 0.5)
-	for i, step := range []int{1, 0} {
+	for i, step := range []int{2, 1} {
 		err := r.Override(t.Context(), "e", "ada", Request{Note: "n", Step: &step})
 		if (err == nil) != (i == 0) || err != nil && !strings.Contains(err.Error(), "not after the present step") {
 			t.Errorf("override %d: %v", i, err)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ctrloop/internal/controllog"
+	"ctrloop/internal/warehouse/query"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/experiment/exposure"
 	"ctrloop/serving/experiment/ramp"
@@ -19,7 +20,7 @@ import (
 )
 
 // Span is a part of event time: From <= t < To. Zero times leave that end open.
-type Span struct{ From, To time.Time }
+type Span = query.Span
 
 // Source has the sums of an experiment's arms over the impressions in any of the spans that are mature: those whose
 // click window has closed in every partition, since positives are known before negatives and a rate over younger
@@ -42,7 +43,7 @@ type Metrics interface {
 
 // LookSink keeps the record of every look. A failure is logged and counted, and stops nothing.
 type LookSink interface {
-	Look(ctx context.Context, l Look) error
+	RecordLook(ctx context.Context, l Look) error
 }
 
 // Look is one look at one experiment.
@@ -64,7 +65,7 @@ type Deps struct {
 	Looks   LookSink
 	Reports Reports
 	Hooks   Hooks
-	// Exposures keeps what other services' units met.
+	// Exposures stores the exposures that other services send.
 	Exposures exposure.Sink
 	// Wall stamps commands. EventNow is the clock of the impressions that are being served now: the same clock in
 	// production, the world's in a demo. A step is dated by it.
@@ -117,7 +118,7 @@ func (s *Service) lookAll(ctx context.Context, log control.Log) error {
 	var errs []error
 	running := s.running()
 	s.metrics.running.Set(float64(len(running)))
-	s.watch.keep(running)
+	s.watch.retain(running)
 	defer func() { s.metrics.failing.Set(float64(s.watch.alarms(s.cfg.Failed))) }()
 	for _, x := range running {
 		start := time.Now()
@@ -200,7 +201,7 @@ func (s *Service) Analyse(ctx context.Context, x control.ExperimentStatus) (ramp
 		now = now[len(now)-1:]
 	}
 	if ev.Now, err = s.d.Source.Sums(ctx, x.Experiment, now); err != nil {
-		return ramp.Verdict{}, fmt.Errorf("sums of step %d: %w", x.Step.Index, err)
+		return ramp.Verdict{}, fmt.Errorf("sums of step %d: %w", x.Step.Number(), err)
 	}
 	ev.Deciding = ev.Now
 	if i := ramp.Decides(x.Steps); x.Step.Share >= 1 && i >= 0 {
@@ -254,7 +255,7 @@ func (s *Service) record(ctx context.Context, x control.ExperimentStatus, v ramp
 	if s.d.Looks == nil {
 		return
 	}
-	if err := s.d.Looks.Look(ctx, Look{Time: s.d.Wall().UTC(), EventTime: s.d.EventNow().UTC(), Experiment: x.ID, Step: x.Step,
+	if err := s.d.Looks.RecordLook(ctx, Look{Time: s.d.Wall().UTC(), EventTime: s.d.EventNow().UTC(), Experiment: x.ID, Step: x.Step,
 		Verdict: v}); err != nil {
 		s.metrics.errors.Inc()
 		s.log.Warn().Err(err).Str("experiment", x.ID).Msg("this look is not on record")

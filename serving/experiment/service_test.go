@@ -200,7 +200,7 @@ func (w *traffic) hour(st *control.State, visits int, control, treatment float64
 
 type looks struct{ seen []Look }
 
-func (l *looks) Look(_ context.Context, x Look) error {
+func (l *looks) RecordLook(_ context.Context, x Look) error {
 	l.seen = append(l.seen, x)
 	return nil
 }
@@ -358,7 +358,7 @@ func TestWholeRampInDrift(t *testing.T) {
 			rate := min(0.03+0.006*float64(h), 0.12)
 			r.world.hour(r.log.st, 1200, rate, rate*(1+c.lift))
 			if h%3 == 2 && h < 8 { // steps by the clock, so that both worlds have the same ramp
-				if err := r.Override(t.Context(), "e", "ada", Request{Step: new(h/3 + 1), Note: "clock"}); err != nil {
+				if err := r.Override(t.Context(), "e", "ada", Request{Step: new(h/3 + 2), Note: "clock"}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -488,7 +488,7 @@ func TestRunLooksAtOnceAndStops(t *testing.T) {
 
 type sinkFunc func(Look)
 
-func (f sinkFunc) Look(_ context.Context, l Look) error { f(l); return nil }
+func (f sinkFunc) RecordLook(_ context.Context, l Look) error { f(l); return nil }
 
 func call(t *testing.T, h http.Handler, method, path, body string) (int, map[string]any) {
 	t.Helper()

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"ctrloop/internal/httpapi"
+	"ctrloop/internal/warehouse/query"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/experiment/assign"
 	"ctrloop/serving/experiment/exposure"
@@ -83,8 +84,5 @@ func (w Warehouse) Expose(ctx context.Context, es []exposure.Exposure) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	return w.DB.Exec(ctx, `
-		INSERT INTO exposures (experiment, unit, day, variant, time)
-		SELECT row.1, row.2, toDate(fromUnixTimestamp64Milli(row.4, 'UTC')), row.3, fromUnixTimestamp64Milli(row.4, 'UTC')
-		FROM (SELECT arrayJoin(arrayZip(?, ?, ?, arrayMap(t -> toInt64(t), ?))) AS row)`, experiments, units, variants, times)
+	return w.DB.Exec(ctx, query.Text("insert_exposures"), experiments, units, variants, times)
 }

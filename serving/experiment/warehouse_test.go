@@ -476,7 +476,7 @@ func checkLooks(t *testing.T, db *warehouse.DB) {
 		Step:       x.Step,
 		Verdict:    ramp.Look(ramp.Default(), x, ramp.Evidence{}),
 	} // nothing known: NaN and infinite
-	if err := (Warehouse{db}).Look(t.Context(), look); err != nil {
+	if err := (Warehouse{db}).RecordLook(t.Context(), look); err != nil {
 		t.Fatal(err)
 	}
 	var s ramp.Sums
@@ -486,7 +486,7 @@ func checkLooks(t *testing.T, db *warehouse.DB) {
 	}
 	look.Time = look.Time.Add(time.Second)
 	look.Verdict = ramp.Look(ramp.Default(), x, ramp.Evidence{Now: s, Deciding: s})
-	if err := (Warehouse{db}).Look(t.Context(), look); err != nil {
+	if err := (Warehouse{db}).RecordLook(t.Context(), look); err != nil {
 		t.Fatal(err)
 	}
 	type row struct {

@@ -42,8 +42,8 @@ func (w *watch) of(id string) *watched {
 	return w.by[id]
 }
 
-// keep forgets experiments that do not run any more.
-func (w *watch) keep(running []control.ExperimentStatus) {
+// retain forgets experiments that do not run any more.
+func (w *watch) retain(running []control.ExperimentStatus) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	on := map[string]bool{}

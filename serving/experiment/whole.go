@@ -3,11 +3,10 @@ package experiment
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"ctrloop/internal/stats"
+	"ctrloop/internal/warehouse/query"
 	"ctrloop/schemas/control"
-	"ctrloop/serving/experiment/assign"
 	"ctrloop/serving/experiment/ramp"
 )
 
@@ -86,36 +85,12 @@ func (s *Service) wholeRamp(ctx context.Context, x control.ExperimentStatus, ste
 
 // Weighted adds the weighted impressions up by unit and arm in one query. Parts must not overlap.
 func (w Warehouse) Weighted(ctx context.Context, x control.Experiment, parts []Part) (ramp.Sums, error) {
-	var out ramp.Sums
 	if len(parts) == 0 {
-		return out, nil
+		return ramp.Sums{}, nil
 	}
-	var cases, conds []string
-	var weights, within []any
-	for _, p := range parts {
-		cond, args := InSpans(p.Spans)
-		cases = append(cases, cond+", if(variant = '"+assign.Treatment+"', toFloat64(?), toFloat64(?))")
-		weights = append(append(weights, args...), stats.OverlapWeight(p.Share), stats.OverlapWeight(1-p.Share))
-		conds, within = append(conds, cond), append(within, args...)
+	weighted := make([]query.Weighted, len(parts))
+	for i, p := range parts {
+		weighted[i] = query.Weighted{Spans: p.Spans, Control: stats.OverlapWeight(1 - p.Share), Treatment: stats.OverlapWeight(p.Share)}
 	}
-	var rows []armRow
-	err := w.DB.Select(ctx, &rows, `
-		SELECT variant, count() AS n, sum(k) AS m, sum(c) AS d, sum(k * k) AS mm, sum(c * c) AS dd, sum(k * c) AS md
-		FROM (
-			SELECT variant, sum(clicked * weight) AS k, sum(weight) AS c
-			FROM (
-				SELECT variant, `+unitColumn(x)+` AS unit, clicked, multiIf(`+strings.Join(cases, ", ")+`, toFloat64(0)) AS weight
-				FROM labels_mature
-				WHERE experiment = ? AND NOT (`+nobody(x, unitColumn(x))+`) AND (`+strings.Join(conds, " OR ")+`)
-			)
-			GROUP BY variant, unit
-		)
-		GROUP BY variant`, append(append(weights, x.ID), within...)...)
-	if err != nil {
-		return out, err
-	}
-	for _, r := range rows {
-		r.into(&out)
-	}
-	return out, nil
+	return w.arms(ctx, query.ArmSumsWeighted(x.ID, query.UnitOf(x.Unit), weighted))
 }

@@ -52,11 +52,11 @@ type Gateway struct {
 	timed   func(assign.Assignment, time.Duration)
 }
 
-// OnAnswer has f told of each answer's assignment and time, from the request's arrival to the end of the answer. Call
-// it before the first request.
+// OnAnswer has f called for each answer, with its assignment and its time from the request's arrival to the end of the
+// answer. Call OnAnswer before the first request.
 func (g *Gateway) OnAnswer(f func(assign.Assignment, time.Duration)) { g.timed = f }
 
-// New builds a gateway over a route table. suspect is told of replicas that did not answer (empty version) or did
+// New builds a gateway over a route table. suspect is called with replicas that did not answer (empty version) or did
 // not know a version that is routed to them.
 func New(
 	cfg Config,
@@ -124,7 +124,7 @@ var (
 // send tries the version's replicas, the idlest first. Another one is asked only after an answer that says that nothing
 // was done, or that is not passed on, and only as often as the bounds allow: a request that ends one server must not be
 // handed to all of them (see dead).
-func (g *Gateway) send(ctx context.Context, a *admission, body []byte) (*upstream, error) {
+func (g *Gateway) send(ctx context.Context, a *admission, client string, body []byte) (*upstream, error) {
 	g.retries.earn()
 	var tried []*route.Replica
 	var last error
@@ -141,7 +141,7 @@ func (g *Gateway) send(ctx context.Context, a *admission, body []byte) (*upstrea
 			return nil, fmt.Errorf("%w: %s is on none at the moment", errNobody, a.Name)
 		}
 		tried = append(tried, r)
-		u, err := g.attempt(ctx, a, r, body)
+		u, err := g.attempt(ctx, a, r, client, body)
 		if err == nil {
 			return u, nil
 		}
@@ -168,8 +168,8 @@ func (g *Gateway) send(ctx context.Context, a *admission, body []byte) (*upstrea
 // deathCheck bounds how long a replica that broke off is asked whether it lives.
 const deathCheck = 500 * time.Millisecond
 
-// dead says whether a replica that broke off is gone as a whole. One that lives has broken off this one request, and would
-// again; one that is gone was killed by somebody, or by the request: it may be tried once more, and no more than once.
+// dead says whether the whole replica has gone, and not this request alone. A replica that lives would break off the same
+// request again, so there is no retry. One that has gone may have been killed by the request itself: hence one retry and no more.
 func dead(ctx context.Context, r *route.Replica) bool {
 	ctx, cancel := context.WithTimeout(ctx, deathCheck)
 	defer cancel()
@@ -219,8 +219,8 @@ func better(a, b *route.Replica) bool {
 }
 
 // attempt is one try. With an error nothing has been passed on.
-func (g *Gateway) attempt(ctx context.Context, a *admission, r *route.Replica, body []byte) (*upstream, error) {
-	resp, err := r.Forward(ctx, body)
+func (g *Gateway) attempt(ctx context.Context, a *admission, r *route.Replica, client string, body []byte) (*upstream, error) {
+	resp, err := r.Forward(ctx, client, body)
 	if err != nil {
 		if ctx.Err() == nil {
 			r.Avoid(avoidance)
@@ -311,7 +311,7 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, start time.Time)
 		return g.refuse(w, httpapi.Refuse(http.StatusBadRequest, "ask for an arm of an experiment that runs, or leave the header out", "%s",
 			assign.ForceRefused(force)))
 	}
-	u, err := g.send(r.Context(), a, req.withModel(a.Model))
+	u, err := g.send(r.Context(), a, httpapi.Client(r), req.withModel(a.Model))
 	if err != nil {
 		return g.unanswered(w, r, a, err)
 	}
@@ -390,6 +390,9 @@ func (g *Gateway) refuse(w http.ResponseWriter, err error) outcome {
 	return refused
 }
 
+// inProcess is the client of what this process asks for itself, above all descriptions of creatives.
+const inProcess = "ctrloop"
+
 // Chat is the same door for callers in this process; it returns the version that answered. Retry when Full(err).
 func (g *Gateway) Chat(ctx context.Context, req backend.ChatRequest) (*backend.ChatResponse, string, error) {
 	a, err := g.admit(req.Model, assign.Unit{})
@@ -402,7 +405,7 @@ func (g *Gateway) Chat(ctx context.Context, req backend.ChatRequest) (*backend.C
 	if err != nil {
 		return nil, "", err
 	}
-	u, err := g.send(ctx, a, body)
+	u, err := g.send(ctx, a, inProcess, body)
 	if err != nil {
 		o := failed
 		if ctx.Err() != nil {

@@ -113,8 +113,8 @@ func TestASecondServerLeavesAChampionAlone(t *testing.T) {
 			if err := c.ctrl.Promote(t.Context(), v, false, "ann", "after its test"); err != nil {
 				t.Fatal(err)
 			}
-			slow.bring(t.Context(), stale, slow.replicas)
-			slow.tell(t.Context())
+			slow.makeResident(t.Context(), stale, slow.replicas)
+			slow.reportStates(t.Context())
 			slow.Reconcile(t.Context())
 			slow.applyRoutes()
 			if got := c.log.State().Models[v].State; got != control.ModelChampion {

@@ -8,5 +8,8 @@
 //
 //   - check.go: an adapter against the base's index, before any server sees it.
 //   - probe.go: the trainer's golden answer, after the load.
-//   - controller.go: the two loops, flips and residency.
+//   - controller.go: the two loops, and flips.
+//   - survey.go: what the replicas have.
+//   - residency.go: loads, unloads and their order.
+//   - states.go: what the control log is told of versions.
 package swap

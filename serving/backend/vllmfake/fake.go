@@ -58,6 +58,8 @@ type Config struct {
 	Latency time.Duration
 	// LoadLatency of a load.
 	LoadLatency time.Duration
+	// OnChat is told of every request for a completion; nil: nobody is.
+	OnChat func(r *http.Request)
 }
 
 // Server is a fake replica on a loopback port that stays the same when it is killed and restarted.
@@ -277,6 +279,9 @@ func (s *Server) unload(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) chat(w http.ResponseWriter, r *http.Request) {
+	if s.cfg.OnChat != nil {
+		s.cfg.OnChat(r)
+	}
 	var b struct {
 		backend.ChatRequest
 		Stream bool `json:"stream"`

@@ -41,15 +41,23 @@ func Over(address string, c *http.Client) *Client {
 	if !strings.Contains(address, "://") {
 		address = "http://" + address
 	}
-	return &Client{base: strings.TrimSuffix(address, "/") + "/v1/experiments", http: c}
+	return &Client{base: strings.TrimSuffix(address, "/"), http: c}
 }
 
 // Error is a refusal of the API.
 type Error = httpapi.Error
 
+// root is the path of the experiments' calls.
+const root = "/v1/experiments"
+
 // Call sends a request for a path below /v1/experiments and returns the answer's body. body nil: none. A refusal is an
 // error of type *Error.
 func (c *Client) Call(ctx context.Context, method, path string, body any) ([]byte, error) {
+	return c.At(ctx, method, root+path, body)
+}
+
+// At is Call for any path of the instance, such as /v1/creatives.
+func (c *Client) At(ctx context.Context, method, path string, body any) ([]byte, error) {
 	raw, _, err := c.call(ctx, method, path, body, "")
 	return raw, err
 }
@@ -110,7 +118,7 @@ func refusal(res *http.Response, raw []byte) *Error {
 // Assignments returns what assignment needs of the instance's state, and its ETag. With the ETag of the state that the
 // caller has, it returns nil where there is no newer one.
 func (c *Client) Assignments(ctx context.Context, etag string) (*control.State, string, error) {
-	raw, newest, err := c.call(ctx, http.MethodGet, "/assignments", nil, etag)
+	raw, newest, err := c.call(ctx, http.MethodGet, root+"/assignments", nil, etag)
 	if errors.Is(err, errNotModified) {
 		return nil, etag, nil
 	}

@@ -133,7 +133,7 @@ func (p *Provider) evaluate(flag string, flat of.FlattenedContext) (evaluation, 
 	}
 	meta := of.FlagMetadata{"version": got.Version, "why": string(got.Reason), "arm_share": got.ArmShare}
 	if got.Experiment != "" {
-		meta["experiment"], meta["step"] = got.Experiment, int64(got.Step)
+		meta["experiment"], meta["step"] = got.Experiment, int64(got.Step)+1
 	}
 	e.detail = of.ProviderResolutionDetail{Variant: got.Variant, FlagMetadata: meta}
 	switch {

@@ -20,7 +20,7 @@ type Options struct {
 	Workers int `json:"-"`
 	// Only these parts, by name; all of them where it is empty.
 	Only []string `json:"only,omitempty"`
-	// Progress is told the share of the work that is done, 0 to 1, and the part; it may be nil. Calls do not overlap.
+	// Progress is called with the share of the work that is done, 0 to 1, and the part; it may be nil. Calls do not overlap.
 	Progress func(share float64, part string) `json:"-"`
 }
 

@@ -8,33 +8,23 @@
 package webhook
 
 import (
-	"bytes"
-	"cmp"
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"maps"
-	"math/rand/v2"
 	"net/http"
 	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
-
-	"ctrloop/internal/artifact"
-	"ctrloop/schemas/control"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
+
+	"ctrloop/internal/artifact"
+	"ctrloop/schemas/control"
 )
 
 // Headers of a delivery.
@@ -231,136 +221,6 @@ func (d *Dispatcher) serve(ctx context.Context, e Endpoint) {
 	}
 }
 
-// delivery is one change on its way to an endpoint.
-type delivery struct {
-	Payload
-	silent bool // of a type that the endpoint did not ask for
-}
-
-// queue lists what the endpoint lacks, oldest first, at most as many as the bound.
-func (d *Dispatcher) queue(e Endpoint) []delivery {
-	st := d.log.State()
-	d.mu.Lock()
-	have := maps.Clone(d.places[e.Name].Versions)
-	d.mu.Unlock()
-	var out []delivery
-	for id, x := range st.Experiments {
-		for _, c := range x.Trail {
-			if c.Version > have[id] {
-				p := Payload{
-					Delivery:   deliveryID(e.Name, id, c.Version),
-					Experiment: id,
-					Logical:    x.Logical,
-					Control:    x.Control,
-					Treatment:  x.Treatment,
-					Change:     c,
-				}
-				out = append(out, delivery{p, len(e.Events) > 0 && !slices.Contains(e.Events, c.Type)})
-			}
-		}
-	}
-	slices.SortFunc(out, func(a, b delivery) int {
-		if a.Experiment == b.Experiment {
-			return cmp.Compare(a.Version, b.Version)
-		}
-		return cmp.Or(a.Time.Compare(b.Time), cmp.Compare(a.Experiment, b.Experiment))
-	})
-	return out[:min(len(out), d.cfg.Queue)]
-}
-
-func deliveryID(endpoint, experiment string, version int64) string {
-	h := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%d", endpoint, experiment, version))
-	return hex.EncodeToString(h[:16])
-}
-
-// deliver tries until the receiver has taken it, the attempts are used up or ctx ends.
-func (d *Dispatcher) deliver(ctx context.Context, e Endpoint, v delivery) {
-	if v.silent {
-		d.settle(e, v, nil)
-		return
-	}
-	body, err := json.Marshal(v.Payload)
-	if err != nil { // cannot happen: strings, numbers and JSON
-		d.settle(e, v, &Failure{Error: err.Error()})
-		return
-	}
-	wait := d.cfg.Backoff
-	for attempt := 1; ; attempt++ {
-		err := d.post(ctx, e, v, body)
-		if ctx.Err() != nil {
-			return // it comes again after the restart
-		}
-		if err == nil {
-			d.m.deliveries.WithLabelValues(e.Name, "delivered").Inc()
-			d.settle(e, v, nil)
-			return
-		}
-		if final := (permanent{}); attempt >= d.cfg.Attempts || errors.As(err, &final) {
-			d.m.deliveries.WithLabelValues(e.Name, "gave_up").Inc()
-			d.logger.Error().Err(err).Str("endpoint", e.Name).Str("experiment", v.Experiment).Str("delivery", v.Delivery).Int("attempts", attempt).
-				Msg("webhook given up; replay it when the receiver works")
-			d.settle(e, v, &Failure{Attempts: attempt, Error: err.Error()})
-			return
-		}
-		d.m.deliveries.WithLabelValues(e.Name, "retried").Inc()
-		// Half of the wait is drawn, so that many senders do not come back at once.
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(wait/2 + rand.N(wait/2+1)):
-		}
-		wait = min(2*wait, d.cfg.MaxBackoff)
-	}
-}
-
-// permanent is an answer that no repetition changes.
-type permanent struct{ error }
-
-func (d *Dispatcher) post(ctx context.Context, e Endpoint, v delivery, body []byte) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.URL, bytes.NewReader(body))
-	if err != nil {
-		return permanent{err}
-	}
-	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set(HeaderDelivery, v.Delivery)
-	req.Header.Set(HeaderEvent, string(v.Type))
-	req.Header.Set(HeaderSignature, Sign([]byte(e.Secret.Reveal()), body, d.now()))
-	res, err := d.client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	text, _ := io.ReadAll(io.LimitReader(res.Body, 200))
-	switch c := res.StatusCode; {
-	case c/100 == 2:
-		return nil
-	case c/100 == 5, c == http.StatusRequestTimeout, c == http.StatusTooEarly, c == http.StatusTooManyRequests:
-		return fmt.Errorf("%s: %s", res.Status, text)
-	default: // redirects too: the address in the configuration is to be the right one
-		return permanent{fmt.Errorf("%s: %s", res.Status, text)}
-	}
-}
-
-// settle remembers that the endpoint has the delivery, or never will.
-func (d *Dispatcher) settle(e Endpoint, v delivery, f *Failure) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	p := d.places[e.Name]
-	if p.Versions[v.Experiment] < v.Version-1 { // set back by a replay meanwhile: that begins earlier
-		return
-	}
-	p.Versions[v.Experiment] = v.Version
-	p.GaveUp = slices.DeleteFunc(p.GaveUp, func(g Failure) bool { return g.Delivery == v.Delivery })
-	if f != nil {
-		f.Delivery, f.Experiment, f.Version, f.Time = v.Delivery, v.Experiment, v.Version, d.now().UTC()
-		p.GaveUp = append(p.GaveUp, *f)
-		p.GaveUp = p.GaveUp[max(0, len(p.GaveUp)-maxFailures):]
-	}
-	if err := d.save(); err != nil {
-		d.logger.Error().Err(err).Msg("webhooks: what was delivered is not on disk; after a restart it comes again under the same id")
-	}
-}
-
 // Replay sends an experiment's changes from a version on again, to one endpoint or (empty name) to all. It returns how
 // many deliveries that makes.
 func (d *Dispatcher) Replay(endpoint, experiment string, from int64) (int, error) {
@@ -415,46 +275,4 @@ func (d *Dispatcher) Status() []Status {
 		out = append(out, Status{Name: e.Name, Pending: pending, GaveUp: gone})
 	}
 	return out
-}
-
-// Sign gives the signature of a body at a time.
-func Sign(secret, body []byte, at time.Time) string {
-	t := strconv.FormatInt(at.Unix(), 10)
-	return "t=" + t + ",v1=" + hex.EncodeToString(mac(secret, t, body))
-}
-
-func mac(secret []byte, t string, body []byte) []byte {
-	h := hmac.New(sha256.New, secret)
-	_, _ = h.Write([]byte(t + ".")) // never fails
-	_, _ = h.Write(body)
-	return h.Sum(nil)
-}
-
-// Verify checks a signature header as a receiver must: in constant time, and not older or newer than the tolerance, so
-// that a recorded delivery cannot be sent again later.
-func Verify(secret []byte, header string, body []byte, now time.Time, tolerance time.Duration) error {
-	var t string
-	var sums [][]byte
-	for part := range strings.SplitSeq(header, ",") {
-		switch k, v, _ := strings.Cut(part, "="); k {
-		case "t":
-			t = v
-		case "v1":
-			if sum, err := hex.DecodeString(v); err == nil {
-				sums = append(sums, sum)
-			}
-		}
-	}
-	sec, err := strconv.ParseInt(t, 10, 64)
-	if err != nil {
-		return fmt.Errorf("signature %q has no time", header)
-	}
-	if age := now.Sub(time.Unix(sec, 0)); age.Abs() > tolerance {
-		return fmt.Errorf("signature is %v old, more than %v", age, tolerance)
-	}
-	want := mac(secret, t, body)
-	if !slices.ContainsFunc(sums, func(sum []byte) bool { return hmac.Equal(sum, want) }) {
-		return errors.New("signature does not belong to the body and the secret")
-	}
-	return nil
 }

@@ -1,0 +1,2 @@
+-- Empties labels.
+TRUNCATE TABLE labels

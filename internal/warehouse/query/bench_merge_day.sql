@@ -1,0 +1,2 @@
+-- Makes one part of a day.
+OPTIMIZE TABLE labels PARTITION {{.day}} FINAL
