@@ -15,6 +15,8 @@ type people struct {
 	rng  *rand.Rand
 	sent []command
 	due  time.Time
+	// promoted: a person has made a version champion.
+	promoted bool
 }
 
 type command struct {
@@ -35,25 +37,36 @@ const (
 // pause between two commands.
 const pause = 400 * time.Millisecond
 
-// perhaps gives a command, if it is time for one.
+// perhaps gives a command, if it is time for one. The first end of an experiment is a promotion, so that there is another champion.
 func (p *people) perhaps() {
 	if time.Now().Before(p.due) {
 		return
 	}
 	p.due = time.Now().Add(pause)
 	asked := p.c.of("serving")[p.rng.IntN(2)]
-	note := fmt.Sprintf("two %d", len(p.sent))
-	method, path, body := "PUT", "/v1/experiments/holdouts/prompt", map[string]any{"note": note, "share": float64(1+p.rng.IntN(50)) / 1000}
-	if x := p.running(asked); x.ID != "" && p.rng.IntN(2) == 0 {
-		verb := "pause"
-		switch {
-		case x.Paused:
-			verb = "resume"
-		case p.rng.IntN(12) == 0:
-			verb = []string{"promote", "rollback"}[p.rng.IntN(2)]
-		}
-		method, path, body = "POST", "/v1/experiments/"+x.ID+"/"+verb, map[string]any{"note": note}
+	x := p.running(asked)
+	if x.ID == "" || p.rng.IntN(2) == 0 {
+		p.give(asked, "PUT", "/v1/experiments/holdouts/"+logical, map[string]any{"share": float64(1+p.rng.IntN(50)) / 1000})
+		return
 	}
+	verb := "pause"
+	switch {
+	case x.Paused:
+		verb = "resume"
+	case p.rng.IntN(12) == 0 && (!p.promoted || p.rng.IntN(2) == 0):
+		verb = "promote"
+	case p.rng.IntN(24) == 0 && p.promoted:
+		verb = "rollback"
+	}
+	if p.give(asked, "POST", "/v1/experiments/"+x.ID+"/"+verb, map[string]any{}) == acknowledged && verb == "promote" {
+		p.promoted = true
+	}
+}
+
+// give sends a command and remembers what it knows of its fate.
+func (p *people) give(asked *node, method, path string, body map[string]any) fate {
+	note := fmt.Sprintf("two %d", len(p.sent))
+	body["note"] = note
 	raw, err := json.Marshal(body)
 	if err != nil {
 		p.c.t.Fatal(err)
@@ -66,6 +79,7 @@ func (p *people) perhaps() {
 		c.fate = unknown
 	}
 	p.sent = append(p.sent, c)
+	return c.fate
 }
 
 // experiment as the API lists it.

@@ -1,7 +1,6 @@
 package two
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"strconv"
@@ -135,16 +134,18 @@ func run(t *testing.T, f form, seed uint64) {
 		len(st.Models), len(st.Experiments))
 }
 
-// learned goes on with the traffic until the loop has turned at least once: a data set, its jobs, a version, an experiment.
+// learned goes on with the traffic until the loop has turned, from a data set to an experiment, and a person promotes its version:
+// that every reader has the same champion says more when there has been another.
 func (c *cluster) learned(tr *traffic, p *people) {
-	c.wait(5*time.Minute, "the loop to have turned once", func() string {
+	c.wait(10*time.Minute, "a version to be tested and promoted", func() string {
 		tr.tick()
-		if p.running(c.of("serving")[tr.next%2]).ID != "" {
-			return ""
+		asked := c.of("serving")[tr.next%2]
+		x := p.running(asked)
+		if x.ID == "" {
+			return asked.name + " knows of no experiment that runs"
 		}
-		st, _ := c.readControl()
-		if len(st.Experiments) == 0 {
-			return fmt.Sprintf("%d data sets, %d jobs, %d models, no experiment", len(st.Datasets), len(st.Jobs), len(st.Models))
+		if p.give(asked, "POST", "/v1/experiments/"+x.ID+"/promote", map[string]any{}) != acknowledged {
+			return "the promotion of " + x.ID + " is not acknowledged"
 		}
 		return ""
 	})
