@@ -9,8 +9,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"ctrloop/app"
-	"ctrloop/internal/config"
 	"ctrloop/internal/warehouse"
 )
 
@@ -25,7 +23,6 @@ type SuspectCmd struct {
 // suspectFlags name labels of a warehouse.
 type suspectFlags struct {
 	storeFlags
-	Config    string    `help:"Configuration of the instance: its warehouse." type:"existingfile" placeholder:"FILE"`
 	From      time.Time `help:"Only hours that begin at this time of impressions or later." placeholder:"2026-03-01T10:00:00Z"`
 	Until     time.Time `help:"Only hours that begin before this time." placeholder:"2026-03-01T12:00:00Z"`
 	Product   string    `help:"Only this product."`
@@ -51,11 +48,6 @@ type SuspectLsCmd struct {
 
 // Run lists.
 func (c *SuspectLsCmd) Run(ctx context.Context, g *Globals, out *output) error {
-	cfg, err := config.Load(c.Config, app.Default())
-	if err != nil {
-		return err
-	}
-	c.DSN = cmp.Or(c.DSN, cfg.ClickHouse.ReadOnlyDSN, cfg.ClickHouse.DSN)
 	db, done, err := c.open(ctx, g, out, false)
 	if err != nil {
 		return err
@@ -98,9 +90,9 @@ func printSuspects(w io.Writer, cells []warehouse.SuspectCell, all int) error {
 // reviewFlags say who says something of suspect labels, and why.
 type reviewFlags struct {
 	suspectFlags
-	All    bool   `help:"All suspect labels, where nothing else is named."`
-	By     string `help:"Who says so. Default: the user of this machine."`
-	Reason string `help:"Why." required:""`
+	All  bool   `help:"All suspect labels, where nothing else is named."`
+	By   string `help:"Who says so. Default: the user of this machine."`
+	Note string `help:"Why; it is kept with the labels." required:"" placeholder:"TEXT"`
 }
 
 // SuspectClearCmd is `ctrloop suspect clear`.
@@ -135,11 +127,9 @@ func (f *reviewFlags) review(ctx context.Context, g *Globals, out *output, v war
 	if by == "" {
 		return usageError{errors.New("who says so? nobody knows the user of this machine: name somebody with --by")}
 	}
-	cfg, err := config.Load(f.Config, app.Default())
-	if err != nil {
+	if _, err := f.load(true); err != nil {
 		return err
 	}
-	f.DSN = cmp.Or(f.DSN, cfg.ClickHouse.DSN)
 	if _, err := f.beside(ctx); err != nil {
 		return err
 	}
@@ -148,7 +138,7 @@ func (f *reviewFlags) review(ctx context.Context, g *Globals, out *output, v war
 		return err
 	}
 	defer done()
-	r, err := db.Review(ctx, f.which(), v, by, f.Reason)
+	r, err := db.Review(ctx, f.which(), v, by, f.Note)
 	if errors.Is(err, warehouse.ErrNoSuspects) {
 		return withHint(err, "`ctrloop suspect ls --all` lists those that are there")
 	}
