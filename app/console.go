@@ -3,10 +3,15 @@ package app
 import (
 	"cmp"
 	"context"
+	"fmt"
+	"time"
 
 	"ctrloop/ingest"
 	"ctrloop/internal/stream"
+	"ctrloop/internal/warehouse"
+	"ctrloop/internal/warehouse/query"
 	"ctrloop/joiner"
+	"ctrloop/joiner/sink"
 	"ctrloop/schemas"
 	"ctrloop/serving/console"
 	"ctrloop/serving/console/overview"
@@ -25,8 +30,40 @@ func (a *App) overviewParts() overview.Parts {
 			return stream.Lag(ctx, a.kafka, ingest.Group, schemas.TopicRawImpressions, schemas.TopicRawClicks)
 		},
 		SinkLag: func(ctx context.Context) (int64, error) { return a.sink.Lag(ctx) },
+		Audit:   a.readAudit,
 		Serving: a.serving.service, Experiments: a.serving.experiment,
 	}
+}
+
+// auditPatience is how long an audit that sees a difference waits for rows that are on their way.
+const auditPatience = 5 * time.Second
+
+// readAudit counts the minutes before a time, Unix seconds, in which the labels here are not those that the joiner says it made, by the
+// rule of the sink's audit and of `ctrloop audit`: what is on its way from the topics explains a difference.
+func (a *App) readAudit(ctx context.Context, before int64) (int64, error) {
+	if n, err := a.db.Count(ctx, query.Text("audit_before")+" SETTINGS max_threads = 1", before); err != nil || n == 0 {
+		return 0, err
+	}
+	conf := a.cfg.Sink
+	conf.Kafka = a.kafka
+	differ, left, err := sink.AuditOnce(ctx, a.db, func() (*sink.Way, error) { return sink.NewWay(conf), nil }, time.Time{}, auditPatience)
+	if err != nil {
+		return 0, err
+	}
+	return differing(differ, left, before)
+}
+
+// differing counts what differs before a time, Unix seconds. While rows are on their way nobody can tell.
+func differing(differ []warehouse.Mismatch, left sink.Left, before int64) (n int64, err error) {
+	for _, m := range differ {
+		if m.Minute.Unix() < before {
+			n++
+		}
+	}
+	if n > 0 && left.Rows() > 0 {
+		return 0, fmt.Errorf("%d minutes differ, and %d rows are on their way into the warehouse: nobody can tell yet", n, left.Rows())
+	}
+	return n, nil
 }
 
 func (a *App) instance() console.Instance {

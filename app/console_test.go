@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
@@ -12,7 +13,9 @@ import (
 	"ctrloop/ingest"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/telemetry"
+	"ctrloop/internal/warehouse"
 	"ctrloop/joiner"
+	"ctrloop/joiner/sink"
 	"ctrloop/joiner/window"
 	"ctrloop/serving/console"
 	"ctrloop/serving/console/overview"
@@ -72,7 +75,8 @@ func TestPresenceOfServices(t *testing.T) {
 	a.ready.Gate(string(Serving)).Healthy()
 	a.ready.Gate(string(Pairer)).Unhealthy("starting")
 	for part, want := range map[overview.Part]overview.Presence{
-		overview.Serving: overview.Up, overview.Pairer: overview.Starting, overview.Trainer: overview.Starting, overview.Ingest: overview.Elsewhere,
+		overview.Serving: overview.Up, overview.Pairer: overview.Starting, overview.Trainer: overview.Starting,
+		overview.Ingest: overview.Elsewhere,
 	} {
 		if got := a.presence(part); got != want {
 			t.Errorf("%s: %d, want %d", part, got, want)
@@ -85,5 +89,20 @@ func TestPresenceOfServices(t *testing.T) {
 		}, overview.Part(s.name)) {
 			t.Errorf("the page knows no part %s", s.name)
 		}
+	}
+}
+
+// R6: the page counts a difference where nothing is on its way that could explain it, as the sink's audit does.
+func TestAuditOnThePage(t *testing.T) {
+	at := time.Unix(6000, 0)
+	two := []warehouse.Mismatch{{Minute: at, WantLabels: 5}, {Minute: at.Add(time.Hour), WantLabels: 5}}
+	if n, err := differing(two, sink.Left{}, 6060); n != 1 || err != nil {
+		t.Errorf("%d, %v, want the one of before", n, err)
+	}
+	if n, err := differing(two, sink.Left{Audit: 3}, 6060); n != 0 || err == nil || !strings.Contains(err.Error(), "3 rows are on their way") {
+		t.Errorf("with rows on their way: %d, %v", n, err)
+	}
+	if n, err := differing(two, sink.Left{Audit: 3}, 6000); n != 0 || err != nil {
+		t.Errorf("nothing of it is old enough: %d, %v", n, err)
 	}
 }

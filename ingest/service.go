@@ -83,7 +83,7 @@ func (s *Service) Run(ctx context.Context) error {
 		if s.now().Sub(started) > longest {
 			wait = 100 * time.Millisecond
 		}
-		s.log.Warn().Err(err).Dur("retry_in", wait).Msg("ingest: starting over at the last commit")
+		s.log.Warn().Err(stream.Explain(err)).Dur("retry_in", wait).Msg("ingest: starting over at the last commit")
 		select {
 		case <-ctx.Done():
 			return nil

@@ -57,6 +57,7 @@ func checkTopics(ctx context.Context, c stream.Config) error {
 // plan is how a partition's state comes back.
 type plan struct {
 	fresh bool
+	reset bool // there are committed offsets without a state: somebody has set them
 	meta  metadata
 	next  [2]int64 // where consumption goes on
 	of    int64    // partitions of each input
@@ -84,6 +85,7 @@ func planRebuild(
 		tp := stream.TopicPartition{Topic: topic, Partition: partition}
 		at[in], has[in] = committed[tp]
 		p.next[in] = start[tp]
+		p.reset = p.reset || has[in] && at[in].Metadata == ""
 		if !has[in] || at[in].Offset == 0 {
 			has[in] = false
 			continue
@@ -188,7 +190,7 @@ func (m metadata) matches(cfg Config) error {
 // checkUnlabelled refuses a partition that has labels but no committed offsets: the broker forgets the offsets of
 // a group that was away for long (offsets.retention.minutes, 7 days by default), and starting over would make
 // every label a second time.
-func checkUnlabelled(ctx context.Context, cfg Config, partition int32) error {
+func checkUnlabelled(ctx context.Context, cfg Config, partition int32, reset bool) error {
 	tp := stream.TopicPartition{Topic: schemas.TopicLabels, Partition: partition}
 	start, err := stream.StartOffsets(ctx, cfg.Kafka, tp.Topic)
 	if err != nil {
@@ -200,14 +202,12 @@ func checkUnlabelled(ctx context.Context, cfg Config, partition int32) error {
 	}
 	// Offsets alone do not tell: what a crash before the first commit left is aborted and invisible.
 	err = stream.ReadRange(ctx, cfg.Kafka, tp.Topic, partition, start[tp], end[tp], func(r *stream.Record) error {
-		return refuse(
-			"%s holds labels (one at offset %d), but group %s has no committed offsets: "+
-				"they have expired (offsets.retention.minutes), or the group was renamed: set joiner.group back to the old name, or %s",
-			tp,
-			r.Offset,
-			cfg.Group,
-			freshStart,
-		)
+		if reset {
+			return refuse("%s holds labels (one at offset %d), but the offsets of group %s were set to the start by hand: all of them would be made "+
+				"a second time, and what is older than the join remembers would come into late.v1; %s", tp, r.Offset, cfg.Group, freshStart)
+		}
+		return refuse("%s holds labels (one at offset %d), but group %s has no committed offsets: somebody has deleted them, they have expired "+
+			"(offsets.retention.minutes), or the group was renamed: set joiner.group back to the old name, or %s", tp, r.Offset, cfg.Group, freshStart)
 	})
 	if err != nil {
 		return fmt.Errorf("look for labels of partition %d: %w", partition, err)
@@ -218,7 +218,7 @@ func checkUnlabelled(ctx context.Context, cfg Config, partition int32) error {
 // rebuild makes the shard of one partition by replaying its inputs.
 func rebuild(ctx context.Context, cfg Config, b broker, g *guard, seed uint64, partition int32, p plan) (*Shard, error) {
 	if p.fresh {
-		if err := checkUnlabelled(ctx, cfg, partition); err != nil {
+		if err := checkUnlabelled(ctx, cfg, partition, p.reset); err != nil {
 			return nil, err
 		}
 		return NewShard(g.suspicion(), partition, window.New(cfg.WindowConfig(seed)), p.next, 0), nil

@@ -125,6 +125,25 @@ func TestRefusesForgottenOffsets(t *testing.T) {
 	wantWords(t, refusal(t, cfg), "labels.v1/", "no committed offsets", "offsets.retention.minutes", "set joiner.group back")
 }
 
+// R10: after a reset by hand nothing has expired, and the refusal does not say so.
+func TestRefusesOffsetsSetToTheStart(t *testing.T) {
+	b, cfg, _ := joined(t)
+	var os kadm.Offsets
+	for _, topic := range inputTopic {
+		for p := range int32(2) {
+			os.Add(kadm.Offset{Topic: topic, Partition: p, At: 0, LeaderEpoch: -1})
+		}
+	}
+	if err := admin(t, b).CommitAllOffsets(t.Context(), cfg.Group, os); err != nil {
+		t.Fatal(err)
+	}
+	text := refusal(t, cfg)
+	wantWords(t, text, "labels.v1/", "set to the start by hand", "late.v1", "set another joiner.group")
+	if strings.Contains(text, "expired") {
+		t.Errorf("nothing has expired:\n%s", text)
+	}
+}
+
 func TestRefusesDifferentPartitionCounts(t *testing.T) {
 	b := streamtest.StartTopics(
 		t,

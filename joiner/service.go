@@ -110,7 +110,7 @@ func (s *Service) Run(ctx context.Context) error {
 		}
 		s.metrics.sessions.Inc()
 		// At most one line per backoff, so no flood.
-		s.log.Error().Err(err).Dur("retry_in", backoff).Msg("session ended; rebuilding from the last commit")
+		s.log.Error().Err(stream.Explain(err)).Dur("retry_in", backoff).Msg("session ended; rebuilding from the last commit")
 		select {
 		case <-ctx.Done():
 			return nil

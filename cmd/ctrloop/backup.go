@@ -44,14 +44,15 @@ func (c *BackupCmd) Run(ctx context.Context, out *output) error {
 
 // atRest fails with ErrInUse where something runs.
 func (c *BackupCmd) atRest(ctx context.Context) (snapshot.Manifest, error) {
-	release, err := snapshot.Lock(filepath.Join(c.Dir, app.EngineFolder, "lock"), filepath.Join(c.Dir, app.KafkaFolder, "LOCK"))
+	release, err := snapshot.Lock(filepath.Join(c.Dir, app.LockFile), filepath.Join(c.Dir, app.EngineFolder, "lock"),
+		filepath.Join(c.Dir, app.KafkaFolder, "LOCK"))
 	if err != nil {
 		return snapshot.Manifest{}, err
 	}
 	defer release()
 	// Left out is what instances that were killed left behind.
 	return snapshot.Write(ctx, c.To, []snapshot.Source{{Dir: c.Dir, Skip: []string{
-		app.RunFile, app.KafkaFolder + "/" + stream.FrozenFolder, app.EngineFolder + "/" + warehouse.ShadowFolder,
+		app.LockFile, app.RunFile, app.KafkaFolder + "/" + stream.FrozenFolder, app.EngineFolder + "/" + warehouse.ShadowFolder,
 	}}}, version)
 }
 
@@ -93,7 +94,8 @@ func (c *BackupCmd) running(ctx context.Context) (m snapshot.Manifest, err error
 	}
 	defer release()
 	sources := []snapshot.Source{{Dir: notes}, {Dir: c.Dir, Live: true, Skip: []string{
-		app.RunFile, app.RunFile + ".tmp", app.RefillFile, app.WebhooksFile, app.EngineFolder, app.KafkaFolder, app.JobsFolder, app.JoinerFolder,
+		app.LockFile, app.RunFile, app.RunFile + ".tmp", app.RefillFile, app.WebhooksFile, app.EngineFolder, app.KafkaFolder, app.JobsFolder,
+		app.JoinerFolder,
 	}}}
 	if frozen.Broker != nil {
 		sources = append(sources, snapshot.Source{Dir: frozen.Broker.Links, As: app.KafkaFolder, Sizes: frozen.Broker.Sizes})

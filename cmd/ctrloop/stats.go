@@ -490,9 +490,8 @@ func (c *StatsOPECmd) Run(ctx context.Context, g *Globals, o *output) error {
 	if err != nil {
 		return err
 	}
-	log, name, err := fromFileOrWarehouse(ctx, g, o, c.Log, &c.statsSource, statcsv.ReadLog, func(x *recorded.Experiment) (*statcsv.Log, error) {
-		return x.Decisions(ctx, ids)
-	})
+	decisions := func(x *recorded.Experiment) (*statcsv.Log, error) { return x.Decisions(ctx, ids) }
+	log, name, err := fromFileOrWarehouse(ctx, g, o, c.Log, &c.statsSource, statcsv.ReadLog, decisions)
 	if err != nil {
 		return err
 	}

@@ -124,7 +124,7 @@ func (s *Service) supervise(ctx context.Context, name string, session func(conte
 		case warehouse.Permanent(err):
 			level = zerolog.ErrorLevel // will not heal by itself
 		}
-		s.log.WithLevel(level).Err(err).Str("part", name).Dur("retry_in", pause).Msg("sink session ended, starting again at the last commit")
+		s.log.WithLevel(level).Err(stream.Explain(err)).Str("part", name).Dur("retry_in", pause).Msg("sink session ended, starting again at the last commit")
 		select {
 		case <-ctx.Done():
 			return

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"ctrloop/internal/warehouse/query"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/rollout"
@@ -56,7 +55,8 @@ func (o *Page) background(ctx context.Context, st *control.State) background {
 	bg.history, errs[0] = o.history.get(ctx, "", minPace, restPerScan, func(ctx context.Context) (history, error) {
 		return o.readHistory(ctx, st)
 	})
-	bg.traffic, errs[1] = o.traffic.get(ctx, st.Routes[rollout.Logical].Champion, minPace, restPerScan, func(ctx context.Context) (traffic, error) {
+	champion := st.Routes[rollout.Logical].Champion
+	bg.traffic, errs[1] = o.traffic.get(ctx, champion, minPace, restPerScan, func(ctx context.Context) (traffic, error) {
 		return o.readTraffic(ctx, st)
 	})
 	if x := latestExperiment(st); x != nil && o.p.Experiments != nil {
@@ -76,7 +76,8 @@ func (o *Page) background(ctx context.Context, st *control.State) background {
 		gone, cancel := context.WithCancel(ctx)
 		cancel()
 		bg.audit, _ = o.audit.get(gone, "", auditPace, restPerAudit, func(ctx context.Context) (int64, error) {
-			n, err := o.readAudit(ctx, horizon)
+			// Younger minutes than the horizon's are still being filled.
+			n, err := o.p.Audit(ctx, horizon/1000-60)
 			if err == nil {
 				o.audited(n)
 			}
@@ -112,10 +113,4 @@ func (o *Page) readBacklog(ctx context.Context) (b backlog, err error) {
 		b.sink, err = o.p.SinkLag(ctx)
 	}
 	return b, err
-}
-
-// readAudit counts the minutes in which the labels here are not those that the joiner says it made. Younger
-// minutes than the horizon's are still being filled.
-func (o *Page) readAudit(ctx context.Context, horizonMS int64) (int64, error) {
-	return o.p.Warehouse.Count(ctx, query.Text("audit_before")+oneThread, horizonMS/1000-60)
 }

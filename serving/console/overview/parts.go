@@ -63,8 +63,9 @@ type Parts struct {
 	Join        func() Join
 	Pairing     func() Pairing
 	Jobs        Jobs
-	RawLag      func(context.Context) (int64, error) // records that ingest has not read
-	SinkLag     func(context.Context) (int64, error) // records that are not in the warehouse
+	RawLag      func(context.Context) (int64, error)                   // records that ingest has not read
+	SinkLag     func(context.Context) (int64, error)                   // records that are not in the warehouse
+	Audit       func(ctx context.Context, before int64) (int64, error) // minutes before a time (Unix seconds) in which labels differ
 	Serving     *serving.Service
 	Experiments *experiment.Service
 }
