@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -64,15 +65,32 @@ type plan struct {
 	jobPatience time.Duration // with a training job that stands still
 }
 
+// steps of the ramp: shares of the treatment.
+var steps = []float64{0.1, 0.5, 1}
+
+// tourGates are the gates of a quick run: they stop what is broken, and leave it to the A/B test to say what is better. The
+// gates of a full run ask for more than this little evidence can show, in either direction, so most tours would end there.
+var tourGates = map[string]any{
+	"gate_valid":         0.9,
+	"gate_referee_gain":  -10.0,
+	"gate_referee_share": -1.0,
+	"gate_matching_drop": 0.5,
+	"gate_relevance":     0.2,
+	"gate_chosen":        -20.0,
+	"gate_kl":            20.0,
+	"gate_diversity":     0.1,
+}
+
 func planOf(quick bool) plan {
 	if quick {
-		return plan{learn: 300_000, more: 60_000, moreTimes: 2, experiment: 150_000, chunk: 25_000, perProduct: 4, jobPatience: 10 * time.Minute,
+		return plan{learn: 300_000, more: 60_000, moreTimes: 6, experiment: 350_000, chunk: 25_000, perProduct: 4, jobPatience: 10 * time.Minute,
 			config: func(c *app.Config) {
 				c.Pairer.MinEffectivePairs = 300
 				c.Pairer.MinImpressions = 50
 				// A reward model on this little evidence is sure of nothing: it may not abstain.
 				c.Trainer.Reward = map[string]any{"tau": 0.0}
 				c.Trainer.Rounds = map[string]any{"epochs": 2, "products": 160, "held_samples": 8}
+				maps.Copy(c.Trainer.Rounds, tourGates)
 				c.Experiment.Ramp.MinImpressions = 1500
 				c.Experiment.Ramp.MaxImpressions = 60_000
 			}}
@@ -163,7 +181,7 @@ func (d *demo) start(ctx context.Context) error {
 	cfg.Pairer.Seed = d.opt.Seed
 	cfg.Trainer.Seed = d.opt.Seed
 	cfg.Rollout.CreativesPerProduct = d.plan.perProduct
-	cfg.Rollout.Steps = []float64{0.1, 0.5, 1}
+	cfg.Rollout.Steps = steps
 	cfg.Experiment.Interval = 2 * time.Second
 	if d.opt.API != "" {
 		cfg.Listen.API = d.opt.API

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"ctrloop/app"
 	"ctrloop/internal/catalogue"
 	"ctrloop/internal/imaging"
 )
@@ -124,5 +125,17 @@ func TestHeldOutFolderIsMergedAndNamed(t *testing.T) {
 	opt.Holdout = opt.Products
 	if _, _, err := products(opt); err == nil || !strings.Contains(err.Error(), "in the training catalogue too") {
 		t.Errorf("a product on both sides: %v", err)
+	}
+}
+
+// A tour has traffic for the longest experiment that there can be: every step ends by itself at its limit, and a look comes a
+// chunk later at the latest.
+func TestATourHasTrafficForItsVerdict(t *testing.T) {
+	p := planOf(true)
+	cfg := app.Default()
+	p.config(&cfg)
+	steps := int64(len(steps))
+	if longest := steps * (cfg.Experiment.Ramp.MaxImpressions + 2*p.chunk); p.experiment < longest {
+		t.Errorf("an experiment may take %d impressions, and the tour sends %d", longest, p.experiment)
 	}
 }

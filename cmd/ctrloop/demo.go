@@ -13,7 +13,7 @@ import (
 // DemoCmd is `ctrloop demo`.
 type DemoCmd struct {
 	JSON            string  `name:"json" help:"Write the scoreboard to this file; - is standard output." placeholder:"FILE"`
-	Quick           bool    `help:"A smoke test: little traffic, two epochs. Its learning figures mean little, and often no candidate comes as far as an experiment."`
+	Quick           bool    `help:"A tour: little traffic, two epochs, gates that stop only what is broken; the experiment decides. Its learning figures mean little."`
 	Seed            uint64  `help:"Draws the world. Another seed is another world." default:"1"`
 	Products        string  `help:"Folder with products.jsonl and cut-outs, instead of the built-in catalogue." type:"existingdir" placeholder:"DIR"`
 	Holdout         string  `help:"Folder of products that training never sees, besides --holdout-fraction." type:"existingdir" placeholder:"DIR"`

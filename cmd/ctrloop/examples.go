@@ -84,6 +84,10 @@ var examples = map[string][]example{
 	"creative unblock":  {{"in again", "ctrloop creative unblock c-0f1e2d3c4b5a6978 --note 'it is our own'"}},
 	"model ls":          {{"all versions", "ctrloop model ls"}},
 	"model rollback":    {{"the champion before answers again", "ctrloop model rollback --note 'pictures are odd'"}},
+	"suspect ls":        {{"what waits for somebody's word", "ctrloop suspect ls"}},
+	"suspect clear":     {{"they were right after all", "ctrloop suspect clear --product p-1f34c --note 'a real campaign'"}},
+	"suspect confirm":   {{"they stay out", "ctrloop suspect confirm --from 2026-03-01T10:00:00Z --note 'a script that clicked'"}},
+	"suspect reopen":    {{"nothing is said of them any more", "ctrloop suspect reopen --product p-1f34c --note 'to be looked at again'"}},
 	"token create": {
 		{"for a program that sends events", "ctrloop token create shop --scopes events:write,ads:decide --expires 90d"},
 	},

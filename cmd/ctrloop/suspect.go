@@ -90,9 +90,9 @@ func printSuspects(w io.Writer, cells []warehouse.SuspectCell, all int) error {
 // reviewFlags say who says something of suspect labels, and why.
 type reviewFlags struct {
 	suspectFlags
-	All    bool   `help:"All suspect labels, where nothing else is named."`
-	By     string `help:"Who says so. Default: the user of this machine."`
-	Reason string `help:"Why." required:""`
+	All  bool   `help:"All suspect labels, where nothing else is named."`
+	By   string `help:"Who says so. Default: the user of this machine."`
+	Note string `help:"Why; it is kept with the labels." required:"" placeholder:"TEXT"`
 }
 
 // SuspectClearCmd is `ctrloop suspect clear`.
@@ -138,7 +138,7 @@ func (f *reviewFlags) review(ctx context.Context, g *Globals, out *output, v war
 		return err
 	}
 	defer done()
-	r, err := db.Review(ctx, f.which(), v, by, f.Reason)
+	r, err := db.Review(ctx, f.which(), v, by, f.Note)
 	if errors.Is(err, warehouse.ErrNoSuspects) {
 		return withHint(err, "`ctrloop suspect ls --all` lists those that are there")
 	}

@@ -13,11 +13,11 @@ import (
 func TestReviewsSayWhatAndWhy(t *testing.T) {
 	for _, args := range [][]string{
 		{"clear", "--product", "mug"},
-		{"clear", "--reason", "x"},
-		{"clear", "--reason", "x", "--all", "--product", "mug"},
-		{"confirm", "--reason", "x"},
-		{"reopen", "--reason", "x", "--from", "yesterday"},
-		{"clear", "--reason", "x", "--partition", "-1"},
+		{"clear", "--note", "x"},
+		{"clear", "--note", "x", "--all", "--product", "mug"},
+		{"confirm", "--note", "x"},
+		{"reopen", "--note", "x", "--from", "yesterday"},
+		{"clear", "--note", "x", "--partition", "-1"},
 	} {
 		code, _, stderr := cli(t, append([]string{"suspect"}, append(args, "--dir", t.TempDir())...)...)
 		if code != exitUsage {
