@@ -151,7 +151,9 @@ func TestBreakerEndToEnd(t *testing.T) {
 }
 
 // TestBreakerSwitchedOff: what it had open must not stop the learning for ever. Slices of others are not its own.
-func TestBreakerSwitchedOff(t *testing.T) {
+func TestBreakerSwitchedOff(t *testing.T) { synctest.Test(t, breakerSwitchedOff) }
+
+func breakerSwitchedOff(t *testing.T) {
 	log := &memoryLog{state: control.NewState()}
 	for _, name := range []string{"all", "home@another"} {
 		e, err := control.NewEvent(
@@ -172,7 +174,15 @@ func TestBreakerSwitchedOff(t *testing.T) {
 	cfg.Breaker.Enabled = false
 	g := newGuard(cfg, testLog(t))
 	g.control = log
-	g.run(t.Context())
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		g.run(ctx)
+	}()
+	synctest.Wait() // it goes on to look whether the other instance is gone
+	stop()
+	<-done
 	if b := log.State().Breakers; len(b) != 1 || b["home@another"].Reason == "" {
 		t.Errorf("%v", b)
 	}

@@ -215,6 +215,8 @@ func rollupSettings() clickhouse.Settings {
 		"distributed_foreground_insert":      1,         // the last step must not be there before the others
 		"max_bytes_before_external_group_by": 512 << 20, // a day of many users on a small machine
 		"max_partitions_per_insert_block":    0,
+		// One shard asks all. A shard that is asked to insert its own part does not know the database that a subquery names without saying.
+		"parallel_distributed_insert_select": 0,
 		// Both hold for labels: equal keys have equal event times, hence one partition.
 		"do_not_merge_across_partitions_select_final": 1,
 	}
