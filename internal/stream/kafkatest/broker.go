@@ -116,6 +116,7 @@ func (b *Broker) format(ctx context.Context) error {
 		}
 	}
 	format := exec.CommandContext(ctx, b.java, b.jvm("kafka.tools.StorageTool", args...)...)
+	format.Dir = b.opt.Dir
 	if out, err := format.CombinedOutput(); err != nil {
 		return fmt.Errorf("format the broker's storage: %w: %s", err, out)
 	}
@@ -166,7 +167,7 @@ func (b *Broker) config() string {
 		"process.roles=broker,controller", "node.id=" + strconv.Itoa(b.node),
 		"controller.quorum.voters=" + strings.Join(voters, ","), "controller.listener.names=CTL",
 		"listeners=" + listeners, "advertised.listeners=" + advertised, "listener.security.protocol.map=" + protocols,
-		"log.dirs=" + filepath.Join(b.opt.Dir, "data"),
+		"log.dirs=data", // in its working folder: a list, whose names must not have a comma
 	}
 	lines = slices.Concat(lines, replication(len(b.peers)), tuning, secure, b.opt.Properties)
 	return strings.Join(lines, "\n") + "\n"
@@ -214,7 +215,7 @@ func (b *Broker) Start(ctx context.Context) error {
 	}
 	defer log.Close()
 	cmd := exec.Command(b.java, b.jvm("kafka.Kafka", b.properties())...)
-	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = log, log, childAttr()
+	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr, cmd.Dir = log, log, childAttr(), b.opt.Dir
 	started, done := make(chan error), make(chan struct{})
 	go func() {
 		runtime.LockOSThread() // the parent-death signal is sent when this thread ends, not the process
