@@ -397,8 +397,8 @@ func TestStarvedIngestLosesNothing(t *testing.T) {
 	}
 }
 
-// TestAnImpressionAloneGetsItsLabel (S15): one impression and then silence, with the clock on the wall. Its window closes all the same, with
-// no other event to carry the time. It is dated so that most of the window, which is a minute at least, has passed.
+// TestAnImpressionAloneGetsItsLabel (S15): one impression and then silence, with the clock on the wall. Its window closes all the same,
+// with no other event to carry the time. It is dated so that most of the window, which is a minute at least, has passed.
 func TestAnImpressionAloneGetsItsLabel(t *testing.T) {
 	needEngine(t)
 	dir := t.TempDir()
@@ -408,7 +408,8 @@ func TestAnImpressionAloneGetsItsLabel(t *testing.T) {
 	post(t, i.Edge, fmt.Sprintf(`{"type":"impression","id":%q,"product":"p","creative":"c"}`, uuid7(shown, 1)))
 	got := ""
 	waitFor(t, 2*time.Minute, "the label of an impression that nothing follows", func() bool {
-		got = sql(t, dir, "SELECT concat(toString(count()), ' ', toString(any(kind)), ' ', toString(max(toUnixTimestamp64Milli(watermark)))) FROM labels")
+		got = sql(t, dir, "SELECT concat(toString(count()), ' ', toString(any(kind)), ' ', "+
+			"toString(max(toUnixTimestamp64Milli(watermark)))) FROM labels")
 		return !strings.HasPrefix(got, "0 ")
 	})
 	label, watermark, _ := strings.Cut(strings.TrimPrefix(got, "1 "), " ")

@@ -21,10 +21,7 @@ func commands(t *testing.T) []*kong.Node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var out []*kong.Node
-	for _, n := range parser.Model.Leaves(true) {
-		out = append(out, n)
-	}
+	out := parser.Model.Leaves(true)
 	if len(out) < 40 {
 		t.Fatalf("only %d commands: does the test see them?", len(out))
 	}

@@ -26,9 +26,10 @@ func TestCreativeAndModelCommands(t *testing.T) {
 		httpapi.Route{Method: "GET", Path: "/v1/creatives", Scope: access.Read,
 			Handle: answer(`{"creatives":[` + creative + `,{"id":"c-2","product":"p-1"}]}`)},
 		httpapi.Route{Method: "POST", Path: "/v1/creatives/{id}/block", Scope: access.ModelsPromote, Handle: answer(creative)},
-		httpapi.Route{Method: "POST", Path: "/v1/creatives/{id}/unblock", Scope: access.ModelsPromote, Handle: func(w http.ResponseWriter, _ *http.Request) {
-			httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "GET /v1/creatives lists them", "no creative"))
-		}},
+		httpapi.Route{Method: "POST", Path: "/v1/creatives/{id}/unblock", Scope: access.ModelsPromote,
+			Handle: func(w http.ResponseWriter, _ *http.Request) {
+				httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "GET /v1/creatives lists them", "no creative"))
+			}},
 		httpapi.Route{Method: "GET", Path: "/v1/models/versions", Scope: access.Read,
 			Handle: answer(`{"versions":[{"version":"prompt-a","logical":"prompt","state":"champion","replicas":2},` +
 				`{"version":"prompt-b","logical":"prompt","state":"retained","previous":true}]}`)},

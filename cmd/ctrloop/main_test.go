@@ -167,8 +167,8 @@ func TestStatus(t *testing.T) {
 		t.Fatalf("exit %d: %s", code, stderr)
 	}
 	for _, want := range []string{"not ready", "waits for", "rebuilding", "champion.version", "v3", "join.lag_seconds", "1.5", "creatives",
-		"(2)", "\nalert ", "page", "No model server answers: connection refused", "since 2026-03-01 10:00:00", "r.md", "warn", "Labels stand still",
-		"stale", "312 s old: it does not answer", "degraded", "behind"} {
+		"(2)", "\nalert ", "page", "No model server answers: connection refused", "since 2026-03-01 10:00:00", "r.md", "warn",
+		"Labels stand still", "stale", "312 s old: it does not answer", "degraded", "behind"} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("no %q in:\n%s", want, stdout)
 		}

@@ -30,7 +30,8 @@ func TestBookOfQuestions(t *testing.T) {
 		t.Fatal(err)
 	}
 	given := map[string]string{"product": "p1", "experiment": "x1", "id": rows[0].Impression.String(), "least": "1"}
-	silent := map[string]bool{"experiment-steps": true, "late": true, "looks": true, "pairs": true, "exact": false} // nothing to show in this world
+	// Nothing to show in this world.
+	silent := map[string]bool{"experiment-steps": true, "late": true, "looks": true, "pairs": true, "exact": false}
 	for _, q := range question.All() {
 		values := map[string]string{}
 		for _, p := range q.Params {

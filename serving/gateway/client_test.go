@@ -63,7 +63,8 @@ func TestTheModelServerIsToldWhoAsks(t *testing.T) {
 			t.Fatalf("%q: %d %s", name, resp.StatusCode, got)
 		}
 	}
-	own := backend.ChatRequest{Model: "prompt", Messages: []backend.Message{{Role: "user", Content: []backend.Part{{Type: "text", Text: "x"}}}}}
+	own := backend.ChatRequest{Model: "prompt",
+		Messages: []backend.Message{{Role: "user", Content: []backend.Part{{Type: "text", Text: "x"}}}}}
 	if _, _, err := s.gw.Chat(t.Context(), own); err != nil {
 		t.Fatal(err)
 	}
