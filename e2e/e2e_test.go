@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"ctrloop/e2e/shipped"
 )
 
 var binary string
@@ -25,13 +27,7 @@ var binary string
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "ctrloop-e2e-*")
 	if err == nil {
-		binary = filepath.Join(dir, "ctrloop")
-		build := exec.Command("go", "build", "-o", binary, "ctrloop/cmd/ctrloop")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		var out []byte
-		if out, err = build.CombinedOutput(); err != nil {
-			err = fmt.Errorf("build the binary: %w: %s", err, out)
-		}
+		binary, err = shipped.Build(dir)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -16,6 +16,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"ctrloop/e2e/shipped"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/stream/kafkatest"
 	"ctrloop/internal/stream/streamtest"
@@ -247,13 +248,7 @@ var ctrloop = sync.OnceValues(func() (_ string, err error) {
 	if binaryDir, err = os.MkdirTemp("", "ctrloop-binary-*"); err != nil {
 		return "", err
 	}
-	path := filepath.Join(binaryDir, "ctrloop")
-	build := exec.Command("go", "build", "-o", path, "ctrloop/cmd/ctrloop")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the binary: %w: %s", err, out)
-	}
-	return path, nil
+	return shipped.Build(binaryDir)
 })
 
 // joinerProcess is the shipped binary, joining only.

@@ -211,7 +211,7 @@ func (n *node) run() (again bool) {
 		return false
 	}
 	defer log.Close()
-	cmd := exec.Command(shipped, "--log-format", "json", "up", "--target", n.role, "--dir", n.dir, "--config", n.config)
+	cmd := exec.Command(program, "--log-format", "json", "up", "--target", n.role, "--dir", n.dir, "--config", n.config)
 	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr, cmd.Env = log, log, childAttr(), n.env
 	n.mu.Lock()
 	if n.ending {

@@ -9,8 +9,8 @@ import (
 	"sync"
 
 	"github.com/twmb/franz-go/pkg/kfake"
-	"golang.org/x/sys/unix"
 
+	"ctrloop/internal/lockfile"
 	"ctrloop/internal/loopback"
 )
 
@@ -29,7 +29,7 @@ type EmbeddedConfig struct {
 type Embedded struct {
 	cluster *kfake.Cluster
 	dir     string
-	lock    *os.File
+	unlock  func()
 	once    sync.Once
 }
 
@@ -44,20 +44,20 @@ func StartEmbedded(c EmbeddedConfig) (*Embedded, error) {
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("embedded broker: %w", err)
 	}
-	lock, err := lockDir(c.Dir)
+	unlock, err := lockDir(c.Dir)
 	if err != nil {
 		return nil, err
 	}
 	if err := os.RemoveAll(filepath.Join(c.Dir, FrozenFolder)); err != nil { // of a process that was killed
-		lock.Close()
+		unlock()
 		return nil, fmt.Errorf("embedded broker: %w", err)
 	}
 	cluster, err := startOnPort(c)
 	if err != nil {
-		lock.Close()
+		unlock()
 		return nil, err
 	}
-	return &Embedded{cluster: cluster, dir: c.Dir, lock: lock}, nil
+	return &Embedded{cluster: cluster, dir: c.Dir, unlock: unlock}, nil
 }
 
 // portFile has the port of the folder's last broker.
@@ -96,26 +96,16 @@ func startOnPort(c EmbeddedConfig) (*kfake.Cluster, error) {
 	return cluster, nil
 }
 
-// lockDir takes the directory for this process; the kernel lets go when the process ends, however it ends.
-func lockDir(dir string) (*os.File, error) {
-	path := filepath.Join(dir, "LOCK")
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+// lockDir takes the directory for this process.
+func lockDir(dir string) (release func(), err error) {
+	release, err = lockfile.Acquire(filepath.Join(dir, "LOCK"), strconv.Itoa(os.Getpid()))
+	if held, ok := errors.AsType[*lockfile.HeldError](err); ok {
+		return nil, fmt.Errorf("%s (pid %s): %w: stop it, or choose another directory", held.Path, held.Holder, ErrInUse)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("embedded broker: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		owner := make([]byte, 32)
-		n, _ := f.Read(owner)
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%s (pid %s): %w: stop it, or choose another directory", path, owner[:n], ErrInUse)
-		}
-		return nil, fmt.Errorf("embedded broker: lock %s: %w", path, err)
-	}
-	if err := f.Truncate(0); err == nil { // the pid is only for the message above
-		_, _ = f.WriteString(strconv.Itoa(os.Getpid()))
-	}
-	return f, nil
+	return release, nil
 }
 
 // Brokers are the addresses to put into Config.Brokers.
@@ -132,6 +122,6 @@ func (e *Embedded) Config() Config {
 func (e *Embedded) Close() {
 	e.once.Do(func() {
 		e.cluster.Close()
-		e.lock.Close()
+		e.unlock()
 	})
 }
