@@ -237,7 +237,7 @@ func (n *node) run() (again bool) {
 	case ending:
 		return false
 	case !killed:
-		n.crash(fmt.Sprintf("it ended by itself: %v", err))
+		n.crash(fmt.Sprintf("it ended by itself: %v; its last words:\n%s", err, n.lastWords()))
 		hold = time.Second // as an orchestrator would
 	}
 	<-time.After(hold)
