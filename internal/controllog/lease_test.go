@@ -181,6 +181,40 @@ func TestAHolderThatIsCutOffRests(t *testing.T) {
 	})
 }
 
+// A holder that was cut off for long enough to rest, and whose beats arrive again before its work has returned, works again: nobody
+// took the role over, and the work did not end by itself.
+func TestAHolderThatRestedForAMomentWorksAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, pulse := controltest.New(), &controltest.Pulse{}
+		a := start(t, log, pulse, "a")
+		defer a.stop()
+		ctx, cancel := context.WithCancel(t.Context())
+		works, done := 0, make(chan error, 1)
+		go func() {
+			done <- a.Lead(ctx, func(ctx context.Context, _ control.Log) error {
+				works++
+				<-ctx.Done()
+				time.Sleep(ttl) // until its last step is taken
+				return nil
+			})
+		}()
+		synctest.Wait()
+		pulse.Cut("a", errors.New("broker away"))
+		time.Sleep(ttl)
+		pulse.Cut("a", nil)
+		time.Sleep(3 * ttl)
+		select {
+		case err := <-done:
+			t.Fatalf("it ended by itself: %v", err)
+		default:
+		}
+		cancel()
+		if err := <-done; err != nil || works != 2 {
+			t.Errorf("worked %d times, %v", works, err)
+		}
+	})
+}
+
 // Of many that see the same holder fall silent one wins; refused appends and lost answers change nothing of that.
 func TestAcquiringSurvivesFaults(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
