@@ -278,16 +278,17 @@ func (h *Holder) Lead(ctx context.Context, work func(ctx context.Context, log co
 			}
 			continue
 		}
-		err := h.during(ctx, epoch, work)
-		if now, _ := h.holds(); now == epoch || err != nil && !errors.Is(err, context.Canceled) {
+		lost, err := h.during(ctx, epoch, work)
+		if !lost || err != nil && !errors.Is(err, context.Canceled) {
 			return err
 		}
 	}
 	return nil
 }
 
-// during runs work until it returns; its context ends with the lease.
-func (h *Holder) during(ctx context.Context, epoch int64, work func(ctx context.Context, log control.Log) error) error {
+// during runs work until it returns; its context ends with the lease, and lost says whether it did. To ask afterwards would not tell:
+// a process that was stopped for a moment may hold the lease again by then.
+func (h *Holder) during(ctx context.Context, epoch int64, work func(ctx context.Context, log control.Log) error) (lost bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var watcher sync.WaitGroup
 	defer watcher.Wait()
@@ -308,7 +309,8 @@ func (h *Holder) during(ctx context.Context, epoch int64, work func(ctx context.
 			}
 		}
 	})
-	return work(ctx, stamped{h.k.log, h, epoch})
+	err = work(ctx, stamped{h.k.log, h, epoch})
+	return ctx.Err() != nil, err
 }
 
 // stamped marks commands with a lease.
