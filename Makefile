@@ -24,8 +24,6 @@ PYTHON = $$(bin/ctrloop setup --python-path)
 # Options of `make demo`, such as ARGS="--quick --seed 7".
 ARGS ?=
 FUZZTIME ?= 20s
-# The embedded broker, a module of its own in third_party, with the tests of what is changed in it.
-KFAKE := github.com/twmb/franz-go/pkg/kfake
 
 .PHONY: help
 help: ## list the targets
@@ -36,7 +34,7 @@ build: ## bin/ctrloop
 	$(GOBUILD) -o bin/ctrloop ./cmd/ctrloop
 
 .PHONY: setup
-setup: build ## fetch the embedded engine and the Python environment (3.3 GB, once)
+setup: build ## fetch the embedded engine, the embedded broker and the Python environment (3.4 GB, once)
 	bin/ctrloop setup
 
 .PHONY: demo
@@ -45,7 +43,7 @@ demo: setup ## the whole loop on the built-in world, scoreboard in bin/demo.json
 
 .PHONY: test
 test: setup ## all tests, Go and Python
-	$(GOTEST) ./... $(KFAKE)
+	$(GOTEST) ./...
 	cd $(TRAINER) && OMP_NUM_THREADS=1 "$(PYTHON_FROM_TRAINER)" -m pytest
 
 # As PYTHON, from inside the trainer's folder.
@@ -91,7 +89,7 @@ two: setup kafka-jars ## two processes of every role on a real broker, killed, s
 	CTRLOOP_TWO_ROUNDS=$(or $(ROUNDS),20) CTRLOOP_TWO_SEED=$(SEED) go test -count 1 -timeout 120m -run '^TestTwo$$' -v ./e2e/two
 
 .PHONY: kafka-jars
-kafka-jars: ## fetch Apache Kafka's jars with Maven (43 MB, once; needs Java 17 or newer)
+kafka-jars: ## fetch Java and Apache Kafka's jars (78 MB, once)
 	go run ./internal/stream/kafkatest/broker --fetch
 
 .PHONY: kafka

@@ -6,6 +6,7 @@ package app
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -21,6 +22,7 @@ import (
 	"ctrloop/internal/access"
 	"ctrloop/internal/admin"
 	"ctrloop/internal/artifact"
+	"ctrloop/internal/broker"
 	"ctrloop/internal/catalogue"
 	"ctrloop/internal/config"
 	"ctrloop/internal/controllog"
@@ -91,9 +93,11 @@ type Options struct {
 	Config  Config
 	Targets []Target
 	Dir     string // all state of the process and of what it embeds
-	Home    string // downloads: engine and Python environment
-	Version string // of the binary
-	Log     zerolog.Logger
+	// Throwaway says that Dir is removed at the end: only there may the broker keep nothing (kafka.embedded memory).
+	Throwaway bool
+	Home      string // downloads: engine and Python environment
+	Version   string // of the binary
+	Log       zerolog.Logger
 	// EventNow is the clock of the traffic. Nil: the wall clock with ingest.clock wall, and the newest event
 	// that was seen with ingest.clock event.
 	EventNow func() time.Time
@@ -118,7 +122,8 @@ type App struct {
 	control *controllog.Log
 	roles   map[control.Role]*controllog.Holder // that this process claims
 	ads     *creativelog.Log
-	broker  *stream.Embedded
+	broker  *broker.Broker // nil: others' brokers, or the one in memory
+	alone   bool           // nobody else is on the brokers: they are this process's own
 	engine  *warehouse.Engine
 	db      *warehouse.DB
 	readDSN string
@@ -274,13 +279,10 @@ func (a *App) startKafka(ctx context.Context) error {
 	a.kafka = a.cfg.Kafka.Config
 	a.kafka.Log, a.kafka.Metrics = telemetry.NewThrottle(a.log, clientLogInterval, time.Now), a.registry
 	if len(a.kafka.Brokers) == 0 {
-		e, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: filepath.Join(a.opt.Dir, KafkaFolder), Port: a.cfg.Kafka.EmbeddedPort})
-		if err != nil {
+		a.alone = true
+		if err := a.startBroker(ctx); err != nil {
 			return err
 		}
-		a.broker = e
-		a.actors.onStop("embedded kafka", e.Close)
-		a.kafka.Brokers = e.Brokers()
 	}
 	if err := stream.CheckBroker(ctx, a.kafka); err != nil {
 		return err
@@ -289,7 +291,7 @@ func (a *App) startKafka(ctx context.Context) error {
 	if err := stream.EnsureTopics(ctx, a.kafka, schemas.Topics(), a.cfg.Kafka.Partitions, a.cfg.Kafka.Retention); err != nil {
 		return err
 	}
-	if a.broker != nil { // one process with one disk: README.md says so
+	if a.alone { // one broker with one disk: README.md says so
 		return nil
 	}
 	var names []string
@@ -301,6 +303,39 @@ func (a *App) startKafka(ctx context.Context) error {
 		a.log.Warn().Str("component", "kafka").Msg(warning)
 	}
 	return err
+}
+
+// startBroker starts what kafka.embedded names.
+func (a *App) startBroker(ctx context.Context) error {
+	if a.cfg.Kafka.Embedded == EmbeddedMemory {
+		if !a.opt.Throwaway {
+			return errors.New("kafka.embedded: memory keeps nothing beyond the process, and this folder is kept: want kafka")
+		}
+		m, err := stream.StartMemory(a.cfg.Kafka.EmbeddedPort)
+		if err != nil {
+			return err
+		}
+		a.log.Info().Str("component", "kafka").Msg("the broker is a stand-in in memory (kfake): what it holds ends with this process")
+		a.actors.onStop("broker in memory", m.Close)
+		a.kafka.Brokers = m.Brokers()
+		return nil
+	}
+	program, err := setup.Kafka(a.opt.Home)
+	if err != nil {
+		return err
+	}
+	a.broker, err = broker.Start(ctx, broker.Config{
+		Program: program, Dir: filepath.Join(a.opt.Dir, KafkaFolder), Port: a.cfg.Kafka.EmbeddedPort, Heap: a.cfg.Kafka.EmbeddedHeapBytes,
+	}, a.log, a.registry)
+	if err != nil {
+		return err
+	}
+	a.actors.start("embedded kafka", func(ctx context.Context) error {
+		defer a.broker.Stop()
+		return a.broker.Wait(ctx)
+	})
+	a.kafka.Brokers = a.broker.Brokers()
+	return nil
 }
 
 func (a *App) startWarehouse(ctx context.Context) error {
@@ -432,7 +467,7 @@ func (a *App) follow(name string, log followed) {
 
 // controlOptions name the process. With the embedded broker there is no other one: the next start goes on at once.
 func (a *App) controlOptions() controllog.Options {
-	if a.broker != nil {
+	if a.alone {
 		return controllog.Options{Owner: "embedded"}
 	}
 	return controllog.Options{}

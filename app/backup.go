@@ -13,8 +13,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"ctrloop/internal/broker"
 	"ctrloop/internal/httpapi"
-	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
 	"ctrloop/joiner/sink"
 )
@@ -29,7 +29,7 @@ const RefillFile = "refill.json"
 // Frozen is the answer of BackupPath: what belongs to a backup of a running instance. It holds until the request ends.
 type Frozen struct {
 	Time   time.Time         `json:"time"`
-	Broker *stream.Frozen    `json:"broker,omitempty"` // missing: the brokers are others'
+	Broker *broker.Frozen    `json:"broker,omitempty"` // missing: the brokers are others'
 	Engine *warehouse.Frozen `json:"engine,omitempty"` // missing: the ClickHouse is another's, or not in this process
 	Refill *sink.Reached     `json:"refill,omitempty"` // with Engine: for RefillFile
 }
@@ -91,7 +91,7 @@ func (a *App) freeze(ctx context.Context) (f Frozen, release func(), err error) 
 		f.Refill, f.Engine = &reached, &engine
 	}
 	if a.broker != nil {
-		broker, err := a.broker.Freeze()
+		broker, err := a.broker.Freeze(ctx)
 		held = append(held, broker.Release)
 		if err != nil {
 			return f, release, err

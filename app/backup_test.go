@@ -12,18 +12,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
-	"ctrloop/internal/stream"
+	"ctrloop/internal/broker/brokertest"
 	"ctrloop/internal/telemetry"
 )
 
 // The page that holds the stores still wants the token and an instance that is ready, and lets go with its client.
 func TestBackupPage(t *testing.T) {
 	dir := t.TempDir()
-	broker, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: dir})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(broker.Close)
+	broker := brokertest.Start(t, dir)
 	a := &App{
 		opt:      Options{Dir: dir},
 		cfg:      Default(),
@@ -80,7 +76,7 @@ func TestBackupPage(t *testing.T) {
 	if err := json.NewDecoder(ask(ctx, secret).Body).Decode(&f); err != nil || f.Broker == nil || f.Engine != nil || f.Refill != nil {
 		t.Fatalf("%+v, %v: want the broker and nothing else", f, err)
 	}
-	if _, err := os.Stat(filepath.Join(f.Broker.Links, "log", "meta.json")); err != nil {
+	if _, err := os.Stat(filepath.Join(f.Broker.Links, "data", "meta.properties")); err != nil {
 		t.Error(err)
 	}
 	cancel()

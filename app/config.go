@@ -8,6 +8,7 @@ import (
 
 	"ctrloop/ingest"
 	"ctrloop/internal/admin"
+	"ctrloop/internal/broker"
 	"ctrloop/internal/httpapi"
 	"ctrloop/internal/stream"
 	"ctrloop/joiner"
@@ -108,9 +109,26 @@ type Kafka struct {
 	// latest, because brokers delete whole segments. Negative keeps everything, the hashes of erased users too; virtual
 	// time needs it: brokers judge age by record time.
 	Retention time.Duration `yaml:"retention"`
+	// Embedded is what runs where no brokers are named: kafka (Apache Kafka as a child of this process, its state in the folder), or
+	// memory (kfake, a stand-in in this process that keeps nothing on disk): for replays into a temporary folder and for tests.
+	Embedded Embedded `yaml:"embedded"`
 	// EmbeddedPort of the embedded broker on loopback; 0 takes the one that it had in this folder, or a free one.
 	EmbeddedPort int `yaml:"embedded_port"`
+	// EmbeddedHeapBytes bounds the heap of the embedded broker; its process takes some 100 MB more.
+	EmbeddedHeapBytes int64 `yaml:"embedded_heap_bytes"`
 }
+
+// Embedded is a kind of broker that ctrloop starts itself.
+type Embedded string
+
+// The kinds.
+const (
+	EmbeddedKafka  Embedded = "kafka"
+	EmbeddedMemory Embedded = "memory"
+)
+
+// minHeap is the least that Kafka starts and works with.
+const minHeap = 96 << 20
 
 // Validate returns every problem of the section. No brokers mean the embedded one.
 func (k Kafka) Validate() error {
@@ -123,6 +141,12 @@ func (k Kafka) Validate() error {
 	}
 	if k.Retention == 0 {
 		errs = append(errs, errors.New("retention: 0: want a duration, or a negative one to keep everything"))
+	}
+	if k.Embedded != EmbeddedKafka && k.Embedded != EmbeddedMemory {
+		errs = append(errs, fmt.Errorf("embedded: %q: want %s or %s", k.Embedded, EmbeddedKafka, EmbeddedMemory))
+	}
+	if k.EmbeddedHeapBytes < minHeap {
+		errs = append(errs, fmt.Errorf("embedded_heap_bytes: %d: want at least %d", k.EmbeddedHeapBytes, int64(minHeap)))
 	}
 	return errors.Join(errs...)
 }
@@ -243,7 +267,10 @@ func Default() Config {
 	edge.UserSalt = "" // of embedded runs alone: see Config.Salt
 	return Config{
 		// A week: the longest window is a day, and an outage must be survivable.
-		Kafka:      Kafka{Config: stream.Config{ClientID: "ctrloop"}, Partitions: 4, Retention: 7 * 24 * time.Hour},
+		Kafka: Kafka{
+			Config: stream.Config{ClientID: "ctrloop"}, Partitions: 4, Retention: 7 * 24 * time.Hour,
+			Embedded: EmbeddedKafka, EmbeddedHeapBytes: broker.DefaultHeap,
+		},
 		ClickHouse: ClickHouse{MaxMemoryBytes: 2 << 30},
 		Models:     Models{Threads: 1},
 		Images:     defaultImages(),

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/rs/zerolog"
 
 	"ctrloop/internal/telemetry"
 	"ctrloop/schemas/control"
@@ -16,9 +15,7 @@ import (
 
 // The page shows the copy of this process, and a process that has none says so.
 func TestControlPage(t *testing.T) {
-	a, err := Start(t.Context(), Options{
-		Config: Default(), Targets: []Target{Joiner}, Dir: t.TempDir(), Home: t.TempDir(), Version: "test", Log: zerolog.Nop(),
-	})
+	a, err := Start(t.Context(), inMemory(t, Default(), Joiner))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,9 +19,7 @@ func TestServingKnowsTheEventTimeOfAJoinElsewhere(t *testing.T) {
 	cfg := Default()
 	cfg.Ingest.Clock = ingest.ClockEvent
 	cfg.Kafka.Retention = -time.Second
-	join, err := Start(t.Context(), Options{
-		Config: cfg, Targets: []Target{Ingest, Joiner}, Dir: t.TempDir(), Home: t.TempDir(), Version: "test", Log: zerolog.Nop(),
-	})
+	join, err := Start(t.Context(), inMemory(t, cfg, Ingest, Joiner))
 	if err != nil {
 		t.Fatal(err)
 	}

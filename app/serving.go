@@ -222,7 +222,7 @@ func (a *App) startPythonServer(name string, threads int, module string, args ..
 		Args: append([]string{"-m", module, "--host", "127.0.0.1", "--port", strconv.Itoa(port), "--threads", strconv.Itoa(threads)}, args...),
 		Env:  []string{"PYTHONPATH=" + a.trainerDir, "PYTHONDONTWRITEBYTECODE=1", "HF_HUB_OFFLINE=1", "TOKENIZERS_PARALLELISM=false"},
 	}
-	launch := func() (process.Spec, func(context.Context) error, error) { return spec, ready, nil }
+	launch := func(context.Context) (process.Spec, func(context.Context) error, error) { return spec, ready, nil }
 	server, err := process.NewServer(name, process.DefaultServerConfig(), launch, a.log, a.registry)
 	if err != nil {
 		return "", err

@@ -20,6 +20,14 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// inMemory are the options of an instance that is thrown away and has nothing set up: its broker is the stand-in.
+func inMemory(t *testing.T, cfg Config, targets ...Target) Options {
+	cfg.Kafka.Embedded = EmbeddedMemory
+	return Options{
+		Config: cfg, Targets: targets, Dir: t.TempDir(), Home: t.TempDir(), Throwaway: true, Version: "test", Log: zerolog.Nop(),
+	}
+}
+
 // TestTargetsNeedOnlyWhatTheyUse starts each service alone on a machine where nothing is set up. What is given by address is
 // not looked for there, and what is missing is named.
 func TestTargetsNeedOnlyWhatTheyUse(t *testing.T) {
@@ -71,9 +79,7 @@ func TestTargetsNeedOnlyWhatTheyUse(t *testing.T) {
 			test.change(&cfg)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			a, err := Start(ctx, Options{
-				Config: cfg, Targets: []Target{test.target}, Dir: t.TempDir(), Home: t.TempDir(), Version: "test", Log: zerolog.Nop(),
-			})
+			a, err := Start(ctx, inMemory(t, cfg, test.target))
 			if err == nil {
 				a.Stop()
 			}

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"context"
 	"errors"
 	"math"
 	"strings"
@@ -10,6 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
 
+	"ctrloop/internal/broker"
+	"ctrloop/internal/broker/brokertest"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/stream/streamtest"
 	"ctrloop/schemas"
@@ -111,8 +114,15 @@ func TestLoop(t *testing.T) {
 	}
 }
 
+// embedded is a place whose broker is started for the test.
+func embedded(t *testing.T, partitions int32) Place {
+	return Place{Partitions: partitions, Log: zerolog.Nop(), Broker: func(_ context.Context, dir string) (*broker.Broker, error) {
+		return brokertest.Start(t, dir), nil
+	}}
+}
+
 func TestEmbedded(t *testing.T) {
-	res, err := Embedded(t.Context(), t.TempDir(), Place{Partitions: 3, Log: zerolog.Nop()}, small())
+	res, err := Embedded(t.Context(), t.TempDir(), embedded(t, 3), small())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +133,7 @@ func TestEmbedded(t *testing.T) {
 
 func TestLive(t *testing.T) {
 	const clicks = 30
-	res, err := Live(t.Context(), t.TempDir(), Place{Partitions: 2, Log: zerolog.Nop()}, small(), (liveDelay+clicks)*liveTick)
+	res, err := Live(t.Context(), t.TempDir(), embedded(t, 2), small(), (liveDelay+clicks)*liveTick)
 	if err != nil || res.Clicks != clicks*liveClicks || res.P50MS <= 0 || res.P99MS < res.P50MS || res.MaxMS < res.P99MS {
 		t.Errorf("%+v, %v", res, err)
 	}

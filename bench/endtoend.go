@@ -13,6 +13,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
+	"ctrloop/internal/broker"
 	"ctrloop/internal/stream"
 	"ctrloop/joiner"
 	"ctrloop/schemas"
@@ -23,6 +24,8 @@ type Place struct {
 	// Kafka of the run. Its topics must be empty: see Load.
 	Kafka      stream.Config
 	Partitions int32
+	// Broker starts an embedded broker in a folder, for what runs on one.
+	Broker func(ctx context.Context, dir string) (*broker.Broker, error)
 	// BrokerPID is the broker's process where it is another one, to account for its processor time; 0: unknown.
 	BrokerPID int
 	Log       zerolog.Logger
@@ -315,14 +318,14 @@ func settled(ctx context.Context, p Place, topic string) (map[stream.TopicPartit
 	}
 }
 
-// Embedded runs end to end on the embedded broker in this process, whose work is part of the cost.
+// Embedded runs end to end on the embedded broker.
 func Embedded(ctx context.Context, dir string, p Place, t Traffic) (EndToEnd, error) {
-	broker, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: dir})
+	b, err := p.Broker(ctx, dir)
 	if err != nil {
 		return EndToEnd{}, err
 	}
-	defer broker.Close()
-	p.Kafka = broker.Config()
+	defer b.Stop()
+	p.Kafka, p.BrokerPID = b.Config(), b.PID()
 	if err := Load(ctx, p, t); err != nil {
 		return EndToEnd{}, err
 	}

@@ -33,12 +33,12 @@ const (
 
 // Live joins traffic as it comes for a while, on the embedded broker, with the joiner's own pace of commits.
 func Live(ctx context.Context, dir string, p Place, t Traffic, how time.Duration) (res Latency, err error) {
-	broker, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: dir})
+	b, err := p.Broker(ctx, dir)
 	if err != nil {
 		return res, err
 	}
-	defer broker.Close()
-	p.Kafka = broker.Config()
+	defer b.Stop()
+	p.Kafka, p.BrokerPID = b.Config(), b.PID()
 	if err := stream.EnsureTopics(ctx, p.Kafka, benchTopics(), p.Partitions, -1); err != nil {
 		return res, err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
+	"ctrloop/internal/broker"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
 	"ctrloop/internal/warehouse/query"
@@ -31,8 +32,10 @@ type SinkPlace struct {
 	Dir        string // for engine and broker, empty
 	Lib        string // libchdb
 	Partitions int32
-	Log        zerolog.Logger
-	Progress   func(what string) // nil: nobody is told
+	// Broker starts the embedded broker in a folder.
+	Broker   func(ctx context.Context, dir string) (*broker.Broker, error)
+	Log      zerolog.Logger
+	Progress func(what string) // nil: nobody is told
 }
 
 // SinkCost is what one way of bringing labels into the engine took.
@@ -40,7 +43,7 @@ type SinkCost struct {
 	Rows        int64   `json:"rows"`
 	Inserts     int64   `json:"inserts"`
 	WallSeconds float64 `json:"wall_seconds"`
-	// GoCPUSeconds of this process: the sink, and the broker where there is one.
+	// GoCPUSeconds of this process: the sink. The broker is a process of its own, and is not counted.
 	GoCPUSeconds float64 `json:"go_cpu_seconds"`
 	// InsertCPUSeconds of the engine's threads in the inserts alone (system.query_log).
 	InsertCPUSeconds float64 `json:"insert_cpu_seconds"`
@@ -104,12 +107,12 @@ func Sink(ctx context.Context, p SinkPlace, t Traffic) (rep SinkReport, err erro
 	if err := db.Exec(ctx, query.Text("bench_empty")); err != nil {
 		return rep, err
 	}
-	broker, err := p.load(ctx, t)
+	b, err := p.load(ctx, t)
 	if err != nil {
 		return rep, err
 	}
-	defer broker.Close()
-	if rep.Broker, err = m.measure(ctx, func() (float64, error) { return p.service(ctx, db, broker.Config()) }); err != nil {
+	defer b.Stop()
+	if rep.Broker, err = m.measure(ctx, func() (float64, error) { return p.service(ctx, db, b.Config()) }); err != nil {
 		return rep, err
 	}
 	rep.MetGo, rep.MetBoth = rep.Alone.PerGoCore() >= SinkTarget, rep.Alone.PerCore() >= SinkTarget
@@ -199,16 +202,16 @@ func (p SinkPlace) alone(ctx context.Context, db sink.Warehouse, t Traffic) (mak
 }
 
 // load starts a broker and fills it.
-func (p SinkPlace) load(ctx context.Context, t Traffic) (*stream.Embedded, error) {
-	broker, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: filepath.Join(p.Dir, "broker")})
+func (p SinkPlace) load(ctx context.Context, t Traffic) (*broker.Broker, error) {
+	b, err := p.Broker(ctx, filepath.Join(p.Dir, "broker"))
 	if err != nil {
 		return nil, err
 	}
-	fail := func(err error) (*stream.Embedded, error) { broker.Close(); return nil, err }
-	if err := stream.EnsureTopics(ctx, broker.Config(), schemas.Topics(), p.Partitions, -1); err != nil {
+	fail := func(err error) (*broker.Broker, error) { b.Stop(); return nil, err }
+	if err := stream.EnsureTopics(ctx, b.Config(), schemas.Topics(), p.Partitions, -1); err != nil {
 		return fail(err)
 	}
-	producer, err := stream.NewProducer(broker.Config(), stream.ProducerConfig{Linger: 20 * time.Millisecond})
+	producer, err := stream.NewProducer(b.Config(), stream.ProducerConfig{Linger: 20 * time.Millisecond})
 	if err != nil {
 		return fail(err)
 	}
@@ -223,7 +226,7 @@ func (p SinkPlace) load(ctx context.Context, t Traffic) (*stream.Embedded, error
 			return fail(err)
 		}
 	}
-	return broker, nil
+	return b, nil
 }
 
 // service runs the sink until nothing is left.

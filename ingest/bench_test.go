@@ -9,6 +9,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"ctrloop/internal/broker/brokertest"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/stream/streamtest"
 	"ctrloop/schemas"
@@ -69,16 +70,13 @@ func BenchmarkMerge(b *testing.B) {
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
 }
 
-// BenchmarkService is end to end: a million raw events in an embedded broker of the same process, to the
+// BenchmarkService is end to end: a million raw events in an embedded broker, to the
 // last punctuation. Run with -benchtime 1x.
 func BenchmarkService(b *testing.B) {
 	const n, partitions = 1_000_000, 8
 	for b.Loop() {
 		b.StopTimer()
-		e, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: b.TempDir()})
-		if err != nil {
-			b.Fatal(err)
-		}
+		e := brokertest.Start(b, b.TempDir())
 		if err := stream.EnsureTopics(b.Context(), e.Config(), schemas.Topics(), partitions, -1); err != nil {
 			b.Fatal(err)
 		}
@@ -122,7 +120,7 @@ func BenchmarkService(b *testing.B) {
 		b.ReportMetric(n/(cpuSeconds(b)-cpu), "events/cpu-s") // broker included; what a busy machine does not blur
 		cancel()
 		<-done
-		e.Close()
+		e.Stop()
 	}
 }
 

@@ -1,21 +1,15 @@
 package joiner
 
 import (
-	"bufio"
-	"context"
-	"fmt"
-	"io"
 	"math/rand/v2"
-	"net"
 	"os"
-	"os/exec"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"ctrloop/internal/loopback"
+	"ctrloop/internal/broker/brokertest"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/stream/streamtest"
 	"ctrloop/schemas"
@@ -26,7 +20,6 @@ const (
 	chaosEventsEnv = "CTRLOOP_CHAOS_EVENTS" // how many, at least
 	chaosSeedEnv   = "CTRLOOP_CHAOS_SEED"   // of everything that is drawn
 	chaosRoundEnv  = "CTRLOOP_CHAOS_ROUND"  // the only round to run
-	chaosBrokerEnv = "CTRLOOP_CHAOS_BROKER" // in the child: the broker's folder and port
 )
 
 func envInt(t *testing.T, name string, otherwise int64) int64 {
@@ -47,7 +40,6 @@ func envInt(t *testing.T, name string, otherwise int64) int64 {
 // and start with ids that another one has; answers to commits are lost; poison comes in between. What is drawn
 // comes from the seed alone; what meets what depends on the machine.
 func TestChaos(t *testing.T) {
-	streamtest.NeedFake(t)
 	events, seed := envInt(t, chaosEventsEnv, 15_000), envInt(t, chaosSeedEnv, time.Now().UnixNano()%1_000_000)
 	perRound := min(events, 150_000)
 	only := envInt(t, chaosRoundEnv, -1)
@@ -73,7 +65,7 @@ func TestChaos(t *testing.T) {
 type chaos struct {
 	t       *testing.T
 	r       *rand.Rand // of the schedule; only the test's goroutine uses it
-	broker  *chaosBroker
+	broker  *brokertest.Broker
 	cfg     Config
 	tr      *truth
 	members map[string]*instance
@@ -88,14 +80,8 @@ func newChaos(t *testing.T, seed, round uint64, events int) *chaos {
 	c := &chaos{t: t, r: rand.New(rand.NewPCG(seed, round)), members: map[string]*instance{}, did: map[string]int{}}
 	r := c.r
 	partitions := 1 + r.Int32N(7)
-	port, err := loopback.FreePort()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.broker = &chaosBroker{dir: t.TempDir(), port: port}
-	c.broker.start(t)
-	kafka := stream.Default()
-	kafka.Brokers = []string{net.JoinHostPort("127.0.0.1", strconv.Itoa(c.broker.port))}
+	c.broker = brokertest.Start(t, t.TempDir())
+	kafka := c.broker.Config()
 	if err := stream.EnsureTopics(t.Context(), kafka, schemas.Topics(), partitions, -1); err != nil {
 		t.Fatal(err)
 	}
@@ -160,15 +146,12 @@ var acts = []struct {
 }{
 	{"nothing", func(*chaos) bool { return true }},
 	{"kill the broker", func(c *chaos) bool {
-		c.broker.kill()
-		c.broker.start(c.t)
+		brokertest.Crash(c.t, c.broker)
 		return true
 	}},
 	{"kill the broker twice", func(c *chaos) bool {
-		c.broker.kill()
-		c.broker.start(c.t)
-		c.broker.kill()
-		c.broker.start(c.t)
+		brokertest.Crash(c.t, c.broker)
+		brokertest.Crash(c.t, c.broker)
 		return true
 	}},
 	{"restart the first", func(c *chaos) bool {
@@ -263,64 +246,6 @@ func (c *chaos) run() int {
 	for name := range c.members {
 		c.stop(name)
 	}
-	c.broker.kill()
+	c.broker.Stop()
 	return len(c.tr.imps) + len(c.tr.clks)
-}
-
-// chaosBroker is the embedded broker in a process of its own.
-type chaosBroker struct {
-	dir  string
-	port int
-	cmd  *exec.Cmd
-	in   io.Closer
-}
-
-func (b *chaosBroker) start(t *testing.T) {
-	t.Helper()
-	b.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0], "-test.run=^TestChaosBroker$", "-test.timeout=0")
-	b.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %s", chaosBrokerEnv, b.port, b.dir))
-	in, err := b.cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := b.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := b.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	b.in = in
-	if lines := bufio.NewScanner(out); !lines.Scan() {
-		t.Fatal("the broker did not start")
-	}
-	t.Cleanup(b.kill)
-}
-
-func (b *chaosBroker) kill() {
-	if b.cmd == nil {
-		return
-	}
-	_ = b.cmd.Process.Kill()
-	_ = b.cmd.Wait()
-	b.in.Close()
-	b.cmd = nil
-}
-
-// TestChaosBroker is the child of TestChaos.
-func TestChaosBroker(t *testing.T) {
-	text := os.Getenv(chaosBrokerEnv)
-	if text == "" {
-		t.Skip("only a child of TestChaos runs this")
-	}
-	var c stream.EmbeddedConfig
-	if _, err := fmt.Sscanf(text, "%d %s", &c.Port, &c.Dir); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := stream.StartEmbedded(c); err != nil {
-		t.Fatal(err)
-	}
-	fmt.Println("ready")
-	_, _ = io.Copy(io.Discard, os.Stdin) // ends with the parent
-	os.Exit(0)
 }

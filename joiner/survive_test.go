@@ -1,9 +1,7 @@
 package joiner
 
 import (
-	"net"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"ctrloop/internal/broker/brokertest"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/stream/streamtest"
 	"ctrloop/schemas"
@@ -22,13 +21,8 @@ import (
 // TestBrokerRestarts: the broker goes away several times under a working joiner and comes back with its disk.
 func TestBrokerRestarts(t *testing.T) {
 	dir := t.TempDir()
-	broker, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: dir})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { broker.Close() })
-	kafka := broker.Config()
-	port := portOf(t, kafka.Brokers[0])
+	b := brokertest.Start(t, dir)
+	kafka := b.Config()
 	if err := stream.EnsureTopics(t.Context(), kafka, schemas.Topics(), 3, -1); err != nil {
 		t.Fatal(err)
 	}
@@ -45,16 +39,14 @@ func TestBrokerRestarts(t *testing.T) {
 		if k == 0 {
 			i.close(t)
 		}
-		broker.Close()
+		b.Stop()
 		if k == 0 { // starts while there is no broker
 			i = start(t, cfg, nil)
 			for testutil.ToFloat64(i.metrics.sessions) == 0 {
 				time.Sleep(5 * time.Millisecond)
 			}
 		}
-		if broker, err = stream.StartEmbedded(stream.EmbeddedConfig{Dir: dir, Port: port}); err != nil {
-			t.Fatal(err)
-		}
+		b = brokertest.Start(t, dir)
 	}
 	streamtest.Produce(t, kafka, tr.punctuation(tr.endMS)...)
 	tr.verify(t, kafka, settle(t, kafka, i))
@@ -86,19 +78,6 @@ func TestZombieIsFenced(t *testing.T) {
 	close(wake)
 	zombie.close(t)
 	tr.verify(t, b.Config, l)
-}
-
-func portOf(t *testing.T, address string) int {
-	t.Helper()
-	_, text, err := net.SplitHostPort(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	port, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
 }
 
 // TestAbortsWithoutEnd: a broker that refuses every record must not make the joiner spin, and when it

@@ -22,6 +22,7 @@ import (
 // Options of a replay.
 type Options struct {
 	Dir        string // of the stores
+	Throwaway  bool   // Dir is removed at the end: the broker is one in memory
 	Home       string // of downloads
 	Version    string // of this binary
 	Window     time.Duration
@@ -96,7 +97,7 @@ func Run(ctx context.Context, logs *eventlog.Reader, opt Options) (Result, error
 	}
 	a, err := app.Start(ctx, app.Options{
 		Config: config(opt), Targets: []app.Target{app.Ingest, app.Joiner, app.Sink},
-		Dir: opt.Dir, Home: opt.Home, Version: opt.Version, Log: opt.Log,
+		Dir: opt.Dir, Throwaway: opt.Throwaway, Home: opt.Home, Version: opt.Version, Log: opt.Log,
 	})
 	if err != nil {
 		return r.res, err
@@ -128,6 +129,9 @@ func config(opt Options) app.Config {
 	cfg.Ingest.Clock = ingest.ClockEvent
 	cfg.Joiner.Window = opt.Window
 	cfg.Kafka.Partitions = opt.Partitions
+	if opt.Throwaway {
+		cfg.Kafka.Embedded = app.EmbeddedMemory
+	}
 	cfg.Kafka.Retention = -1 // records carry the log's times: a broker that judges age by them would delete them at once
 	return cfg
 }

@@ -122,7 +122,7 @@ func (c *AuditCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	stop, asked := func() {}, false
 	defer func() { stop() }()
 	way := func() (way *sink.Way, err error) {
-		way, stop, err = c.way(cfg)
+		way, stop, err = c.way(ctx, g.Home, cfg)
 		asked = way != nil
 		return way, err
 	}
@@ -176,7 +176,7 @@ func (c *AuditCmd) verdict(minutes int, left sink.Left, asked bool) error {
 }
 
 // way looks at the brokers that the warehouse is filled from; nil where none are known.
-func (c *AuditCmd) way(cfg app.Config) (way *sink.Way, stop func(), err error) {
+func (c *AuditCmd) way(ctx context.Context, home string, cfg app.Config) (way *sink.Way, stop func(), err error) {
 	conf, stop := cfg.Sink, func() {}
 	conf.Kafka = cfg.Kafka.Config
 	if c.Kafka != "" {
@@ -186,7 +186,7 @@ func (c *AuditCmd) way(cfg app.Config) (way *sink.Way, stop func(), err error) {
 		if c.DSN != "" { // whatever is in the folder need not be what fills it
 			return nil, stop, nil
 		}
-		if conf.Kafka, stop, err = brokersAt(c.Dir, conf.Kafka); err != nil {
+		if conf.Kafka, stop, err = brokersAt(ctx, c.Dir, home, conf.Kafka); err != nil {
 			return nil, func() {}, err
 		}
 	}

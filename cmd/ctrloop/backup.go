@@ -13,8 +13,8 @@ import (
 	"strings"
 
 	"ctrloop/app"
+	"ctrloop/internal/broker"
 	"ctrloop/internal/snapshot"
-	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
 )
 
@@ -52,7 +52,7 @@ func (c *BackupCmd) atRest(ctx context.Context) (snapshot.Manifest, error) {
 	defer release()
 	// Left out is what instances that were killed left behind.
 	return snapshot.Write(ctx, c.To, []snapshot.Source{{Dir: c.Dir, Skip: []string{
-		app.LockFile, app.RunFile, app.KafkaFolder + "/" + stream.FrozenFolder, app.EngineFolder + "/" + warehouse.ShadowFolder,
+		app.LockFile, app.RunFile, app.KafkaFolder + "/" + broker.FrozenFolder, app.EngineFolder + "/" + warehouse.ShadowFolder,
 	}}}, version)
 }
 

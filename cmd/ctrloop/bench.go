@@ -144,7 +144,7 @@ func (c *BenchJoinCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	runs := func(part string) bool { return len(only) == 0 || only[part] }
 	rep := bench.Report{Machine: bench.ThisMachine(), Traffic: t}
 	bar := progress.Start(out.stderr, "bench join", "")
-	place := bench.Place{Partitions: c.Partitions, BrokerPID: c.BrokerPID, Log: out.quietLogger(g)}
+	place := bench.Place{Partitions: c.Partitions, BrokerPID: c.BrokerPID, Log: out.quietLogger(g), Broker: embeddedBroker(g)}
 	if runs("loop") {
 		res, err := bench.Loop(ctx, t, c.profile("loop"), func(share float64) { bar.Set(0, share, "loop alone") })
 		if err != nil {
@@ -172,7 +172,6 @@ func (c *BenchJoinCmd) Run(ctx context.Context, g *Globals, out *output) error {
 			return err
 		}
 		embedded := place
-		embedded.BrokerPID = 0 // it is in this process
 		embedded.Profile = c.profile("embedded")
 		res, err := bench.Embedded(ctx, dir, embedded, t)
 		remove()

@@ -45,7 +45,8 @@ func (c *BenchSinkCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	defer remove()
 	bar := progress.Start(out.stderr, "bench sink", "")
 	rep, err := bench.Sink(ctx, bench.SinkPlace{
-		Dir: dir, Lib: lib, Partitions: c.Partitions, Log: out.quietLogger(g), Progress: func(what string) { bar.Set(0, 0, what) },
+		Dir: dir, Lib: lib, Partitions: c.Partitions, Broker: embeddedBroker(g), Log: out.quietLogger(g),
+		Progress: func(what string) { bar.Set(0, 0, what) },
 	}, bench.Traffic{Impressions: rows, Rate: 2000, ClickRate: 0.05, MeanDelay: 4 * time.Minute, Window: 30 * time.Minute, Seed: c.Seed})
 	if err != nil {
 		return err

@@ -108,7 +108,7 @@ func (c *EraseUserCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	if p.InClear, err = db.InClear(ctx, who); err != nil {
 		return err
 	}
-	if p.Topics, err = c.topics(ctx, cfg.Kafka.Config, time.Now()); err != nil {
+	if p.Topics, err = c.topics(ctx, g.Home, cfg.Kafka.Config, time.Now()); err != nil {
 		return withHint(
 			fmt.Errorf("the rows are gone from the warehouse; how long the topics keep the hash: %w", err),
 			"run it again when the brokers answer, with --kafka where they are not the instance's own",
@@ -153,19 +153,19 @@ type topicRest struct {
 }
 
 // topics asks the brokers for how long they keep what they have, from now on. Without brokers it returns nothing.
-func (c *EraseUserCmd) topics(ctx context.Context, kafka stream.Config, now time.Time) ([]topicRest, error) {
+func (c *EraseUserCmd) topics(ctx context.Context, home string, kafka stream.Config, now time.Time) ([]topicRest, error) {
 	folder := filepath.Join(c.Dir, app.KafkaFolder)
 	switch _, err := os.Stat(folder); {
 	case c.Kafka != "":
 		kafka.Brokers = strings.Split(c.Kafka, ",")
 	case len(kafka.Brokers) > 0:
 	case c.DSN == "" && err == nil:
-		broker, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: folder})
+		b, err := startBroker(ctx, folder, home)
 		if err != nil {
 			return nil, err
 		}
-		defer broker.Close()
-		kafka = broker.Config()
+		defer b.Stop()
+		kafka = b.Config()
 	default:
 		return nil, nil
 	}

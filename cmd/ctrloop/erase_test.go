@@ -22,7 +22,7 @@ func TestErasureNamesTheTopics(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := EraseUserCmd{Kafka: strings.Join(b.Config.Brokers, ",")}
-	rest, err := c.topics(t.Context(), stream.Default(), time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC))
+	rest, err := c.topics(t.Context(), "", stream.Default(), time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC))
 	if err != nil || len(rest) != len(topicsWithUsers) {
 		t.Fatal(rest, err)
 	}
@@ -34,7 +34,7 @@ func TestErasureNamesTheTopics(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, said.String())
 		}
 	}
-	unasked, err := (&EraseUserCmd{storeFlags: storeFlags{Dir: t.TempDir()}}).topics(t.Context(), stream.Config{}, time.Now())
+	unasked, err := (&EraseUserCmd{storeFlags: storeFlags{Dir: t.TempDir()}}).topics(t.Context(), "", stream.Config{}, time.Now())
 	if err != nil || unasked != nil {
 		t.Errorf("without a broker: %v, %v", unasked, err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,8 +13,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+
 	"ctrloop/app"
+	"ctrloop/internal/broker"
 	"ctrloop/internal/httpapi"
+	"ctrloop/internal/setup"
 	"ctrloop/internal/stream"
 )
 
@@ -37,7 +43,7 @@ func readInstance(dir string) (app.Addresses, error) {
 }
 
 // brokersAt returns the topics' brokers: the configured ones, the running instance's, or the folder's own one, started.
-func brokersAt(dir string, conf stream.Config) (_ stream.Config, stop func(), err error) {
+func brokersAt(ctx context.Context, dir, home string, conf stream.Config) (_ stream.Config, stop func(), err error) {
 	if len(conf.Brokers) > 0 {
 		return conf, func() {}, nil
 	}
@@ -58,17 +64,35 @@ func brokersAt(dir string, conf stream.Config) (_ stream.Config, stop func(), er
 		)
 	}
 	// A run.json may be all that is left of an instance that was killed: whether the folder can be taken tells.
-	e, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: data})
+	b, err := startBroker(ctx, data, home)
 	switch {
-	case errors.Is(err, stream.ErrInUse) && len(conf.Brokers) > 0:
+	case errors.Is(err, broker.ErrInUse) && len(conf.Brokers) > 0:
 		return conf, func() {}, nil
-	case errors.Is(err, stream.ErrInUse):
+	case errors.Is(err, broker.ErrInUse):
 		return conf, nil, withHint(err, "another ctrloop works on this folder; wait for it to start or to end")
 	case err != nil:
 		return conf, nil, err
 	}
-	conf.Brokers = e.Brokers()
-	return conf, e.Close, nil
+	conf.Brokers = b.Brokers()
+	return conf, b.Stop, nil
+}
+
+// embeddedBroker starts a broker in a folder, for a benchmark.
+func embeddedBroker(g *Globals) func(context.Context, string) (*broker.Broker, error) {
+	return func(ctx context.Context, dir string) (*broker.Broker, error) { return startBroker(ctx, dir, g.Home) }
+}
+
+// startBroker starts the broker of an instance's folder that does not run, for one question.
+func startBroker(ctx context.Context, folder, home string) (*broker.Broker, error) {
+	home, err := setup.Home(home)
+	if err != nil {
+		return nil, err
+	}
+	program, err := setup.Kafka(home)
+	if err != nil {
+		return nil, err
+	}
+	return broker.Start(ctx, broker.Config{Program: program, Dir: folder}, zerolog.Nop(), prometheus.NewRegistry())
 }
 
 // clientOf asks an instance that runs on this machine, with the token in its folder: whoever may read that may do everything.

@@ -281,7 +281,7 @@ func TestSetupCheck(t *testing.T) {
 	t.Setenv("LIBCHDB", "")
 	code, stdout, stderr := cli(t, "--home", t.TempDir(), "setup", "--check", "--json")
 	var result setupResult
-	if err := json.Unmarshal([]byte(stdout), &result); err != nil || code != exitNeedsSetup || result.Ready || len(result.Items) != 2 {
+	if err := json.Unmarshal([]byte(stdout), &result); err != nil || code != exitNeedsSetup || result.Ready || len(result.Items) != 4 {
 		t.Errorf("exit %d, %v:\n%s%s", code, err, stdout, stderr)
 	}
 	code, stdout, stderr = cli(t, "--home", t.TempDir(), "setup", "--python-path")

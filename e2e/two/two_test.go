@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"testing"
 	"time"
+
+	"ctrloop/internal/setup"
 )
 
 // Environment of `make two`: how many rounds of each form, and the seed of everything that is drawn.
@@ -93,7 +95,7 @@ func run(t *testing.T, f form, seed uint64) {
 	t.Logf("seed %d: %s=%d repeats what is drawn", seed, seedEnv, seed)
 	began := time.Now()
 	c := startCluster(t, f)
-	t.Logf("%d processes on %s, up after %.0f s", len(c.nodes), c.broker, time.Since(began).Seconds())
+	t.Logf("%d processes on %s, up after %.0f s", len(c.nodes), "Apache Kafka "+setup.KafkaVersion, time.Since(began).Seconds())
 	rng := rand.New(rand.NewPCG(seed, 1))
 	tr := newTraffic(c, f, rand.New(rand.NewPCG(seed, 2)))
 	p := &people{c: c, rng: rand.New(rand.NewPCG(seed, 3))}
@@ -130,7 +132,8 @@ func run(t *testing.T, f form, seed uint64) {
 		t.Errorf("processes ended by themselves:\n%s", said)
 	}
 	t.Logf("%s, %s, seed %d: %d rounds in %.0f s, %d kills, %d stops, %d kills of a model server; %s; %s; %s; %d versions, %d experiments",
-		f.name, c.broker, seed, f.rounds, time.Since(began).Seconds(), count[kill], count[stop], count[lose], tr, jobs, p,
+		f.name, "Apache Kafka "+setup.KafkaVersion, seed, f.rounds, time.Since(began).Seconds(),
+		count[kill], count[stop], count[lose], tr, jobs, p,
 		len(st.Models), len(st.Experiments))
 }
 

@@ -208,7 +208,7 @@ func fastServer() ServerConfig {
 func TestServerIsRestartedAfterACrash(t *testing.T) {
 	starts := 0
 	marker := filepath.Join(t.TempDir(), "ready")
-	launch := func() (Spec, func(context.Context) error, error) {
+	launch := func(context.Context) (Spec, func(context.Context) error, error) {
 		starts++
 		_ = os.Remove(marker)
 		ready := func(context.Context) error { _, err := os.Stat(marker); return err }
@@ -266,7 +266,7 @@ func TestServerGivesUp(t *testing.T) {
 			cfg.ReadyTimeout = test.timeout
 			closed := closedAddress(t)
 			starts := 0
-			launch := func() (Spec, func(context.Context) error, error) {
+			launch := func(context.Context) (Spec, func(context.Context) error, error) {
 				starts++
 				return shell(test.script), func(ctx context.Context) error {
 					conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", closed)

@@ -60,8 +60,8 @@ func (c ServerConfig) Validate() error {
 }
 
 // Launch prepares one start of a server. It is called for every start, so that a restart can take another
-// port: it returns what to run and how to ask whether it is ready (nil once it is).
-type Launch func() (spec Spec, ready func(context.Context) error, err error)
+// port: it returns what to run and how to ask whether it is ready (nil once it is). The context ends when the server is to stop.
+type Launch func(ctx context.Context) (spec Spec, ready func(context.Context) error, err error)
 
 // Server keeps one child process running: it probes until the child is ready, and restarts it with back-off
 // when it ends.
@@ -156,7 +156,7 @@ func (s *Server) Run(ctx context.Context) error {
 
 // once runs the server from start to end.
 func (s *Server) once(ctx context.Context) (wasReady bool, err error) {
-	spec, probe, err := s.launch()
+	spec, probe, err := s.launch(ctx)
 	if err != nil {
 		return false, fmt.Errorf("prepare server %s: %w", s.name, err)
 	}

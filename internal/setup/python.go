@@ -3,9 +3,7 @@ package setup
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	_ "embed" // the pinned installer
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -53,10 +51,7 @@ func Python(home string, lock []byte) (string, error) {
 
 // pythonFolder is where the environment of a lock lives: another lock is another folder, so that an update never
 // changes an environment in use.
-func pythonFolder(home string, lock []byte) string {
-	sum := sha256.Sum256(lock)
-	return filepath.Join(home, "python", hex.EncodeToString(sum[:])[:12])
-}
+func pythonFolder(home string, lock []byte) string { return lockedFolder(home, "python", lock) }
 
 func pythonItem(home string, lock []byte) Item {
 	item := Item{Name: pythonName, Path: pythonFolder(home, lock)}
@@ -73,17 +68,18 @@ func ensurePython(ctx context.Context, opts Options) error {
 	if _, err := Python(opts.Home, opts.Lock); err == nil {
 		return nil
 	}
+	return ensureEnvironment(ctx, opts, pythonName, pythonFolder(opts.Home, opts.Lock), opts.Lock)
+}
+
+// ensureEnvironment makes an environment of what a lock pins.
+func ensureEnvironment(ctx context.Context, opts Options, name, folder string, lock []byte) error {
 	begin := time.Now()
-	b := builder{
-		home: opts.Home, folder: pythonFolder(opts.Home, opts.Lock),
-		out: opts.Progress,
-	}
+	b := builder{home: opts.Home, folder: folder, out: opts.Progress, lockFile: folder + ".txt"}
 	if err := os.MkdirAll(filepath.Dir(b.folder), 0o755); err != nil {
-		return failed("set CTRLOOP_HOME to a folder that you can write", "cannot make the Python environment's folder: %w", err)
+		return failed("set CTRLOOP_HOME to a folder that you can write", "cannot make the folder of %s: %w", name, err)
 	}
-	b.lockFile = b.folder + ".txt"
-	if err := os.WriteFile(b.lockFile, opts.Lock, 0o644); err != nil {
-		return fmt.Errorf("write the lock of the Python environment: %w", err)
+	if err := os.WriteFile(b.lockFile, lock, 0o644); err != nil {
+		return fmt.Errorf("write the lock of %s: %w", name, err)
 	}
 	var err error
 	if b.base, err = findPython(ctx); err != nil {
@@ -93,9 +89,9 @@ func ensurePython(ctx context.Context, opts Options) error {
 		return err
 	}
 	if err := os.WriteFile(filepath.Join(b.folder, marker), []byte(b.base+"\n"), 0o644); err != nil {
-		return fmt.Errorf("mark the Python environment as complete: %w", err)
+		return fmt.Errorf("mark %s as complete: %w", name, err)
 	}
-	fmt.Fprintf(opts.Progress, "done   %s in %.0f s\n", pythonName, time.Since(begin).Seconds())
+	fmt.Fprintf(opts.Progress, "done   %s in %.0f s\n", name, time.Since(begin).Seconds())
 	return nil
 }
 
@@ -144,18 +140,18 @@ type builder struct {
 func (b *builder) build(ctx context.Context) error {
 	uv, err := b.findUV(ctx)
 	if err == nil {
-		fmt.Fprintf(b.out, "fetch  Python packages with %s\n", uv)
+		fmt.Fprintf(b.out, "fetch  packages with %s\n", uv)
 		if err = b.withUV(ctx, uv); err == nil {
 			return nil
 		}
 	}
 	if ctx.Err() != nil {
-		return fmt.Errorf("set up the Python environment: %w", err)
+		return fmt.Errorf("set up %s: %w", b.folder, err)
 	}
-	fmt.Fprintf(b.out, "retry  Python packages with pip, because: %v\n", err)
+	fmt.Fprintf(b.out, "retry  packages with pip, because: %v\n", err)
 	if errPip := b.withPip(ctx); errPip != nil {
 		return failed("correct the cause and run `ctrloop setup` again; packages downloaded so far are in the installer's cache",
-			"set up the Python environment: %w", errors.Join(err, errPip))
+			"set up %s: %w", b.folder, errors.Join(err, errPip))
 	}
 	return nil
 }

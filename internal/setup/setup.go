@@ -77,6 +77,8 @@ type Options struct {
 	Lock []byte
 	// NoEngine leaves the embedded engine out.
 	NoEngine bool
+	// NoKafka leaves the embedded broker out.
+	NoKafka bool
 	// LibraryTarball is a local copy of the engine's npm package, used instead of a download.
 	LibraryTarball string
 	// Progress gets lines for people.
@@ -102,6 +104,9 @@ func Check(opts Options) []Item {
 	if !opts.NoEngine {
 		items = append(items, libraryItem(opts.Home))
 	}
+	if !opts.NoKafka {
+		items = append(items, kafkaItems(opts.Home)...)
+	}
 	if len(opts.Lock) > 0 {
 		items = append(items, pythonItem(opts.Home, opts.Lock))
 	}
@@ -124,19 +129,23 @@ func Run(ctx context.Context, opts Options) error {
 	if err := announce(opts); err != nil {
 		return err
 	}
-	// Python first gets a chance even where the engine does not exist for the platform: training does not need it.
+	// The others get a chance even where the engine does not exist for the platform: training does not need it.
 	var errLibrary error
 	if !opts.NoEngine {
 		errLibrary = ensureLibrary(ctx, opts)
+	}
+	var errKafka error
+	if !opts.NoKafka && ctx.Err() == nil {
+		errKafka = ensureKafka(ctx, opts)
 	}
 	var errPython error
 	if len(opts.Lock) > 0 && ctx.Err() == nil {
 		errPython = ensurePython(ctx, opts)
 	}
-	return firstHint(errLibrary, errPython)
+	return firstHint(errLibrary, errKafka, errPython)
 }
 
-// firstHint joins two errors so that the hint of the first one is found.
+// firstHint joins errors so that the hint of the first one is found.
 func firstHint(errs ...error) error {
 	var all []error
 	for _, err := range errs {

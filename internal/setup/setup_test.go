@@ -284,11 +284,11 @@ func TestMissingNamesTheCommand(t *testing.T) {
 	if !errors.As(err, &missing) || missing.ExitCode() != 3 {
 		t.Errorf("exit code of %v", err)
 	}
-	items := Check(Options{Home: w.home, Lock: []byte("lock")})
+	items := Check(Options{Home: w.home, Lock: []byte("lock"), NoKafka: true})
 	if len(items) != 2 || items[0].Present || items[1].Present || items[1].DownloadBytes == 0 {
 		t.Errorf("items %+v", items)
 	}
-	items = Check(Options{Home: w.home, Lock: []byte("lock"), NoEngine: true})
+	items = Check(Options{Home: w.home, Lock: []byte("lock"), NoEngine: true, NoKafka: true})
 	if len(items) != 1 || items[0].Name != pythonName {
 		t.Errorf("without the engine: items %+v", items)
 	}
@@ -299,7 +299,7 @@ func TestWithoutTheEngine(t *testing.T) {
 	w := newWorld(t)
 	w.program(t, "npm", w.npm("exit 1"))
 	opts := w.options()
-	opts.NoEngine, opts.Lock = true, nil
+	opts.NoEngine, opts.NoKafka, opts.Lock = true, true, nil
 	if err := Run(t.Context(), opts); err != nil || w.calls(t, "npm") != 0 {
 		t.Errorf("%v, npm was called %d times", err, w.calls(t, "npm"))
 	}

@@ -44,6 +44,25 @@ func connect(ctx context.Context, c Config, fn func(context.Context, *kgo.Client
 	return fn(ctx, cl)
 }
 
+// UnregisterBroker takes a broker that is gone off the books of a controller, which is asked at its own address (KIP-919):
+// partitions that it led have no leader then. A broker that is not on the books is no error.
+func UnregisterBroker(ctx context.Context, controller string, id int32) error {
+	c := Default()
+	c.Brokers = []string{controller}
+	return connect(ctx, c, func(ctx context.Context, cl *kgo.Client) error {
+		req := kmsg.NewPtrUnregisterBrokerRequest()
+		req.BrokerID = id
+		raw, err := cl.SeedBrokers()[0].Request(ctx, req)
+		if err == nil {
+			err = kerr.ErrorForCode(raw.(*kmsg.UnregisterBrokerResponse).ErrorCode)
+		}
+		if err != nil && !errors.Is(err, kerr.BrokerIDNotRegistered) {
+			return fmt.Errorf("unregister broker %d at the controller %s: %w", id, controller, err)
+		}
+		return nil
+	})
+}
+
 // CheckBroker makes sure that the brokers speak transactions of version 2 (KIP-890, Apache Kafka 4.0).
 // Before it a late transactional write can land in the next transaction and break exactly-once
 // (KAFKA-17754); the protocol gives a client no way to defend itself. The level is one for the whole cluster, so that

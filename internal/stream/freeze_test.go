@@ -6,13 +6,15 @@ import (
 	"path/filepath"
 	"testing"
 
+	"ctrloop/internal/broker"
+	"ctrloop/internal/broker/brokertest"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/stream/streamtest"
 	"ctrloop/schemas"
 )
 
 // thaw copies what belongs to a frozen moment into a folder for another broker.
-func thaw(t *testing.T, f stream.Frozen) string {
+func thaw(t *testing.T, f broker.Frozen) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, size := range f.Sizes {
@@ -40,7 +42,7 @@ func thaw(t *testing.T, f stream.Frozen) string {
 func TestFreezeIsOneMoment(t *testing.T) {
 	const n = 1500
 	ctx, dir := testContext(t), t.TempDir()
-	e := startOn(t, dir)
+	e := brokertest.Start(t, dir)
 	if err := stream.EnsureTopics(ctx, e.Config(), []schemas.Topic{{Name: "in"}, {Name: "out"}}, 2, -1); err != nil {
 		t.Fatal(err)
 	}
@@ -51,12 +53,13 @@ func TestFreezeIsOneMoment(t *testing.T) {
 		close(now)
 		done <- err
 	}()
-	var frozen []stream.Frozen
+	var frozen []broker.Frozen
+	commits := 0
 	for range now { // beside the commit
-		if len(frozen) == 5 {
+		if commits++; commits%10 != 5 {
 			continue
 		}
-		f, err := e.Freeze()
+		f, err := e.Freeze(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -67,7 +70,7 @@ func TestFreezeIsOneMoment(t *testing.T) {
 	}
 	middle := 0
 	for _, f := range frozen {
-		copied := startOn(t, thaw(t, f))
+		copied := brokertest.Start(t, thaw(t, f))
 		left := remaining(t, ctx, copied.Config(), n)
 		if left > 0 && left < n {
 			middle++
@@ -76,7 +79,7 @@ func TestFreezeIsOneMoment(t *testing.T) {
 			t.Fatal(err)
 		}
 		checkCopied(t, copied.Config(), n)
-		copied.Close()
+		copied.Stop()
 		if err := f.Release(); err != nil {
 			t.Error(err)
 		}
@@ -92,17 +95,14 @@ func TestFreezeIsOneMoment(t *testing.T) {
 
 // Links that a killed process has left are gone at the next start.
 func TestFrozenRestIsRemoved(t *testing.T) {
-	dir := t.TempDir()
-	e := startOn(t, dir)
-	f, err := e.Freeze()
+	ctx, dir := testContext(t), t.TempDir()
+	e := brokertest.Start(t, dir)
+	f, err := e.Freeze(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	e.Close()
-	if _, err := e.Freeze(); err == nil {
-		t.Error("a broker that is closed was frozen")
-	}
-	startOn(t, dir)
+	e.Stop()
+	brokertest.Start(t, dir)
 	if _, err := os.Stat(f.Links); err == nil {
 		t.Error("links of an earlier process are still there")
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"ctrloop/internal/broker/brokertest"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/stream/streamtest"
 	"ctrloop/schemas"
@@ -77,6 +78,16 @@ func abort(t *testing.T, b *streamtest.Broker, values ...string) {
 	streamtest.AwaitNoTransaction(t, b.Config, schemas.TopicControl)
 }
 
+// realBroker is for what the broker in memory does not do as Kafka: its answers of aborted records end before them.
+func realBroker(t *testing.T) *streamtest.Broker {
+	t.Helper()
+	b := &streamtest.Broker{Config: brokertest.Start(t, t.TempDir()).Config()}
+	if err := stream.EnsureTopics(t.Context(), b.Config, schemas.Topics(), 1, -1); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
 // The last records may be gone when a replica is opened: it is ready at the place that it has reached.
 func TestAReplicaOpensWhereTheLastRecordIsGone(t *testing.T) {
 	t.Run("all deleted", func(t *testing.T) {
@@ -92,7 +103,7 @@ func TestAReplicaOpensWhereTheLastRecordIsGone(t *testing.T) {
 		c.want(t, "c")
 	})
 	t.Run("the end aborted", func(t *testing.T) {
-		b := streamtest.Start(t, 1)
+		b := realBroker(t)
 		streamtest.Produce(t, b.Config, said("a", "b")...)
 		abort(t, b, "x", "y")
 		c := openReplica(t, b, -1)
@@ -104,7 +115,7 @@ func TestAReplicaOpensWhereTheLastRecordIsGone(t *testing.T) {
 		c.want(t, "a", "b", "c")
 	})
 	t.Run("nothing but aborted", func(t *testing.T) {
-		b := streamtest.Start(t, 1)
+		b := realBroker(t)
 		abort(t, b, "x")
 		openReplica(t, b, -1).want(t)
 	})

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"ctrloop/internal/broker/brokertest"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/stream/streamtest"
 	"ctrloop/schemas"
@@ -46,7 +47,7 @@ func TestTopicRetentions(t *testing.T) {
 // nothing is deleted it need not.
 func TestSegmentsRollByAge(t *testing.T) {
 	dir, ctx := t.TempDir(), testContext(t)
-	e := startOn(t, dir)
+	e := brokertest.Start(t, dir)
 	if err := stream.EnsureTopics(ctx, e.Config(), []schemas.Topic{{Name: "week"}, {Name: "ever", Retention: -1}}, 1,
 		7*24*time.Hour); err != nil {
 		t.Fatal(err)
@@ -58,7 +59,7 @@ func TestSegmentsRollByAge(t *testing.T) {
 		}
 	}
 	for topic, want := range map[string]int{"week": 3, "ever": 1} {
-		found, err := filepath.Glob(filepath.Join(dir, "log", "partitions", topic+"-0", "*.dat"))
+		found, err := filepath.Glob(filepath.Join(dir, "data", topic+"-0", "*.log"))
 		if err != nil || len(found) != want {
 			t.Errorf("%s: segments %v, %v: want %d", topic, found, err, want)
 		}

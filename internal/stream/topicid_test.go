@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"ctrloop/internal/broker/brokertest"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/stream/streamtest"
 	"ctrloop/schemas"
@@ -12,15 +13,9 @@ import (
 
 // The sink's insert tokens name the topic's id: it must outlive a restart of the embedded broker.
 func TestTopicIDsSurviveARestart(t *testing.T) {
-	dir := t.TempDir()
+	b := brokertest.Start(t, t.TempDir())
 	ids := func() string {
-		e, err := stream.StartEmbedded(stream.EmbeddedConfig{Dir: dir})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer e.Close()
-		c := stream.Default()
-		c.Brokers = e.Brokers()
+		c := b.Config()
 		if err := stream.EnsureTopics(t.Context(), c, schemas.Topics(), 1, -1); err != nil {
 			t.Fatal(err)
 		}
@@ -33,7 +28,9 @@ func TestTopicIDsSurviveARestart(t *testing.T) {
 		}
 		return m[schemas.TopicLabels]
 	}
-	if first, second := ids(), ids(); first != second || len(first) != 32 {
+	first := ids()
+	brokertest.Crash(t, b)
+	if second := ids(); first != second || len(first) != 32 {
 		t.Errorf("id %q before and %q after a restart", first, second)
 	}
 }

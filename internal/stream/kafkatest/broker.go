@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"ctrloop/internal/setup"
 	"ctrloop/internal/stream"
 )
 
@@ -26,9 +27,12 @@ const stopGrace = 20 * time.Second
 // clusterID is any: no two clusters ever meet.
 const clusterID = "4L6g3nShT-eMCtK--X86sw"
 
+// ErrMissing is wrapped by errors that say what a real broker needs and this machine lacks.
+var ErrMissing = errors.New("a real Kafka broker cannot be started here")
+
 // Options of a broker.
 type Options struct {
-	// Home is where the jars are, see Jars.
+	// Home is where Java and the jars are, see setup.Home.
 	Home string
 	// Dir holds its data and logs; it is created, and a broker that was there before goes on.
 	Dir string
@@ -65,7 +69,7 @@ type Broker struct {
 
 // New prepares a broker; Start starts it. It fails with ErrMissing where Java or the jars are not there.
 func New(ctx context.Context, opt Options) (*Broker, error) {
-	b, err := prepare(ctx, opt, 1)
+	b, err := prepare(opt, 1)
 	if err != nil {
 		return nil, err
 	}
@@ -74,15 +78,13 @@ func New(ctx context.Context, opt Options) (*Broker, error) {
 }
 
 // prepare finds what the broker needs and takes its ports.
-func prepare(ctx context.Context, opt Options, node int) (*Broker, error) {
+func prepare(opt Options, node int) (*Broker, error) {
 	b := &Broker{opt: opt, port: opt.Port, node: node}
-	var err error
-	if b.java, err = Java(ctx); err != nil {
-		return nil, err
+	program, err := setup.Kafka(opt.Home)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrMissing, err)
 	}
-	if b.jars, err = Jars(opt.Home); err != nil {
-		return nil, err
-	}
+	b.java, b.jars = program.Java, program.Jars
 	for _, port := range []*int{&b.port, &b.control, &b.tlsPort} {
 		if *port == 0 {
 			if *port, err = freePort(); err != nil {

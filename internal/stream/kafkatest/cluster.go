@@ -29,7 +29,7 @@ func NewCluster(ctx context.Context, opt Options, n int) (*Cluster, error) {
 	for i := range n {
 		one := opt
 		one.Dir = filepath.Join(opt.Dir, strconv.Itoa(i+1))
-		b, err := prepare(ctx, one, i+1)
+		b, err := prepare(one, i+1)
 		if err != nil {
 			return nil, err
 		}

@@ -16,14 +16,12 @@ import (
 	"strings"
 	"time"
 
+	"ctrloop/internal/setup"
 	"ctrloop/internal/stream"
 )
 
-// Version of Apache Kafka, of the jars and of the image.
-const Version = "4.4.0"
-
 // Image of the broker in a container.
-const Image = "apache/kafka:" + Version
+const Image = "apache/kafka:" + setup.KafkaVersion
 
 // image is the one of CTRLOOP_TEST_KAFKA_IMAGE, where one that was built on this machine stands for the public one.
 func image() string { return cmp.Or(os.Getenv("CTRLOOP_TEST_KAFKA_IMAGE"), Image) }

@@ -40,10 +40,3 @@ func TestContainerThatFailsIsNoReasonToSkip(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-// TestPinsOfOneVersion: the jars' coordinates and the image are of the same Kafka.
-func TestPinsOfOneVersion(t *testing.T) {
-	if !strings.Contains(string(pom), "<artifactId>kafka_2.13</artifactId>\n      <version>"+Version+"</version>") {
-		t.Errorf("the jars are not of version %s", Version)
-	}
-}

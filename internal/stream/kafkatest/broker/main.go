@@ -35,13 +35,15 @@ func run(ctx context.Context) (err error) {
 	if opt.Home, err = setup.Home(""); err != nil {
 		return err
 	}
-	jars, err := kafkatest.Fetch(ctx, opt.Home, os.Stderr)
-	if err != nil {
+	if err := setup.Run(ctx, setup.Options{Home: opt.Home, NoEngine: true, Progress: os.Stderr}); err != nil {
 		return err
 	}
 	if *fetch {
-		fmt.Println(jars)
-		return nil
+		program, err := setup.Kafka(opt.Home)
+		if err == nil {
+			_, err = fmt.Println(program.Jars)
+		}
+		return err
 	}
 	if opt.Dir == "" {
 		if opt.Dir, err = os.MkdirTemp("", "ctrloop-kafka-*"); err != nil {
