@@ -44,7 +44,7 @@ func (r Report) Targets() (ts []Target) {
 	}
 	rebuild := func(e *EndToEnd) float64 { return ratio(e.Rebuild.WallSeconds*1e8, float64(e.Rebuild.Events)) }
 	if e := r.Embedded; e != nil {
-		add(higher("end to end, embedded broker", "events/s", e.Cost.PerSecond(), 700e3, 1.5e6))
+		add(higher("end to end, embedded broker", "events/s", e.Cost.PerSecond(), 500e3, 800e3))
 		add(lower("cold rebuild, embedded broker", "s per 100 M", rebuild(e), 120, 60))
 	}
 	if e := r.Kafka; e != nil {

@@ -24,7 +24,7 @@ import (
 type ReplayCmd struct {
 	Logs       []string      `arg:"" name:"log" help:"Open Bandit logs (CSV) or JSON lines, plain or compressed (gzip, zstd, bzip2); - is standard input. Several are merged by time." type:"existingfile"`
 	JSON       string        `name:"json" help:"Write the result to this file; - is standard output." placeholder:"FILE"`
-	Dir        string        `help:"Keep the stores in this folder, for ctrloop sql; without it they are thrown away." type:"path" placeholder:"DIR"`
+	Dir        string        `help:"Keep the stores in this folder, for ctrloop sql; without it they are thrown away, and the broker is a stand-in in memory (kfake)." type:"path" placeholder:"DIR"`
 	KeepOpen   bool          `help:"Leave the last windows open for the next log of the same --dir: its clicks may belong to them."`
 	Sort       bool          `help:"The logs may stand in any order: they are brought into the order of their times first."`
 	SkipBad    bool          `help:"Count rows that cannot be read and pass over them, instead of ending at the first."`

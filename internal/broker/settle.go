@@ -26,7 +26,8 @@ const settleTimeout = time.Minute
 // The books say otherwise that it leads every partition and where it listens, and the new broker believes them until it has registered: it
 // goes on with the transactions of the moment and writes their markers to the old address. Where another broker answers
 // there (a folder was copied, and the one that it was copied from is running) the markers are refused, and the transactions
-// stand for ever. The registration also waits for the old broker's session to time out, 9 s.
+// stand for ever. The registration also waits for the old broker's session to time out, 9 s. After an ordered stop the books
+// say that nothing has a leader.
 func (b *Broker) settle(ctx context.Context) error {
 	needed, err := unsettled(filepath.Join(b.cfg.Dir, dataFolder))
 	if err != nil || !needed {
