@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -30,16 +31,22 @@ func format(ctx context.Context, cfg Config, text string) error {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	id := make([]byte, 16)
-	_, _ = rand.Read(id) // it never fails
 	err = process.Run(ctx, process.Spec{
 		Name: "kafka-format", Path: cfg.Program.Java, Dir: cfg.Dir,
-		Args: jvm(cfg, "kafka.tools.StorageTool", "format", "-c", file, "-t", base64.RawURLEncoding.EncodeToString(id)),
+		Args: jvm(cfg, "kafka.tools.StorageTool", "format", "-c", file, "-t", clusterID(rand.Reader)),
 	}, zerolog.Nop())
 	if err != nil {
 		return fmt.Errorf("format %s: %w", cfg.Dir, err)
 	}
 	return nil
+}
+
+// clusterID draws the id of a cluster. Kafka's tool takes one that begins with a minus sign for an option.
+func clusterID(random io.Reader) string {
+	id := make([]byte, 16)
+	_, _ = io.ReadFull(random, id) // of the system: it never fails
+	id[0] &= 0x7f
+	return base64.RawURLEncoding.EncodeToString(id)
 }
 
 // recordTimeout bounds a recording: some 10 s on a quiet machine.
