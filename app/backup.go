@@ -91,12 +91,12 @@ func (a *App) freeze(ctx context.Context) (f Frozen, release func(), err error) 
 		f.Refill, f.Engine = &reached, &engine
 	}
 	if a.broker != nil {
-		broker, err := a.broker.Freeze(ctx)
-		held = append(held, broker.Release)
+		moment, err := a.broker.Freeze(ctx)
+		held = append(held, moment.Release)
 		if err != nil {
 			return f, release, err
 		}
-		f.Broker = &broker
+		f.Broker = &moment
 	}
 	return f, release, nil
 }

@@ -88,14 +88,18 @@ func answers(ctx context.Context, address string) error {
 
 // unsettled says whether a broker has worked on the data and left without Kafka's mark of an ordered stop.
 func unsettled(data string) (bool, error) {
-	for name, want := range map[string]bool{filepath.Join("__cluster_metadata-0", "quorum-state"): true, ".kafka_cleanshutdown": false} {
-		_, err := os.Stat(filepath.Join(data, name))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return false, err
-		}
-		if there := err == nil; there != want {
-			return false, nil
-		}
+	worked, err := exists(filepath.Join(data, "__cluster_metadata-0", "quorum-state"))
+	if err != nil || !worked {
+		return false, err
 	}
-	return true, nil
+	ordered, err := exists(filepath.Join(data, ".kafka_cleanshutdown"))
+	return !ordered, err
+}
+
+func exists(path string) (bool, error) {
+	_, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }

@@ -30,12 +30,5 @@ func StartMemory(port int) (*Memory, error) {
 // Brokers are the addresses to put into Config.Brokers.
 func (m *Memory) Brokers() []string { return m.cluster.ListenAddrs() }
 
-// Config reaches this broker.
-func (m *Memory) Config() Config {
-	c := Default()
-	c.Brokers = m.Brokers()
-	return c
-}
-
 // Close stops the broker and forgets what it holds.
 func (m *Memory) Close() { m.cluster.Close() }
