@@ -9,6 +9,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -266,13 +268,13 @@ func jarsByResolver(ctx context.Context, opts Options, tmp, libs string) error {
 	}
 	slices.Sort(coordinates)
 	fmt.Fprintf(opts.Progress, "fetch  Kafka's jars with jgo, because there is no mvn on the PATH\n")
-	var found bytes.Buffer
 	show := &indented{w: opts.Progress}
 	defer show.flush()
+	cache := filepath.Join(tmp, "cache")
 	err := process.Run(ctx, process.Spec{
-		Name: "jgo", Path: filepath.Join(folder, "bin", "jgo"), Dir: tmp, Stdout: &found, Stderr: show,
+		Name: "jgo", Path: filepath.Join(folder, "bin", "jgo"), Dir: tmp, Stdout: io.Discard, Stderr: show,
 		Args: []string{
-			"--resolver", "python", "--ignore-config", "--cache-dir", filepath.Join(tmp, "cache"), "--repo-cache", filepath.Join(tmp, "repository"),
+			"--resolver", "python", "--ignore-config", "--cache-dir", cache, "--repo-cache", filepath.Join(tmp, "repository"),
 			"--links", "copy", "info", "classpath", strings.Join(coordinates, "+"),
 		},
 	}, zerolog.Nop())
@@ -282,16 +284,13 @@ func jarsByResolver(ctx context.Context, opts Options, tmp, libs string) error {
 	if err := os.Mkdir(libs, 0o755); err != nil {
 		return err
 	}
-	for lines := bufio.NewScanner(&found); lines.Scan(); {
-		path := strings.TrimSpace(lines.Text())
-		if _, ok := jars[filepath.Base(path)]; !ok {
-			continue // what only compilers want
-		}
-		if err := os.Rename(path, filepath.Join(libs, filepath.Base(path))); err != nil {
+	// What it prints is the class path alone. What it takes for modules lies beside that; here all of it is one class path.
+	return filepath.WalkDir(cache, func(path string, e fs.DirEntry, err error) error {
+		if _, pinned := jars[e.Name()]; err != nil || e.IsDir() || !pinned { // not pinned: what only compilers want
 			return err
 		}
-	}
-	return nil
+		return os.Rename(path, filepath.Join(libs, e.Name()))
+	})
 }
 
 // verifyJars holds every file of a folder against the lock: none missing, none altered, none more.

@@ -2,8 +2,10 @@ package setup
 
 import (
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -65,5 +67,42 @@ func TestKafkaOfOnesOwn(t *testing.T) {
 	}
 	if p, err := Kafka(home); err != nil || p.Java != java || p.Jars != own || p.Cache != "" {
 		t.Errorf("%+v, %v", p, err)
+	}
+}
+
+// TestTheResolverSortsJarsByKind: jgo lays what it calls modules apart from the class path, which with a Java at hand is nearly all.
+func TestTheResolverSortsJarsByKind(t *testing.T) {
+	home, tmp := t.TempDir(), t.TempDir()
+	folder := pythonFolder(home, resolverLock)
+	jgo := `#!/bin/sh
+while [ "$1" != --cache-dir ]; do shift; done
+for kind in jars modules; do mkdir -p "$2/envs/org/x/$kind"; done
+echo a > "$2/envs/org/x/jars/argparse4j-0.7.0.jar"
+echo b > "$2/envs/org/x/modules/re2j-1.8.jar"
+echo c > "$2/envs/org/x/modules/annotations-13.0.jar"
+echo "$2/envs/org/x/jars/argparse4j-0.7.0.jar"
+`
+	if err := os.MkdirAll(filepath.Join(folder, "bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string]string{"bin/jgo": jgo, marker: ""} {
+		if err := os.WriteFile(filepath.Join(folder, name), []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	libs := filepath.Join(tmp, "libs")
+	if err := jarsByResolver(t.Context(), Options{Home: home, Progress: io.Discard}, tmp, libs); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	entries, err := os.ReadDir(libs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		got = append(got, e.Name())
+	}
+	if want := []string{"argparse4j-0.7.0.jar", "re2j-1.8.jar"}; !slices.Equal(got, want) {
+		t.Errorf("taken: %v, want those that are pinned: %v", got, want)
 	}
 }

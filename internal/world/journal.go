@@ -29,9 +29,9 @@ const (
 	frameHead    = 9
 	maxFrame     = 1 << 30
 
-	framePlain byte = 1 // a batch of births without shares of arms, as earlier versions wrote it
-	frameAck   byte = 2
-	frameBatch byte = 3
+	frameEarlier byte = 1 // a batch as earlier versions wrote it: without shares of arms, with propensities of another meaning
+	frameAck     byte = 2
+	frameBatch   byte = 3
 )
 
 var crcTable = crc32.MakeTable(crc32.Castagnoli)
@@ -108,6 +108,11 @@ type journal struct {
 
 // ErrOtherWorld is returned for a journal that another configuration or catalogue made.
 var ErrOtherWorld = errors.New("the journal belongs to another world")
+
+// errEarlier is why a journal is not gone on with. Its propensities may be those within the arm, and would be sent and judged as if
+// they were over everything random (ADR 37).
+var errEarlier = errors.New("an earlier version wrote it, whose propensities meant something else: begin in another folder, " +
+	"or finish with that version")
 
 func openJournal(dir string, digest [sha256.Size]byte, syncEvery int) (*journal, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -193,8 +198,10 @@ func (j *journal) scan(f *os.File, shop *shoppers, each func(*batch) error) (siz
 		switch head[8] {
 		case frameAck:
 			acked, _ = binary.Uvarint(payload)
-		case framePlain, frameBatch:
-			b, err := j.decode(payload, shop, head[8] == frameBatch)
+		case frameEarlier:
+			return 0, 0, fmt.Errorf("world journal at %d: %w", at, errEarlier)
+		case frameBatch:
+			b, err := j.decode(payload, shop)
 			if err != nil {
 				return 0, 0, fmt.Errorf("world journal at %d: %w", at, err)
 			}
@@ -332,8 +339,8 @@ func (d *decoder) bytes(n int) []byte {
 	return v
 }
 
-// decode reads a batch; shares says whether its births have the shares of their arms.
-func (j *journal) decode(payload []byte, shop *shoppers, shares bool) (*batch, error) {
+// decode reads a batch.
+func (j *journal) decode(payload []byte, shop *shoppers) (*batch, error) {
 	d := &decoder{b: payload}
 	s := func() string {
 		n := d.u()
@@ -367,9 +374,7 @@ func (j *journal) decode(payload []byte, shop *shoppers, shares bool) (*batch, e
 		o.bot = int(o.user) < shop.bots
 		o.creative, o.experiment, o.variant, o.model, o.policy = s(), s(), s(), s(), s()
 		o.propensity = math.Float64frombits(binary.LittleEndian.Uint64(d.bytes(8)))
-		if shares {
-			o.armShare = math.Float64frombits(binary.LittleEndian.Uint64(d.bytes(8)))
-		}
+		o.armShare = math.Float64frombits(binary.LittleEndian.Uint64(d.bytes(8)))
 		o.delayMS, o.dupMS = int64(d.u()), int64(d.u())
 		if n := d.below(16); n > 0 {
 			o.clicks = make([]click, n)

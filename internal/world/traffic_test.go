@@ -1,11 +1,14 @@
 package world
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"math"
 	"os"
 	"os/exec"
@@ -444,6 +447,78 @@ func TestJournalOfAnotherWorldIsRefused(t *testing.T) {
 	}
 	if _, err := OpenOracle(smallTraffic(2), catalogue.Embedded(), dir); !errors.Is(err, ErrOtherWorld) {
 		t.Errorf("oracle: error %v, want ErrOtherWorld", err)
+	}
+}
+
+// sharedArms says its arms' shares, in bits that nothing else has.
+type sharedArms struct{ twoArms }
+
+const knownShare = 0.49999237060546875
+
+func (d sharedArms) Decide(ctx context.Context, visits []Visit) ([]Decision, error) {
+	out, err := d.twoArms.Decide(ctx, visits)
+	for i := range out {
+		out[i].ArmShare = knownShare
+	}
+	return out, err
+}
+
+// earlier turns a journal into one of the format before births had shares of arms.
+func earlier(raw []byte) (out []byte, batches int) {
+	share := binary.LittleEndian.AppendUint64(nil, math.Float64bits(knownShare))
+	out = append(out, raw[:headerBytes]...)
+	for at := headerBytes; at < len(raw); {
+		n := int(binary.LittleEndian.Uint32(raw[at:]))
+		kind, payload := raw[at+8], raw[at+frameHead:at+frameHead+n]
+		if kind == frameBatch {
+			kind, payload = 1, bytes.ReplaceAll(payload, share, nil)
+			batches++
+		}
+		frame := append(make([]byte, 8), kind)
+		frame = append(frame, payload...)
+		binary.LittleEndian.PutUint32(frame, uint32(len(payload)))
+		binary.LittleEndian.PutUint32(frame[4:], crc32.Checksum(frame[8:], crcTable))
+		out = append(out, frame...)
+		at += frameHead + n
+	}
+	return out, batches
+}
+
+// V12: a journal of an earlier version has propensities of another meaning, the probability within the arm. Sent again, or judged
+// by the oracle, they would be taken for what the word means now.
+func TestJournalOfAnEarlierVersionIsRefused(t *testing.T) {
+	cfg, dir := smallTraffic(12), t.TempDir()
+	tr, err := Open(cfg, catalogue.Embedded(), sharedArms{}, new(recorder), armCTR, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tr.Run(t.Context(), Until{Impressions: 500}); err != nil {
+		t.Fatal(err)
+	}
+	if err := tr.Close(); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, journalName)
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, batches := earlier(raw)
+	if batches == 0 || len(raw)-len(old) < 8*500 {
+		t.Fatalf("%d batches, and %d bytes less: that is no journal of an earlier version", batches, len(raw)-len(old))
+	}
+	if err := os.WriteFile(file, old, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, opened := Open(cfg, catalogue.Embedded(), sharedArms{}, new(recorder), armCTR, dir)
+	_, judged := OpenOracle(cfg, catalogue.Embedded(), dir)
+	for what, err := range map[string]error{"the world": opened, "the oracle": judged} {
+		if err == nil || !strings.Contains(err.Error(), "earlier version") || !strings.Contains(err.Error(), "another folder") {
+			t.Errorf("%s opens it with the error %v, want one that says what it is and what to do", what, err)
+		}
+	}
+	if after, err := os.ReadFile(file); err != nil || !bytes.Equal(after, old) {
+		t.Errorf("the journal was changed: %v", err)
 	}
 }
 
