@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"ctrloop/internal/stream"
+	"ctrloop/internal/telemetry"
 	"ctrloop/schemas"
 	"ctrloop/schemas/eventpb"
 )
@@ -35,6 +36,7 @@ type Service struct {
 	metrics  *serviceMetrics
 	decoder  decoder
 	now      func() time.Time
+	work     *telemetry.Work
 
 	topics map[string]string               // ids of the raw topics, as the last session found them
 	left   map[stream.TopicPartition]int64 // records of what it read that were there and not taken yet
@@ -59,6 +61,9 @@ func New(cfg Config, kafka stream.Config, log zerolog.Logger, reg prometheus.Reg
 	}, nil
 }
 
+// Reports has the service say whether it can do its work. Call it before Run.
+func (s *Service) Reports(w *telemetry.Work) { s.work = w }
+
 // wayOut of raw events that are gone.
 const wayOut = "their partition is not skipped without your word: stop ingest and set the group " + Group +
 	" to the start of that partition to go on without them"
@@ -70,6 +75,7 @@ func (s *Service) Run(ctx context.Context) error {
 	wait := 100 * time.Millisecond
 	for {
 		started := s.now()
+		s.work.Begin()
 		err := s.session(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -83,6 +89,7 @@ func (s *Service) Run(ctx context.Context) error {
 		if s.now().Sub(started) > longest {
 			wait = 100 * time.Millisecond
 		}
+		s.work.Failed(err)
 		s.log.Warn().Err(stream.Explain(err)).Dur("retry_in", wait).Msg("ingest: starting over at the last commit")
 		select {
 		case <-ctx.Done():
@@ -374,6 +381,7 @@ func (r *session) step(ctx context.Context) error {
 	}
 	source, it, ok := r.merge.take()
 	if !ok && !r.punctuationDue(now) {
+		r.work.Alive()
 		return nil
 	}
 	return r.transaction(ctx, now, source, it)
@@ -533,6 +541,7 @@ func (r *session) transaction(ctx context.Context, now time.Time, from *source, 
 		return errAborted
 	}
 	r.announced = true
+	r.work.Worked()
 	if sent != nil {
 		r.sent, r.sentAt, r.repeated = sent, now, r.repeated || r.repeatDue(now)
 		r.metrics.punctuations.Inc()

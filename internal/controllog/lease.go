@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
+	"ctrloop/internal/telemetry"
 	"ctrloop/schemas/control"
 )
 
@@ -45,9 +46,10 @@ type Leases struct {
 	logger zerolog.Logger
 	held   *prometheus.GaugeVec
 
-	mu    sync.Mutex
-	last  time.Time     // when the last beat that arrived was sent
-	beats chan struct{} // closed at the next one
+	mu      sync.Mutex
+	last    time.Time     // when the last beat that arrived was sent
+	trouble error         // of the last beat; nil: it arrived
+	beats   chan struct{} // closed at the next one
 }
 
 // NewLeases names the process; the name must be its own, see Hold. reg may be nil.
@@ -79,11 +81,17 @@ func (k *Leases) Run(ctx context.Context) error {
 		case err == nil:
 			failing = false
 			k.mu.Lock()
-			k.last = sent
+			k.last, k.trouble = sent, nil
 			close(k.beats)
 			k.beats = make(chan struct{})
 			k.mu.Unlock()
-		case !failing:
+		default:
+			k.mu.Lock()
+			k.trouble = err
+			k.mu.Unlock()
+			if failing {
+				break
+			}
 			failing = true
 			k.logger.Warn().Err(err).Msg("control log: others cannot see that this process is alive; its roles rest if that goes on")
 		}
@@ -114,6 +122,7 @@ type Holder struct {
 	acquired int64 // epoch that Run has claimed; 0: none
 
 	mu      sync.Mutex
+	work    *telemetry.Work
 	epoch   int64         // of the lease that is held; 0: none
 	changed chan struct{} // closed when epoch changes
 }
@@ -131,6 +140,13 @@ func (k *Leases) Hold(role control.Role) *Holder {
 	return &Holder{k: k, role: role, changed: make(chan struct{})}
 }
 
+// Reports has the claim say whether it can be made. Call it before Run.
+func (h *Holder) Reports(w *telemetry.Work) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.work = w
+}
+
 // Run claims the role until ctx ends, and releases it then. Stop what works under it first.
 func (h *Holder) Run(ctx context.Context) error {
 	var w watch
@@ -144,8 +160,10 @@ func (h *Holder) Run(ctx context.Context) error {
 		switch {
 		case st.Behind != nil || left <= 0:
 			h.set(0)
+			h.rests()
 		case l.Holds(h.k.owner, h.acquired):
 			h.set(l.Epoch)
+			h.works().Worked()
 			wait = left
 		case l.Owner == "", l.Owner == h.k.owner && l.Epoch <= earlier, l.Owner != h.k.owner && w.silent(ctx, h.k, l):
 			h.set(0)
@@ -154,6 +172,7 @@ func (h *Holder) Run(ctx context.Context) error {
 			}
 		default:
 			h.set(0)
+			h.works().Worked() // another process leads, or its lease has yet to run out
 		}
 		select {
 		case <-ctx.Done():
@@ -164,6 +183,22 @@ func (h *Holder) Run(ctx context.Context) error {
 	}
 	h.release()
 	return nil
+}
+
+func (h *Holder) works() *telemetry.Work {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.work
+}
+
+// rests tells that the role rests here because nobody could see this process, if that is why.
+func (h *Holder) rests() {
+	h.k.mu.Lock()
+	err := h.k.trouble
+	h.k.mu.Unlock()
+	if err != nil {
+		h.works().Failed(fmt.Errorf("others cannot see that this process is alive, so that it leads nothing: %w", err))
+	}
 }
 
 // watch is what a candidate has seen of a holder.
@@ -205,6 +240,7 @@ func (h *Holder) acquire(ctx context.Context, st *control.State, old control.Lea
 		return false
 	}
 	if err != nil && ctx.Err() == nil {
+		h.works().Failed(err)
 		h.k.logger.Warn().Err(err).Str("role", string(h.role)).Msg("lease could not be acquired; trying again")
 	}
 	return err == nil

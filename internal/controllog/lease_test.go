@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -14,6 +15,7 @@ import (
 
 	"ctrloop/internal/controllog/controltest"
 	"ctrloop/internal/stream/streamtest"
+	"ctrloop/internal/telemetry/telemetrytest"
 	"ctrloop/schemas/control"
 )
 
@@ -262,7 +264,7 @@ func TestWhoIsBehindHoldsNothing(t *testing.T) {
 		ps := map[string]*proc{"a": start(t, log, pulse, "a")}
 		expect(t, ps, "a")
 		e := submit("x")
-		e.Type, e.Format = "job.cancelled", control.Format+1
+		e.Type, e.Format = "job.of_another_age", control.Format+1
 		if _, err := log.Append(t.Context(), e); err != nil {
 			t.Fatal(err)
 		}
@@ -353,4 +355,41 @@ func TestLeasesOnABroker(t *testing.T) {
 	if l := two.State().Leases[control.RoleSwap]; l.Epoch != 3 || l.Owner != "" {
 		t.Errorf("lease %+v", l)
 	}
+}
+
+// S9: a process whose claim cannot be written, or that nobody can see, leads nothing. It says so; one that stands by is well.
+func TestAProcessThatCannotLeadSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		shared, pulse := controltest.New(), &controltest.Pulse{}
+		refused := errors.New("no right to write")
+		shared.Refuse(func(control.Event) error { return refused })
+		a, b := start(t, shared, pulse, "a"), start(t, shared, pulse, "b")
+		gateA, workA := telemetrytest.NewGate(nil)
+		gateB, workB := telemetrytest.NewGate(nil)
+		a.Reports(workA)
+		b.Reports(workB)
+		for _, g := range []telemetrytest.Gate{gateA, gateB} {
+			if reason := g.Await(t, false); !strings.Contains(reason, refused.Error()) {
+				t.Errorf("the reason is %q", reason)
+			}
+		}
+		shared.Refuse(nil)
+		gateA.Await(t, true)
+		gateB.Await(t, true) // one leads, the other stands by
+		ps := map[string]*proc{"a": a, "b": b}
+		led := holders(ps)
+		if len(led) != 1 {
+			t.Fatalf("holders: %v", led)
+		}
+		gate := map[string]telemetrytest.Gate{"a": gateA, "b": gateB}[led[0]]
+		cut := errors.New("cut off")
+		pulse.Cut(led[0], cut)
+		if reason := gate.Await(t, false); !strings.Contains(reason, cut.Error()) {
+			t.Errorf("the reason is %q", reason)
+		}
+		pulse.Cut(led[0], nil)
+		gate.Await(t, true)
+		a.stop()
+		b.stop()
+	})
 }

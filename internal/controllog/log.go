@@ -18,6 +18,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"ctrloop/internal/stream"
+	"ctrloop/internal/telemetry"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 )
@@ -109,6 +110,9 @@ func processName() string {
 	host, _ := os.Hostname() // it is for people; the random part makes it unique
 	return fmt.Sprintf("%.100s-%d-%.8s", host, os.Getpid(), uuid.NewString())
 }
+
+// Reports has the log say whether it can be followed. A part that appends says itself whether that succeeds.
+func (l *Log) Reports(w *telemetry.Work) { l.replica.Reports(w) }
 
 // Hold makes a claim on a single-writer role, one in a process. It claims while its Run runs.
 func (l *Log) Hold(role control.Role) *Holder { return l.leases.Hold(role) }

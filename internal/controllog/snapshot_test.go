@@ -118,7 +118,7 @@ func TestWhoIsBehindDecidesNothing(t *testing.T) {
 	}
 	newer := open(t, b)
 	e := submit("x")
-	e.Type, e.Format = "job.cancelled", control.Format+1
+	e.Type, e.Format = "job.of_another_age", control.Format+1
 	if _, err := newer.Append(ctx, e); err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"ctrloop/internal/stream"
+	"ctrloop/internal/telemetry"
 	"ctrloop/schemas"
 )
 
@@ -54,6 +55,9 @@ func Open(ctx context.Context, c stream.Config, log zerolog.Logger, reg promethe
 	}
 	return l, nil
 }
+
+// Reports has the log say whether it can be followed.
+func (l *Log) Reports(w *telemetry.Work) { l.replica.Reports(w) }
 
 // Wait returns nil when ctx is done, and before that only when the log can no longer be followed.
 func (l *Log) Wait(ctx context.Context) error { return l.replica.Wait(ctx) }
