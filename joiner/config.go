@@ -1,6 +1,7 @@
 package joiner
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -17,7 +18,8 @@ type Config struct {
 	Group string `yaml:"group"`
 	// TransactionalID must be stable and unique per instance: a second instance with it fences the first.
 	TransactionalID string `yaml:"transactional_id"`
-	// InstanceID makes the group member static, so that a restart moves no partitions. Empty: dynamic.
+	// InstanceID is the name of this instance in its group, where it is a static member: a restart, or a session that could not leave
+	// because no broker was there, moves no partitions and waits for no session. Empty: the transactional id, which is as unique.
 	InstanceID string `yaml:"instance_id"`
 	// RebalanceTimeout is how long the group waits for an instance that is in the middle of a transaction when others come or
 	// go, 35s to 10m: longer than the 20 s after which the broker ends a transaction and the 15 s that its end may take.
@@ -155,6 +157,9 @@ func (c Config) Validate() error {
 	}
 	return errors.Join(errs...)
 }
+
+// instance is the name of this instance in its group.
+func (c Config) instance() string { return cmp.Or(c.InstanceID, c.TransactionalID) }
 
 // WindowConfig is the join's part of the configuration. seed is the hash tables'.
 func (c Config) WindowConfig(seed uint64) window.Config {

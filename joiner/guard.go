@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
+	"ctrloop/internal/telemetry"
 	"ctrloop/joiner/breaker"
 	"ctrloop/joiner/window"
 	"ctrloop/schemas"
@@ -75,6 +76,7 @@ type guard struct {
 	log      zerolog.Logger
 	control  control.Log // where the breaker's state is told, and read back after a restart; nil: nobody is told
 	tripped  prometheus.Gauge
+	work     *telemetry.Work // of telling
 
 	others map[string]heard // of run alone: what other instances have open
 
@@ -234,6 +236,9 @@ func (g *guard) run(ctx context.Context) {
 	const again = 5 * time.Second // after a failure, and in case an operator has reset what is still wrong
 	for {
 		err := g.tell(ctx)
+		if ctx.Err() == nil {
+			g.work.Tried(err)
+		}
 		if err != nil && ctx.Err() == nil {
 			g.log.Error().Err(err).Msg("the circuit breaker's state could not be told; trying again")
 		}

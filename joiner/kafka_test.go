@@ -309,7 +309,8 @@ func spawn(t *testing.T, cfg Config) *joinerProcess {
 			k.SASL.PasswordFile,
 		)
 	}
-	yaml += fmt.Sprintf("joiner: {window: %s, lateness: %s, bucket: %s, commit_interval: 20ms, max_poll: %d, instance_id: %s}\n",
+	yaml += fmt.Sprintf("joiner: {window: %s, lateness: %s, bucket: %s, commit_interval: 20ms, max_poll: %d, instance_id: %s}\n"+
+		"ingest: {user_salt: of-this-test}\n",
 		cfg.Window, cfg.Lateness, cfg.Bucket, 100, cfg.InstanceID)
 	file := filepath.Join(t.TempDir(), "ctrloop.yaml")
 	if err := os.WriteFile(file, []byte(yaml), 0o644); err != nil {

@@ -233,6 +233,7 @@ func (tr *truth) impression1(t *testing.T, v verdicts, id schemas.ImpressionID, 
 			t.Errorf("click on %s after %d ms (%d impressions, orderly %v) reported as %s", id, delay, len(accepted), tr.orderly[id], reason)
 		}
 	}
+	seen := len(beyond) + len(after) // a label says how many clicks had come, of those too that correct nothing
 	inHorizon := func(delays []int64) []int64 {
 		return slices.DeleteFunc(slices.Clone(delays), func(d int64) bool { return d > horizon })
 	}
@@ -259,7 +260,7 @@ func (tr *truth) impression1(t *testing.T, v verdicts, id schemas.ImpressionID, 
 			if len(got) > 1 && slices.Contains(append(beyond, after...), got[1].ClickDelayMs) {
 				corrected.ClickDelayMs = got[1].ClickDelayMs
 			}
-			if len(got) > 1 && got[1].Clicks >= 1 && int(got[1].Clicks) <= len(beyond)+len(after) {
+			if len(got) > 1 && got[1].Clicks >= 1 && int(got[1].Clicks) <= seen {
 				corrected.Clicks = got[1].Clicks
 			}
 			labels = append(labels, corrected)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ctrloop/internal/stream"
+	"ctrloop/internal/telemetry"
 	"ctrloop/joiner/segment"
 	"ctrloop/joiner/window"
 )
@@ -47,6 +48,12 @@ type Service struct {
 	seed    uint64
 	broker  broker
 	backoff time.Duration // the first pause after a failed session
+	work    *telemetry.Work
+}
+
+// Reports has the service say whether it can do its work: the join, and telling the circuit breaker's state. Call it before Run.
+func (s *Service) Reports(works telemetry.Works) {
+	s.work, s.guard.work = works.Of("join"), works.Of("circuit breaker")
 }
 
 // New returns a joiner that has not connected yet.
@@ -96,6 +103,7 @@ func (s *Service) Run(ctx context.Context) error {
 	}()
 	backoff := s.backoff
 	for {
+		s.work.Begin()
 		progress, err := s.session(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -109,6 +117,7 @@ func (s *Service) Run(ctx context.Context) error {
 			backoff = s.backoff
 		}
 		s.metrics.sessions.Inc()
+		s.work.Failed(err)
 		// At most one line per backoff, so no flood.
 		s.log.Error().Err(stream.Explain(err)).Dur("retry_in", backoff).Msg("session ended; rebuilding from the last commit")
 		select {
@@ -154,7 +163,7 @@ func (s *Service) session(ctx context.Context) (progress bool, err error) {
 	defer se.own.cancel()
 	defer s.ledgers.drop()
 	se.tx, err = s.broker.join(stream.TxConfig{
-		Group: s.cfg.Group, TransactionalID: s.cfg.TransactionalID, InstanceID: s.cfg.InstanceID,
+		Group: s.cfg.Group, TransactionalID: s.cfg.TransactionalID, InstanceID: s.cfg.instance(),
 		Topics: inputTopic[:], MaxPoll: s.cfg.MaxPoll, FetchMaxPartitionBytes: fetchPartition,
 		RebalanceTimeout: s.cfg.RebalanceTimeout, CoPartitioned: true, Held: true, OnAssigned: se.assigned, OnLost: se.lost,
 	})
@@ -245,6 +254,7 @@ func (se *session) poll(ctx context.Context) (stream.Batch, error) {
 		case len(batch.Partitions) > 0:
 			return batch, nil
 		}
+		se.work.Alive()
 		se.nudge()
 		se.reportSlow(time.Now())
 	}
@@ -336,6 +346,7 @@ func (se *session) commit(ctx context.Context) error {
 		return se.aborted(ctx)
 	}
 	se.progress, se.aborts = true, 0
+	se.work.Worked()
 	for p, sh := range se.shards {
 		if _, ok := meta[p]; ok {
 			se.metrics.add(p, &sh.stats)

@@ -12,6 +12,7 @@ const (
 	TopicAudit          = "audit.v1"
 	TopicLate           = "late.v1"
 	TopicDeadLetters    = "dlq.v1"
+	TopicEvidence       = "evidence.v1"
 	TopicPairs          = "pairs.v1"
 	TopicCreatives      = "creatives.v1"
 	TopicControl        = "control.v1"
@@ -28,13 +29,16 @@ const (
 type Topic struct {
 	Name string
 	// Partitions is fixed for control.v1 (1: its order is the order of the world); 0 takes the
-	// configured count. imp.v1, clk.v1 and labels.v1 must have the same count: the join is partition by partition.
+	// configured count. imp.v1, clk.v1, labels.v1 and evidence.v1 must have the same count: join and evidence go
+	// partition by partition.
 	Partitions int32
 	// AnyCount: the topic is made with Partitions and taken as it is, since nothing depends on how many it has. Its number may
 	// be raised while everything runs.
 	AnyCount bool
 	// Compacted topics keep the last record of each key for good.
 	Compacted bool
+	// Placed: a record lies in the partition that its writer names, also if it has a key. In all others the key decides.
+	Placed bool
 	// Retention of the others; 0 takes the configured one, negative keeps everything.
 	Retention time.Duration
 }
@@ -46,6 +50,7 @@ func Topics() []Topic {
 		{Name: TopicRawImpressions, AnyCount: true}, {Name: TopicRawClicks, AnyCount: true},
 		{Name: TopicImpressions}, {Name: TopicClicks}, {Name: TopicLabels},
 		{Name: TopicAudit, AnyCount: true}, {Name: TopicLate, AnyCount: true}, {Name: TopicDeadLetters, AnyCount: true},
+		{Name: TopicEvidence, Compacted: true, Placed: true},
 		{Name: TopicPairs, AnyCount: true},
 		{Name: TopicCreatives, Partitions: 1, Compacted: true},
 		{Name: TopicControl, Partitions: 1, Retention: -1},

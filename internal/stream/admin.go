@@ -486,6 +486,22 @@ func OffsetForTime(ctx context.Context, c Config, topic string, partition int32,
 	return at, err
 }
 
+// HasTopic says whether a topic exists.
+func HasTopic(ctx context.Context, c Config, topic string) (has bool, err error) {
+	err = admin(ctx, c, func(ctx context.Context, adm *kadm.Client) error {
+		details, err := adm.ListTopics(ctx, topic)
+		if err != nil {
+			return fmt.Errorf("look at topic %s: %w", topic, err)
+		}
+		d := details[topic]
+		if has = d.Err == nil; has || errors.Is(d.Err, kerr.UnknownTopicOrPartition) {
+			return nil
+		}
+		return fmt.Errorf("look at topic %s: %w", topic, d.Err)
+	})
+	return has, err
+}
+
 // PartitionCounts returns how many partitions each topic has.
 func PartitionCounts(ctx context.Context, c Config, topics ...string) (map[string]int32, error) {
 	out := make(map[string]int32, len(topics))

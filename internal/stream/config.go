@@ -16,6 +16,7 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl/scram"
 
 	"ctrloop/internal/telemetry"
+	"ctrloop/schemas"
 )
 
 // Record is one record of a topic.
@@ -164,15 +165,27 @@ func (s SASL) option() kgo.Opt {
 	return kgo.SASL(scram.Sha256(auth))
 }
 
-// partitioner: keyed records by hash, others where they say.
-type partitioner struct{ keyed kgo.Partitioner }
+// partitioner: keyed records by hash, others where they say, and so all records of topics that are placed.
+type partitioner struct {
+	keyed  kgo.Partitioner
+	placed map[string]bool
+}
 
-type topicPartitioner struct{ keyed kgo.TopicPartitioner }
+type topicPartitioner struct {
+	keyed  kgo.TopicPartitioner
+	placed bool
+}
 
-func newPartitioner() kgo.Partitioner { return partitioner{kgo.StickyKeyPartitioner(nil)} }
+func newPartitioner() kgo.Partitioner {
+	p := partitioner{keyed: kgo.StickyKeyPartitioner(nil), placed: map[string]bool{}}
+	for _, t := range schemas.Topics() {
+		p.placed[t.Name] = t.Placed
+	}
+	return p
+}
 
 func (p partitioner) ForTopic(t string) kgo.TopicPartitioner {
-	return topicPartitioner{p.keyed.ForTopic(t)}
+	return topicPartitioner{p.keyed.ForTopic(t), p.placed[t]}
 }
 
 // RequiresConsistency: the choice is never moved to another partition because one is down; a key's
@@ -180,7 +193,7 @@ func (p partitioner) ForTopic(t string) kgo.TopicPartitioner {
 func (topicPartitioner) RequiresConsistency(*kgo.Record) bool { return true }
 
 func (p topicPartitioner) Partition(r *kgo.Record, n int) int {
-	if r.Key == nil {
+	if r.Key == nil || p.placed {
 		return int(r.Partition)
 	}
 	return p.keyed.Partition(r, n)

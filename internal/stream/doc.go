@@ -5,8 +5,9 @@
 // # Where a record goes
 //
 // A record with a key goes to the partition that its key hashes to (murmur2, as every Kafka client
-// does, see PartitionOf); a record without a key goes to Record.Partition exactly. All clients of this
-// package follow this one rule, so that topics with the same partition count are co-partitioned.
+// does, see PartitionOf); a record without a key goes to Record.Partition exactly, and so does every record of a topic that is
+// placed (schemas.Topic.Placed). All clients of this package follow this one rule, so that topics with the same partition count
+// are co-partitioned.
 //
 // # The commit rule
 //

@@ -10,6 +10,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"ctrloop/internal/telemetry"
 )
 
 // errStop ends follow without an error.
@@ -39,7 +41,7 @@ func ReadRange(ctx context.Context, c Config, topic string, partition int32, fro
 			return errStop
 		}
 		return nil
-	}, kgo.KeepControlRecords()) // the only sign of a range that ends with an aborted batch
+	}, nil, kgo.KeepControlRecords()) // the only sign of a range that ends with an aborted batch
 	if errors.Is(err, errStop) {
 		return nil
 	}
@@ -49,10 +51,16 @@ func ReadRange(ctx context.Context, c Config, topic string, partition int32, fro
 // Tail calls fn with every committed record from `from` on, until ctx is done, an error of fn, or data
 // loss. It returns ctx's error when it is done. A negative `from` is the start of the partition.
 func Tail(ctx context.Context, c Config, topic string, partition int32, from int64, fn func(*Record) error) error {
-	return follow(ctx, c, topic, partition, from, fn)
+	return follow(ctx, c, topic, partition, from, fn, nil)
 }
 
-func follow(ctx context.Context, c Config, topic string, partition int32, from int64, fn func(*Record) error, extra ...kgo.Opt) error {
+// lookEvery is how often a reader says that it is there, while nothing comes.
+const lookEvery = time.Second
+
+// follow reads on; alive, unless nil, is called while nothing comes.
+func follow(
+	ctx context.Context, c Config, topic string, partition int32, from int64, fn func(*Record) error, alive func(), extra ...kgo.Opt,
+) error {
 	opts, err := c.options()
 	if err != nil {
 		return err
@@ -75,9 +83,13 @@ func follow(ctx context.Context, c Config, topic string, partition int32, from i
 	figures.open.Inc()
 	defer figures.open.Dec()
 	for {
-		fetches := cl.PollFetches(ctx)
+		fetches, over := poll(ctx, cl, alive)
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if over {
+			alive()
+			continue
 		}
 		for _, e := range fetches.Errors() {
 			figures.no.Inc()
@@ -98,28 +110,44 @@ func follow(ctx context.Context, c Config, topic string, partition int32, from i
 	}
 }
 
+// poll waits for something to read; over says that nothing came for lookEvery, where somebody wants to know.
+func poll(ctx context.Context, cl *kgo.Client, alive func()) (fetches kgo.Fetches, over bool) {
+	if alive == nil {
+		return cl.PollFetches(ctx), false
+	}
+	within, cancel := context.WithTimeout(ctx, lookEvery)
+	defer cancel()
+	fetches = cl.PollFetches(within)
+	return fetches, within.Err() != nil && fetches.NumRecords() == 0 && errors.Is(fetches.Err0(), context.DeadlineExceeded)
+}
+
 // Follow is Tail that outlives failures: it reads a partition from an offset on (negative: its start) and, when the
 // connection or fn fails, reports the error and goes on after the last record that fn took, at most a few seconds
-// later. It returns nil when ctx is done, and ErrDataLoss, which waiting does not heal.
+// later, which work is told. It returns nil when ctx is done, and ErrDataLoss, which waiting does not heal.
 func Follow(
 	ctx context.Context, c Config, topic string, partition int32, from int64, fn func(*Record) error, report func(error),
+	work func() *telemetry.Work,
 ) error {
 	const longest = 5 * time.Second
 	wait := 100 * time.Millisecond
 	for {
-		err := Tail(ctx, c, topic, partition, from, func(r *Record) error {
+		work().Begin()
+		err := follow(ctx, c, topic, partition, from, func(r *Record) error {
 			if err := fn(r); err != nil {
 				return err
 			}
 			from, wait = r.Offset+1, 100*time.Millisecond
+			work().Worked()
 			return nil
-		})
+		}, func() { work().Alive() })
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, ErrDataLoss):
+			work().Stuck(err)
 			return err
 		}
+		work().Failed(err)
 		report(err)
 		select {
 		case <-ctx.Done():

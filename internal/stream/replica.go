@@ -8,15 +8,17 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"ctrloop/internal/telemetry"
 )
 
 // ErrReplicaClosed is what waiting for a replica ends with after Close, or when its topic can no longer be followed.
 var ErrReplicaClosed = errors.New("log is closed")
 
-// Replica is this process's copy of a topic with one partition: every record, from the first one on, is folded into
+// Replica is this process's copy of one partition of a topic: every record, from the first one on, is folded into
 // something that its owner keeps. All methods are safe for concurrent use.
 type Replica struct {
-	topic  string
+	at     TopicPartition
 	cancel context.CancelFunc
 	done   chan struct{} // the follower has ended
 
@@ -24,28 +26,48 @@ type Replica struct {
 	offset  int64         // of the last record that was folded; what the owner began with before the first
 	changed chan struct{} // closed at the next one
 	lost    error         // why nothing more is read
+	work    *telemetry.Work
 }
 
-// OpenReplica reads the topic from an offset (negative: its start) to its present end and goes on until Close. The topic
-// must exist. fold is called by one goroutine, for one record at a time; as with Follow, what it fails with is reported
-// and the record read again. report also gets ErrDataLoss, after which nothing more is read.
+// Reports has the replica say whether it can follow its topic.
+func (r *Replica) Reports(w *telemetry.Work) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.work = w
+}
+
+func (r *Replica) works() *telemetry.Work {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.work
+}
+
+// OpenReplica is OpenPartition for a topic with one partition.
 func OpenReplica(
 	ctx context.Context, c Config, topic string, from int64, fold func(*Record) error, report func(error),
 ) (*Replica, error) {
-	end, err := EndOffsets(ctx, c, topic)
+	return OpenPartition(ctx, c, TopicPartition{Topic: topic}, from, fold, report)
+}
+
+// OpenPartition reads the partition from an offset (negative: its start) to its present end and goes on until Close. The topic
+// must exist. fold is called by one goroutine, for one record at a time; as with Follow, what it fails with is reported
+// and the record read again. report also gets ErrDataLoss, after which nothing more is read.
+func OpenPartition(
+	ctx context.Context, c Config, tp TopicPartition, from int64, fold func(*Record) error, report func(error),
+) (*Replica, error) {
+	end, err := EndOffsets(ctx, c, tp.Topic)
 	if err != nil {
 		return nil, err
 	}
-	start, err := StartOffsets(ctx, c, topic)
+	start, err := StartOffsets(ctx, c, tp.Topic)
 	if err != nil {
 		return nil, err
 	}
-	tp := TopicPartition{Topic: topic}
 	follow, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	r := &Replica{topic: topic, cancel: cancel, done: make(chan struct{}), offset: max(from, 0) - 1, changed: make(chan struct{})}
+	r := &Replica{at: tp, cancel: cancel, done: make(chan struct{}), offset: max(from, 0) - 1, changed: make(chan struct{})}
 	go func() {
 		defer close(r.done)
-		err := Follow(follow, c, topic, 0, from, func(rec *Record) error {
+		err := Follow(follow, c, tp.Topic, tp.Partition, from, func(rec *Record) error {
 			if err := fold(rec); err != nil {
 				return err
 			}
@@ -55,7 +77,7 @@ func OpenReplica(
 			close(r.changed)
 			r.changed = make(chan struct{})
 			return nil
-		}, report)
+		}, report, r.works)
 		if err != nil {
 			r.mu.Lock()
 			r.lost = err
@@ -89,9 +111,9 @@ func (r *Replica) catchUp(ctx context.Context, c Config, from, end int64) error 
 		case <-changed:
 			continue
 		case <-ctx.Done():
-			return fmt.Errorf("read %s up to offset %d: %w", r.topic, end-1, ctx.Err())
+			return fmt.Errorf("read %s up to offset %d: %w", r.at, end-1, ctx.Err())
 		case <-r.done:
-			return fmt.Errorf("read %s up to offset %d: %w", r.topic, end-1, errors.Join(ErrReplicaClosed, r.Lost()))
+			return fmt.Errorf("read %s up to offset %d: %w", r.at, end-1, errors.Join(ErrReplicaClosed, r.Lost()))
 		case <-time.After(askAfter):
 		}
 		if cl == nil {
@@ -100,12 +122,12 @@ func (r *Replica) catchUp(ctx context.Context, c Config, from, end int64) error 
 				return err
 			}
 			if cl, err = kgo.NewClient(opts...); err != nil {
-				return fmt.Errorf("read %s: %w", r.topic, err)
+				return fmt.Errorf("read %s: %w", r.at, err)
 			}
 			defer cl.Close()
 		}
 		// An error is the follower's too, which reports it and tries again.
-		if next, err := nextRecord(ctx, cl, r.topic, 0, at, end); err == nil && next >= end {
+		if next, err := nextRecord(ctx, cl, r.at.Topic, r.at.Partition, at, end); err == nil && next >= end {
 			return nil
 		}
 	}
@@ -123,9 +145,9 @@ func (r *Replica) WaitFor(ctx context.Context, offset int64) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("read %s up to offset %d: %w", r.topic, offset, ctx.Err())
+			return fmt.Errorf("read %s up to offset %d: %w", r.at, offset, ctx.Err())
 		case <-r.done:
-			return fmt.Errorf("read %s up to offset %d: %w", r.topic, offset, ErrReplicaClosed)
+			return fmt.Errorf("read %s up to offset %d: %w", r.at, offset, ErrReplicaClosed)
 		}
 	}
 }
@@ -161,7 +183,7 @@ func (r *Replica) Wait(ctx context.Context) error {
 	if r.lost == nil {
 		return nil // closed
 	}
-	return Final(fmt.Errorf("follow %s: %w", r.topic, r.lost), "start this process again: it reads the log from its start")
+	return Final(fmt.Errorf("follow %s: %w", r.at, r.lost), "start this process again: it reads the log from its start")
 }
 
 // Close stops following.

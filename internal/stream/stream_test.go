@@ -94,7 +94,8 @@ func TestCheckBroker(t *testing.T) {
 }
 
 func TestPartitionRule(t *testing.T) {
-	b := streamtest.StartTopics(t, 7, schemas.Topic{Name: "a"}, schemas.Topic{Name: "b"})
+	placed := schemas.Topic{Name: schemas.TopicEvidence, Compacted: true, Placed: true}
+	b := streamtest.StartTopics(t, 7, schemas.Topic{Name: "a"}, schemas.Topic{Name: "b"}, placed)
 	var rs []*stream.Record
 	for i := range 200 {
 		rs = append(rs, &stream.Record{Topic: "a", Key: key(i)}, &stream.Record{Topic: "b", Key: key(i)})
@@ -110,6 +111,14 @@ func TestPartitionRule(t *testing.T) {
 			if p != want {
 				t.Errorf("key %x is in %d, want %d", r.Key, p, want)
 			}
+		}
+	}
+	for i := range 50 {
+		streamtest.Produce(t, b.Config, &stream.Record{Topic: schemas.TopicEvidence, Partition: int32(i % 7), Key: key(i)})
+	}
+	for p, got := range streamtest.Records(t, b.Config, schemas.TopicEvidence) {
+		if want := (50 - int(p) + 6) / 7; len(got) != want {
+			t.Errorf("%d records in partition %d of a topic that is placed, want %d", len(got), p, want)
 		}
 	}
 	if diff := cmp.Diff(keys(streamtest.Records(t, b.Config, "a")), keys(streamtest.Records(t, b.Config, "b"))); diff != "" {

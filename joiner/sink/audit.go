@@ -47,14 +47,14 @@ func (s *Service) audit(ctx context.Context) (progress bool, err error) {
 		if !s.leader.IsLeader() {
 			before = nil
 			s.metrics.mismatched.Set(0) // whoever leads shows it
-			s.health.works("audit")
+			s.work[partAudit].Worked()
 			continue
 		}
 		if before, err = s.look(ctx, before); err != nil {
 			return progress, err
 		}
 		progress = true
-		s.health.works("audit")
+		s.work[partAudit].Worked()
 		if s.cfg.Retention > 0 && !time.Now().Before(retire) {
 			retire = time.Now().Add(retireInterval)
 			days, err := s.db.Retire(ctx, s.cfg.Retention)

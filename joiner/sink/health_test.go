@@ -14,9 +14,11 @@ import (
 	"github.com/rs/zerolog"
 
 	"ctrloop/internal/stream"
+	"ctrloop/internal/telemetry"
 )
 
-func supervised(t *testing.T, log *strings.Builder) (*Service, *[]string) {
+// supervised is a sink, and what its gate of labels says.
+func supervised(t *testing.T, log *strings.Builder) (*Service, func() (ready bool, reason string)) {
 	t.Helper()
 	cfg := Default()
 	cfg.Kafka.Brokers = []string{"nobody:1"}
@@ -24,9 +26,16 @@ func supervised(t *testing.T, log *strings.Builder) (*Service, *[]string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	said := &[]string{}
-	s.Report(func(trouble string) { *said = append(*said, trouble) })
-	return s, said
+	r := telemetry.NewReadiness()
+	s.Reports(func(part string) *telemetry.Work { return telemetry.NewWork(r.Gate(part), nil) })
+	return s, func() (bool, string) {
+		for _, g := range func() []telemetry.GateState { _, gates := r.State(); return gates }() {
+			if g.Name == "sink: labels" {
+				return g.Ready, g.Reason
+			}
+		}
+		return false, "no such gate"
+	}
 }
 
 // R9: records that the broker deleted before the sink read them are no loop: one look a minute, an error that says what to do, a
@@ -48,17 +57,17 @@ func TestDeletedRecordsAreToldOnceAMinute(t *testing.T) {
 		if !strings.Contains(log.String(), `"level":"error"`) || !strings.Contains(log.String(), "--to-earliest") {
 			t.Errorf("no advice: %s", log.String())
 		}
-		if n := len(*said); n < 2 || (*said)[0] != "" || !strings.Contains((*said)[n-1], "labels.v1/3") {
-			t.Errorf("said %q", *said)
+		if ready, reason := said(); ready || !strings.Contains(reason, "labels.v1/3") {
+			t.Errorf("ready %v: %q", ready, reason)
 		}
-		s.health.works("labels")
-		if n := len(*said); (*said)[n-1] != "" {
-			t.Errorf("it works again, and says %q", (*said)[n-1])
+		s.work[partLabels].Worked()
+		if ready, reason := said(); !ready {
+			t.Errorf("it works again, and says %q", reason)
 		}
 	})
 }
 
-// R4: a sink that cannot insert is not ready after half a minute; a hiccup is none.
+// R4: a sink that cannot insert is not ready when that lasts; a hiccup is none.
 func TestASinkThatCannotWorkSaysSo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log strings.Builder
@@ -67,22 +76,25 @@ func TestASinkThatCannotWorkSaysSo(t *testing.T) {
 		defer cancel()
 		began := time.Now()
 		s.supervise(ctx, "labels", func(context.Context) (bool, error) {
-			if at := time.Since(began); at > 4*time.Minute {
-				s.health.works("labels")
+			at := time.Since(began)
+			ready, reason := said()
+			switch {
+			case at > 4*time.Minute:
+				if ready || !strings.Contains(reason, "connection refused") {
+					t.Errorf("after %v: ready %v, %q", at, ready, reason)
+				}
+				s.work[partLabels].Worked()
+				if ready, reason := said(); !ready {
+					t.Errorf("it works again, and says %q", reason)
+				}
 				<-ctx.Done()
 				return true, nil
-			} else if at < 10*time.Second {
-				s.health.works("labels")
-			}
-			if time.Since(began) < 30*time.Second && len(*said) > 1 {
-				t.Errorf("after %v: %q", time.Since(began), *said)
+			case at < telemetry.Patience/2:
+				s.work[partLabels].Worked()
+			case at < telemetry.Patience && !ready:
+				t.Errorf("after %v: %q", at, reason)
 			}
 			return false, errors.New("connection refused")
 		})
-		n := len(*said)
-		if n < 3 || (*said)[n-1] != "" || !strings.Contains((*said)[n-2], "connection refused") ||
-			!strings.HasPrefix((*said)[n-2], "labels since ") {
-			t.Errorf("said %q", *said)
-		}
 	})
 }

@@ -96,13 +96,12 @@ func (s *Service) labels(ctx context.Context) (progress bool, err error) {
 	}
 	defer w.source.Close()
 	defer w.metrics.buffered.Set(0)
-	began := time.Now()
 	for {
 		if err := w.Step(ctx); err != nil {
 			return w.progress, err
 		}
-		if time.Since(began) >= patience && w.rows() == 0 { // nothing came in all that time, and nothing failed
-			w.health.works("labels")
+		if w.rows() == 0 { // nothing is to be done
+			w.work[partLabels].Alive()
 		}
 	}
 }
@@ -358,7 +357,7 @@ func (w *Session) finish(ctx context.Context, blocks []block) error {
 		return fmt.Errorf("commit the end: %w", err)
 	}
 	w.progress = true
-	w.health.works("labels")
+	w.work[partLabels].Worked()
 	now := time.Now()
 	for _, b := range blocks {
 		p := w.parts[b.partition]

@@ -50,14 +50,14 @@ func (s *Service) mirror(ctx context.Context) (progress bool, err error) {
 			return progress, err
 		}
 		if batch.Len() == 0 {
-			s.health.works("mirror")
+			s.work[partMirror].Alive()
 			continue
 		}
 		if err := s.mirrorBatch(ctx, consumer, batch, ids); err != nil {
 			return progress, err
 		}
 		progress = true
-		s.health.works("mirror")
+		s.work[partMirror].Worked()
 		// Let records gather: a few larger inserts a second instead of one per transaction of the joiner.
 		if batch.Len() < s.cfg.MaxRows/2 {
 			select {
@@ -195,7 +195,7 @@ func (s *Service) control(ctx context.Context) (progress bool, err error) {
 		s.metrics.mirrored.WithLabelValues(schemas.TopicControl).Add(float64(len(rows)))
 		rows = rows[:0]
 		if progress = err == nil; progress {
-			s.health.works("control")
+			s.work[partControl].Worked()
 		}
 		return err
 	}

@@ -36,7 +36,7 @@ func (s *Service) progress(ctx context.Context) (progress bool, err error) {
 			}
 			progress = true
 		}
-		s.health.works("progress")
+		s.work[partProgress].Worked()
 		select {
 		case <-ctx.Done():
 			return progress, nil

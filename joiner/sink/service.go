@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ctrloop/internal/stream"
+	"ctrloop/internal/telemetry"
 	"ctrloop/internal/warehouse"
 	"ctrloop/schemas"
 )
@@ -57,7 +58,7 @@ type Service struct {
 	leader  Leader
 	// auditRows is auditRows, but in tests.
 	auditRows time.Duration
-	health    health
+	work      map[string]*telemetry.Work // by part; none: nobody listens
 	lostPause time.Duration
 	// refilled: the warehouse may have forgotten the tokens of blocks that it has.
 	refilled bool
@@ -95,7 +96,7 @@ func New(cfg Config, db Warehouse, log zerolog.Logger, reg prometheus.Registerer
 func (s *Service) Run(ctx context.Context) error {
 	var g errgroup.Group
 	for name, session := range map[string]func(context.Context) (bool, error){
-		"labels": s.labels, "mirror": s.mirror, "control": s.control, "audit": s.audit, "progress": s.progress,
+		partLabels: s.labels, partMirror: s.mirror, partControl: s.control, partAudit: s.audit, partProgress: s.progress,
 	} {
 		g.Go(func() error { s.supervise(ctx, name, session); return nil })
 	}
@@ -106,6 +107,7 @@ func (s *Service) Run(ctx context.Context) error {
 func (s *Service) supervise(ctx context.Context, name string, session func(context.Context) (progress bool, err error)) {
 	wait := s.backoff
 	for {
+		s.work[name].Begin()
 		progress, err := session(ctx)
 		if ctx.Err() != nil {
 			return
@@ -114,16 +116,17 @@ func (s *Service) supervise(ctx context.Context, name string, session func(conte
 			wait = s.backoff
 		}
 		s.metrics.sessions.Inc()
-		s.health.fails(name, err, time.Now())
 		pause, level := wait, zerolog.WarnLevel
 		switch {
 		case stream.FateOf(err) == stream.Lost:
 			err = fmt.Errorf("%w; %s", err, s.lostAdvice())
 			s.metrics.lost.Inc()
+			s.work[name].Stuck(err)
 			pause, level = s.lostPause, zerolog.ErrorLevel
 		case warehouse.Permanent(err):
 			level = zerolog.ErrorLevel // will not heal by itself
 		}
+		s.work[name].Failed(err)
 		s.log.WithLevel(level).Err(stream.Explain(err)).Str("part", name).Dur("retry_in", pause).
 			Msg("sink session ended, starting again at the last commit")
 		select {

@@ -416,7 +416,7 @@ type Label struct {
 	Kind          LabelKind              `protobuf:"varint,2,opt,name=kind,proto3,enum=ctrloop.v1.LabelKind" json:"kind,omitempty"`
 	Clicked       bool                   `protobuf:"varint,3,opt,name=clicked,proto3" json:"clicked,omitempty"`
 	ClickDelayMs  int64                  `protobuf:"varint,4,opt,name=click_delay_ms,json=clickDelayMs,proto3" json:"click_delay_ms,omitempty"` // click time - impression time; 0 without a click
-	Clicks        uint32                 `protobuf:"varint,5,opt,name=clicks,proto3" json:"clicks,omitempty"`                                   // clicks seen when the label was made
+	Clicks        uint32                 `protobuf:"varint,5,opt,name=clicks,proto3" json:"clicks,omitempty"`                                   // clicks seen when the label was made, those too that came too late to correct it
 	WatermarkMs   int64                  `protobuf:"varint,6,opt,name=watermark_ms,json=watermarkMs,proto3" json:"watermark_ms,omitempty"`      // of the partition, when the label was made
 	Version       uint32                 `protobuf:"varint,7,opt,name=version,proto3" json:"version,omitempty"`                                 // 1, then +1 with each correction
 	Weight        float64                `protobuf:"fixed64,8,opt,name=weight,proto3" json:"weight,omitempty"`                                  // sampling weight, 1 unless the joiner samples
@@ -806,6 +806,422 @@ func (x *AuditMinute) GetHashSum() uint64 {
 	return 0
 }
 
+// EvidenceSums: what impressions add up to. Sums of 1/p are whole numbers of 1/2^20, so that they are the same in every order;
+// they may be negative in an erasure.
+type EvidenceSums struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Impressions      int64                  `protobuf:"zigzag64,1,opt,name=impressions,proto3" json:"impressions,omitempty"`
+	Clicks           int64                  `protobuf:"zigzag64,2,opt,name=clicks,proto3" json:"clicks,omitempty"`                                             // impressions with a click
+	Inverse          int64                  `protobuf:"zigzag64,3,opt,name=inverse,proto3" json:"inverse,omitempty"`                                           // sum of 1/p over impressions, in 1/2^20; each at most 4096
+	ClickedInverse   int64                  `protobuf:"zigzag64,4,opt,name=clicked_inverse,json=clickedInverse,proto3" json:"clicked_inverse,omitempty"`       // the same over impressions with a click
+	Capped           int64                  `protobuf:"zigzag64,5,opt,name=capped,proto3" json:"capped,omitempty"`                                             // impressions whose 1/p was cut to 4096
+	Unweighted       int64                  `protobuf:"zigzag64,6,opt,name=unweighted,proto3" json:"unweighted,omitempty"`                                     // impressions without a propensity: not in inverse
+	UnweightedClicks int64                  `protobuf:"zigzag64,7,opt,name=unweighted_clicks,json=unweightedClicks,proto3" json:"unweighted_clicks,omitempty"` // impressions with a click and without a propensity: not in clicked_inverse
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *EvidenceSums) Reset() {
+	*x = EvidenceSums{}
+	mi := &file_event_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvidenceSums) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvidenceSums) ProtoMessage() {}
+
+func (x *EvidenceSums) ProtoReflect() protoreflect.Message {
+	mi := &file_event_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvidenceSums.ProtoReflect.Descriptor instead.
+func (*EvidenceSums) Descriptor() ([]byte, []int) {
+	return file_event_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *EvidenceSums) GetImpressions() int64 {
+	if x != nil {
+		return x.Impressions
+	}
+	return 0
+}
+
+func (x *EvidenceSums) GetClicks() int64 {
+	if x != nil {
+		return x.Clicks
+	}
+	return 0
+}
+
+func (x *EvidenceSums) GetInverse() int64 {
+	if x != nil {
+		return x.Inverse
+	}
+	return 0
+}
+
+func (x *EvidenceSums) GetClickedInverse() int64 {
+	if x != nil {
+		return x.ClickedInverse
+	}
+	return 0
+}
+
+func (x *EvidenceSums) GetCapped() int64 {
+	if x != nil {
+		return x.Capped
+	}
+	return 0
+}
+
+func (x *EvidenceSums) GetUnweighted() int64 {
+	if x != nil {
+		return x.Unweighted
+	}
+	return 0
+}
+
+func (x *EvidenceSums) GetUnweightedClicks() int64 {
+	if x != nil {
+		return x.UnweightedClicks
+	}
+	return 0
+}
+
+// EvidenceCell: an hour of impressions of one creative in one placement and position, in one partition of labels.v1. Topic
+// evidence.v1, in the partition of the labels. The key names it and its generation: cells of several generations add up.
+type EvidenceCell struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Category      []byte                 `protobuf:"bytes,1,opt,name=category,proto3" json:"category,omitempty"` // the last one by name
+	Trusted       *EvidenceSums          `protobuf:"bytes,2,opt,name=trusted,proto3" json:"trusted,omitempty"`
+	Suspect       *EvidenceSums          `protobuf:"bytes,3,opt,name=suspect,proto3" json:"suspect,omitempty"`                 // labels made while the breaker of their slice was open
+	FirstMs       int64                  `protobuf:"varint,4,opt,name=first_ms,json=firstMs,proto3" json:"first_ms,omitempty"` // impression times that were ever counted here
+	LastMs        int64                  `protobuf:"varint,5,opt,name=last_ms,json=lastMs,proto3" json:"last_ms,omitempty"`
+	Early         []*EvidenceMinute      `protobuf:"bytes,6,rep,name=early,proto3" json:"early,omitempty"` // clicks that are known before their window is over: not in the sums above yet
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EvidenceCell) Reset() {
+	*x = EvidenceCell{}
+	mi := &file_event_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvidenceCell) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvidenceCell) ProtoMessage() {}
+
+func (x *EvidenceCell) ProtoReflect() protoreflect.Message {
+	mi := &file_event_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvidenceCell.ProtoReflect.Descriptor instead.
+func (*EvidenceCell) Descriptor() ([]byte, []int) {
+	return file_event_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *EvidenceCell) GetCategory() []byte {
+	if x != nil {
+		return x.Category
+	}
+	return nil
+}
+
+func (x *EvidenceCell) GetTrusted() *EvidenceSums {
+	if x != nil {
+		return x.Trusted
+	}
+	return nil
+}
+
+func (x *EvidenceCell) GetSuspect() *EvidenceSums {
+	if x != nil {
+		return x.Suspect
+	}
+	return nil
+}
+
+func (x *EvidenceCell) GetFirstMs() int64 {
+	if x != nil {
+		return x.FirstMs
+	}
+	return 0
+}
+
+func (x *EvidenceCell) GetLastMs() int64 {
+	if x != nil {
+		return x.LastMs
+	}
+	return 0
+}
+
+func (x *EvidenceCell) GetEarly() []*EvidenceMinute {
+	if x != nil {
+		return x.Early
+	}
+	return nil
+}
+
+// EvidenceMinute: impressions of one minute whose windows may still be open. They count once the minute is mature.
+type EvidenceMinute struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Minute        uint32                 `protobuf:"varint,1,opt,name=minute,proto3" json:"minute,omitempty"` // of the hour, 0 to 59
+	Trusted       *EvidenceSums          `protobuf:"bytes,2,opt,name=trusted,proto3" json:"trusted,omitempty"`
+	Suspect       *EvidenceSums          `protobuf:"bytes,3,opt,name=suspect,proto3" json:"suspect,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EvidenceMinute) Reset() {
+	*x = EvidenceMinute{}
+	mi := &file_event_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvidenceMinute) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvidenceMinute) ProtoMessage() {}
+
+func (x *EvidenceMinute) ProtoReflect() protoreflect.Message {
+	mi := &file_event_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvidenceMinute.ProtoReflect.Descriptor instead.
+func (*EvidenceMinute) Descriptor() ([]byte, []int) {
+	return file_event_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *EvidenceMinute) GetMinute() uint32 {
+	if x != nil {
+		return x.Minute
+	}
+	return 0
+}
+
+func (x *EvidenceMinute) GetTrusted() *EvidenceSums {
+	if x != nil {
+		return x.Trusted
+	}
+	return nil
+}
+
+func (x *EvidenceMinute) GetSuspect() *EvidenceSums {
+	if x != nil {
+		return x.Suspect
+	}
+	return nil
+}
+
+// EvidenceProgress: how far a partition of evidence.v1 goes; the last record of every transaction of the stage.
+type EvidenceProgress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sequence      int64                  `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`                          // of the transaction
+	NextOffset    int64                  `protobuf:"varint,2,opt,name=next_offset,json=nextOffset,proto3" json:"next_offset,omitempty"`    // of labels.v1: everything before it is in the cells
+	WatermarkMs   int64                  `protobuf:"varint,3,opt,name=watermark_ms,json=watermarkMs,proto3" json:"watermark_ms,omitempty"` // of the newest label; 0: none yet
+	FloorMs       int64                  `protobuf:"varint,4,opt,name=floor_ms,json=floorMs,proto3" json:"floor_ms,omitempty"`             // cells of hours before it are closed: what still comes for them is a generation of its own
+	WindowMs      int64                  `protobuf:"varint,5,opt,name=window_ms,json=windowMs,proto3" json:"window_ms,omitempty"`          // of the join, its bucket included: a minute is mature when the watermark is so far beyond it
+	SinceMs       int64                  `protobuf:"varint,6,opt,name=since_ms,json=sinceMs,proto3" json:"since_ms,omitempty"`             // impressions before it may be missing: their labels had been deleted before they were counted; 0: none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EvidenceProgress) Reset() {
+	*x = EvidenceProgress{}
+	mi := &file_event_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvidenceProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvidenceProgress) ProtoMessage() {}
+
+func (x *EvidenceProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_event_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvidenceProgress.ProtoReflect.Descriptor instead.
+func (*EvidenceProgress) Descriptor() ([]byte, []int) {
+	return file_event_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *EvidenceProgress) GetSequence() int64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *EvidenceProgress) GetNextOffset() int64 {
+	if x != nil {
+		return x.NextOffset
+	}
+	return 0
+}
+
+func (x *EvidenceProgress) GetWatermarkMs() int64 {
+	if x != nil {
+		return x.WatermarkMs
+	}
+	return 0
+}
+
+func (x *EvidenceProgress) GetFloorMs() int64 {
+	if x != nil {
+		return x.FloorMs
+	}
+	return 0
+}
+
+func (x *EvidenceProgress) GetWindowMs() int64 {
+	if x != nil {
+		return x.WindowMs
+	}
+	return 0
+}
+
+func (x *EvidenceProgress) GetSinceMs() int64 {
+	if x != nil {
+		return x.SinceMs
+	}
+	return 0
+}
+
+// EvidenceDoubt: impressions whose negative label is suspect, kept as long as a click may correct them.
+type EvidenceDoubt struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ids           []byte                 `protobuf:"bytes,1,opt,name=ids,proto3" json:"ids,omitempty"` // 16 bytes each
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EvidenceDoubt) Reset() {
+	*x = EvidenceDoubt{}
+	mi := &file_event_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvidenceDoubt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvidenceDoubt) ProtoMessage() {}
+
+func (x *EvidenceDoubt) ProtoReflect() protoreflect.Message {
+	mi := &file_event_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvidenceDoubt.ProtoReflect.Descriptor instead.
+func (*EvidenceDoubt) Descriptor() ([]byte, []int) {
+	return file_event_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *EvidenceDoubt) GetIds() []byte {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+// EvidenceReview: a person's last word on suspect labels of one hour, product and placement.
+type EvidenceReview struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Verdict       string                 `protobuf:"bytes,1,opt,name=verdict,proto3" json:"verdict,omitempty"` // open, cleared or confirmed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EvidenceReview) Reset() {
+	*x = EvidenceReview{}
+	mi := &file_event_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvidenceReview) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvidenceReview) ProtoMessage() {}
+
+func (x *EvidenceReview) ProtoReflect() protoreflect.Message {
+	mi := &file_event_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvidenceReview.ProtoReflect.Descriptor instead.
+func (*EvidenceReview) Descriptor() ([]byte, []int) {
+	return file_event_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *EvidenceReview) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
 var File_event_proto protoreflect.FileDescriptor
 
 const file_event_proto_rawDesc = "" +
@@ -887,7 +1303,40 @@ const file_event_proto_rawDesc = "" +
 	"\x06labels\x18\x03 \x01(\x04R\x06labels\x12\x1a\n" +
 	"\bpositive\x18\x04 \x01(\x04R\bpositive\x12\x19\n" +
 	"\bhash_xor\x18\x05 \x01(\x04R\ahashXor\x12\x19\n" +
-	"\bhash_sum\x18\x06 \x01(\x04R\ahashSum*\x9e\x01\n" +
+	"\bhash_sum\x18\x06 \x01(\x04R\ahashSum\"\xf6\x01\n" +
+	"\fEvidenceSums\x12 \n" +
+	"\vimpressions\x18\x01 \x01(\x12R\vimpressions\x12\x16\n" +
+	"\x06clicks\x18\x02 \x01(\x12R\x06clicks\x12\x18\n" +
+	"\ainverse\x18\x03 \x01(\x12R\ainverse\x12'\n" +
+	"\x0fclicked_inverse\x18\x04 \x01(\x12R\x0eclickedInverse\x12\x16\n" +
+	"\x06capped\x18\x05 \x01(\x12R\x06capped\x12\x1e\n" +
+	"\n" +
+	"unweighted\x18\x06 \x01(\x12R\n" +
+	"unweighted\x12+\n" +
+	"\x11unweighted_clicks\x18\a \x01(\x12R\x10unweightedClicksJ\x04\b\b\x10\x0f\"\xf8\x01\n" +
+	"\fEvidenceCell\x12\x1a\n" +
+	"\bcategory\x18\x01 \x01(\fR\bcategory\x122\n" +
+	"\atrusted\x18\x02 \x01(\v2\x18.ctrloop.v1.EvidenceSumsR\atrusted\x122\n" +
+	"\asuspect\x18\x03 \x01(\v2\x18.ctrloop.v1.EvidenceSumsR\asuspect\x12\x19\n" +
+	"\bfirst_ms\x18\x04 \x01(\x03R\afirstMs\x12\x17\n" +
+	"\alast_ms\x18\x05 \x01(\x03R\x06lastMs\x120\n" +
+	"\x05early\x18\x06 \x03(\v2\x1a.ctrloop.v1.EvidenceMinuteR\x05early\"\x90\x01\n" +
+	"\x0eEvidenceMinute\x12\x16\n" +
+	"\x06minute\x18\x01 \x01(\rR\x06minute\x122\n" +
+	"\atrusted\x18\x02 \x01(\v2\x18.ctrloop.v1.EvidenceSumsR\atrusted\x122\n" +
+	"\asuspect\x18\x03 \x01(\v2\x18.ctrloop.v1.EvidenceSumsR\asuspect\"\xc5\x01\n" +
+	"\x10EvidenceProgress\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x03R\bsequence\x12\x1f\n" +
+	"\vnext_offset\x18\x02 \x01(\x03R\n" +
+	"nextOffset\x12!\n" +
+	"\fwatermark_ms\x18\x03 \x01(\x03R\vwatermarkMs\x12\x19\n" +
+	"\bfloor_ms\x18\x04 \x01(\x03R\afloorMs\x12\x1b\n" +
+	"\twindow_ms\x18\x05 \x01(\x03R\bwindowMs\x12\x19\n" +
+	"\bsince_ms\x18\x06 \x01(\x03R\asinceMs\"!\n" +
+	"\rEvidenceDoubt\x12\x10\n" +
+	"\x03ids\x18\x01 \x01(\fR\x03ids\"*\n" +
+	"\x0eEvidenceReview\x12\x18\n" +
+	"\averdict\x18\x01 \x01(\tR\averdict*\x9e\x01\n" +
 	"\tLabelKind\x12\x1a\n" +
 	"\x16LABEL_KIND_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13LABEL_KIND_POSITIVE\x10\x01\x12\x1d\n" +
@@ -908,24 +1357,35 @@ func file_event_proto_rawDescGZIP() []byte {
 }
 
 var file_event_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_event_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_event_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_event_proto_goTypes = []any{
-	(LabelKind)(0),      // 0: ctrloop.v1.LabelKind
-	(*Impression)(nil),  // 1: ctrloop.v1.Impression
-	(*Click)(nil),       // 2: ctrloop.v1.Click
-	(*Punctuation)(nil), // 3: ctrloop.v1.Punctuation
-	(*Label)(nil),       // 4: ctrloop.v1.Label
-	(*Late)(nil),        // 5: ctrloop.v1.Late
-	(*DeadLetter)(nil),  // 6: ctrloop.v1.DeadLetter
-	(*AuditMinute)(nil), // 7: ctrloop.v1.AuditMinute
+	(LabelKind)(0),           // 0: ctrloop.v1.LabelKind
+	(*Impression)(nil),       // 1: ctrloop.v1.Impression
+	(*Click)(nil),            // 2: ctrloop.v1.Click
+	(*Punctuation)(nil),      // 3: ctrloop.v1.Punctuation
+	(*Label)(nil),            // 4: ctrloop.v1.Label
+	(*Late)(nil),             // 5: ctrloop.v1.Late
+	(*DeadLetter)(nil),       // 6: ctrloop.v1.DeadLetter
+	(*AuditMinute)(nil),      // 7: ctrloop.v1.AuditMinute
+	(*EvidenceSums)(nil),     // 8: ctrloop.v1.EvidenceSums
+	(*EvidenceCell)(nil),     // 9: ctrloop.v1.EvidenceCell
+	(*EvidenceMinute)(nil),   // 10: ctrloop.v1.EvidenceMinute
+	(*EvidenceProgress)(nil), // 11: ctrloop.v1.EvidenceProgress
+	(*EvidenceDoubt)(nil),    // 12: ctrloop.v1.EvidenceDoubt
+	(*EvidenceReview)(nil),   // 13: ctrloop.v1.EvidenceReview
 }
 var file_event_proto_depIdxs = []int32{
-	0, // 0: ctrloop.v1.Label.kind:type_name -> ctrloop.v1.LabelKind
-	1, // [1:1] is the sub-list for method output_type
-	1, // [1:1] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	0,  // 0: ctrloop.v1.Label.kind:type_name -> ctrloop.v1.LabelKind
+	8,  // 1: ctrloop.v1.EvidenceCell.trusted:type_name -> ctrloop.v1.EvidenceSums
+	8,  // 2: ctrloop.v1.EvidenceCell.suspect:type_name -> ctrloop.v1.EvidenceSums
+	10, // 3: ctrloop.v1.EvidenceCell.early:type_name -> ctrloop.v1.EvidenceMinute
+	8,  // 4: ctrloop.v1.EvidenceMinute.trusted:type_name -> ctrloop.v1.EvidenceSums
+	8,  // 5: ctrloop.v1.EvidenceMinute.suspect:type_name -> ctrloop.v1.EvidenceSums
+	6,  // [6:6] is the sub-list for method output_type
+	6,  // [6:6] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_event_proto_init() }
@@ -939,7 +1399,7 @@ func file_event_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_event_proto_rawDesc), len(file_event_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   7,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -6,12 +6,15 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"ctrloop/internal/stream"
 	"ctrloop/schemas"
@@ -217,4 +220,55 @@ func DeleteRecords(t testing.TB, c stream.Config, topic string, partition int32,
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Rights refuses requests of a broker in memory as a broker does that has withdrawn a right.
+type Rights struct{ refused atomic.Bool }
+
+// Withdraw refuses from now on, until Give.
+func (r *Rights) Withdraw() { r.refused.Store(true) }
+
+// Give ends that.
+func (r *Rights) Give() { r.refused.Store(false) }
+
+// Rights are those to belong to groups and to read topics; all are given at first.
+func (b *Broker) Rights() *Rights {
+	r := &Rights{}
+	for _, key := range []kmsg.Key{kmsg.JoinGroup, kmsg.Heartbeat, kmsg.Fetch} {
+		b.Cluster.ControlKey(int16(key), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			b.Cluster.KeepControl()
+			if !r.refused.Load() {
+				return nil, nil, false
+			}
+			return refusal(req), nil, true
+		})
+	}
+	return r
+}
+
+// refusal is the broker's answer to who has no right.
+func refusal(req kmsg.Request) kmsg.Response {
+	switch q := req.(type) {
+	case *kmsg.JoinGroupRequest:
+		a := q.ResponseKind().(*kmsg.JoinGroupResponse)
+		a.ErrorCode = kerr.GroupAuthorizationFailed.Code
+		return a
+	case *kmsg.HeartbeatRequest:
+		a := q.ResponseKind().(*kmsg.HeartbeatResponse)
+		a.ErrorCode = kerr.GroupAuthorizationFailed.Code
+		return a
+	}
+	q := req.(*kmsg.FetchRequest)
+	a := q.ResponseKind().(*kmsg.FetchResponse)
+	for _, t := range q.Topics {
+		at := kmsg.NewFetchResponseTopic()
+		at.Topic, at.TopicID = t.Topic, t.TopicID
+		for _, p := range t.Partitions {
+			ap := kmsg.NewFetchResponseTopicPartition()
+			ap.Partition, ap.ErrorCode = p.Partition, kerr.TopicAuthorizationFailed.Code
+			at.Partitions = append(at.Partitions, ap)
+		}
+		a.Topics = append(a.Topics, at)
+	}
+	return a
 }
