@@ -389,3 +389,19 @@ func TestEngineComesBackOnItsPorts(t *testing.T) {
 		t.Error("two servers on one port")
 	}
 }
+
+// The engine makes the file of what was typed its user's own, which for root took /dev/null away from everybody else.
+func TestTheEngineLeavesDevicesAlone(t *testing.T) {
+	e := startEngine(t, EngineConfig{})
+	connect(t, e.DSN())
+	if err := e.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	fi, err := os.Stat("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if mode := fi.Mode().Perm(); mode != 0o666 {
+		t.Errorf("/dev/null has mode %o", mode)
+	}
+}

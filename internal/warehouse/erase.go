@@ -68,10 +68,59 @@ const (
 // What the audit expects is lowered by what goes, as one more record of the audit; rollups are counted anew.
 // ClickHouse removes the old parts from the disk some minutes after a mutation, or at its next start.
 func (db *DB) Erase(ctx context.Context, who Person, until time.Time) (Erasure, error) {
-	return db.erase(ctx, who, until, func(eraseStep) error { return nil })
+	return db.EraseAndTell(ctx, who, until, nil)
 }
 
-func (db *DB) erase(ctx context.Context, who Person, until time.Time, fault func(eraseStep) error) (Erasure, error) {
+// Tell hears what an erasure takes from evidence, before any row is touched. After an error of it nothing was erased. It may be
+// told of the same erasure again, by the same name and with the same figures.
+type Tell func(ctx context.Context, erasure string, cells []ErasedEvidence) error
+
+// EraseAndTell is Erase that tells of the evidence.
+func (db *DB) EraseAndTell(ctx context.Context, who Person, until time.Time, tell Tell) (Erasure, error) {
+	return db.erase(ctx, who, until, tell, func(eraseStep) error { return nil })
+}
+
+// ErasedEvidence is what a person's labels add up to in one cell of the evidence. Sums of 1/p are whole numbers of 1/2^20, as in
+// evidence.v1.
+type ErasedEvidence struct {
+	Partition        uint16 `ch:"part"` // of labels.v1
+	HourMS           int64  `ch:"hour_ms"`
+	Product          string `ch:"ad"`
+	Placement        string `ch:"place"`
+	Creative         string `ch:"picture"`
+	Position         uint16 `ch:"place_no"`
+	Suspect          uint8  `ch:"doubted"` // 1: of suspect labels
+	Impressions      int64  `ch:"impressions"`
+	Clicks           int64  `ch:"clicks"`
+	Inverse          int64  `ch:"inverses"`
+	ClickedInverse   int64  `ch:"clicked_inverses"`
+	Capped           int64  `ch:"capped"`
+	Unweighted       int64  `ch:"unweighted"`
+	UnweightedClicks int64  `ch:"unweighted_clicks"`
+}
+
+// EvidenceOf adds up the labels of a user that were inserted up to a time, as evidence.v1 counts them.
+func (db *DB) EvidenceOf(ctx context.Context, user uint64, until time.Time) ([]ErasedEvidence, error) {
+	var out []ErasedEvidence
+	err := db.Select(ctx, &out, `
+		WITH propensity > 0 AND propensity <= 1 AS known, known AND 1 / propensity > 4096 AS cut,
+			if(known, toInt64(least(1 / propensity, 4096) * 1048576), 0) AS inverse
+		SELECT partition AS part, toInt64(toUnixTimestamp(toStartOfHour(toDateTime(event_time, 'UTC')))) * 1000 AS hour_ms,
+			toString(product) AS ad, toString(placement) AS place, toString(creative) AS picture, position AS place_no, suspect AS doubted,
+			toInt64(count()) AS impressions, toInt64(sum(clicked)) AS clicks, toInt64(sum(inverse)) AS inverses,
+			toInt64(sumIf(inverse, clicked = 1)) AS clicked_inverses, toInt64(countIf(cut)) AS capped, toInt64(countIf(NOT known)) AS unweighted,
+			toInt64(countIf(NOT known AND clicked = 1)) AS unweighted_clicks
+		FROM labels_latest
+		WHERE bot = 0 AND kind IN ('positive', 'final_negative', 'corrected') AND user = ? AND inserted_at <= toDateTime(?, 'UTC')
+		GROUP BY part, hour_ms, ad, place, picture, place_no, doubted
+		ORDER BY part, hour_ms, ad, place, picture, place_no, doubted`, user, until.Unix())
+	if err != nil {
+		return nil, fmt.Errorf("add up the labels of user %d: %w", user, err)
+	}
+	return out, nil
+}
+
+func (db *DB) erase(ctx context.Context, who Person, until time.Time, tell Tell, fault func(eraseStep) error) (Erasure, error) {
 	user := who.User
 	e := Erasure{User: user, Until: until.UTC().Truncate(time.Second)}
 	if user == 0 {
@@ -120,7 +169,7 @@ func (db *DB) erase(ctx context.Context, who Person, until time.Time, fault func
 		}
 	}
 	if counted == 0 {
-		if err := db.eraseAudit(ctx, &e, fault); err != nil {
+		if err := db.eraseAudit(ctx, &e, tell, fault); err != nil {
 			return e, fmt.Errorf("erase user %d: %w", user, err)
 		}
 	} else if err := db.recordedCounts(ctx, &e); err != nil {
@@ -219,9 +268,18 @@ func (e Erasure) source() string { return "erasure/" + strconv.FormatInt(e.Until
 
 // eraseAudit counts what is there and lowers what the audit expects. Until it is recorded as counted no row is
 // touched, so that doing it again gives the same records under the same keys.
-func (db *DB) eraseAudit(ctx context.Context, e *Erasure, fault func(eraseStep) error) error {
+func (db *DB) eraseAudit(ctx context.Context, e *Erasure, tell Tell, fault func(eraseStep) error) error {
 	if err := db.recordErasure(ctx, *e, "begun"); err != nil {
 		return err
+	}
+	if tell != nil {
+		cells, err := db.EvidenceOf(ctx, e.User, e.Until)
+		if err != nil {
+			return err
+		}
+		if err := tell(ctx, e.source()+"/"+strconv.FormatUint(e.User, 10), cells); err != nil {
+			return err
+		}
 	}
 	if err := fault(eraseBegun); err != nil {
 		return err

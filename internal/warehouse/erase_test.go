@@ -101,7 +101,7 @@ func TestErase(t *testing.T) {
 			}
 			if dies != "" {
 				planned := errors.New("dies")
-				_, err := db.erase(t.Context(), Person{User: user}, now, func(at eraseStep) error {
+				_, err := db.erase(t.Context(), Person{User: user}, now, nil, func(at eraseStep) error {
 					if at == dies {
 						return planned
 					}

@@ -110,7 +110,7 @@ func TestFreezeBesideDeletions(t *testing.T) {
 	db := database(t)
 	audited(t, db, "erased", crowd(4)[:100])
 	died := errors.New("died")
-	_, err := db.erase(t.Context(), Person{User: 1 << 63}, time.Now().Add(time.Hour), func(s eraseStep) error {
+	_, err := db.erase(t.Context(), Person{User: 1 << 63}, time.Now().Add(time.Hour), nil, func(s eraseStep) error {
 		if s == eraseAudited {
 			return died
 		}

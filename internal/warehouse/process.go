@@ -74,7 +74,9 @@ func (e *Engine) startProcess(ctx context.Context, cfg EngineConfig) (*process, 
 	p := &process{done: make(chan struct{})}
 	p.cmd = exec.Command(exe, "--config-file", config, "--path", filepath.Join(cfg.Dir, "data"),
 		"--listen_host", "127.0.0.1", "--tcp_port", strconv.Itoa(cfg.TCPPort), "--http_port", strconv.Itoa(cfg.HTTPPort),
-		"--interactive", "--disable_suggestion", "--history_file", "/dev/null", "--progress", "off", "--progress-table", "off",
+		// The engine makes its history file its user's own (mode 600): a file of its folder, never a device.
+		"--interactive", "--disable_suggestion", "--history_file", filepath.Join(cfg.Dir, "data", "history"),
+		"--progress", "off", "--progress-table", "off",
 		"--highlight", "0", "--hints", "0", "--echo", "0", "--query", "SYSTEM START LISTEN TCP; SYSTEM START LISTEN HTTP")
 	// A short environment: nothing of the caller's (tokens, proxies) belongs into the database's process.
 	p.cmd.Env = []string{childEnv + "=" + cfg.Lib, "TZ=UTC", "LANG=C.UTF-8", "TERM=dumb", "HOME=" + cfg.Dir, "PATH=" + os.Getenv("PATH")}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/rs/zerolog"
+
+	"ctrloop/internal/telemetry"
 )
 
 // Rollup is what one call of RollUp did.
@@ -290,11 +292,12 @@ func (db *DB) Touch(ctx context.Context, days ...time.Time) error {
 
 // RunRollups calls RollUp every interval until ctx ends, while this process leads: two at a time do no harm, and count
 // everything twice. A failure is logged and tried again: views only become slower by it.
-func (db *DB) RunRollups(ctx context.Context, interval time.Duration, leads func() bool, log zerolog.Logger) error {
+func (db *DB) RunRollups(ctx context.Context, interval time.Duration, leads func() bool, work *telemetry.Work, log zerolog.Logger) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		if !leads() {
+			work.Worked() // whoever leads rolls up
 			select {
 			case <-ctx.Done():
 				return nil
@@ -308,10 +311,14 @@ func (db *DB) RunRollups(ctx context.Context, interval time.Duration, leads func
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
+			work.Failed(err)
 			log.Warn().Err(err).Msg("labels were not rolled up, questions over long spans are slow until they are")
 		case done.Days+done.Weeks > 0:
 			log.Debug().Int("days", done.Days).Int("weeks", done.Weeks).Int("dropped", done.Dropped).Dur("took", time.Since(began)).
 				Msg("labels rolled up")
+		}
+		if err == nil {
+			work.Worked()
 		}
 		select {
 		case <-ctx.Done():

@@ -267,27 +267,113 @@ COMMENT 'Sums of an experiment with those of the days before it';
             FROM experiment_arms QUALIFY nth < 64
         )
     ){{end -}}
+-- experiment_plans
+-- Question: by which shares were the users of an experiment drawn that is not on the control log, and into which variants did they fall?
+-- Columns:  experiment, plan (number, from 1, in the order in which they began), since (event time of its first user), variant,
+--           share (planned for the variant, 0 - 1), users (first seen in the variant, by this plan); unknown (why the plan is not known;
+--           else empty).
+--           An experiment whose plan is not known has one row, with plan 0 and the users of all its variants.
+-- Rule:     each user counts once, where first seen, by the arm_share of that impression: one who moves when the shares change was drawn by
+--           the earlier ones. Of two variants one share gives the other, so that every user says by which plan it was drawn, in a ramp too.
+--           Of three and more a share alone does not tell which others it went with: they are known while they stand still, and
+--           add up to 1. Of two, users of both must have seen one of the plans, or another variant may be missing.
+-- Note:     labels that lack arm_share make a plan unknown, which is not the same as kept to. What the control log has is not here.
+-- Example:  SELECT plan, variant, share, users FROM experiment_plans WHERE experiment = 'x-1' ORDER BY plan, variant
+-- Cost:     arm_share of the labels of experiments that are not on the control log; where it is said, one scan of these, grouped by user.
+CREATE OR REPLACE VIEW experiment_plans {{cluster}}AS
+WITH
+    arrayJoin(if(unknown != '', [(toUInt32(0), fromUnixTimestamp64Milli(toInt64(0), 'UTC'), '', nan, users_seen)], drawn)) AS drawn_row
+SELECT experiment, drawn_row.1 AS plan, drawn_row.2 AS since, drawn_row.3 AS variant, drawn_row.4 AS share, drawn_row.5 AS users, unknown
+FROM
+(
+    SELECT experiment, groupArray((variant, share, n, first, none)) AS cells, sum(n) AS users_seen, sum(none) AS shareless,
+        arraySort(groupUniqArray(variant)) AS names, length(names) AS arms,
+        -- The share of the first variant by name stands for the plan of two; three and more have one plan.
+        arrayMap(c -> if(arms = 2, round(if(c.1 = names[1], c.2, 1 - c.2), 9), 0), cells) AS plan_of,
+        arraySort(k -> arrayMin(arrayMap((c, o) -> if(o = k, c.4, toDateTime64('2299-01-01', 3, 'UTC')), cells, plan_of)),
+            arrayDistinct(plan_of)) AS plans,
+        arraySum(c -> c.2, cells) AS total,
+        multiIf(
+            arms < 2, 'users were seen in one variant only',
+            arms > 64, 'it has more than 64 variants',
+            shareless > 0, toString(shareless) || ' of ' || toString(users_seen) || ' users were first seen without arm_share',
+            arrayExists(c -> NOT (c.2 > 0), cells), 'arm_share is smaller than 0.000000001',
+            arms = 2 AND NOT arrayExists(k -> length(arrayDistinct(arrayFilter((v, o) -> o = k, cells.1, plan_of))) = 2, plans),
+                'the shares of its two variants never add up to 1',
+            arms > 2 AND length(cells) > arms,
+                'the shares of its ' || toString(arms) || ' variants changed, and labels do not say which went together',
+            arms > 2 AND abs(total - 1) > 1e-6, 'the shares of its variants add up to ' || toString(round(total, 6)),
+            '') AS unknown,
+        arrayFlatten(arrayMap((k, i) -> arrayMap(v -> (toUInt32(i),
+                arrayMin(arrayMap((c, o) -> if(o = k, c.4, toDateTime64('2299-01-01', 3, 'UTC')), cells, plan_of)), v,
+                if(arms = 2, if(v = names[1], k, round(1 - k, 9)), arrayFirst(c -> c.1 = v, cells).2),
+                arraySum((c, o) -> if(o = k AND c.1 = v, c.3, 0), cells, plan_of)), names),
+            plans, arrayEnumerate(plans))) AS drawn
+    FROM
+    (
+        SELECT experiment, seen.1 AS variant, round(ifNull(seen.2, 0), 9) AS share, count() AS n, min(seen.3) AS first,
+            countIf(seen.2 IS NULL) AS none
+        FROM
+        (
+            SELECT toString(experiment) AS experiment,
+                argMin((toString(variant), arm_share, event_time), (event_time, impression_id)) AS seen
+            FROM labels_mature
+            WHERE user != 0 AND experiment GLOBAL IN
+            (
+                SELECT DISTINCT experiment
+                FROM labels
+                WHERE arm_share IS NOT NULL AND experiment GLOBAL IN
+                (
+                    SELECT experiment FROM experiment_arms WHERE experiment GLOBAL NOT IN
+                    (
+                        SELECT substring(entity, 12) FROM control_log FINAL WHERE rejected = '' AND type = 'experiment.created'
+                    )
+                )
+            )
+            GROUP BY experiment, user
+        )
+        GROUP BY experiment, variant, share
+    )
+    GROUP BY experiment
+)
+COMMENT 'Shares by which users of experiments were drawn that are not on the control log, by their labels';
+
 -- experiment_health
 -- Question: is the experiment's traffic split as planned, and does each user see one variant?
 -- Columns:  experiment, variant; users, users_elsewhere (of them, seen in another variant of the experiment too), multiple
 --           (their share, 0 - 1); anonymous (impressions without a user, which count nowhere else); share (of the
---           experiment's users over all variants, 0 - 1); planned (share of the variant by the latest step on the
---           control log, 0 - 1; NaN where nothing says it) and not_planned (why planned is NaN; else empty); steps (ramp
---           steps so far), looks and last_action (of the rollout controller), srm_p (of its sample-ratio test at the last
---           look, valid at every look; NaN before the first).
--- Note:     share covers the whole experiment, planned its last step: compare them while steps is 1. srm_p is made step by
---           step and is the one to act on: below 0.01 the assignment or the logging is broken. Of an experiment that is not
---           on the control log nobody here knows the shares: `ctrloop stats srm --experiment ID --shares 0.5,0.5` takes
---           them. Of an experiment with more than 64 variants the first 64 by name are counted.
--- Example:  SELECT experiment, variant, multiple, srm_p FROM experiment_health WHERE multiple > 0.01 OR srm_p < 0.01
--- Cost:     user_totals, grouped by experiment and user; one experiment costs as much as all.
+--           experiment's users over all variants, 0 - 1); planned (share of the variant by the latest step or plan, 0 - 1; NaN: not known),
+--           planned_by (who says so: control log, labels; empty: nobody) and not_planned (why planned is NaN; else empty); steps (of the
+--           ramp on the control log so far, or plans that labels tell of), looks and last_action (of the rollout controller), srm_p (of the
+--           sample-ratio test, valid at every look: of the controller's last look, or where the experiment is not on the control log of
+--           the plans in experiment_plans, with prior 1; NaN: not known) and srm_unknown (why srm_p is NaN; else empty).
+-- Note:     NaN is not "as planned": nothing was held against a plan. share covers the whole experiment, planned its last step: compare
+--           them while steps is 1. srm_p is made step by step and is the one to act on: below 0.01 the assignment or the logging is
+--           broken. Where neither the control log nor arm_share of the labels says the shares,
+--           `ctrloop stats srm --experiment ID --shares 0.5,0.5` takes them. Of an experiment with more than 64 variants the
+--           first 64 by name are counted.
+-- Example:  SELECT experiment, variant, multiple, srm_p, srm_unknown FROM experiment_health WHERE multiple > 0.01 OR NOT (srm_p >= 0.01)
+-- Cost:     user_totals, grouped by experiment and user, and experiment_plans; one experiment costs as much as all.
 CREATE OR REPLACE VIEW experiment_health {{cluster}}AS
+WITH indexOf(told.names, variant) AS at
 SELECT experiment, variant, users, users_elsewhere, users_elsewhere / users AS multiple, anonymous,
     users / sum(users) OVER (PARTITION BY experiment) AS share,
-    multiIf(steps = 0, nan, variant = 'treatment', plan.planned, variant = 'control', 1 - plan.planned, nan) AS planned,
-    multiIf(steps = 0, 'the experiment is not on the control log', variant NOT IN ('control', 'treatment'),
-        'the plan of the experiment has no such variant', '') AS not_planned,
-    plan.steps AS steps, looked.looks AS looks, looked.last_action AS last_action, if(looks = 0, nan, looked.srm_p) AS srm_p
+    multiIf(not_planned != '', nan, plan.steps = 0, told.planned[at], variant = 'treatment', plan.planned, 1 - plan.planned) AS planned,
+    multiIf(not_planned != '', '', plan.steps = 0, 'labels', 'control log') AS planned_by,
+    multiIf(
+        plan.steps = 0 AND told.known = 0, 'the experiment is not on the control log, and its labels carry no arm_share',
+        plan.steps = 0 AND told.unknown != '', told.unknown,
+        plan.steps = 0 AND at = 0, 'no user was first seen in this variant',
+        plan.steps = 0, '',
+        plan.unit = 'product', 'the shares are of products, and these are users',
+        variant NOT IN ('control', 'treatment'), 'the plan of the experiment has no such variant', '') AS not_planned,
+    if(plan.steps = 0, told.plans, plan.steps) AS steps, looked.looks AS looks, looked.last_action AS last_action,
+    multiIf(srm_unknown != '', nan, plan.steps = 0, told.p, looked.srm_p) AS srm_p,
+    multiIf(
+        plan.steps = 0 AND told.known = 0, 'the experiment is not on the control log, and its labels carry no arm_share',
+        plan.steps = 0, told.unknown,
+        looked.looks = 0, 'nobody has looked at the experiment yet',
+        isNaN(looked.srm_p), 'the last look had nothing to test: no units, or no share for the control', '') AS srm_unknown
 FROM
 (
     -- Of each user of an experiment the variants seen, as bits: a set of numbers costs three times as much, names ten times.
@@ -315,6 +401,7 @@ LEFT JOIN (SELECT arm, sum(impressions) AS anonymous FROM user_totals WHERE user
 LEFT JOIN
 (
     SELECT substring(entity, 12) AS experiment, count() AS steps,
+        anyIf(JSONExtractString(data, 'unit'), type = 'experiment.created') AS unit,
         argMax(if(type = 'experiment.step', JSONExtractFloat(data, 'share'), JSONExtractArrayRaw(data, 'steps')[1]::Float64),
             (time, offset)) AS planned
     FROM control_log FINAL
@@ -328,4 +415,22 @@ LEFT JOIN
     FROM experiment_looks AS l FINAL
     GROUP BY experiment
 ) AS looked USING (experiment)
+LEFT JOIN
+(
+    -- The logarithm of the Bayes factor as SampleRatio of internal/stats has it, over all plans: users count once, so factors multiply.
+    SELECT experiment, 1 AS known, any(plan_unknown) AS unknown, max(plan) AS plans,
+        arrayFlatten(groupArrayIf(variants, plan = plans_of)) AS names, arrayFlatten(groupArrayIf(shares, plan = plans_of)) AS planned,
+        least(1, exp(-sum(factor))) AS p
+    FROM
+    (
+        SELECT experiment, plan, any(unknown) AS plan_unknown, max(plan) OVER (PARTITION BY experiment) AS plans_of,
+            groupArray(variant) AS variants, groupArray(share) AS shares,
+            if(plan = 0, 0, sum(lgamma(share + users) - lgamma(share) - users * log(share))
+                + lgamma(sum(share)) - lgamma(sum(share) + sum(users))) AS factor
+        FROM experiment_plans
+        WHERE share > 0 OR plan = 0
+        GROUP BY experiment, plan
+    )
+    GROUP BY experiment
+) AS told USING (experiment)
 COMMENT 'Split and exposures of each experiment';
