@@ -12,7 +12,7 @@ import (
 // Format is the version of the commands that this release writes and of the rules by which it folds them. It is raised
 // whenever a type or a rule is added. 0 and 1 are commands from before there was a format: they are folded by the rules of
 // their time, until the first command of a newer format; from there on commands of an older format are rejected.
-const Format = 3
+const Format = 4
 
 // Type says what happened. The list is closed: the fold rejects an unknown type, unless it is of a newer Format.
 type Type string
@@ -35,6 +35,8 @@ const (
 	JobStarted        Type = "job.started"        // Data: JobUpdate
 	JobFinished       Type = "job.finished"       // Data: JobUpdate
 	JobFailed         Type = "job.failed"         // Data: JobUpdate
+	JobCancelled      Type = "job.cancelled"      // Data: none; of a job that is queued or running, by a person
+	JobRetried        Type = "job.retried"        // Data: none; a job that failed queues again, by a person
 	DatasetBuilt      Type = "dataset.built"      // Data: Dataset
 	CreativeBlocked   Type = "creative.blocked"   // Data: CreativeBlock; Entity: creative/<id>
 	CreativeUnblocked Type = "creative.unblocked" // Data: CreativeBlock; Entity: creative/<id>
@@ -356,14 +358,14 @@ const (
 
 // Decision ends an experiment, with the rule that fired and the figures that it fired on.
 type Decision struct {
-	Outcome     Outcome `json:"outcome"`
-	Rule        string  `json:"rule"`
-	Lift        float64 `json:"lift"` // relative
-	LiftLow     float64 `json:"lift_low"`
-	LiftHigh    float64 `json:"lift_high"`
-	P           float64 `json:"p"`
-	SRMP        float64 `json:"srm_p"`
-	Impressions int64   `json:"impressions"`
+	Outcome     Outcome  `json:"outcome"`
+	Rule        string   `json:"rule"`
+	Lift        float64  `json:"lift"` // relative
+	LiftLow     float64  `json:"lift_low"`
+	LiftHigh    float64  `json:"lift_high"`
+	P           float64  `json:"p"`
+	SRMP        *float64 `json:"srm_p,omitempty"` // absent: the sample ratio was not tested, which is not "as planned"
+	Impressions int64    `json:"impressions"`
 	// Champion is the version that the decision brings to the route, empty: the route stays. The fold works it out itself
 	// and rejects a decision that says another; it is here for those who read commands without folding them.
 	Champion string `json:"champion,omitempty"`
@@ -391,9 +393,15 @@ type Job struct {
 	Spec     json.RawMessage `json:"spec"`
 }
 
+// ClassCancelled is the failure class of a job that a person has ended.
+const ClassCancelled = "cancelled"
+
 // JobUpdate reports on a job.
 type JobUpdate struct {
-	Attempt  int            `json:"attempt,omitempty"`
+	Attempt int `json:"attempt,omitempty"`
+	// Run counts from 1 and goes up after a failure only: a bridge that starts again makes another attempt at the same run, which
+	// may be going on elsewhere.
+	Run      int            `json:"run,omitempty"`
 	Artifact string         `json:"artifact,omitempty"`
 	Metrics  map[string]any `json:"metrics,omitempty"`
 	Class    string         `json:"class,omitempty"` // failure class, see docs/jobs.md

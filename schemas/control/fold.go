@@ -3,6 +3,7 @@ package control
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -93,6 +94,8 @@ func (s *State) apply(e Event) error {
 		return s.submit(e)
 	case JobStarted, JobFinished, JobFailed:
 		return s.job(e)
+	case JobCancelled, JobRetried:
+		return s.steerJob(e)
 	case DatasetBuilt:
 		return s.dataset(e)
 	case CreativeBlocked, CreativeUnblocked:
@@ -241,6 +244,25 @@ func (s *State) job(e Event) error {
 		j.State, j.NotBefore = JobQueued, u.RetryAt
 	default:
 		j.State, j.Finished = JobBroken, e.Time
+	}
+	return nil
+}
+
+// steerJob is what a person does to a job. The counts of attempts and runs go on: what one that was cancelled leaves stays distinct.
+func (s *State) steerJob(e Event) error {
+	j := s.Jobs[id(e)]
+	switch {
+	case j == nil:
+		return fmt.Errorf("%w: no such job", ErrInvalid)
+	case !slices.Contains(jobMoves[e.Type], j.State):
+		return fmt.Errorf("%w: job %s is %s", ErrInvalid, j.ID, j.State)
+	}
+	if e.Type == JobCancelled {
+		j.Update = JobUpdate{Attempt: j.Update.Attempt, Run: j.Update.Run, Class: ClassCancelled, Error: Clip("by " + e.Actor + ": " + e.Note)}
+		j.State, j.Finished, j.NotBefore = JobBroken, e.Time, time.Time{}
+	} else {
+		j.Update = JobUpdate{Attempt: j.Update.Attempt, Run: j.Update.Run}
+		j.State, j.Queued, j.Finished, j.NotBefore = JobQueued, e.Time, time.Time{}, time.Time{}
 	}
 	return nil
 }

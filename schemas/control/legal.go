@@ -20,7 +20,9 @@ var jobMoves = map[Type][]JobState{
 	JobStarted:  {JobQueued, JobRunning}, // running: its runner has died
 	JobFinished: {JobRunning},
 	// queued: it cannot even start. succeeded: what it left cannot be made a version, see mayMoveJob.
-	JobFailed: {JobQueued, JobRunning, JobSucceeded},
+	JobFailed:    {JobQueued, JobRunning, JobSucceeded},
+	JobCancelled: {JobQueued, JobRunning},
+	JobRetried:   {JobBroken},
 }
 
 // testable are the states in which a version may become the treatment of an experiment.

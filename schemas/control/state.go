@@ -104,6 +104,15 @@ type Blocked struct {
 // Why is the reason in words, as lists of creatives show it.
 func (b Blocked) Why() string { return "by " + b.Actor + ": " + b.Note }
 
+// WhyBlocked says why people have taken a creative out of serving; empty: nobody has.
+func (s *State) WhyBlocked(creative string) string {
+	b, blocked := s.Blocked[creative]
+	if !blocked {
+		return ""
+	}
+	return b.Why()
+}
+
 // Route says which version answers for a logical model.
 type Route struct {
 	Champion string    `json:"champion"`

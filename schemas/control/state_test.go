@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"testing"
 	"time"
 
@@ -419,4 +420,32 @@ func TestCreativesAreBlockedAndComeBack(t *testing.T) {
 		l.state.Blocked[fmt.Sprint(i)] = Blocked{}
 	}
 	l.refuse(ErrInvalid, CreativeBlocked, entity, -1, CreativeBlock{Creative: "c-1"})
+}
+
+// A person ends a job and has it run again: the cycle fails, and goes on where it was. Attempts are counted on.
+func TestAJobIsCancelledAndRetried(t *testing.T) {
+	l := newLog(t)
+	entity := JobEntity("rounds-a")
+	l.refuse(ErrInvalid, JobCancelled, entity, -1, nil)
+	l.do(JobSubmitted, entity, Job{ID: "rounds-a", Kind: "rounds"})
+	l.refuse(ErrInvalid, JobRetried, entity, -1, nil)
+	l.do(JobStarted, entity, JobUpdate{Attempt: 1})
+	l.do(JobCancelled, entity, nil)
+	j := l.state.Jobs["rounds-a"]
+	if want := (JobUpdate{Attempt: 1, Class: ClassCancelled, Error: "by test: note"}); j.State != JobBroken || j.Finished.IsZero() ||
+		!reflect.DeepEqual(j.Update, want) {
+		t.Errorf("cancelled: %+v", j)
+	}
+	l.refuse(ErrInvalid, JobCancelled, entity, -1, nil)
+	l.refuse(ErrInvalid, JobFinished, entity, -1, JobUpdate{Attempt: 1, Artifact: "late"})
+	l.do(JobRetried, entity, nil)
+	if j.State != JobQueued || j.Update.Attempt != 1 || j.Update.Class != "" || !j.Finished.IsZero() {
+		t.Errorf("retried: %+v", j)
+	}
+	l.do(JobCancelled, entity, nil) // while it waits
+	l.do(JobRetried, entity, nil)
+	l.do(JobStarted, entity, JobUpdate{Attempt: 2})
+	l.do(JobFinished, entity, JobUpdate{Attempt: 2, Artifact: "x"})
+	l.refuse(ErrInvalid, JobCancelled, entity, -1, nil)
+	l.refuse(ErrInvalid, JobRetried, entity, -1, nil)
 }
