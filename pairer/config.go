@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"ctrloop/pairer/evidence/stage"
 	"ctrloop/pairer/pairs"
 )
 
@@ -31,6 +32,8 @@ type Config struct {
 	FailedPause time.Duration `yaml:"failed_pause"`
 	// Seed recorded with each data set.
 	Seed uint64 `yaml:"seed"`
+	// Evidence: labels added up on evidence.v1.
+	Evidence stage.Config `yaml:"evidence"`
 }
 
 // Default is the configuration of an embedded run.
@@ -38,6 +41,7 @@ func Default() Config {
 	return Config{
 		Interval: 10 * time.Second, Policy: pairs.PolicyPosterior, MinImpressions: 100, MinWeight: 0.02,
 		HoldoutFraction: 0.2, MinEffectivePairs: 1000, FailedPause: time.Minute,
+		Evidence: stage.Default(),
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"ctrloop/internal/artifact"
 	"ctrloop/internal/controllog"
+	"ctrloop/internal/telemetry"
 	"ctrloop/pairer/dataset"
 	"ctrloop/pairer/pairs"
 	"ctrloop/schemas"
@@ -47,6 +48,7 @@ type Deps struct {
 	Lead      controllog.Leader // the claim on control.RolePairer
 	Publisher Publisher
 	Store     *artifact.Store
+	Work      *telemetry.Work // whether looks succeed; may be nil
 	Log       zerolog.Logger
 	Registry  prometheus.Registerer
 }
@@ -96,11 +98,13 @@ func (s *Service) Run(ctx context.Context) error { return s.d.Lead.Lead(ctx, s.r
 func (s *Service) run(ctx context.Context, log control.Log) error {
 	tick := time.NewTicker(s.cfg.Interval)
 	defer tick.Stop()
+	defer s.d.Work.Worked() // whoever leads now looks
 	for {
 		outcome, err := s.look(ctx, log)
 		if ctx.Err() != nil {
 			return nil
 		}
+		s.d.Work.Tried(err)
 		if err != nil {
 			s.d.Log.Error().Err(err).Msg("look at the evidence failed; trying again")
 		}

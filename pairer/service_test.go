@@ -9,7 +9,9 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -19,6 +21,7 @@ import (
 	"ctrloop/internal/artifact"
 	"ctrloop/internal/columnar"
 	"ctrloop/internal/controllog"
+	"ctrloop/internal/telemetry/telemetrytest"
 	"ctrloop/pairer/dataset"
 	"ctrloop/pairer/pairs"
 	"ctrloop/schemas"
@@ -461,4 +464,44 @@ func (s *shop) put(t *testing.T, typ control.Type, entity string, data any) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// S9: a pairer that cannot look says so, and is well again as soon as it can, or when another process leads.
+func TestAPairerThatCannotLookSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &refusing{shop: newShop(4)}
+		p, _ := start(t, s.shop, Default())
+		gate, work := telemetrytest.NewGate(nil)
+		p.d.Work, p.d.Source = work, s
+		s.err.Store(true)
+		run := func() (stop func()) {
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error)
+			go func() { ended <- p.Run(ctx) }()
+			return func() { cancel(); <-ended }
+		}
+		stop := run()
+		if reason := gate.Await(t, false); !strings.Contains(reason, "no right to read") {
+			t.Errorf("the reason is %q", reason)
+		}
+		s.err.Store(false)
+		gate.Await(t, true)
+		s.err.Store(true)
+		gate.Await(t, false)
+		stop() // as when the lease is lost
+		gate.Await(t, true)
+	})
+}
+
+// refusing is a shop whose evidence may not be read.
+type refusing struct {
+	*shop
+	err atomic.Bool
+}
+
+func (r *refusing) Evidence(ctx context.Context) ([]pairs.Evidence, pairs.Span, error) {
+	if r.err.Load() {
+		return nil, pairs.Span{}, errors.New("no right to read")
+	}
+	return r.shop.Evidence(ctx)
 }
