@@ -50,6 +50,24 @@ func (s *Store) Has(digest string) bool {
 	return err == nil
 }
 
+// Find returns the digests that begin with prefix, two hex digits or more, in order.
+func (s *Store) Find(prefix string) ([]string, error) {
+	if len(prefix) < 2 || strings.Trim(prefix, "0123456789abcdef") != "" {
+		return nil, fmt.Errorf("%w: %q is not the beginning of a digest (two hex digits or more)", ErrNotFound, prefix)
+	}
+	entries, err := os.ReadDir(filepath.Join(s.dir, "objects", prefix[:2]))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("find artifact: %w", err)
+	}
+	var out []string
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), prefix) {
+			out = append(out, e.Name())
+		}
+	}
+	return out, nil
+}
+
 // PutBytes stores a file's content and returns its digest: SHA-256, 64 hex digits.
 func (s *Store) PutBytes(b []byte) (string, error) {
 	sum := sha256.Sum256(b)

@@ -15,12 +15,12 @@ func honest(ps []schemas.Pair, creatives []CreativeRow) (kept []schemas.Pair, le
 	for i := range creatives {
 		by[creatives[i].Creative] = &creatives[i]
 	}
-	if err := checkPairs(ps, by); err != nil {
-		return nil, 0, err
+	if lies := contradictions(Rows(ps), by); len(lies) > 0 {
+		return nil, 0, fmt.Errorf("data set: %s", lies[0])
 	}
 	learned := map[string]bool{} // products of training pairs
 	for _, p := range ps {
-		if p.Split == "train" {
+		if p.Split == splitTrain {
 			learned[p.Product] = true
 		}
 	}
@@ -32,10 +32,10 @@ func honest(ps []schemas.Pair, creatives []CreativeRow) (kept []schemas.Pair, le
 	}
 	known := func(side schemas.PairSide) bool { return pictures[sha256.Sum256(by[side.Creative].ImagePNG)] }
 	for _, p := range ps {
-		if p.Split == "test" && learned[p.Product] {
+		if p.Split == splitTest && learned[p.Product] {
 			return nil, 0, fmt.Errorf("data set: product %s is in the training and in the test split", p.Product)
 		}
-		if p.Split == "test" && (known(p.Chosen) || known(p.Rejected)) {
+		if p.Split == splitTest && (known(p.Chosen) || known(p.Rejected)) {
 			leaked++
 			continue
 		}
@@ -44,26 +44,35 @@ func honest(ps []schemas.Pair, creatives []CreativeRow) (kept []schemas.Pair, le
 	return kept, leaked, nil
 }
 
-// checkPairs says which pair is of creatives that are not there, of another product, of one creative twice, or repeated.
-func checkPairs(ps []schemas.Pair, by map[string]*CreativeRow) error {
+// contradictions are what pairs say that their creatives do not: creatives that are not there, of another product, one creative twice;
+// and pairs that are repeated.
+func contradictions(rows []PairRow, by map[string]*CreativeRow) (out []string) {
+	bad := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
 	seen := map[string]bool{}
-	for _, p := range ps {
-		if seen[p.ID] {
-			return fmt.Errorf("data set: pair %s is there twice: it would weigh double", p.ID)
+	for _, p := range rows {
+		if seen[p.PairID] {
+			bad("pair %s is there twice: it would weigh double", p.PairID)
 		}
-		seen[p.ID] = true
-		if p.Chosen.Creative == p.Rejected.Creative {
-			return fmt.Errorf("data set: pair %s holds creative %s against itself", p.ID, p.Chosen.Creative)
+		seen[p.PairID] = true
+		if p.Left == p.Right {
+			bad("pair %s holds creative %s against itself", p.PairID, p.Left)
 		}
-		for _, id := range []string{p.Chosen.Creative, p.Rejected.Creative} {
-			c := by[id]
-			if c == nil {
-				return fmt.Errorf("data set: pair %s names creative %s, which is not in the data set", p.ID, id)
-			}
-			if c.Product != p.Product {
-				return fmt.Errorf("data set: pair %s is of product %s, and its creative %s of %s", p.ID, p.Product, id, c.Product)
+		for _, id := range p.creatives() {
+			switch c := by[id]; {
+			case c == nil:
+				bad("pair %s names creative %s, which is not in the data set", p.PairID, id)
+			case c.Product != p.Product:
+				bad("pair %s is of product %s, and its creative %s of %s", p.PairID, p.Product, id, c.Product)
 			}
 		}
 	}
-	return nil
+	return out
+}
+
+// creatives are the better and the worse one.
+func (p PairRow) creatives() [2]string {
+	if p.LeftWins {
+		return [2]string{p.Left, p.Right}
+	}
+	return [2]string{p.Right, p.Left}
 }

@@ -103,10 +103,10 @@ func Write(dir string, pairs []schemas.Pair, creatives []CreativeRow, m Manifest
 	for _, p := range pairs {
 		products[p.Product] = true
 		switch p.Split {
-		case "train":
+		case splitTrain:
 			m.Train++
 			m.Effective += p.Weight
-		case "later":
+		case splitLater:
 			m.Later++
 		default:
 			m.Test++
