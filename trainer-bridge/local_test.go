@@ -6,12 +6,14 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"ctrloop/internal/artifact"
 	"ctrloop/schemas/control"
+	"ctrloop/trainer-bridge/runner"
 )
 
 // local returns a runner whose "Python" is a shell script: the contract is argv, files and exit status.
@@ -32,12 +34,9 @@ func local(t *testing.T, script string) (*Local, control.JobStatus) {
 	}
 	raw, _ := json.Marshal(Spec{Kind: KindReward, Dataset: data, Previous: data, Hyper: map[string]any{"epochs": 3}})
 	return &Local{
-			Python:    py,
-			Dir:       filepath.Join(dir, "jobs"),
-			Threads:   1,
+			Inputs:    Inputs{Python: py, Dir: filepath.Join(dir, "jobs"), Threads: 1, Store: store},
 			Timeout:   20 * time.Second,
 			StopGrace: 5 * time.Second,
-			Store:     store,
 		},
 		control.JobStatus{
 			Job: control.Job{ID: "reward-x", Spec: raw},
@@ -180,5 +179,77 @@ func TestAJobOfAnotherVersionStartsOver(t *testing.T) {
 	l.Trainer = "/trainers/bbbb"
 	if resumed() {
 		t.Error("a new version went on from what the old one had left")
+	}
+}
+
+// A child that cannot write its log for lack of disk, or says that it could not write, has a class of its own.
+func TestAFullDiskHasItsClass(t *testing.T) {
+	l, j := local(t, "echo 'OSError: [Errno 28] No space left on device' >&2; exit 1")
+	if err := os.MkdirAll(l.JobDir(j.ID), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/dev/full", filepath.Join(l.JobDir(j.ID), logFile)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := l.Run(t.Context(), j)
+	var je *JobError
+	if !errors.As(err, &je) || je.Class != FailDisk || !strings.Contains(err.Error(), "is full") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestLocalIsCalledOff(t *testing.T) {
+	for _, before := range []bool{true, false} {
+		l, j := local(t, "while :; do sleep 0.05; done")
+		cancel := func() {
+			if err := l.Cancel(t.Context(), j); err != nil {
+				t.Error(err)
+			}
+		}
+		if before {
+			cancel()
+		} else {
+			go cancel()
+		}
+		_, err := l.Run(t.Context(), j)
+		var je *JobError
+		if !errors.As(err, &je) || je.Class != FailCancelled {
+			t.Errorf("%v", err)
+		}
+		j.Update.Run = 2
+		l.Python = "/bin/true" // its next run is another one
+		if _, err := l.Run(t.Context(), j); err != nil {
+			t.Errorf("the run after it: %v", err)
+		}
+	}
+}
+
+// The limits are the child's and its children's; the words are the trainer's, from what the allocation says.
+func TestLocalHasLimits(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("limits are for Linux")
+	}
+	l, j := local(t, `{ sh -c 'ulimit -d'; nproc; } >"$out/limits"`)
+	l.Resources = runner.Resources{MemoryBytes: 1 << 30, CPUs: 0.5}
+	out, err := l.Run(t.Context(), j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(out, "limits")); err != nil || string(got) != "1048576\n1\n" {
+		t.Errorf("limits %q, %v; want 1 GiB in KiB, and one processor", got, err)
+	}
+}
+
+func TestLogsOfAJob(t *testing.T) {
+	l, j := local(t, "echo one; echo two")
+	var got strings.Builder
+	if err := l.Logs(t.Context(), j, &got); err != nil || got.Len() > 0 {
+		t.Errorf("before it began: %q, %v", got.String(), err)
+	}
+	if _, err := l.Run(t.Context(), j); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Logs(t.Context(), j, &got); err != nil || got.String() != "one\ntwo\n" {
+		t.Errorf("%q, %v", got.String(), err)
 	}
 }

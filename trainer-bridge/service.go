@@ -9,35 +9,38 @@ import (
 	"slices"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
 	"ctrloop/internal/artifact"
 	"ctrloop/internal/controllog"
+	"ctrloop/internal/telemetry"
 	"ctrloop/schemas/control"
 )
 
 // Deps are what the bridge works with.
 type Deps struct {
-	Lead     controllog.Leader // the claim on control.RoleTrainer
-	Runner   Runner
-	Store    *artifact.Store
-	Base     string // digest of the base prompt model
-	Log      zerolog.Logger
-	Registry prometheus.Registerer
+	Lead    controllog.Leader // the claim on control.RoleTrainer
+	Runner  Runner
+	Store   *artifact.Store
+	Base    string          // digest of the base prompt model
+	Work    *telemetry.Work // whether steps succeed; may be nil
+	Log     zerolog.Logger
+	Metrics *Metrics
 }
 
 // Service is the running bridge.
 type Service struct {
 	cfg Config
 	d   Deps
-	m   *metrics
+	m   *Metrics
 	now func() time.Time
 	// ended is the command about the end of a job that may not be on the log: it is sent again before anything else, so
 	// that hours of training are not done twice.
 	ended *control.Event
 	// starting is the id of the start of an attempt whose answer is not known.
 	starting string
+	// calledOff has the attempts of cancelled jobs whose runner was told.
+	calledOff map[string]int
 }
 
 // New checks the configuration.
@@ -45,7 +48,7 @@ func New(cfg Config, d Deps) (*Service, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Service{cfg: cfg, d: d, m: newMetrics(d.Registry), now: time.Now}, nil
+	return &Service{cfg: cfg, d: d, m: d.Metrics, now: time.Now, calledOff: map[string]int{}}, nil
 }
 
 // Run works until ctx ends, while this process leads. A job that is running when either ends is stopped with a checkpoint
@@ -53,9 +56,13 @@ func New(cfg Config, d Deps) (*Service, error) {
 func (s *Service) Run(ctx context.Context) error { return s.d.Lead.Lead(ctx, s.run) }
 
 func (s *Service) run(ctx context.Context, log control.Log) error {
+	defer s.d.Work.Worked() // whoever leads now trains
 	for ctx.Err() == nil {
 		changed := log.Changed() // before the look: a change during it must wake us
 		worked, err := s.step(ctx, log)
+		if ctx.Err() == nil {
+			s.d.Work.Tried(err)
+		}
 		if err != nil && ctx.Err() == nil {
 			s.d.Log.Error().Err(err).Msg("training step failed; trying again")
 		}
@@ -77,6 +84,7 @@ func (s *Service) step(ctx context.Context, log control.Log) (worked bool, err e
 		return true, s.reportEnd(ctx, log)
 	}
 	st := log.State()
+	s.callOff(ctx, st)
 	if done, err := s.registerFinished(ctx, log, st); done || err != nil {
 		return done, err
 	}
@@ -91,52 +99,107 @@ func (s *Service) step(ctx context.Context, log control.Log) (worked bool, err e
 }
 
 func (s *Service) runJob(ctx context.Context, clog control.Log, j control.JobStatus) error {
-	attempt, err := s.start(ctx, clog, j)
-	if attempt == 0 || err != nil {
+	u, err := s.start(ctx, clog, j)
+	if u.Attempt == 0 || err != nil {
 		return err
 	}
-	log := s.d.Log.With().Str("job", j.ID).Int("attempt", attempt).Logger()
+	s.d.Work.Worked() // the job may take hours
+	j.Update = u
+	log := s.d.Log.With().Str("job", j.ID).Int("attempt", u.Attempt).Int("run", u.Run).Logger()
 	log.Info().Str("reason", j.Reason).Msg("job starts")
 	s.m.running.Inc()
 	start := time.Now()
-	out, err := s.d.Runner.Run(ctx, j)
+	running, stop := whileRunning(ctx, clog, j.ID, u.Attempt)
+	out, err := s.d.Runner.Run(running, j)
+	stop()
 	s.m.running.Dec()
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return ctx.Err() // interrupted by our own stop: the log still says running, the next start goes on
+	case !runs(clog.State(), j.ID, u.Attempt):
+		s.m.jobs.WithLabelValues(s.m.runner, j.Kind, control.ClassCancelled).Inc()
+		log.Info().Msg("job was cancelled")
+		return nil
 	}
-	u := control.JobUpdate{Attempt: attempt}
 	if err == nil {
 		err = s.finish(&u, j, out)
 	}
 	if err != nil {
 		return s.fail(ctx, clog, &j, u, err)
 	}
-	s.m.jobs.WithLabelValues(j.Kind, "succeeded").Inc()
+	s.m.jobs.WithLabelValues(s.m.runner, j.Kind, "succeeded").Inc()
 	s.m.seconds.WithLabelValues(j.Kind).Observe(time.Since(start).Seconds())
 	log.Info().Dur("took", time.Since(start)).Str("artifact", short(u.Artifact)).Msg("job succeeded")
 	return s.end(ctx, clog, control.JobFinished, &j, u)
 }
 
-// start writes to the log that the job's next attempt begins, and returns its number; 0: the log has another attempt. An attempt
-// whose answer was lost is sent again under the same number.
-func (s *Service) start(ctx context.Context, log control.Log, j control.JobStatus) (attempt int, err error) {
-	startID := func(n int) string { return fmt.Sprintf("start-%s-%d", j.ID, n) }
-	attempt = j.Update.Attempt + 1
-	if j.State == control.JobRunning && s.starting == startID(j.Update.Attempt) {
-		attempt--
+// callOff ends what may still go on elsewhere of jobs that somebody has cancelled: the log alone knows, if a bridge dies between.
+func (s *Service) callOff(ctx context.Context, st *control.State) {
+	for id, j := range st.Jobs {
+		gone := j.State == control.JobBroken && j.Update.Class == control.ClassCancelled && j.Update.Attempt > 0
+		if !gone || s.calledOff[id] == j.Update.Attempt {
+			continue
+		}
+		if err := s.d.Runner.Cancel(ctx, *j); err != nil {
+			s.d.Log.Warn().Err(err).Str("job", id).Msg("a job was cancelled and may still run; trying again")
+			continue
+		}
+		s.calledOff[id] = j.Update.Attempt
 	}
-	id := startID(attempt)
+}
+
+// runs says whether the log has this attempt of a job running.
+func runs(st *control.State, job string, attempt int) bool {
+	j := st.Jobs[job]
+	return j != nil && j.State == control.JobRunning && j.Update.Attempt == attempt
+}
+
+// whileRunning returns a context that ends as soon as the log no longer has the attempt running: somebody has cancelled it. stop
+// ends the watch, and the context.
+func whileRunning(ctx context.Context, log control.Reader, job string, attempt int) (running context.Context, stop func()) {
+	running, cancel := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		for {
+			changed := log.Changed()
+			if !runs(log.State(), job, attempt) {
+				cancel()
+				return
+			}
+			select {
+			case <-running.Done():
+				return
+			case <-changed:
+			}
+		}
+	}()
+	return running, func() { cancel(); <-watched }
+}
+
+// start writes to the log that the job's next attempt begins, and returns it; attempt 0: the log has another one. An attempt whose
+// answer was lost is sent again under the same number.
+func (s *Service) start(ctx context.Context, log control.Log, j control.JobStatus) (control.JobUpdate, error) {
+	startID := func(n int) string { return fmt.Sprintf("start-%s-%d", j.ID, n) }
+	u := control.JobUpdate{Attempt: j.Update.Attempt + 1, Run: run(j)}
+	switch {
+	case j.State == control.JobRunning && s.starting == startID(j.Update.Attempt):
+		u.Attempt--
+	case j.State != control.JobRunning && j.Update.Attempt > 0: // its last run has failed
+		u.Run++
+	}
+	id := startID(u.Attempt)
 	sentBefore := s.starting == id
 	s.starting = id
-	applied, err := s.append(ctx, log, id, control.JobStarted, control.JobEntity(j.ID), "", control.JobUpdate{Attempt: attempt})
+	applied, err := s.append(ctx, log, id, control.JobStarted, control.JobEntity(j.ID), "", u)
 	if err != nil {
-		return 0, err
+		return control.JobUpdate{}, err
 	}
 	s.starting = ""
 	if !applied && !sentBefore {
-		return 0, nil
+		return control.JobUpdate{}, nil
 	}
-	return attempt, nil
+	return u, nil
 }
 
 // finish stores what the job made, if it is all there.
@@ -166,7 +229,7 @@ func (s *Service) fail(ctx context.Context, clog control.Log, j *control.JobStat
 	if wait, again := s.cfg.retry(class, u.Attempt); again {
 		u.RetryAt = s.now().Add(wait).UTC()
 	}
-	s.m.jobs.WithLabelValues(j.Kind, string(class)).Inc()
+	s.m.jobs.WithLabelValues(s.m.runner, j.Kind, string(class)).Inc()
 	s.d.Log.Error().Err(err).Str("job", j.ID).Int("attempt", u.Attempt).Str("class", u.Class).Time("retry_at", u.RetryAt).Msg("job failed")
 	return s.end(ctx, clog, control.JobFailed, j, u)
 }
@@ -211,7 +274,7 @@ func (s *Service) registerFinished(ctx context.Context, log control.Log, st *con
 func (s *Service) register(ctx context.Context, log control.Log, st *control.State, j *control.JobStatus) (bool, error) {
 	model, err := s.version(st, j)
 	if je, ok := errors.AsType[*JobError](err); ok { // or it would stand in the way of every job after it
-		return true, s.fail(ctx, log, j, control.JobUpdate{Attempt: j.Update.Attempt}, je)
+		return true, s.fail(ctx, log, j, control.JobUpdate{Attempt: j.Update.Attempt, Run: j.Update.Run}, je)
 	}
 	if err != nil {
 		return false, err

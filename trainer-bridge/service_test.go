@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,7 @@ import (
 	"ctrloop/internal/artifact"
 	"ctrloop/internal/controllog"
 	"ctrloop/internal/controllog/controltest"
+	"ctrloop/internal/telemetry/telemetrytest"
 	"ctrloop/schemas/control"
 )
 
@@ -31,10 +33,15 @@ type trainer struct {
 	busy  atomic.Int64
 	most  atomic.Int64
 	hold  time.Duration
+	saw   []int // the numbers of runs
+	spoil func(out string) error
+	off   []int        // the runs that were called off
+	deaf  atomic.Int64 // so many calls to Cancel fail
 }
 
 func (r *trainer) Run(ctx context.Context, j control.JobStatus) (string, error) {
 	n := r.runs.Add(1)
+	r.saw = append(r.saw, run(j))
 	r.most.Store(max(r.most.Load(), r.busy.Add(1)))
 	defer r.busy.Add(-1)
 	select {
@@ -55,8 +62,21 @@ func (r *trainer) Run(ctx context.Context, j control.JobStatus) (string, error) 
 			return "", err
 		}
 	}
+	if r.spoil != nil {
+		return out, r.spoil(out)
+	}
 	return out, nil
 }
+
+func (r *trainer) Cancel(_ context.Context, j control.JobStatus) error {
+	if n := r.deaf.Add(-1); n >= 0 {
+		return errors.New("the cluster is down")
+	}
+	r.off = append(r.off, run(j))
+	return nil
+}
+
+func (r *trainer) Logs(context.Context, control.JobStatus, io.Writer) error { return nil }
 
 // whole are the files of a rounds job.
 func whole() (fs []string) {
@@ -83,7 +103,8 @@ func newPlant(t *testing.T) *plant {
 
 func (p *plant) bridge(t *testing.T, r Runner, lead controllog.Leader) *Service {
 	t.Helper()
-	s, err := New(Default(), Deps{Lead: lead, Runner: r, Store: p.store, Base: "b", Log: zerolog.Nop(), Registry: prometheus.NewRegistry()})
+	metrics := NewMetrics(Default(), prometheus.NewRegistry())
+	s, err := New(Default(), Deps{Lead: lead, Runner: r, Store: p.store, Base: "b", Log: zerolog.Nop(), Metrics: metrics})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,6 +211,65 @@ func TestRetriesByClass(t *testing.T) {
 	}
 }
 
+// A failure ends a run, and the death of a bridge does not: what goes on elsewhere is found under the number of its run.
+func TestRunsGoOverRestarts(t *testing.T) {
+	p := newPlant(t)
+	r := &trainer{dir: t.TempDir(), leave: whole(), fail: []FailureClass{FailLost}}
+	p.submit(t, "rounds-a", KindRounds)
+	p.log.Put(t, control.JobStarted, control.JobEntity("rounds-a"), control.JobUpdate{Attempt: 1, Run: 1}) // and the bridge died
+	s := p.bridge(t, r, controllog.Alone(p.log))
+	p.settle(t, s)
+	p.now = p.now.Add(time.Minute)
+	p.log.Put(t, control.JobStarted, control.JobEntity("rounds-a"), control.JobUpdate{Attempt: 3, Run: 2}) // and again
+	p.settle(t, s)
+	j := p.log.State().Jobs["rounds-a"]
+	if !slices.Equal(r.saw, []int{1, 2}) || j.State != control.JobSucceeded || j.Update.Attempt != 4 || j.Update.Run != 2 {
+		t.Errorf("runs %v; job %+v", r.saw, j)
+	}
+}
+
+// A job that was cancelled while no bridge was there, and goes on elsewhere, is called off by the next one, until that is done.
+func TestACancelledRunIsCalledOff(t *testing.T) {
+	p := newPlant(t)
+	r := &trainer{dir: t.TempDir(), leave: whole()}
+	r.deaf.Store(2)
+	p.submit(t, "rounds-a", KindRounds)
+	p.submit(t, "rounds-b", KindRounds)
+	p.log.Put(t, control.JobStarted, control.JobEntity("rounds-a"), control.JobUpdate{Attempt: 5, Run: 3})
+	p.log.Put(t, control.JobCancelled, control.JobEntity("rounds-a"), nil)
+	p.log.Put(t, control.JobCancelled, control.JobEntity("rounds-b"), nil) // it never began
+	s := p.bridge(t, r, controllog.Alone(p.log))
+	for range 5 {
+		p.settle(t, s)
+	}
+	if !slices.Equal(r.off, []int{3}) || r.runs.Load() != 0 {
+		t.Errorf("called off: %v; %d runs", r.off, r.runs.Load())
+	}
+	p.log.Put(t, control.JobRetried, control.JobEntity("rounds-a"), nil)
+	p.settle(t, s)
+	if j := p.log.State().Jobs["rounds-a"]; j.State != control.JobSucceeded || !slices.Equal(r.saw, []int{4}) {
+		t.Errorf("retried: runs %v, %+v", r.saw, j)
+	}
+}
+
+// What a trainer leaves is judged by the bridge, whoever ran it.
+func TestGarbageIsNoResult(t *testing.T) {
+	for what, spoil := range map[string]func(out string) error{
+		"metrics that are no JSON": func(out string) error { return os.WriteFile(filepath.Join(out, "metrics.json"), []byte("{"), 0o644) },
+		"no adapter":               func(out string) error { return os.RemoveAll(filepath.Join(out, "adapter")) },
+		"a link out of the folder": func(out string) error { return os.Symlink("/etc/passwd", filepath.Join(out, "extra")) },
+	} {
+		p := newPlant(t)
+		r := &trainer{dir: t.TempDir(), leave: whole(), spoil: spoil}
+		p.submit(t, "rounds-a", KindRounds)
+		p.settle(t, p.bridge(t, r, controllog.Alone(p.log)))
+		st := p.log.State()
+		if j := st.Jobs["rounds-a"]; j.State != control.JobQueued || j.Update.Error == "" || len(st.Models) != 0 {
+			t.Errorf("%s: %+v, %d versions", what, j, len(st.Models))
+		}
+	}
+}
+
 // Each append is refused once and each answer lost once: no job runs twice, and all come to their end.
 func TestTrainingSurvivesLostAppends(t *testing.T) {
 	for _, fault := range []string{"refused", "answer lost"} {
@@ -256,6 +336,66 @@ func TestTwoTrainersRunAJobOnce(t *testing.T) {
 		}
 		if r.most.Load() != 1 || st.Leases[control.RoleTrainer].Owner != "two" {
 			t.Errorf("%d at once; lease %+v", r.most.Load(), st.Leases[control.RoleTrainer])
+		}
+	})
+}
+
+// S9: a trainer that cannot write to the control log says so, and is well again as soon as it can, in the hours of a job too.
+func TestATrainerThatCannotWriteSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlant(t)
+		p.submit(t, "rounds-1", KindRounds)
+		p.log.Refuse(func(control.Event) error { return errors.New("no right to write") })
+		s := p.bridge(t, &trainer{dir: t.TempDir(), leave: whole(), hold: 10 * time.Hour}, controllog.Alone(p.log))
+		gate, work := telemetrytest.NewGate(nil)
+		s.d.Work = work
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- s.Run(ctx) }()
+		if reason := gate.Await(t, false); !strings.Contains(reason, "no right to write") {
+			t.Errorf("the reason is %q", reason)
+		}
+		p.log.Refuse(nil)
+		gate.Await(t, true)
+		if st := p.log.State().Jobs["rounds-1"].State; st != control.JobRunning {
+			t.Errorf("the job is %s: it should run still", st)
+		}
+		cancel()
+		<-ended
+	})
+}
+
+// A job that somebody cancels is stopped at once, its end is not reported over the person's word, and a retry runs it again.
+func TestACancelledJobIsStoppedAndMayBeRetried(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlant(t)
+		r := &trainer{dir: t.TempDir(), hold: time.Hour, leave: append([]string{"metrics.json"}, whole()...)}
+		s := p.bridge(t, r, controllog.Alone(p.log))
+		p.submit(t, "rounds-a", KindRounds)
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		time.Sleep(time.Minute)
+		p.log.Put(t, control.JobCancelled, control.JobEntity("rounds-a"), nil)
+		synctest.Wait()
+		if n := r.busy.Load(); n != 0 {
+			t.Errorf("%d jobs run after the cancel", n)
+		}
+		if j := p.log.State().Jobs["rounds-a"]; j.State != control.JobBroken || j.Update.Class != control.ClassCancelled {
+			t.Errorf("cancelled: %+v", j)
+		}
+		time.Sleep(24 * time.Hour)
+		if n := r.runs.Load(); n != 1 {
+			t.Errorf("%d runs of a job that was cancelled", n)
+		}
+		p.log.Put(t, control.JobRetried, control.JobEntity("rounds-a"), nil)
+		time.Sleep(2 * time.Hour)
+		if j := p.log.State().Jobs["rounds-a"]; j.State != control.JobSucceeded || j.Update.Attempt != 2 {
+			t.Errorf("retried: %+v", j)
+		}
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -28,6 +28,8 @@ type Spec struct {
 	Env []string
 	// Threads bounds the child's numeric libraries (OMP_NUM_THREADS and its relatives); 0 leaves them alone.
 	Threads int
+	// Limits of its memory and processors. A child that cannot be limited does not start.
+	Limits Limits
 	// Stdin of the child; nil is empty.
 	Stdin io.Reader
 	// Stdout, where set, gets the child's output as it is; nil logs it line by line.
@@ -137,9 +139,9 @@ type child struct {
 
 // start starts the process and forwards its output.
 func start(spec Spec, log zerolog.Logger) (*child, error) {
-	cmd := exec.Command(spec.Path, spec.Args...)
+	cmd := spec.Limits.command(spec.Path, spec.Args)
 	cmd.Dir = spec.Dir
-	cmd.Env = append(os.Environ(), append(threadEnv(spec.Threads), spec.Env...)...)
+	cmd.Env = append(os.Environ(), append(ThreadEnv(spec.Threads), spec.Env...)...)
 	cmd.Stdin = spec.Stdin
 	cmd.SysProcAttr = sysProcAttr()
 	cmd.WaitDelay = pipeDelay
@@ -161,7 +163,7 @@ func start(spec Spec, log zerolog.Logger) (*child, error) {
 	go func() {
 		runtime.LockOSThread() // see the package comment
 		defer runtime.UnlockOSThread()
-		err := cmd.Start()
+		err := startWithin(cmd, spec.Limits)
 		started <- err
 		if err != nil {
 			return
@@ -177,8 +179,18 @@ func start(spec Spec, log zerolog.Logger) (*child, error) {
 	return c, nil
 }
 
-// threadEnv returns the variables that numeric libraries read their number of threads from.
-func threadEnv(threads int) []string {
+// startWithin starts a child under its limits, or not at all.
+func startWithin(cmd *exec.Cmd, limits Limits) error {
+	undo, err := limits.confineThread()
+	if err != nil {
+		return err
+	}
+	defer undo()
+	return cmd.Start()
+}
+
+// ThreadEnv returns the variables (NAME=value) that numeric libraries read their number of threads from.
+func ThreadEnv(threads int) []string {
 	if threads <= 0 {
 		return nil
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -308,5 +309,31 @@ func TestServerConfigProblemsAreAllReported(t *testing.T) {
 	}
 	if err := DefaultServerConfig().Validate(); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestLimits(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("limits are for Linux")
+	}
+	var out bytes.Buffer
+	err := Run(t.Context(), Spec{
+		Name: "limited", Path: "/bin/sh", Args: []string{"-c", "ulimit -d; nproc"}, Stdout: &out,
+		Limits: Limits{MemoryBytes: 256 << 20, CPUs: 1},
+	}, zerolog.Nop())
+	if err != nil || out.String() != "262144\n1\n" {
+		t.Errorf("%q, %v", out.String(), err)
+	}
+	err = Run(t.Context(), Spec{Name: "absent", Path: "/no/such/program", Limits: Limits{MemoryBytes: 256 << 20}}, zerolog.Nop())
+	if exit, ok := ExitOf(err); !ok || exit.Outcome != OutcomeNotStarted {
+		t.Errorf("a program that is not there: %v", err)
+	}
+	out.Reset()
+	free := Spec{Name: "free", Path: "/bin/sh", Args: []string{"-c", "ulimit -d; nproc"}, Stdout: &out}
+	if err := Run(t.Context(), free, zerolog.Nop()); err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("unlimited\n%d\n", runtime.NumCPU()); out.String() != want {
+		t.Errorf("a child without limits after one with: %q, want %q", out.String(), want)
 	}
 }
