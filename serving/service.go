@@ -16,6 +16,7 @@ import (
 	"ctrloop/internal/catalogue"
 	"ctrloop/internal/controllog"
 	"ctrloop/internal/httpapi"
+	"ctrloop/internal/telemetry"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/backend"
@@ -42,6 +43,7 @@ type Deps struct {
 	Store     *artifact.Store
 	Products  *catalogue.Catalogue
 	Drawer    creatives.Drawer // nil: the scene renderer
+	Work      *telemetry.Work  // whether the states of versions can be told; may be nil
 	Judge     creatives.Judge  // of how backgrounds suit products; nil: scores come from elsewhere, or not at all
 }
 
@@ -98,6 +100,7 @@ func New(cfg Config, d Deps, log zerolog.Logger, reg prometheus.Registerer) (*Se
 	if err != nil {
 		return nil, fmt.Errorf("swap: %w", err)
 	}
+	s.swap.Reports(d.Work)
 	if s.gateway, err = gateway.New(cfg.Gateway, s.table, s.assign, s.swap.Suspect, log.With().Str("part", "gateway").Logger(),
 		reg); err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
@@ -199,6 +202,11 @@ func (s *Service) Routes() []httpapi.Route {
 		{Method: http.MethodPost, Path: "/v1/models/{logical}/rollback", Scope: access.ModelsPromote, Handle: s.rollBack},
 		{Method: http.MethodPost, Path: "/v1/creatives/{id}/block", Scope: access.ModelsPromote, Handle: s.block(control.CreativeBlocked)},
 		{Method: http.MethodPost, Path: "/v1/creatives/{id}/unblock", Scope: access.ModelsPromote, Handle: s.block(control.CreativeUnblocked)},
+		{Method: http.MethodGet, Path: "/v1/datasets", Scope: access.Read, Handle: s.datasets},
+		{Method: http.MethodGet, Path: "/v1/jobs", Scope: access.Read, Handle: s.jobs},
+		{Method: http.MethodGet, Path: "/v1/jobs/{id}", Scope: access.Read, Handle: s.job},
+		{Method: http.MethodPost, Path: "/v1/jobs/{id}/cancel", Scope: access.ModelsPromote, Handle: s.steerJob(control.JobCancelled)},
+		{Method: http.MethodPost, Path: "/v1/jobs/{id}/retry", Scope: access.ModelsPromote, Handle: s.steerJob(control.JobRetried)},
 	}, s.creative.Routes()...)
 }
 

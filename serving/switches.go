@@ -42,6 +42,20 @@ func readSwitch(w http.ResponseWriter, r *http.Request) (req switchRequest, ok b
 	return req, true
 }
 
+// command appends what a person has asked for, in that person's name.
+func (s *Service) command(r *http.Request, typ control.Type, entity string, req switchRequest, data any) error {
+	expect := int64(-1)
+	if req.Expect != nil {
+		expect = *req.Expect
+	}
+	e, err := control.NewEvent(uuid.NewString(), typ, entity, expect, httpapi.Who(r.Context()).Name, req.Note, time.Now(), data)
+	if err != nil {
+		return err
+	}
+	_, err = s.d.Control.Append(r.Context(), e) // repeated cannot be: the id is new
+	return err
+}
+
 // failSwitch answers a command that was not carried out.
 func failSwitch(w http.ResponseWriter, err error) {
 	status, hint := http.StatusServiceUnavailable, "the control log did not take the command; try again"
@@ -67,16 +81,7 @@ func (s *Service) block(typ control.Type) http.HandlerFunc {
 			httpapi.Fail(w, httpapi.Refuse(http.StatusNotFound, "GET /v1/creatives lists them", "no creative %q", id))
 			return
 		}
-		expect := int64(-1)
-		if req.Expect != nil {
-			expect = *req.Expect
-		}
-		e, err := control.NewEvent(uuid.NewString(), typ, control.CreativeEntity(id), expect, httpapi.Who(r.Context()).Name, req.Note,
-			time.Now(), control.CreativeBlock{Creative: id})
-		if err == nil {
-			_, err = s.d.Control.Append(r.Context(), e) // repeated cannot be: the id is new
-		}
-		if err != nil {
+		if err := s.command(r, typ, control.CreativeEntity(id), req, control.CreativeBlock{Creative: id}); err != nil {
 			failSwitch(w, err)
 			return
 		}

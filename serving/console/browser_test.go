@@ -183,7 +183,7 @@ func TestPageInChromium(t *testing.T) {
 	b := openBrowser(t, srv.URL, 1600, 1000)
 	b.do(t, chromedp.Navigate(srv.URL+"/"))
 	b.until(t, `document.documentElement.dataset.painted`)
-	b.until(t, `[...document.images].length === 16 && [...document.images].every(i => i.complete && i.naturalWidth === 256)`)
+	b.until(t, `[...document.images].length === 15 && [...document.images].every(i => i.complete && i.naturalWidth === 256)`)
 	t.Logf("figures on the page after %s ms, first paint after %.0f ms", eval[string](t, b, `document.documentElement.dataset.painted`),
 		eval[float64](t, b, `performance.getEntriesByName("first-contentful-paint")[0]?.startTime ?? -1`))
 
@@ -211,6 +211,7 @@ func TestPageInChromium(t *testing.T) {
 		"#live":                           "live",
 		"#ctr .note":                      "mature impressions",
 		"#creatives li:last-child .title": o.Creatives[15].Title,
+		"#creatives li .stopped":          "blocked by ana: the price is wrong",
 	} {
 		if got := b.text(t, strings.TrimSpace(sel)); !strings.Contains(got, want) {
 			t.Errorf("%s shows %q, want %q in it", sel, got, want)

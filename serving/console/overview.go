@@ -222,7 +222,8 @@ type Creative struct {
 	Version     string    `json:"model_version"`
 	Variant     string    `json:"variant"` // "control", "treatment" or empty, in the running rollout
 	Description string    `json:"description"`
-	Image       string    `json:"image"` // path on this server; empty: /v1/creatives/{id}.png
+	Image       string    `json:"image"`   // path on this server; empty: /v1/creatives/{id}.png
+	Blocked     string    `json:"blocked"` // why people have blocked it; empty: it may serve. Its image is not answered then
 	Created     time.Time `json:"created"`
 	Impressions int64     `json:"impressions"` // mature
 	Clicks      int64     `json:"clicks"`

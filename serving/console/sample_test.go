@@ -190,6 +190,9 @@ func sample(t testing.TB, cat *catalogue.Catalogue) Overview {
 		if i == 33 {
 			c.Impressions, c.Clicks = 0, 0
 		}
+		if len(o.Creatives) == 5 {
+			c.Blocked = "by ana: the price is wrong"
+		}
 		o.Creatives = append(o.Creatives, c)
 	}
 	return o

@@ -153,7 +153,7 @@ func (s *Service) Force(ctx context.Context, id, who string, r Request) error {
 
 // Stop ends an experiment by hand: promote, rollback or inconclusive.
 func (s *Service) Stop(ctx context.Context, id, who string, r Request) (control.Decision, error) {
-	d := control.Decision{LiftLow: -1, LiftHigh: 1, P: 1, SRMP: 1}
+	d := control.Decision{LiftLow: -1, LiftHigh: 1, P: 1}
 	if !slices.Contains([]control.Outcome{control.Promote, control.RollBack, control.Inconclusive}, r.Outcome) {
 		return d, bad("a stop needs an outcome: promote, rollback or inconclusive", "outcome %q", r.Outcome)
 	}

@@ -90,8 +90,9 @@ type GuardRow struct {
 
 // HealthRow says whether the figures can be trusted, and what they could show.
 type HealthRow struct {
-	SampleRatioP     ramp.Num  `json:"sample_ratio_p"` // always valid; small is bad
-	SampleRatioOK    bool      `json:"sample_ratio_ok"`
+	SampleRatioP     ramp.Num  `json:"sample_ratio_p"`  // always valid; small is bad; null: not known
+	SampleRatioOK    bool      `json:"sample_ratio_ok"` // it was tested, and the units fall into the arms as planned
+	SampleRatioWhy   string    `json:"sample_ratio_null_because,omitempty"`
 	Multiple         *Multiple `json:"multiple_exposures,omitempty"` // absent: not asked of a warehouse
 	HalfWidth        ramp.Num  `json:"half_width_relative"`          // of the lift's interval now
 	MDE              ramp.Num  `json:"mde_relative"`                 // relative difference found with probability 0.8 at this size
@@ -189,14 +190,18 @@ func (s *Service) guardRows(x control.ExperimentStatus, f ramp.Figures) []GuardR
 		}
 		return string(ramp.GuardOpen)
 	}
+	ratio := f.Missing["srm_p"]
+	if ratio == "" {
+		ratio = fmt.Sprintf("p %.3g", float64(f.SRMP))
+	}
 	rows := []GuardRow{
 		{Name: "click_through", Control: f.Control.CTR, Treatment: f.Treatment.CTR, Action: string(ramp.RollBack),
 			State: state(f.Guard < 0, f.GuardLow > 0, !math.IsNaN(float64(f.Lift))),
 			Limit: fmt.Sprintf("not more than %g %% below the control, error %g", 100*c.Margin, c.GuardAlpha),
 			Why:   fmt.Sprintf("treatment - %g x control lies in [%.3g, %.3g]", 1-c.Margin, float64(f.GuardLow), float64(f.Guard))},
 		{Name: "sample_ratio", Control: ramp.Num(f.Control.Units), Treatment: ramp.Num(f.Treatment.Units), Action: string(ramp.RollBack),
-			State: state(float64(f.SRMP) <= ramp.SRMLimit(c, x.Steps), false, f.Control.Units+f.Treatment.Units > 0 && f.Step.Share < 1),
-			Limit: fmt.Sprintf("p above %.3g at share %g", ramp.SRMLimit(c, x.Steps), f.Step.Share), Why: fmt.Sprintf("p %.3g", float64(f.SRMP))},
+			State: state(float64(f.SRMP) <= ramp.SRMLimit(c, x.Steps), false, !math.IsNaN(float64(f.SRMP))),
+			Limit: fmt.Sprintf("p above %.3g at share %g", ramp.SRMLimit(c, x.Steps), f.Step.Share), Why: ratio},
 		{
 			Name:      "generation_errors",
 			Control:   ramp.Num(math.NaN()),
@@ -221,7 +226,8 @@ func (s *Service) guardRows(x control.ExperimentStatus, f ramp.Figures) []GuardR
 func (s *Service) health(ctx context.Context, x control.ExperimentStatus, f ramp.Figures) (HealthRow, error) {
 	nan := ramp.Num(math.NaN())
 	h := HealthRow{SampleRatioP: f.SRMP, SampleRatioOK: float64(f.SRMP) > ramp.SRMLimit(s.cfg.Ramp, x.Steps),
-		HalfWidth: nan, MDE: f.MDE / f.Control.CTR, UnitsForOnePct: nan, UnitsPerDay: nan, DaysToOnePercent: nan,
+		SampleRatioWhy: f.Missing["srm_p"],
+		HalfWidth:      nan, MDE: f.MDE / f.Control.CTR, UnitsForOnePct: nan, UnitsPerDay: nan, DaysToOnePercent: nan,
 		PowerForMargin: nan, UnitsForMargin: nan, DaysForMargin: nan}
 	n := float64(f.Control.Units + f.Treatment.Units)
 	if half := float64(f.LiftHigh-f.LiftLow) / 2; n > 0 && !math.IsNaN(float64(f.Lift)) && half < 1 {

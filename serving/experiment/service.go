@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ctrloop/internal/controllog"
+	"ctrloop/internal/telemetry"
 	"ctrloop/internal/warehouse/query"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/experiment/exposure"
@@ -71,6 +72,7 @@ type Deps struct {
 	// production, the world's in a demo. A step is dated by it.
 	Wall     func() time.Time
 	EventNow func() time.Time
+	Work     *telemetry.Work // whether decisions can be written; may be nil
 }
 
 // Service looks at experiments.
@@ -101,6 +103,7 @@ func (s *Service) Run(ctx context.Context) error { return s.d.Lead.Lead(ctx, s.r
 func (s *Service) run(ctx context.Context, log control.Log) error {
 	tick := time.NewTicker(s.cfg.Interval)
 	defer tick.Stop()
+	defer s.d.Work.Worked() // whoever leads now decides
 	for {
 		if err := s.lookAll(ctx, log); err != nil && ctx.Err() == nil {
 			s.log.Error().Err(err).Msg("look at the experiments failed; trying again")
@@ -113,9 +116,12 @@ func (s *Service) run(ctx context.Context, log control.Log) error {
 	}
 }
 
+// errAppend is in the error of a command that was not written, for whatever reason.
+var errAppend = errors.New("append")
+
 // lookAll looks once at every running experiment and writes what follows from it.
 func (s *Service) lookAll(ctx context.Context, log control.Log) error {
-	var errs []error
+	var errs, unwritten []error
 	running := s.running()
 	s.metrics.running.Set(float64(len(running)))
 	s.watch.retain(running)
@@ -129,8 +135,15 @@ func (s *Service) lookAll(ctx context.Context, log control.Log) error {
 			s.log.Debug().Str("experiment", x.ID).Err(err).Msg("decided elsewhere")
 		case err != nil:
 			s.metrics.errors.Inc()
-			errs = append(errs, fmt.Errorf("experiment %s: %w", x.ID, err))
+			err = fmt.Errorf("experiment %s: %w", x.ID, err)
+			errs = append(errs, err)
+			if _, rejected := control.Rejected(err); errors.Is(err, errAppend) && !rejected {
+				unwritten = append(unwritten, err)
+			}
 		}
+	}
+	if ctx.Err() == nil { // what else fails in a look has alarms of its own
+		s.d.Work.Tried(errors.Join(unwritten...))
 	}
 	return errors.Join(errs...)
 }
@@ -311,7 +324,7 @@ func (s *Service) write(
 		return err
 	}
 	if _, err := log.Append(ctx, e); err != nil { // repeated: its answer was lost and it was sent again below us
-		return fmt.Errorf("append %s: %w", typ, err)
+		return fmt.Errorf("%w %s: %w", errAppend, typ, err)
 	}
 	s.log.Info().Str("type", string(typ)).Str("entity", entity).Str("note", note).Msg("control command written")
 	return nil

@@ -16,6 +16,7 @@ import (
 
 	"ctrloop/internal/controllog"
 	"ctrloop/internal/stats"
+	"ctrloop/internal/telemetry/telemetrytest"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/experiment/assign"
 	"ctrloop/serving/experiment/ramp"
@@ -389,6 +390,7 @@ func TestWholeRampInDrift(t *testing.T) {
 // A decision is one command: while it cannot be written nothing of it happens, and then all of it.
 func TestADecisionIsAllOrNothing(t *testing.T) {
 	r := newRig(t, 1, 0.2, 0.5)
+	var gate telemetrytest.Gate
 	down := errors.New("broker down")
 	r.log.refuse = func(e control.Event) error {
 		if e.Type == control.ExperimentDecided {
@@ -399,12 +401,16 @@ func TestADecisionIsAllOrNothing(t *testing.T) {
 	rates := flat(0.04, 0.07)
 	for range 100 {
 		r.world.hour(r.log.st, 1200, 0.04, 0.07)
+		gate, r.d.Work = telemetrytest.NewGate(nil) // one that has not worked yet tells of its first failure
 		if err := r.LookAll(t.Context()); errors.Is(err, down) {
 			break
 		}
 	}
 	if st := r.log.st; st.Routes["prompt"].Champion != "prompt-a" || !st.Experiments["e"].Running() {
 		t.Fatalf("want nothing promoted and undecided, have %+v, %+v", st.Routes["prompt"], st.Experiments["e"].Decision)
+	}
+	if reason := gate.Await(t, false); !strings.Contains(reason, down.Error()) {
+		t.Errorf("the process is not ready because of %q", reason)
 	}
 	r.log.refuse = nil
 	r.restart(t, r.cfg)

@@ -15,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"ctrloop/internal/controllog"
+	"ctrloop/internal/telemetry"
 	"ctrloop/schemas/control"
 )
 
@@ -85,6 +86,7 @@ type Service struct {
 	lead      controllog.Leader
 	creatives Creatives
 	log       zerolog.Logger
+	work      *telemetry.Work
 
 	mu      sync.Mutex
 	ensured map[string]bool // versions whose creatives are known to be complete
@@ -98,13 +100,21 @@ func New(cfg Config, lead controllog.Leader, cr Creatives, log zerolog.Logger) (
 	return &Service{cfg: cfg, lead: lead, creatives: cr, log: log, ensured: map[string]bool{}}, nil
 }
 
+// Reports has the service say whether it can write to the control log. That a version cannot draw is the version's trouble. Call it
+// before Run.
+func (s *Service) Reports(w *telemetry.Work) { s.work = w }
+
 // Run works until ctx ends, while this process leads; what was interrupted goes on at the next start, or elsewhere.
 func (s *Service) Run(ctx context.Context) error { return s.lead.Lead(ctx, s.run) }
 
 func (s *Service) run(ctx context.Context, log control.Log) error {
+	defer s.work.Worked() // whoever leads now rolls out
 	for ctx.Err() == nil {
 		changed := log.Changed()
 		worked, err := s.step(ctx, log)
+		if err == nil {
+			s.work.Worked()
+		}
 		if err != nil && ctx.Err() == nil {
 			s.log.Error().Err(err).Msg("rollout step failed; trying again")
 		}
@@ -205,6 +215,11 @@ func (s *Service) start(ctx context.Context, log control.Log, champion, candidat
 		return false, err
 	}
 	answer, err := log.Append(ctx, e)
+	if _, rejected := control.Rejected(err); rejected {
+		s.work.Worked() // the log has answered
+	} else if err != nil && ctx.Err() == nil {
+		s.work.Failed(err)
+	}
 	if err != nil {
 		return false, fmt.Errorf("start experiment %s: %w", id, err)
 	}

@@ -3,13 +3,16 @@ package rollout
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
 
 	"ctrloop/internal/controllog"
 	"ctrloop/internal/controllog/controltest"
+	"ctrloop/internal/telemetry/telemetrytest"
 	"ctrloop/schemas/control"
 )
 
@@ -189,4 +192,33 @@ func TestTheStartOfAnExperimentSurvivesFaults(t *testing.T) {
 			t.Errorf("%s: %d appends", fault, n)
 		}
 	}
+}
+
+// S9: a rollout that cannot write to the control log says so, and is well again as soon as it can.
+func TestARolloutThatCannotWriteSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := controltest.New()
+		for _, v := range []string{"prompt-a", "prompt-b"} {
+			l.Register(t, control.Model{Version: v, Logical: Logical})
+			l.Shadow(t, v)
+		}
+		l.Promote(t, "prompt-a")
+		l.Refuse(func(control.Event) error { return errors.New("no right to write") })
+		s, err := New(Default(), controllog.Alone(l), &recorder{}, zerolog.Nop())
+		if err != nil {
+			t.Fatal(err)
+		}
+		gate, work := telemetrytest.NewGate(nil)
+		s.Reports(work)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- s.Run(ctx) }()
+		if reason := gate.Await(t, false); !strings.Contains(reason, "no right to write") {
+			t.Errorf("the reason is %q", reason)
+		}
+		l.Refuse(nil)
+		gate.Await(t, true)
+		cancel()
+		<-ended
+	})
 }

@@ -15,6 +15,7 @@ import (
 
 	"ctrloop/internal/artifact"
 	"ctrloop/internal/controllog"
+	"ctrloop/internal/telemetry"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/backend"
 	"ctrloop/serving/route"
@@ -32,6 +33,7 @@ type Controller struct {
 	cfg      Config
 	clog     control.Log
 	lead     controllog.Leader
+	work     *telemetry.Work
 	store    *artifact.Store
 	replicas []*route.Replica
 	table    *route.Table
@@ -98,6 +100,9 @@ func (c *Controller) BaseDigest() string { return c.base.Digest }
 
 // Stats of the flips.
 func (c *Controller) Stats() Stats { return c.flips.stats() }
+
+// Reports has the controller say whether it can tell the states of versions. Call it before Run.
+func (c *Controller) Reports(w *telemetry.Work) { c.work = w }
 
 // Run keeps the table and the replicas right until ctx ends. Adapters stay loaded: the next start finds them.
 func (c *Controller) Run(ctx context.Context) error {

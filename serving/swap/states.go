@@ -17,8 +17,10 @@ import (
 func (c *Controller) reportStates(ctx context.Context) {
 	log := c.lead.Held()
 	if log == nil {
+		c.work.Worked() // whoever leads tells them
 		return
 	}
+	var failed error
 	for _, version := range slices.Sorted(maps.Keys(log.State().Models)) {
 		for ctx.Err() == nil {
 			st := log.State()
@@ -30,12 +32,18 @@ func (c *Controller) reportStates(ctx context.Context) {
 				c.ensureUnloaded(ctx, version)
 			}
 			if err := c.record(ctx, log, st, version, next, reason); err != nil {
+				if _, rejected := control.Rejected(err); !rejected {
+					failed = err
+				}
 				if ctx.Err() == nil {
 					c.log.Warn().Err(err).Str("version", version).Str("state", string(next)).Msg("state could not be recorded; trying again")
 				}
 				break
 			}
 		}
+	}
+	if ctx.Err() == nil {
+		c.work.Tried(failed)
 	}
 }
 

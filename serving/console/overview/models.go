@@ -102,7 +102,7 @@ func (o *Page) creatives(st *control.State, bg background) []console.Creative {
 		n := bg.traffic.byCreative[c.ID]
 		v := console.Creative{
 			ID: c.ID, Product: c.Product, Title: c.Product, Category: c.Category, Version: c.ModelVersion, Variant: variant(x, c.ModelVersion),
-			Description: c.Description, Created: c.Created, Impressions: n.impressions, Clicks: n.clicks,
+			Description: c.Description, Created: c.Created, Impressions: n.impressions, Clicks: n.clicks, Blocked: st.WhyBlocked(c.ID),
 		}
 		if p, ok := o.p.Catalogue.Get(c.Product); ok {
 			v.Title, v.Category = p.Title, p.Category
@@ -125,7 +125,8 @@ func variant(x control.ExperimentStatus, version string) string {
 	return ""
 }
 
-// newestCreatives are the n that were made last and may serve, newest first.
+// newestCreatives are the n that were made last and by their records may serve, newest first. What people have blocked is known to the
+// control log alone.
 func newestCreatives(all []schemas.Creative, n int) []schemas.Creative {
 	all = slices.DeleteFunc(slices.Clone(all), func(c schemas.Creative) bool { return c.Blocked != "" })
 	slices.SortFunc(all, func(a, b schemas.Creative) int { return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(a.ID, b.ID)) })

@@ -1,11 +1,13 @@
 package overview
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"ctrloop/internal/catalogue"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	"ctrloop/serving/console"
@@ -119,5 +121,40 @@ func TestNewestCreatives(t *testing.T) {
 	}
 	if all[0].ID != "c1" || len(all) != 5 {
 		t.Error("the list of the creative log was changed")
+	}
+}
+
+// A creative that a person has blocked is shown as blocked as soon as the control log says so, although its own record, which the page
+// reads at a pace of its own, does not.
+func TestABlockedCreativeIsShownAsSuch(t *testing.T) {
+	block := func(typ control.Type) control.Event {
+		return event(t, typ, control.CreativeEntity("c1"), "the logo is wrong", control.CreativeBlock{Creative: "c1"})
+	}
+	o := &Page{p: Parts{Catalogue: catalogue.Embedded()}}
+	bg := background{latest: []schemas.Creative{{ID: "c1", Product: "p", Created: at(1)}, {ID: "c2", Product: "p", Created: at(2)}}}
+	for _, c := range []struct {
+		name string
+		st   *control.State
+		want [2]string
+	}{
+		{"before", control.NewState(), [2]string{}},
+		{"blocked", folded(t, block(control.CreativeBlocked)), [2]string{"by test: the logo is wrong"}},
+		{"taken back", folded(t, block(control.CreativeBlocked), block(control.CreativeUnblocked)), [2]string{}},
+	} {
+		raw, err := json.Marshal(o.creatives(c.st, bg))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var shown [2]struct {
+			Blocked string `json:"blocked"`
+		}
+		if err := json.Unmarshal(raw, &shown); err != nil {
+			t.Fatal(err)
+		}
+		for i, want := range c.want {
+			if got := shown[i].Blocked; got != want {
+				t.Errorf("%s: creative %d is blocked %q, want %q", c.name, i+1, got, want)
+			}
+		}
 	}
 }

@@ -91,6 +91,8 @@ type Pairing struct {
 	At     time.Time // zero: none yet
 	ToMS   int64     // newest evidence, event time; 0: it did not ask for any
 	Reason string    // why it made no data set
+	// Problem of the evidence: a ledger that does not close, or hours that differ from the warehouse's; "" for none.
+	Problem string
 }
 
 // Jobs know the training jobs of this process.

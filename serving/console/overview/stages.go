@@ -130,6 +130,9 @@ func pairStage(p Pairing, every time.Duration, c counted, newest int64, now time
 			brief(age.Round(time.Second)),
 		)
 	}
+	if p.Problem != "" {
+		s.State, s.Detail = console.Degraded, p.Problem
+	}
 	return s
 }
 

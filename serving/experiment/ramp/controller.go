@@ -184,7 +184,7 @@ func (l looker) compared(deciding int) Verdict {
 // sampleRatio asks whether the units of the figures fell into the arms as planned.
 func (l looker) sampleRatio() (Verdict, bool) {
 	limit := SRMLimit(l.cfg, l.x.Steps)
-	if float64(l.f.SRMP) > limit {
+	if !(float64(l.f.SRMP) <= limit) { // or not known: that is no alarm, and Unseen or missing hold the ramp
 		return Verdict{}, false
 	}
 	return l.say(
@@ -352,9 +352,17 @@ func (v Verdict) Decision() control.Decision {
 	}
 	return control.Decision{
 		Outcome: control.Outcome(v.Action), Rule: string(v.Rule),
-		Lift: or(f.Relative, 0), LiftLow: or(f.RelativeLow, -1), LiftHigh: or(f.RelativeHigh, 1), P: or(f.P, 1), SRMP: or(f.SRMP, 1),
+		Lift: or(f.Relative, 0), LiftLow: or(f.RelativeLow, -1), LiftHigh: or(f.RelativeHigh, 1), P: or(f.P, 1), SRMP: finite(f.SRMP),
 		Impressions: f.Control.Impressions + f.Treatment.Impressions, Unknown: f.unknown,
 	}
+}
+
+// finite is the number, nil where it is not known.
+func finite(n Num) *float64 {
+	if x := float64(n); x-x == 0 {
+		return &x
+	}
+	return nil
 }
 
 // Ok says whether nothing speaks against the treatment, as far as is known: the look has not ended against it, and there were

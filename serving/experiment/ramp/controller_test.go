@@ -215,6 +215,39 @@ func TestLookIsSane(t *testing.T) {
 	})
 }
 
+// A6: a sample ratio that nothing was tested for is not known, which is not "as planned". It stops no step, and promotes none.
+func TestASampleRatioThatIsNotKnownSaysSo(t *testing.T) {
+	x, full := at(1, 0.1, 0.5, 1), at(2, 0.1, 0.5, 1)
+	for name, c := range map[string]struct {
+		f   Figures
+		why string
+	}{
+		"no units":      {Describe(Default(), x, x.Step, Evidence{}), "no units"},
+		"no control":    {Describe(Default(), full, full.Step, both(100, 0.04, 100, 0.04)), "share 1"},
+		"nothing known": {NoFigures(x.Step, "no warehouse"), "no warehouse"},
+	} {
+		if !math.IsNaN(float64(c.f.SRMP)) || !strings.Contains(c.f.Missing["srm_p"], c.why) {
+			t.Errorf("%s: p %g because %q, want that it is not known because of %q", name, c.f.SRMP, c.f.Missing["srm_p"], c.why)
+		}
+		raw, err := json.Marshal(Verdict{Figures: c.f}.Decision())
+		if err != nil || strings.Contains(string(raw), "srm_p") {
+			t.Errorf("%s: the log would say %s, %v", name, raw, err)
+		}
+	}
+	if f := Describe(Default(), x, x.Step, both(100, 0.04, 90, 0.04)); !(f.SRMP > 0.01) || f.Missing["srm_p"] != "" {
+		t.Errorf("p %g of 100 and 90 units, %q", f.SRMP, f.Missing["srm_p"])
+	}
+	if v := Look(Default(), x, Evidence{}); v.Action != Hold || v.Rule != MinSamples {
+		t.Errorf("before the first unit: %s by %s, want to wait", v.Action, v.Rule)
+	}
+	// More units than can be tested: what cannot be read holds the ramp.
+	s := stats.RatioSums{N: 2e12, M: 1e11, D: 2e12, MM: 1e11, DD: 2e12, MD: 1e11}
+	if v := Look(Default(), at(0, 0.1, 0.5, 1), Evidence{Now: Sums{Control: s, Treatment: s}}); v.Action != Hold || v.Rule != UnreadFigures ||
+		!strings.Contains(v.Why, "sample ratio") {
+		t.Errorf("of 4e12 units: %s by %s: %s, want to wait", v.Action, v.Rule, v.Why)
+	}
+}
+
 func TestValidateNamesEveryProblem(t *testing.T) {
 	if err := Default().Validate(); err != nil {
 		t.Fatal(err)

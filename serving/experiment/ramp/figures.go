@@ -3,7 +3,9 @@ package ramp
 import (
 	"encoding/json"
 	"errors"
+	"maps"
 	"math"
+	"slices"
 
 	"ctrloop/internal/stats"
 	"ctrloop/schemas/control"
@@ -73,9 +75,9 @@ type Figures struct {
 	RelativeLow  Num          `json:"lift_relative_low"`
 	RelativeHigh Num          `json:"lift_relative_high"`
 	P            Num          `json:"p_always_valid"`
-	Guard        Num          `json:"guard_high"` // upper bound of R_B - (1-margin) R_A: below 0 rolls back
-	GuardLow     Num          `json:"guard_low"`  // lower bound: above 0 the loss is within the margin for sure
-	SRMP         Num          `json:"srm_p"`
+	Guard        Num          `json:"guard_high"`   // upper bound of R_B - (1-margin) R_A: below 0 rolls back
+	GuardLow     Num          `json:"guard_low"`    // lower bound: above 0 the loss is within the margin for sure
+	SRMP         Num          `json:"srm_p"`        // of the sample ratio; null: not tested, which is not "as planned"
 	MDE          Num          `json:"mde_absolute"` // difference found with probability 0.8 at this size
 	Generation   Counts       `json:"generation"`
 	ErrorP       Num          `json:"generation_error_p"`
@@ -92,6 +94,9 @@ type Figures struct {
 	unknown string // why the lift is bound by nothing; empty: it is bound
 }
 
+// missingSRM is the name of the sample ratio's p among what is missing.
+const missingSRM = "srm_p"
+
 // Describe computes the figures of a step without judging them.
 func Describe(cfg Config, x control.ExperimentStatus, step control.Step, ev Evidence) Figures {
 	return figures(cfg, x, step, ev.Now, ev)
@@ -101,7 +106,7 @@ func Describe(cfg Config, x control.ExperimentStatus, step control.Step, ev Evid
 func NoFigures(step control.Step, why string) Figures {
 	nan := Num(math.NaN())
 	return Figures{Step: step, Lift: nan, LiftLow: -1, LiftHigh: 1, Relative: nan, RelativeLow: -1, RelativeHigh: Num(math.Inf(1)),
-		P: 1, Guard: 1, GuardLow: -1, SRMP: 1, MDE: nan, ErrorP: 1, unknown: why}
+		P: 1, Guard: 1, GuardLow: -1, SRMP: nan, MDE: nan, ErrorP: 1, unknown: why, Missing: map[string]string{missingSRM: why}}
 }
 
 // DescribeArm gives one arm's figures, with the interval of the sequence.
@@ -115,17 +120,12 @@ func figures(cfg Config, x control.ExperimentStatus, step control.Step, s Sums, 
 	f := Figures{
 		Step: step, Control: arm(s.Control, q), Treatment: arm(s.Treatment, q), Generation: gen,
 		Lift: nan, LiftLow: -1, LiftHigh: 1, Relative: nan, RelativeLow: -1, RelativeHigh: Num(math.Inf(1)),
-		P: 1, Guard: 1, GuardLow: -1, SRMP: 1, MDE: nan,
+		P: 1, Guard: 1, GuardLow: -1, SRMP: nan, MDE: nan, Missing: map[string]string{},
 		ErrorP:     Num(stats.PFromLogE(stats.RateExceeds(gen.Failed, gen.Total, cfg.ErrorLimit))),
 		Guardrails: guards(cfg.Guardrails, ev.Metrics, x.NStar),
 		Apart:      s.Apart, Unread: ev.Unread,
 	}
-	if step.Share < 1 {
-		ln, err := stats.SampleRatio([]int64{s.Control.N, s.Treatment.N}, []float64{1 - step.Share, step.Share}, cfg.SRMPrior)
-		if err == nil {
-			f.SRMP = Num(stats.PFromLogE(ln))
-		}
-	}
+	f.testSampleRatio(cfg, s)
 	l, err := stats.Compare(s.Control, s.Treatment, q)
 	switch {
 	case errors.Is(err, stats.ErrSums):
@@ -134,11 +134,15 @@ func figures(cfg Config, x control.ExperimentStatus, step control.Step, s Sums, 
 		f.unknown = err.Error()
 	}
 	if err != nil {
-		f.Missing = map[string]string{"lift_absolute": f.unknown, "lift_relative": f.unknown, "mde_absolute": f.unknown,
-			"p_always_valid": f.unknown}
+		for _, name := range []string{"lift_absolute", "lift_relative", "mde_absolute", "p_always_valid"} {
+			f.Missing[name] = f.unknown
+		}
 		return f
 	}
-	f.unknown, f.Missing = l.Unknown, l.Missing()
+	f.unknown = l.Unknown
+	if maps.Copy(f.Missing, l.Missing()); len(f.Missing) == 0 {
+		f.Missing = nil
+	}
 	g := stats.Guard(s.Control, s.Treatment, cfg.Margin, stats.Sequence{Alpha: cfg.GuardAlpha, NStar: x.NStar})
 	f.Lift, f.LiftLow, f.LiftHigh, f.P = Num(l.Absolute), Num(l.Interval.Low), Num(l.Interval.High), Num(l.P)
 	f.Relative, f.RelativeLow, f.RelativeHigh = Num(l.Relative), Num(l.RelativeI.Low), Num(l.RelativeI.High)
@@ -147,6 +151,25 @@ func figures(cfg Config, x control.ExperimentStatus, step control.Step, s Sums, 
 		f.MDE = Num(stats.MDE(q, l.Units, l.SE*math.Sqrt(l.Units), 0.8))
 	}
 	return f
+}
+
+// testSampleRatio holds the units of both arms against the step's shares, or says why nobody can.
+func (f *Figures) testSampleRatio(cfg Config, s Sums) {
+	switch {
+	case f.Step.Share >= 1:
+		f.Missing[missingSRM] = "at share 1 nobody is drawn"
+		return
+	case s.Control.N+s.Treatment.N == 0:
+		f.Missing[missingSRM] = "no units yet"
+		return
+	}
+	ln, err := stats.SampleRatio([]int64{s.Control.N, s.Treatment.N}, []float64{1 - f.Step.Share, f.Step.Share}, cfg.SRMPrior)
+	if err != nil { // a guard that cannot see
+		f.Missing[missingSRM] = err.Error()
+		f.Unread = append(slices.Clone(f.Unread), "sample ratio: "+err.Error())
+		return
+	}
+	f.SRMP = Num(stats.PFromLogE(ln))
 }
 
 func arm(s stats.RatioSums, q stats.Sequence) Arm {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -113,9 +114,12 @@ func (e *Experiment) inBothArms(ctx context.Context) (int, error) {
 
 // Phases counts each unit once, in the step and the arm of its first impression: those that a ramp moves later were
 // drawn by an earlier step's shares. Units that came while a step settled were drawn by either's, and are left out.
-// The planned shares of both arms are used where the record does not have the ramp.
+// Where the record does not have the ramp, the planned shares are used, and without any those that labels say.
 func (e *Experiment) Phases(ctx context.Context, shares []float64) (statcsv.Phases, error) {
 	if e.status == nil {
+		if len(shares) == 0 {
+			return e.plansOfLabels(ctx)
+		}
 		return e.armsAsGiven(ctx, shares)
 	}
 	steps := e.status.History
@@ -156,11 +160,8 @@ const maxArms = 64
 // armsAsGiven counts the units of an experiment that the control log does not have, in arms of whatever names, in their order;
 // only the caller knows the planned shares.
 func (e *Experiment) armsAsGiven(ctx context.Context, shares []float64) (statcsv.Phases, error) {
-	var rows []struct {
-		Arm   string `ch:"arm"`
-		Units int64  `ch:"units"`
-	}
-	if err := e.db.Select(ctx, &rows, query.Text("arm_units"), e.asked.Experiment); err != nil {
+	rows, err := e.armUnits(ctx)
+	if err != nil {
 		return statcsv.Phases{}, err
 	}
 	out := statcsv.Phases{Names: []string{"1"}, Phases: []stats.SharePhase{{Shares: shares}}}
@@ -178,6 +179,71 @@ func (e *Experiment) armsAsGiven(ctx context.Context, shares []float64) (statcsv
 			"--shares has %d shares, the experiment the arms %s", len(shares), strings.Join(out.Arms, ", "))
 	}
 	return out, nil
+}
+
+// plansOfLabels are the phases that labels tell of by arm_share. Where they do not, nobody knows the planned shares, and nothing is held
+// against any others.
+func (e *Experiment) plansOfLabels(ctx context.Context) (out statcsv.Phases, err error) {
+	var rows []struct {
+		Plan    uint32  `ch:"plan"`
+		Variant string  `ch:"variant"`
+		Share   float64 `ch:"share"`
+		Users   int64   `ch:"users"`
+		Unknown string  `ch:"unknown"`
+	}
+	if err := e.db.Select(ctx, &rows, query.Text("experiment_plans"), e.asked.Experiment); err != nil {
+		return out, err
+	}
+	if len(rows) == 0 || rows[0].Unknown != "" {
+		why := "its labels carry no arm_share"
+		if len(rows) > 0 {
+			why = rows[0].Unknown
+		}
+		return out, e.planNotKnown(ctx, why)
+	}
+	for _, r := range rows {
+		if len(out.Phases) < int(r.Plan) {
+			out.Phases = append(out.Phases, stats.SharePhase{})
+			out.Names = append(out.Names, strconv.Itoa(int(r.Plan)))
+		}
+		if r.Plan == 1 {
+			out.Arms = append(out.Arms, r.Variant)
+		}
+		p := &out.Phases[len(out.Phases)-1]
+		p.Counts, p.Shares = append(p.Counts, r.Users), append(p.Shares, r.Share)
+	}
+	kept := statcsv.Phases{Arms: out.Arms}
+	for i, p := range out.Phases {
+		if !slices.Contains(p.Shares, 0) { // else nothing is drawn
+			kept.Names, kept.Phases = append(kept.Names, out.Names[i]), append(kept.Phases, p)
+		}
+	}
+	return kept, nil
+}
+
+// planNotKnown is why, and how to say the shares of which arms.
+func (e *Experiment) planNotKnown(ctx context.Context, why string) error {
+	rows, err := e.armUnits(ctx)
+	if err != nil {
+		return err
+	}
+	names := make([]string, len(rows))
+	for i, r := range rows {
+		names[i] = r.Arm
+	}
+	return mistaken("give --shares one share for each of the arms, in this order: "+strings.Join(names, ", "),
+		"the planned shares of experiment %s are not known: it is not on the control log, and %s", e.asked.Experiment, why)
+}
+
+// armUnits are the units of an arm that anybody has named.
+type armUnits struct {
+	Arm   string `ch:"arm"`
+	Units int64  `ch:"units"`
+}
+
+func (e *Experiment) armUnits(ctx context.Context) (rows []armUnits, err error) {
+	err = e.db.Select(ctx, &rows, query.Text("arm_units"), e.asked.Experiment)
+	return rows, err
 }
 
 // Units reads the control arm's units, to plan from.

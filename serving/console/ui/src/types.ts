@@ -34,7 +34,7 @@ export interface Mark { time: string; kind: string; label: string }
 
 export interface Creative extends Interval {
   id: string; product: string; title: string; category: string; model_version: string; variant: string; description: string;
-  image: string; created: string; impressions: number; clicks: number;
+  image: string; blocked: string; created: string; impressions: number; clicks: number;
 }
 
 export interface Ledger { received: number; positive: number; negative: number; open: number; duplicate: number; late: number; difference: number }

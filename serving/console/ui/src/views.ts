@@ -168,7 +168,8 @@ function creatives(o: Overview): HTMLElement {
 
 function creative(c: Creative, sc: { min: number; max: number }): HTMLElement {
   return h("li", { "data-key": c.id, class: c.variant || "plain" }, h("a", { href: `/v1/creatives/${c.id}`, title: `${c.title} (${c.category})\n${c.description}\n${c.model_version}` },
-    h("img", { src: c.image, alt: `${c.title}: ${c.description}`, width: 256, height: 256, decoding: "async" }),
+    c.blocked ? h("span", { class: "stopped", title: c.blocked }, h("b", {}, "blocked"), h("span", {}, c.blocked))
+      : h("img", { src: c.image, alt: `${c.title}: ${c.description}`, width: 256, height: 256, decoding: "async" }),
     h("span", { class: "title" }, c.title),
     c.ctr === null ? h("span", { class: "quiet" }, "nothing mature yet") : h("span", { class: "num" }, h("b", { "data-live": true }, `${percent(c.ctr)} %`), h("span", {}, `${short(c.clicks)} of ${short(c.impressions)}`)),
     c.ctr === null ? h("span", { class: "whisker" }) : whisker(sc, c.ctr_low, c.ctr, c.ctr_high, c.variant || "plain", `${percent(c.ctr)} %, ${interval(c)}`),
