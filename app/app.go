@@ -35,6 +35,7 @@ import (
 	"ctrloop/joiner"
 	"ctrloop/joiner/sink"
 	"ctrloop/pairer"
+	"ctrloop/pairer/evidence/stage"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 	trainerbridge "ctrloop/trainer-bridge"
@@ -133,12 +134,15 @@ type App struct {
 	python, trainerDir string // of the Python parts, once needed
 	base               string // folder of the base prompt model
 
-	ingest  *ingest.Service
-	joiner  *joiner.Service
-	sink    *sink.Service
-	pairer  *pairer.Service
-	runner  *trainerbridge.Local
-	serving *servingParts
+	ingest *ingest.Service
+	joiner *joiner.Service
+	sink   *sink.Service
+	pairer *pairer.Service
+	// evidence and auditor are nil where no pairer runs.
+	evidence *stage.Service
+	auditor  *stage.Auditor
+	jobs     trainerbridge.Inputs
+	serving  *servingParts
 
 	addresses Addresses
 }
@@ -426,6 +430,7 @@ func (a *App) openLogs(ctx context.Context) (err error) {
 	}
 	a.actors.onStop("control log", a.control.Close)
 	a.follow("control log", a.control)
+	a.control.Reports(a.work("reading of the control log"))
 	if !a.needs(Pairer, Trainer, Serving) {
 		return nil // the joiner's circuit breaker and the sink's leases need the control log alone
 	}
@@ -434,6 +439,7 @@ func (a *App) openLogs(ctx context.Context) (err error) {
 	}
 	a.actors.onStop("creative log", a.ads.Close)
 	a.follow("creative log", a.ads)
+	a.ads.Reports(a.work("reading of the creative log"))
 	return nil
 }
 
@@ -477,6 +483,7 @@ func (a *App) controlOptions() controllog.Options {
 func (a *App) lead(role control.Role) *controllog.Holder {
 	h := a.control.Hold(role)
 	a.roles[role] = h
+	h.Reports(a.work("lease of " + string(role)))
 	a.actors.start("lease of "+string(role), h.Run)
 	return h
 }

@@ -91,14 +91,20 @@ func (a *App) presence(p overview.Part) overview.Presence {
 
 func (a *App) pairing() overview.Pairing {
 	s := a.pairer.Status()
-	return overview.Pairing{At: s.At, ToMS: s.ToMS, Reason: s.Reason}
+	p := overview.Pairing{At: s.At, ToMS: s.ToMS, Reason: s.Reason, Problem: a.auditor.Status().Problem()}
+	for _, l := range a.evidence.Ledger().Partitions {
+		if l.Problem != "" {
+			p.Problem = fmt.Sprintf("partition %d: %s", l.Partition, l.Problem)
+		}
+	}
+	return p
 }
 
 // jobs are those of the runner, which starts after the page.
 type jobs struct{ a *App }
 
-func (j jobs) Progress(job string) string { return j.a.runner.Progress(job) }
-func (j jobs) JobDir(job string) string   { return j.a.runner.JobDir(job) }
+func (j jobs) Progress(job string) string { return j.a.jobs.Progress(job) }
+func (j jobs) JobDir(job string) string   { return j.a.jobs.JobDir(job) }
 
 // joinOf is the join's account as the page shows it.
 func joinOf(l joiner.Ledger) overview.Join {

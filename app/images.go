@@ -40,20 +40,20 @@ func (a *App) startImageServer() (string, error) {
 	if err := a.checkImageModel(); err != nil {
 		return "", err
 	}
-	return a.startPythonServer("image", a.cfg.Images.Threads, "ctrloop_trainer.diffusion.serve", a.painter()...)
+	return a.startPythonServer("image", a.cfg.Images.Threads, "ctrloop_trainer.diffusion.serve", a.painter(a.trainerDir)...)
 }
 
-// imageModel is the folder of the image model; the trainer must be unpacked.
-func (a *App) imageModel() string {
+// imageModel is the folder of the image model; trainer is where the trainer is unpacked.
+func (a *App) imageModel(trainer string) string {
 	if a.cfg.Images.Model != "" {
 		return a.cfg.Images.Model
 	}
-	return trainerbridge.ImageModel(a.trainerDir)
+	return trainerbridge.ImageModel(trainer)
 }
 
 // checkImageModel finds out before anything starts what a server would say after five starts.
 func (a *App) checkImageModel() error {
-	index := filepath.Join(a.imageModel(), "model_index.json")
+	index := filepath.Join(a.imageModel(a.trainerDir), "model_index.json")
 	if _, err := os.Stat(index); err != nil {
 		return fmt.Errorf("images.model: %w: want a diffusers folder, or images.backend: scene", err)
 	}
@@ -61,17 +61,18 @@ func (a *App) checkImageModel() error {
 }
 
 // painter names the image model on a Python command line.
-func (a *App) painter() []string {
+func (a *App) painter(trainer string) []string {
 	im := a.cfg.Images
-	args := []string{"--model", a.imageModel(), "--device", im.Device}
+	args := []string{"--model", a.imageModel(trainer), "--device", im.Device}
 	if im.ControlNet != "" {
 		args = append(args, "--controlnet", im.ControlNet)
 	}
 	return args
 }
 
-// renderer is the command with which training draws: what it learns to please must look like what is served.
-func (a *App) renderer(exe, grammarFile string) []string {
+// renderer is the command with which training draws: what it learns to please must look like what is served. The
+// program, the interpreter and the trainer's folder are those of the machine that trains.
+func (a *App) renderer(exe, python, trainer, grammarFile string) []string {
 	scene := []string{exe, "render", "pipe"}
 	if a.cfg.Products != "" {
 		scene = append(scene, "--products", a.cfg.Products)
@@ -80,7 +81,7 @@ func (a *App) renderer(exe, grammarFile string) []string {
 		return scene
 	}
 	// Jobs run with the trainer on PYTHONPATH, and so does what they start.
-	paint := append([]string{a.python, "-m", "ctrloop_trainer.diffusion.pipe", "--grammar", grammarFile,
-		"--threads", strconv.Itoa(a.cfg.Images.Threads)}, a.painter()...)
+	paint := append([]string{python, "-m", "ctrloop_trainer.diffusion.pipe", "--grammar", grammarFile,
+		"--threads", strconv.Itoa(a.cfg.Images.Threads)}, a.painter(trainer)...)
 	return append(append(paint, "--"), scene...)
 }

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"image"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"ctrloop/joiner"
 	"ctrloop/joiner/window"
 	"ctrloop/pairer"
+	"ctrloop/pairer/evidence/stage"
 	"ctrloop/schemas"
 	"ctrloop/schemas/control"
 )
@@ -95,8 +97,14 @@ func (a *App) Catalogue() *catalogue.Catalogue { return a.catalog }
 // Creative looks a creative up.
 func (a *App) Creative(id string) (schemas.Creative, bool) { return a.ads.Get(id) }
 
-// AllCreatives lists every creative.
-func (a *App) AllCreatives() []schemas.Creative { return a.ads.All() }
+// AllCreatives lists every creative, with the reason where it must not serve: by its record, or because a person has blocked it.
+func (a *App) AllCreatives() []schemas.Creative {
+	st, all := a.control.State(), a.ads.All()
+	for i := range all {
+		all[i].Blocked = cmp.Or(st.WhyBlocked(all[i].ID), all[i].Blocked)
+	}
+	return all
+}
 
 // Picture decodes a creative's image.
 func (a *App) Picture(c schemas.Creative) (*image.NRGBA, error) { return decodePNG(a.store, c.Asset) }
@@ -104,7 +112,7 @@ func (a *App) Picture(c schemas.Creative) (*image.NRGBA, error) { return decodeP
 // Creatives counts the creatives of a version that may serve, and the products that have some.
 func (a *App) Creatives(version string) (n int64, products int) {
 	seen := map[string]bool{}
-	for _, c := range a.ads.All() {
+	for _, c := range a.AllCreatives() {
 		if c.ModelVersion == version && c.Blocked == "" {
 			n++
 			seen[c.Product] = true
@@ -116,11 +124,17 @@ func (a *App) Creatives(version string) (n int64, products int) {
 // Pairing is the outcome of the pairer's last look.
 func (a *App) Pairing() pairer.Status { return a.pairer.Status() }
 
+// Evidence is the account of the labels that this process has added up.
+func (a *App) Evidence() stage.Ledger { return a.evidence.Ledger() }
+
+// EvidenceAudit is how evidence was last held against the warehouse.
+func (a *App) EvidenceAudit() stage.AuditStatus { return a.auditor.Status() }
+
 // TrainingNote says in a few words what training is doing.
 func (a *App) TrainingNote() string {
 	for id, j := range a.control.State().Jobs {
 		if j.State == control.JobRunning {
-			return id + "  " + a.runner.Progress(id)
+			return id + "  " + a.jobs.Progress(id)
 		}
 	}
 	return ""

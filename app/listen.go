@@ -10,6 +10,7 @@ import (
 
 	"ctrloop/internal/access"
 	"ctrloop/internal/httpapi"
+	"ctrloop/internal/stream"
 	"ctrloop/internal/telemetry"
 )
 
@@ -53,6 +54,11 @@ func (a *App) listen(name, address string, routes []httpapi.Route) (string, erro
 // Client asks this process's own listeners with its own token, for programs that run it inside of them.
 func (a *App) Client(timeout time.Duration) *http.Client {
 	return httpapi.NewClient(a.addresses.Token, "", timeout, a.addresses.API, a.addresses.Edge, a.addresses.Admin)
+}
+
+// work is what a part tries for ever; its gate closes when that fails for long.
+func (a *App) work(part string) *telemetry.Work {
+	return telemetry.NewWork(a.ready.Gate(part), stream.Explain)
 }
 
 // check is something that is asked again and again whether it can do its work.

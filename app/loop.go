@@ -1,20 +1,18 @@
 package app
 
 import (
+	"cmp"
 	"context"
-	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
 	"ctrloop/ingest"
-	"ctrloop/internal/artifact"
 	"ctrloop/internal/stream"
 	"ctrloop/joiner"
 	"ctrloop/joiner/sink"
 	"ctrloop/pairer"
+	"ctrloop/pairer/evidence/stage"
 	"ctrloop/schemas/control"
-	trainerbridge "ctrloop/trainer-bridge"
 )
 
 func (a *App) startJoiner(context.Context) (err error) {
@@ -27,6 +25,7 @@ func (a *App) startJoiner(context.Context) (err error) {
 		return err
 	}
 	a.joiner.Guard(a.control)
+	a.joiner.Reports(a.work)
 	a.actors.start("joiner", a.joiner.Run)
 	return nil
 }
@@ -41,16 +40,16 @@ func (a *App) startSink(context.Context) (err error) {
 	}
 	a.sink.LeadAudit(leads{a.lead(control.RoleAudit)})
 	a.sink.Follow(sink.Join{Group: a.cfg.Joiner.Group, Watermark: joiner.WatermarkOf})
+	a.sink.Reports(a.work)
 	a.actors.start("sink", func(ctx context.Context) error {
 		if err := a.refill(ctx, a.sink); err != nil {
 			return err
 		}
 		return a.sink.Run(ctx)
 	})
-	a.sink.Report(a.ready.Gate("sink inserts").ReportText)
 	rollups := leads{a.lead(control.RoleRollups)}
 	a.actors.start("rollups", func(ctx context.Context) error {
-		return a.db.RunRollups(ctx, rollUpInterval, rollups.IsLeader, a.log)
+		return a.db.RunRollups(ctx, rollUpInterval, rollups.IsLeader, a.work("rollups"), a.log)
 	})
 	return nil
 }
@@ -71,9 +70,14 @@ func (a *App) startPairer(context.Context) error {
 		return err
 	}
 	a.actors.onStop("pair producer", producer.Close)
+	lead := a.lead(control.RolePairer)
+	if err := a.startEvidence(leads{lead}); err != nil {
+		return err
+	}
 	a.pairer, err = pairer.New(a.cfg.Pairer, pairer.Deps{
-		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog, px}, Lead: a.lead(control.RolePairer),
+		Source: evidence{a.db}, Creatives: pairCreatives{a.ads, a.store, a.catalog, px}, Lead: lead,
 		Publisher: pairTopic{producer}, Store: a.store, Log: a.log, Registry: a.registry,
+		Work: a.work("looks at the evidence"),
 	})
 	if err != nil {
 		return err
@@ -82,44 +86,31 @@ func (a *App) startPairer(context.Context) error {
 	return nil
 }
 
-func (a *App) startTrainer(ctx context.Context) error {
-	if err := a.preparePython(); err != nil {
+// startEvidence adds up labels on evidence.v1, and holds them against the warehouse while this process leads the pairing. The
+// pairing does not rest on evidence.v1 yet, so a stage that refuses makes the process not ready, and does not end it.
+func (a *App) startEvidence(lead leads) (err error) {
+	cfg, join := a.cfg.Pairer.Evidence, a.cfg.Joiner
+	cfg.Kafka = a.kafka
+	cfg.Join = stage.Join{
+		Window: join.Window, Correction: cmp.Or(join.Correction, join.Window), Lateness: join.Lateness, Bucket: join.Bucket,
+	}
+	gate := a.ready.Gate("evidence")
+	gate.Healthy()
+	if a.evidence, err = stage.New(cfg, a.log, a.registry, gate.Report); err != nil {
 		return err
 	}
-	if err := a.prepareBase(); err != nil {
-		return err
-	}
-	if a.cfg.Images.Backend == ImagesDiffusion { // jobs draw with the model itself, whoever paints what is served
-		if err := a.checkImageModel(); err != nil {
-			return err
+	a.actors.start("evidence", func(ctx context.Context) error {
+		if err := a.evidence.Run(ctx); err != nil {
+			a.log.Error().Err(err).Msg("labels are not added up any more; pairs are still made from the warehouse")
+			gate.Report(err)
+			<-ctx.Done()
 		}
-	}
-	digest, err := artifact.DigestDir(a.base)
-	if err != nil {
-		return err
-	}
-	exe, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this binary: %w", err)
-	}
-	work := filepath.Join(a.opt.Dir, JobsFolder)
-	grammarFile, catalogueFile, err := WriteVocabulary(work, a.catalog, a.holdout)
-	if err != nil {
-		return err
-	}
-	a.runner = &trainerbridge.Local{
-		Python: a.python, Trainer: a.trainerDir, Dir: work, Base: a.base, Grammar: grammarFile, Catalogue: catalogueFile,
-		Renderer: a.renderer(exe, grammarFile), Threads: a.cfg.Trainer.Threads, Placement: a.cfg.Trainer.Placement(),
-		Timeout:   a.cfg.Trainer.Timeout,
-		StopGrace: a.cfg.Trainer.StopGrace, Store: a.store, Log: a.log,
-	}
-	bridge, err := trainerbridge.New(a.cfg.Trainer, trainerbridge.Deps{
-		Lead: a.lead(control.RoleTrainer), Runner: a.runner, Store: a.store, Base: digest, Log: a.log, Registry: a.registry,
+		return nil
 	})
-	if err != nil {
+	if a.auditor, err = stage.NewAuditor(cfg, evidence{a.db}, lead.IsLeader, a.log, a.registry); err != nil {
 		return err
 	}
-	a.actors.start("trainer-bridge", bridge.Run)
+	a.actors.start("evidence audit", a.auditor.Run)
 	return nil
 }
 
@@ -128,6 +119,7 @@ func (a *App) startIngest(ctx context.Context) error {
 	if a.ingest, err = ingest.New(a.cfg.Ingest, a.kafka, a.log, a.registry); err != nil {
 		return err
 	}
+	a.ingest.Reports(a.work("routing of events"))
 	a.actors.start("ingest", a.ingest.Run)
 	edge, err := ingest.NewEdge(a.cfg.Ingest, a.kafka, a.log, a.registry)
 	if err != nil {

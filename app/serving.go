@@ -75,6 +75,7 @@ func (a *App) startServing(ctx context.Context) error {
 		Products:  a.catalog,
 		Drawer:    drawer,
 		Judge:     creatives.CatalogueRule{},
+		Work:      a.work("states of versions"),
 	}
 	if parts.service, err = serving.New(cfg, deps, a.log, a.registry); err != nil {
 		return err
@@ -92,6 +93,7 @@ func (a *App) startServing(ctx context.Context) error {
 		return err
 	}
 	parts.rollout = ro
+	ro.Reports(a.work("start of experiments"))
 	a.actors.start("rollout", ro.Run)
 
 	hooks, err := webhook.New(a.cfg.Webhooks, a.control, filepath.Join(a.opt.Dir, WebhooksFile), nil, a.log, a.registry)
@@ -105,6 +107,7 @@ func (a *App) startServing(ctx context.Context) error {
 		Control: a.control, Lead: a.lead(control.RoleExperiments), Source: source, Looks: countedLooks{&parts.looks, source},
 		Wall: time.Now, EventNow: a.eventNow(),
 		Health: measured, Metrics: measured, Reports: source, Hooks: hooks, Exposures: source,
+		Work: a.work("decisions on experiments"),
 	}, a.log, a.registry)
 	if err != nil {
 		return err

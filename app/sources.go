@@ -16,6 +16,7 @@ import (
 	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
 	"ctrloop/internal/warehouse/query"
+	sums "ctrloop/pairer/evidence"
 	"ctrloop/pairer/pairs"
 	"ctrloop/schemas"
 	"ctrloop/serving/creatives"
@@ -54,6 +55,31 @@ func (e evidence) Evidence(ctx context.Context) ([]pairs.Evidence, pairs.Span, e
 		span.ToMS = max(span.ToMS, to)
 	}
 	return out, span, nil
+}
+
+// MatureMS implements stage.Warehouse.
+func (e evidence) MatureMS(ctx context.Context) (ms int64, err error) {
+	err = e.db.QueryRow(ctx, query.Text("evidence_horizon")).Scan(&ms)
+	return ms, err
+}
+
+// Hours implements stage.Warehouse.
+func (e evidence) Hours(ctx context.Context, fromMS, untilMS int64) ([]sums.Hour, error) {
+	var rows []struct {
+		HourMS         int64 `ch:"hour_ms"`
+		Impressions    int64 `ch:"impressions"`
+		Clicks         int64 `ch:"clicks"`
+		Inverse        int64 `ch:"inverses"`
+		ClickedInverse int64 `ch:"clicked_inverses"`
+	}
+	if err := e.db.Select(ctx, &rows, query.Text("evidence_hours"), fromMS/1000, untilMS/1000); err != nil {
+		return nil, err
+	}
+	out := make([]sums.Hour, len(rows))
+	for i, r := range rows {
+		out[i] = sums.Hour(r)
+	}
+	return out, nil
 }
 
 // pairCreatives gives the pairer what models see of a creative.

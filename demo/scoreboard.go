@@ -107,16 +107,16 @@ type Swap struct {
 // Experiment is the A/B test of the candidate. Lifts are relative; TrueLift is the oracle's, over the
 // creatives that served, weighted by the products' traffic.
 type Experiment struct {
-	ID          string  `json:"id"`
-	Decision    string  `json:"decision"`
-	Rule        string  `json:"rule"`
-	Lift        float64 `json:"lift"`
-	LiftLow     float64 `json:"lift_low"`
-	LiftHigh    float64 `json:"lift_high"`
-	TrueLift    float64 `json:"true_lift"`
-	Impressions int64   `json:"impressions"`
-	SRMP        float64 `json:"srm_p"`
-	Categories  int64   `json:"categories"`
+	ID          string   `json:"id"`
+	Decision    string   `json:"decision"`
+	Rule        string   `json:"rule"`
+	Lift        float64  `json:"lift"`
+	LiftLow     float64  `json:"lift_low"`
+	LiftHigh    float64  `json:"lift_high"`
+	TrueLift    float64  `json:"true_lift"`
+	Impressions int64    `json:"impressions"`
+	SRMP        *float64 `json:"srm_p"` // null: not tested
+	Categories  int64    `json:"categories"`
 }
 
 // MarshalJSON writes null for what there is only after an experiment: a lift of 0 would be a measurement.
@@ -212,7 +212,7 @@ func (s *Scoreboard) Print(w io.Writer) {
 		line("experiment", "%s (%s)", s.Experiment.Decision, s.Experiment.Rule)
 		line(
 			"",
-			"lift %s, interval %s to %s, true lift %s; %d impressions, SRM p %.2f, %d categories",
+			"lift %s, interval %s to %s, true lift %s; %d impressions, SRM p %s, %d categories",
 			percent(
 				s.Experiment.Lift,
 			),
@@ -220,7 +220,7 @@ func (s *Scoreboard) Print(w io.Writer) {
 			percent(s.Experiment.LiftHigh),
 			percent(s.Experiment.TrueLift),
 			s.Experiment.Impressions,
-			s.Experiment.SRMP,
+			sampleRatio(s.Experiment.SRMP),
 			s.Experiment.Categories,
 		)
 	}
@@ -234,6 +234,14 @@ func (s *Scoreboard) Print(w io.Writer) {
 		line("version", "%s %s %s", v.Version, v.State, v.Reason)
 	}
 	fmt.Fprintln(w)
+}
+
+// sampleRatio is the p of the sample ratio in words.
+func sampleRatio(p *float64) string {
+	if p == nil {
+		return "not known"
+	}
+	return fmt.Sprintf("%.2f", *p)
 }
 
 func (s *Scoreboard) printEpochs(w io.Writer) {

@@ -194,7 +194,9 @@ func bench(t *testing.T) *Bench {
 	return &Bench{
 		Trainer: &Trainer{
 			Local: &trainerbridge.Local{
-				Python: os.Args[0], Trainer: dir, Dir: dir, Catalogue: file, Grammar: file, Renderer: []string{"true"}, Threads: 1,
+				Inputs: trainerbridge.Inputs{
+					Python: os.Args[0], Trainer: dir, Dir: dir, Catalogue: file, Grammar: file, Renderer: []string{"true"}, Threads: 1,
+				},
 				Timeout: jobTimeout, StopGrace: jobTimeout, Log: zerolog.Nop(),
 			},
 			home: dir,

@@ -82,8 +82,11 @@ func OpenTrainer(opt TrainerOptions) (*Trainer, error) {
 	}
 	return &Trainer{
 		Local: &trainerbridge.Local{
-			Python: python, Trainer: unpacked, Dir: opt.Dir, Base: base, Grammar: grammar, Catalogue: products, Renderer: renderer,
-			Threads: max(1, opt.Threads), Timeout: opt.Timeout, StopGrace: 30 * time.Second, Log: opt.Log,
+			Inputs: trainerbridge.Inputs{
+				Python: python, Trainer: unpacked, Dir: opt.Dir, Base: base, Grammar: grammar, Catalogue: products, Renderer: renderer,
+				Threads: max(1, opt.Threads),
+			},
+			Timeout: opt.Timeout, StopGrace: 30 * time.Second, Log: opt.Log,
 		},
 		BaseDigest: digest, home: opt.Home,
 	}, nil

@@ -15,6 +15,7 @@ import (
 
 	"ctrloop/app"
 	"ctrloop/internal/config"
+	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
 	"ctrloop/joiner/sink"
 	"ctrloop/schemas"
@@ -83,6 +84,41 @@ func (f *storeFlags) beside(ctx context.Context) (running app.Addresses, err err
 			"name it with --dsn, by a user who may write")
 	}
 	return i, err
+}
+
+// topicsAt finds the brokers of the topics: those that were named (HOST:PORT,...), those of the configuration, or the embedded one
+// of a folder at rest, which is started. known is false where nobody says any.
+func (f *storeFlags) topicsAt(
+	ctx context.Context, named, home string, kafka stream.Config,
+) (_ stream.Config, stop func(), known bool, err error) {
+	folder := filepath.Join(f.Dir, app.KafkaFolder)
+	switch _, err := os.Stat(folder); {
+	case named != "":
+		kafka.Brokers = strings.Split(named, ",")
+	case len(kafka.Brokers) > 0:
+	case f.DSN == "" && err == nil:
+		b, err := startBroker(ctx, folder, home)
+		if err != nil {
+			return kafka, nil, false, err
+		}
+		return b.Config(), b.Stop, true, nil
+	default:
+		return kafka, func() {}, false, nil
+	}
+	return kafka, func() {}, true, nil
+}
+
+// tellEvidence opens a writer to evidence.v1. It is nil where no brokers are known, or where they have no such topic: then nothing
+// has been counted there that could be wrong.
+func tellEvidence(ctx context.Context, kafka stream.Config, known bool) (*stream.Producer, error) {
+	if !known {
+		return nil, nil
+	}
+	has, err := stream.HasTopic(ctx, kafka, schemas.TopicEvidence)
+	if err != nil || !has {
+		return nil, err
+	}
+	return stream.NewProducer(kafka, stream.ProducerConfig{})
 }
 
 // AuditCmd is `ctrloop audit`.

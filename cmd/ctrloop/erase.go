@@ -6,16 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
-	"ctrloop/app"
 	"ctrloop/ingest"
 	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
+	"ctrloop/pairer/evidence/stage"
 	"ctrloop/schemas"
 )
 
@@ -98,7 +95,24 @@ func (c *EraseUserCmd) Run(ctx context.Context, g *Globals, out *output) error {
 		until = until.Add(-eraseMargin)
 	}
 	p := erasureProof{Beside: c.DSN != ""}
-	if p.Erasure, err = db.Erase(ctx, who, until); errors.Is(err, warehouse.ErrNobody) {
+	kafka, stop, known, err := c.topicsAt(ctx, c.Kafka, g.Home, cfg.Kafka.Config)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	var tell warehouse.Tell
+	producer, err := tellEvidence(ctx, kafka, known)
+	if err != nil {
+		return withHint(err, "nothing was erased: evidence.v1 must be told first; run it again when the brokers answer")
+	}
+	if producer != nil {
+		defer producer.Close()
+		tell = func(ctx context.Context, erasure string, cells []warehouse.ErasedEvidence) error {
+			p.Cells = new(len(cells))
+			return stage.TellErasure(ctx, producer, erasure, cells)
+		}
+	}
+	if p.Erasure, err = db.EraseAndTell(ctx, who, until, tell); errors.Is(err, warehouse.ErrNobody) {
 		return withHint(err, "was the id sent so, letter by letter? as a number (--number)? is it another instance's? "+
 			"Events on their way are not seen: ask again in some minutes. No proof was stored")
 	}
@@ -108,7 +122,7 @@ func (c *EraseUserCmd) Run(ctx context.Context, g *Globals, out *output) error {
 	if p.InClear, err = db.InClear(ctx, who); err != nil {
 		return err
 	}
-	if p.Topics, err = c.topics(ctx, g.Home, cfg.Kafka.Config, time.Now()); err != nil {
+	if p.Topics, err = topicsRest(ctx, kafka, known, time.Now()); err != nil {
 		return withHint(
 			fmt.Errorf("the rows are gone from the warehouse; how long the topics keep the hash: %w", err),
 			"run it again when the brokers answer, with --kafka where they are not the instance's own",
@@ -139,6 +153,8 @@ type erasureProof struct {
 	warehouse.Erasure
 	// Beside: something may go on inserting, so the youngest rows were left.
 	Beside bool `json:"beside,omitempty"`
+	// Cells of evidence.v1 that the user's labels were taken out of; missing: no broker was told, or an earlier run has told it.
+	Cells *int `json:"evidence_cells,omitempty"`
 	// InClear are commands of control.v1 that name the user in clear: forced units of older versions.
 	InClear uint64 `json:"in_clear,omitempty"`
 	// Topics that hold the hash beyond the erasure; empty: nobody was asked.
@@ -152,21 +168,9 @@ type topicRest struct {
 	GoneBy *time.Time `json:"gone_by,omitempty"`
 }
 
-// topics asks the brokers for how long they keep what they have, from now on. Without brokers it returns nothing.
-func (c *EraseUserCmd) topics(ctx context.Context, home string, kafka stream.Config, now time.Time) ([]topicRest, error) {
-	folder := filepath.Join(c.Dir, app.KafkaFolder)
-	switch _, err := os.Stat(folder); {
-	case c.Kafka != "":
-		kafka.Brokers = strings.Split(c.Kafka, ",")
-	case len(kafka.Brokers) > 0:
-	case c.DSN == "" && err == nil:
-		b, err := startBroker(ctx, folder, home)
-		if err != nil {
-			return nil, err
-		}
-		defer b.Stop()
-		kafka = b.Config()
-	default:
+// topicsRest asks the brokers for how long they keep what they have, from now on. Without brokers it returns nothing.
+func topicsRest(ctx context.Context, kafka stream.Config, known bool, now time.Time) ([]topicRest, error) {
+	if !known {
 		return nil, nil
 	}
 	kept, err := stream.TopicRetentions(ctx, kafka, topicsWithUsers...)
@@ -204,6 +208,12 @@ func (p erasureProof) print(w io.Writer) {
 			continue
 		}
 		fmt.Fprintf(w, "  %-16s by %s\n", t.Topic, t.GoneBy.Format("2006-01-02 15:04 MST"))
+	}
+	switch {
+	case p.Cells != nil:
+		fmt.Fprintf(w, "evidence.v1 was told: the user's labels were taken out of %d cells\n", *p.Cells)
+	case p.Topics == nil:
+		fmt.Fprintf(w, "evidence.v1 was NOT told, as no broker is known (--kafka): it goes on counting the user's labels, without a name\n")
 	}
 	if p.InClear > 0 {
 		fmt.Fprintf(w, "%d commands of %s name the user in clear: units that an older version forced into an arm. Nothing is deleted "+

@@ -21,8 +21,13 @@ func TestErasureNamesTheTopics(t *testing.T) {
 	if err := stream.EnsureTopics(t.Context(), b.Config, topics, 1, 7*24*time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	c := EraseUserCmd{Kafka: strings.Join(b.Config.Brokers, ",")}
-	rest, err := c.topics(t.Context(), "", stream.Default(), time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC))
+	at := storeFlags{Dir: t.TempDir()}
+	kafka, stop, known, err := at.topicsAt(t.Context(), strings.Join(b.Config.Brokers, ","), "", stream.Default())
+	if err != nil || !known {
+		t.Fatal(known, err)
+	}
+	defer stop()
+	rest, err := topicsRest(t.Context(), kafka, known, time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC))
 	if err != nil || len(rest) != len(topicsWithUsers) {
 		t.Fatal(rest, err)
 	}
@@ -34,9 +39,17 @@ func TestErasureNamesTheTopics(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, said.String())
 		}
 	}
-	unasked, err := (&EraseUserCmd{storeFlags: storeFlags{Dir: t.TempDir()}}).topics(t.Context(), "", stream.Config{}, time.Now())
+	if _, _, known, err := at.topicsAt(t.Context(), "", "", stream.Config{}); err != nil || known {
+		t.Errorf("a broker is known where nobody names one: %v", err)
+	}
+	unasked, err := topicsRest(t.Context(), stream.Config{}, false, time.Now())
 	if err != nil || unasked != nil {
 		t.Errorf("without a broker: %v, %v", unasked, err)
+	}
+	said.Reset()
+	erasureProof{Erasure: warehouse.Erasure{User: 7}}.print(&said)
+	if !strings.Contains(said.String(), "evidence.v1 was NOT told") {
+		t.Errorf("evidence goes on counting, and nobody says so:\n%s", &said)
 	}
 }
 

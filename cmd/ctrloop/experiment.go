@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -72,6 +73,7 @@ var commandsFor = strings.NewReplacer(
 	"GET /v1/experiments lists them", "`ctrloop experiment list` lists them",
 	"GET /v1/models lists them", "`ctrloop model ls` lists them",
 	"GET /v1/creatives lists them", "`ctrloop creative ls` lists them",
+	"GET /v1/jobs lists them", "`ctrloop job ls` lists them",
 	"GET /v1/jobs lists them", "`ctrloop job ls` lists them",
 )
 
@@ -410,12 +412,7 @@ func printExperiment(w io.Writer, r experiment.Results) error {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", g.Name, g.State, g.Action, g.Why)
 	}
 	h := r.Health
-	fmt.Fprintf(
-		t,
-		"\nsample ratio\tp %.3g\t%s\n",
-		float64(h.SampleRatioP),
-		map[bool]string{true: "as planned", false: "NOT as planned"}[h.SampleRatioOK],
-	)
+	fmt.Fprintf(t, "\nsample ratio\tp %s\t%s\n", known("%.3g", h.SampleRatioP), sampleRatio(h))
 	if h.Multiple != nil {
 		fmt.Fprintf(t, "in both arms\t%d of %d units\n", h.Multiple.Both, h.Multiple.Units)
 	}
@@ -447,6 +444,17 @@ func printExperiment(w io.Writer, r experiment.Results) error {
 		)
 	}
 	return t.Flush()
+}
+
+// sampleRatio says whether the units fall into the arms as planned, as far as that was tested.
+func sampleRatio(h experiment.HealthRow) string {
+	switch {
+	case math.IsNaN(float64(h.SampleRatioP)):
+		return "not known: " + cmp.Or(h.SampleRatioWhy, "nothing was tested yet")
+	case h.SampleRatioOK:
+		return "as planned"
+	}
+	return "NOT as planned"
 }
 
 // ExperimentStartCmd is `ctrloop experiment start`.

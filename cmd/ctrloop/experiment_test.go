@@ -177,9 +177,10 @@ func TestExperimentWithoutData(t *testing.T) {
 	var b strings.Builder
 	err := printExperiment(&b, experiment.Results{
 		Steps:  []ramp.Figures{{Control: arm, Treatment: arm, Relative: nan, RelativeLow: nan, RelativeHigh: nan, P: nan}},
-		Health: experiment.HealthRow{SampleRatioP: 1, HalfWidth: nan, MDE: nan, DaysToOnePercent: nan, UnitsForMargin: nan},
+		Health: experiment.HealthRow{SampleRatioP: nan, HalfWidth: nan, MDE: nan, DaysToOnePercent: nan, UnitsForMargin: nan},
 	})
-	if err != nil || strings.Contains(b.String(), "NaN") || !strings.Contains(b.String(), "+-? % now") {
+	if err != nil || strings.Contains(b.String(), "NaN") || !strings.Contains(b.String(), "+-? % now") ||
+		strings.Contains(b.String(), "as planned") || !strings.Contains(b.String(), "not known") {
 		t.Errorf("%v\n%s", err, b.String())
 	}
 }

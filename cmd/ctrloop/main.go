@@ -41,6 +41,8 @@ type CLI struct {
 	Suspect    SuspectCmd    `cmd:"" help:"Labels that were made while a circuit breaker was open: look at them, clear them."`
 	Experiment ExperimentCmd `cmd:"" help:"A/B tests and rollouts: create, watch, pause, end."`
 	Creative   CreativeCmd   `cmd:"" help:"Creatives: which there are, and which must not serve."`
+	Dataset    DatasetCmd    `cmd:"" help:"Data sets that models learn from: show, verify, compare, export."`
+	Job        JobCmd        `cmd:"" help:"Training jobs: where they are, and how to end one or run it again."`
 	Model      ModelCmd      `cmd:"" help:"Model versions: which there are, and the way back."`
 	Token      TokenCmd      `cmd:"" help:"Tokens with scopes, for callers of an instance."`
 	Stats      StatsCmd      `cmd:"" help:"The statistics of an experiment, from files or a warehouse."`

@@ -371,7 +371,7 @@ type StatsSRMCmd struct {
 	File string `arg:"" optional:"" help:"CSV with a header: arm,count; further columns share (planned) and phase for a ramp; '-' reads standard input."`
 	statsSource
 	statsAnswer
-	Shares []float64 `default:"0.5,0.5" help:"Planned shares in the order of the file's arms, or of the names of the arms of an experiment that is not on the control log; they add up to 1. Not used where the file has a column share or the control log the experiment's ramp."`
+	Shares []float64 `help:"Planned shares in the order of the file's arms, or of the names of the arms of an experiment that is not on the control log; they add up to 1. Without: 0.5,0.5 of a file, and what labels say (arm_share) of an experiment. Not used where the file has a column share or the control log the experiment's ramp."`
 	Prior  float64   `default:"1" help:"Weight of the Dirichlet prior: alpha of an arm is prior times its share."`
 	Phases int       `help:"Phases planned in all, where more are to come than the file has."`
 }
@@ -398,7 +398,12 @@ type statsPhase struct {
 
 // Run reads the file or the warehouse and answers.
 func (c *StatsSRMCmd) Run(ctx context.Context, g *Globals, o *output) error {
-	read := func(r io.Reader) (statcsv.Phases, error) { return statcsv.ReadPhases(r, c.Shares) }
+	read := func(r io.Reader) (statcsv.Phases, error) {
+		if len(c.Shares) == 0 {
+			return statcsv.ReadPhases(r, []float64{0.5, 0.5})
+		}
+		return statcsv.ReadPhases(r, c.Shares)
+	}
 	data, name, err := fromFileOrWarehouse(ctx, g, o, c.File, &c.statsSource, read, func(x *recorded.Experiment) (statcsv.Phases, error) {
 		return x.Phases(ctx, c.Shares)
 	})

@@ -77,6 +77,19 @@ func (x *ramped) addUnlogged() {
 			Experiment: "z", Variant: []string{"old", "new", "newest", "newest"}[i%4], User: 9000 + uint64(i),
 		})
 	}
+	// Another one, whose labels say the shares: of b 0.1, and then 0.5.
+	for i := range 200 {
+		at, phase := x.settled.Add(time.Duration(i)*time.Second), i/100
+		variant, share := "b", []float64{0.1, 0.5}[phase]
+		if i%100 < []int{90, 40}[phase] {
+			variant, share = "a", 1-share
+		}
+		x.rows = append(x.rows, warehouse.LabelRow{
+			Impression: schemas.NewImpressionID(at, [10]byte{3, byte(i)}), Version: 1, Product: "p1", Creative: "c1", Category: "bags",
+			Weight: 1, Propensity: 1. / 3, Kind: eventpb.LabelKind_LABEL_KIND_FINAL_NEGATIVE, WatermarkMS: x.end.Add(time.Hour).UnixMilli(),
+			Experiment: "y", Variant: variant, ArmShare: share, User: 20_000 + uint64(i),
+		})
+	}
 }
 
 // What nobody can count to a unit of an arm: impressions without a user, who are not one user, and of a variant that the
@@ -258,6 +271,7 @@ func TestStatsOverTheWarehouse(t *testing.T) {
 		}
 	})
 	t.Run("sample ratio of arms of any names, by given shares", func(t *testing.T) { checkUnloggedSRM(t, dsn) })
+	t.Run("sample ratio by the shares of labels", func(t *testing.T) { checkSRMOfLabels(t, dsn) })
 	t.Run("lift as the options say", func(t *testing.T) {
 		x.checkLift(
 			t,
@@ -395,9 +409,37 @@ func checkUnloggedSRM(t *testing.T, dsn string) {
 	if v := srm("0.34,0.33,0.33"); v["p"].(float64) > 0.01 {
 		t.Errorf("p %v of shares that they do not have", v["p"])
 	}
-	code, _, stderr := cli(t, "stats", "srm", "--experiment", "z", "--dsn", dsn)
-	if code != exitUsage || !strings.Contains(stderr, "new, newest, old") || !strings.Contains(stderr, "--shares") {
-		t.Errorf("two shares for three arms: exit %d: %s", code, stderr)
+	for said, args := range map[string][]string{"two shares": {"--shares", "0.5,0.5"}, "are not known": nil} {
+		code, _, stderr := cli(t, append([]string{"stats", "srm", "--experiment", "z", "--dsn", dsn}, args...)...)
+		if code != exitUsage || !strings.Contains(stderr, "new, newest, old") || !strings.Contains(stderr, "--shares") ||
+			!strings.Contains(stderr, strings.Replace(said, "two shares", "2 shares", 1)) {
+			t.Errorf("%s for three arms: exit %d: %s", said, code, stderr)
+		}
+	}
+}
+
+// checkSRMOfLabels: where the control log does not have the ramp, and the caller does not say the shares, the labels do.
+func checkSRMOfLabels(t *testing.T, dsn string) {
+	t.Helper()
+	code, stdout, stderr := cli(t, "stats", "srm", "--experiment", "y", "--dsn", dsn, "--json", "-")
+	var v struct {
+		P      float64 `json:"p"`
+		Phases []struct {
+			Phase  string           `json:"phase"`
+			Counts map[string]int64 `json:"counts"`
+			Shares []float64        `json:"shares"`
+		} `json:"phases"`
+	}
+	if err := json.Unmarshal([]byte(stdout), &v); code != exitOK || err != nil {
+		t.Fatalf("exit %d, %v: %s", code, err, stderr)
+	}
+	m, err := stats.SampleRatioRamp([]stats.SharePhase{{Counts: []int64{90, 10}, Shares: []float64{0.9, 0.1}},
+		{Counts: []int64{40, 60}, Shares: []float64{0.5, 0.5}}}, 0, 1)
+	if err != nil || len(v.Phases) != 2 || math.Abs(v.P-m.PNew) > 1e-9 {
+		t.Fatalf("p %g of %d phases, want %g of two, %v", v.P, len(v.Phases), m.PNew, err)
+	}
+	if diff := cmp.Diff(map[string]int64{"a": 40, "b": 60}, v.Phases[1].Counts); diff != "" || v.Phases[1].Shares[1] != 0.5 {
+		t.Errorf("second phase: shares %v, counts (-want +got): %s", v.Phases[1].Shares, diff)
 	}
 }
 

@@ -9,7 +9,9 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"ctrloop/internal/stream"
 	"ctrloop/internal/warehouse"
+	"ctrloop/pairer/evidence/stage"
 )
 
 // SuspectCmd is `ctrloop suspect`.
@@ -90,9 +92,10 @@ func printSuspects(w io.Writer, cells []warehouse.SuspectCell, all int) error {
 // reviewFlags say who says something of suspect labels, and why.
 type reviewFlags struct {
 	suspectFlags
-	All  bool   `help:"All suspect labels, where nothing else is named."`
-	By   string `help:"Who says so. Default: the user of this machine."`
-	Note string `help:"Why; it is kept with the labels." required:"" placeholder:"TEXT"`
+	All   bool   `help:"All suspect labels, where nothing else is named."`
+	Kafka string `help:"Brokers of evidence.v1, which is told too, HOST:PORT,.... Default: the instance's own." placeholder:"HOST:PORT"`
+	By    string `help:"Who says so. Default: the user of this machine."`
+	Note  string `help:"Why; it is kept with the labels." required:"" placeholder:"TEXT"`
 }
 
 // SuspectClearCmd is `ctrloop suspect clear`.
@@ -119,6 +122,20 @@ func (c *SuspectReopenCmd) Run(ctx context.Context, g *Globals, out *output) err
 	return c.review(ctx, g, out, warehouse.VerdictOpen, "are suspect as before")
 }
 
+// tell says on evidence.v1 what the warehouse was told. All cells that were named are told again: it is their last word.
+func (f *reviewFlags) tell(ctx context.Context, db *warehouse.DB, kafka stream.Config, v warehouse.Verdict) error {
+	cells, err := db.Suspect(ctx, f.which())
+	if err != nil {
+		return err
+	}
+	producer, err := tellEvidence(ctx, kafka, true)
+	if err != nil || producer == nil {
+		return err
+	}
+	defer producer.Close()
+	return stage.TellReviews(ctx, producer, cells, v)
+}
+
 func (f *reviewFlags) review(ctx context.Context, g *Globals, out *output, v warehouse.Verdict, what string) error {
 	if f.bounded() == f.All {
 		return usageError{errors.New("name the labels by time, product, placement or partition, or all of them by --all")}
@@ -127,10 +144,12 @@ func (f *reviewFlags) review(ctx context.Context, g *Globals, out *output, v war
 	if by == "" {
 		return usageError{errors.New("who says so? nobody knows the user of this machine: name somebody with --by")}
 	}
-	if _, err := f.load(true); err != nil {
+	cfg, err := f.load(true)
+	if err != nil {
 		return err
 	}
-	if _, err := f.beside(ctx); err != nil {
+	running, err := f.beside(ctx)
+	if err != nil {
 		return err
 	}
 	db, done, err := f.open(ctx, g, out, true)
@@ -138,12 +157,25 @@ func (f *reviewFlags) review(ctx context.Context, g *Globals, out *output, v war
 		return err
 	}
 	defer done()
+	kafka, stop, known, err := f.topicsAt(ctx, cmp.Or(f.Kafka, running.Kafka), g.Home, cfg.Kafka.Config)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	r, err := db.Review(ctx, f.which(), v, by, f.Note)
 	if errors.Is(err, warehouse.ErrNoSuspects) {
 		return withHint(err, "`ctrloop suspect ls --all` lists those that are there")
 	}
 	if err != nil {
 		return err
+	}
+	if known {
+		if err := f.tell(ctx, db, kafka, v); err != nil {
+			return withHint(err, "the warehouse has the review; say it again when the brokers answer")
+		}
+	} else {
+		fmt.Fprintln(out.stderr, "evidence.v1 was not told, as no broker is known (--kafka): what is learned from it follows when this is said "+
+			"again")
 	}
 	if f.JSON {
 		return out.printJSON(r)

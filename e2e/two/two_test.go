@@ -54,7 +54,9 @@ ingest: {clock: ` + clock + `, instance: ingest-INSTANCE, user_salt: two}
 joiner:
   {transactional_id: join-INSTANCE, instance_id: join-INSTANCE, window: ` + f.window.String() + `, lateness: ` + f.lateness.String() + `}
 sink: {instance_id: sink-INSTANCE, audit_interval: 5s}
-pairer: {interval: 1s, min_impressions: 10, min_effective_pairs: 1, holdout_fraction: 0, failed_pause: 1s}
+pairer:
+  {interval: 1s, min_impressions: 10, min_effective_pairs: 1, holdout_fraction: 0, failed_pause: 1s,
+   evidence: {transactional_id: evidence-INSTANCE}}
 trainer: {interval: 1s, backoff: 1s, stop_grace: 1s, retries: 20}
 rollout: {interval: 1s, creatives_per_product: 2, steps: [0.2, 0.5], n_star: 500}
 experiment:

@@ -25,7 +25,7 @@ var programs = []string{"app", "demo", "lab", "bench", "replay"}
 // replayed to the same result.
 var pure = []string{
 	"schemas", "schemas/control",
-	"joiner/window", "pairer/pairs",
+	"joiner/window", "pairer/pairs", "pairer/evidence",
 	"serving/experiment/assign", "serving/experiment/ramp", "serving/experiment/simulate",
 	"internal/stats", "internal/imaging/grammar",
 }
@@ -53,6 +53,7 @@ var doors = []struct {
 		"internal/warehouse",
 		"a library that is loaded can crash the process: only the engine's child loads one",
 	},
+	{"github.com/parquet-go", "internal/columnar", "tables of data sets have one door"},
 	{"github.com/apache/arrow", "internal/columnar", "the module has moved to another path: the bump must be one folder"},
 	{"github.com/rs/zerolog/log", "", "it is a global logger; loggers are handed down"},
 	{"github.com/stretchr/testify", "", "tests use the standard library and go-cmp"},
