@@ -42,8 +42,14 @@ demo: setup ## the whole loop on the built-in world, scoreboard in bin/demo.json
 	bin/ctrloop demo --json bin/demo.json $(ARGS)
 
 .PHONY: test
-test: setup ## all tests, Go and Python
+test: test-go test-python ## all tests, Go and Python
+
+.PHONY: test-go
+test-go: setup ## the tests in Go
 	$(GOTEST) ./...
+
+.PHONY: test-python
+test-python: setup ## those of the trainer
 	cd $(TRAINER) && OMP_NUM_THREADS=1 "$(PYTHON_FROM_TRAINER)" -m pytest
 
 # As PYTHON, from inside the trainer's folder.
@@ -100,6 +106,17 @@ kafka: ## run a real Kafka broker on 127.0.0.1:KAFKA_PORT (9092) until Ctrl-C
 .PHONY: kafka-ring
 kafka-ring: kafka-jars ## tests of stream and joiner against a real Kafka broker (minutes; RUN selects)
 	CTRLOOP_TEST_KAFKA=real go test -p 1 -count 1 -timeout 40m $(if $(RUN),-run '$(RUN)') $(KAFKA_RING)
+
+# Where ctrloop keeps its downloads.
+DOWNLOADS = $${CTRLOOP_HOME:-$${XDG_CACHE_HOME:-$$HOME/.cache}/ctrloop}
+
+.PHONY: ray-ring
+ray-ring: ## training jobs on a real Ray head of this machine (384 MB from PyPI, once; two minutes)
+	trainer-bridge/runner/ring/ray.sh "$(DOWNLOADS)"
+
+.PHONY: slurm-ring
+slurm-ring: ## training jobs on a real Slurm of this machine (root; installs Debian's packages; a minute)
+	trainer-bridge/runner/ring/slurm.sh
 
 # Nothing is downloaded into the project's own engine: its Kafka is the image that is built here.
 .PHONY: kafka-ring-containers
